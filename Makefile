@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python 3.11 or later, make and git, and install the rest here.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-slow lint lock clean help
+
+demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
+	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
+
+test: lint  ## check style, types and layers, then run the tests
+	$(BIN)/pytest -q
+
+test-slow: $(READY)  ## run every test, those of minutes too
+	$(BIN)/pytest -q -m ""
+
+lint: $(READY)  ## check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:  ## pin the newest versions for every supported Python (needs uv)
+	uv pip compile --universal --python-version 3.11 --group dev --upgrade --no-header \
+		--quiet pyproject.toml --output-file requirements.lock
+
+clean:  ## remove the environment, the demo and all caches
+	rm -rf .venv $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | column -t -s:
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "resjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,36 @@
+"""resjax: residual-network experiments in JAX and Flax.
+
+The public names load on first use, so that `import resjax` imports neither JAX nor pandas.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resjax.analysis.runs import load_runs as load_runs
+    from resjax.models.count import count as count
+    from resjax.models.resnet import build as build
+
+    __version__: str
+
+_HOMES = {
+    "build": "resjax.models.resnet",
+    "count": "resjax.models.count",
+    "load_runs": "resjax.analysis.runs",
+}
+
+__all__ = ["__version__", "build", "count", "load_runs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("resjax")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
