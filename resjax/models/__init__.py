@@ -1,0 +1,1 @@
+"""What a network is. Imports nothing else of resjax."""

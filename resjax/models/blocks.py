@@ -1,0 +1,150 @@
+"""Residual blocks: basic and bottleneck [H15 figure 5], and their pre-activation forms [H16].
+
+A block is a Flax module with the fields of `Block`. It takes images (n, h, w, c) and returns
+(n, h / strides, w / strides, expansion · features). `conv`, `norm`, `act` and `shortcut` come bound
+from the network, so a block knows neither train mode, nor dtype, nor axis names; a plain block is
+the same block with a shortcut that adds nothing.
+
+[H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Images = Float[Array, "n h w c"]
+
+
+class Block(nn.Module):
+    """The fields that the network binds.
+
+    Attributes:
+      features: width of the block's stage.
+      strides: of the block, in both directions.
+      conv: `conv(features, kernel_size, strides=1)(x)`.
+      norm: `norm()(x)`; `norm(last=True)` for the norm that ends a branch, whose scale can start at
+        zero (Goyal et al. 2017, arXiv 1706.02677).
+      act: the nonlinearity.
+      shortcut: `shortcut(out_features, strides)(x)` gives what is added to the branch.
+    """
+
+    features: int
+    strides: int
+    conv: Any
+    norm: Any
+    act: Any
+    shortcut: Any
+
+    expansion: ClassVar[int] = 1  # channels out are expansion * features
+    layers: ClassVar[int] = 2  # weight layers on the branch, which the depth counts
+    preactivation: ClassVar[bool] = (
+        False  # stem ends before, last stage is followed by norm and act
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Scales every channel by a gate on its mean over the image (Hu et al. 2018, 1709.01507)."""
+
+    reduction: int
+    conv: Any
+    act: Any
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels = x.shape[-1]
+        mean = x.mean((1, 2), keepdims=True)
+        squeezed = self.conv(channels // self.reduction, 1, use_bias=True)(mean)
+        return x * jax.nn.sigmoid(self.conv(channels, 1, use_bias=True)(self.act(squeezed)))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions [H15 figure 5, left]."""
+
+    se_reduction: int = 0  # of squeeze-and-excitation before the addition; 0 is without
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y = self.conv(self.features, 3, self.strides)(x)
+        y = self.act(self.norm()(y))
+        y = self.conv(self.features, 3)(y)
+        y = self.norm(last=True)(y)
+        if self.se_reduction:
+            y = SqueezeExcite(self.se_reduction, self.conv, self.act)(y)
+        return self.act(y + self.shortcut(self.features, self.strides)(x))
+
+
+class BottleneckBlock(Block):
+    """1x1, 3x3 and 1x1 convolutions [H15 figure 5, right]; in groups, a ResNeXt block.
+
+    The stride is in the 3x3 ("v1.5", as torchvision and the benchmarks have it) or, as in [H15], in
+    the first 1x1 ("v1").
+    """
+
+    groups: int = 1  # of the 3x3 convolution (Xie et al. 2017, arXiv 1611.05431)
+    group_width: int = 64  # channels of a group, where the stage's features are 64
+    stride_in_1x1: bool = False
+    se_reduction: int = 0
+
+    expansion: ClassVar[int] = 4
+    layers: ClassVar[int] = 3
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
+        inner = self.features * self.group_width // 64 * self.groups
+        out = self.features * self.expansion
+        y = self.act(self.norm()(self.conv(inner, 1, first)(x)))
+        y = self.conv(inner, 3, second, feature_group_count=self.groups)(y)
+        y = self.act(self.norm()(y))
+        y = self.norm(last=True)(self.conv(out, 1)(y))
+        if self.se_reduction:
+            y = SqueezeExcite(self.se_reduction, self.conv, self.act)(y)
+        return self.act(y + self.shortcut(out, self.strides)(x))
+
+
+class PreActBlock(Block):
+    """Norm and activation come before the weights [H16 figure 4 (e)].
+
+    Where the shape changes, and in the network's first block (`share`), the shortcut starts after
+    the first activation, which it shares with the branch [H16 appendix].
+    """
+
+    share: bool = False
+
+    preactivation: ClassVar[bool] = True
+
+    def split(self, x: Images) -> tuple[Images, Images]:
+        """What the branch starts from, and what the shortcut starts from."""
+        out = self.features * self.expansion
+        active = self.act(self.norm()(x))
+        shares = self.share or self.strides != 1 or x.shape[-1] != out
+        return active, active if shares else x
+
+
+class PreActBasicBlock(PreActBlock):
+    """Two 3x3 convolutions, each after norm and activation [H16]."""
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y, carried = self.split(x)
+        y = self.conv(self.features, 3, self.strides)(y)
+        y = self.conv(self.features, 3)(self.act(self.norm()(y)))
+        return y + self.shortcut(self.features, self.strides)(carried)
+
+
+class PreActBottleneckBlock(PreActBlock):
+    """1x1, 3x3 and 1x1 convolutions, each after norm and activation [H16]; stride in the first."""
+
+    expansion: ClassVar[int] = 4
+    layers: ClassVar[int] = 3
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        out = self.features * self.expansion
+        y, carried = self.split(x)
+        y = self.conv(self.features, 1, self.strides)(y)
+        y = self.conv(self.features, 3)(self.act(self.norm()(y)))
+        y = self.conv(out, 1)(self.act(self.norm()(y)))
+        return y + self.shortcut(out, self.strides)(carried)

@@ -1,0 +1,125 @@
+"""The one convolution of all networks: He initialisation, PyTorch's padding, fast gradients on CPU.
+
+Flax's `SAME` pads (0, 1) where a strided 3x3 convolution of the published networks pads (1, 1), so
+padding is explicit here.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+# He et al. 2015, arXiv 1502.01852, eq. 10: variance 2 / fan_in, normal and not truncated.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(
+    features: int,
+    kernel_size: int | tuple[int, int],
+    strides: int = 1,
+    *,
+    use_bias: bool = False,
+    kernel_init: Any = he_normal,
+    **options: Any,
+) -> nn.Conv:
+    """A convolution padded by half its kernel: stride 1 keeps height and width.
+
+    Args:
+      features: channels out.
+      kernel_size: side, or (height, width), in pixels.
+      strides: in both directions, pixels.
+      **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
+    """
+    height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    return nn.Conv(
+        features,
+        (height, width),
+        strides,
+        padding=[((side - 1) // 2, side // 2) for side in (height, width)],
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        conv_general_dilated=_convolution,
+        **options,
+    )
+
+
+def _convolution(
+    x: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> Array:
+    """`lax.conv_general_dilated` with the gradients that this platform runs fast.
+
+    XLA's CPU compiler rewrites convolutions to its fast layout only outside loops, and JAX's own
+    gradients of a convolution need that rewriting: in a `lax.scan` they take some twenty times
+    longer. Where a GPU is, XLA recognises JAX's gradients and hand-written ones lose.
+    """
+    if jax.default_backend() == "cpu" and feature_group_count == 1:
+        return _plain_gradients(x, kernel, tuple(window_strides), tuple(padding))
+    return lax.conv_general_dilated(
+        x, kernel, window_strides, padding, feature_group_count=feature_group_count, **options
+    )
+
+
+def quick_compile() -> dict[str, int] | None:
+    """Options of `jax.jit` for what runs once, such as drawing weights: less time to compile.
+
+    On CPU the random numbers of a few dozen kernels take several seconds to compile, and a sixth of
+    that unoptimised.
+    """
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+Padding = tuple[tuple[int, int], ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _plain_gradients(
+    x: Float[Array, "n h w i"],
+    kernel: Float[Array, "kh kw i o"],
+    strides: tuple[int, int],
+    padding: Padding,
+) -> Float[Array, "n h2 w2 o"]:
+    """A convolution both of whose gradients are convolutions in the layout that XLA's CPU likes."""
+    if kernel.shape[:2] == (1, 1) and strides != (1, 1):
+        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # the rest is never looked at
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NHWC)
+
+
+def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Any:
+    return _plain_gradients(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(
+    strides: tuple[int, int], padding: Padding, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    sides = kernel.shape[:2]
+    # Zeros between the outputs undo the stride; further ones stand for pixels that the last window
+    # did not reach.
+    reached = [(dy.shape[d + 1] - 1) * strides[d] + sides[d] for d in (0, 1)]
+    rest = [x.shape[d + 1] + sum(padding[d]) - reached[d] for d in (0, 1)]
+    spread = [(0, rest[d], strides[d] - 1) for d in (0, 1)]
+    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+    outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    dx = lax.conv_general_dilated(dy, flipped, (1, 1), outer, dimension_numbers=NHWC)
+    # Batch and channels change places: every weight sums over images as an output does over inputs.
+    dkernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding, dimension_numbers=NHWC
+    )
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_plain_gradients.defvjp(_forward, _backward)

@@ -1,0 +1,94 @@
+"""Parameters and multiply-adds, counted from the traced program and not from a formula."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resjax.models.resnet import ResNet
+
+
+class Counts(NamedTuple):
+    """Of one image: `macs` are the multiply-adds of convolutions and matrix products.
+
+    `parameters` includes BN scale and bias, not running statistics.
+    """
+
+    parameters: int
+    macs: int
+
+
+def count(model: nn.Module, image_shape: Sequence[int]) -> Counts:
+    """Counts a network's parameters, and its multiply-adds for one image.
+
+    Nothing is computed or allocated: the program is traced on shapes.
+
+    Args:
+      model: takes images (n, h, w, c).
+      image_shape: (h, w, c), pixels and channels.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    program = jax.make_jaxpr(model.apply)(variables, images)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return Counts(parameters, multiply_adds(program.jaxpr))
+
+
+class Layer(NamedTuple):
+    """A convolution, norm or classifier of a network, for one image."""
+
+    path: str  # of modules, as in the parameters
+    kind: str
+    output: tuple[int, ...]  # height, width, channels; of the classifier classes
+    parameters: int
+    macs: int
+
+
+def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
+    """The layers of a network, in the order in which they run."""
+    table: list[Layer] = []
+
+    def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        output = call(*arguments, **keywords)
+        module = context.module
+        if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
+            parameters = module.variables["params"]
+            weights = math.prod(parameters["kernel"].shape) if "kernel" in parameters else 0
+            table.append(
+                Layer(
+                    path="/".join(module.path),
+                    kind=type(module).__name__,
+                    output=output.shape[1:],
+                    parameters=sum(math.prod(leaf.shape) for leaf in parameters.values()),
+                    macs=math.prod(output.shape) * weights // output.shape[-1],
+                )
+            )
+        return output
+
+    unrolled = model.clone(loop="unroll")  # a scan would show its body once
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(unrolled.init, jax.random.key(0), images)
+    with nn.intercept_methods(record):
+        jax.eval_shape(unrolled.apply, variables, images)
+    return table
+
+
+def multiply_adds(program: Any) -> int:
+    """Multiply-adds of a jaxpr, a scan's body counted as often as it runs."""
+    total = 0
+    for equation in program.eqns:
+        kind = equation.primitive.name
+        if kind == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out = equation.params["dimension_numbers"].rhs_spec[0]  # the kernel's axis of outputs
+            total += equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
+        elif kind == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += equation.outvars[0].aval.size * summed
+        times = equation.params["length"] if kind == "scan" else 1
+        total += times * sum(map(multiply_adds, jax.core.jaxprs_in_params(equation.params)))
+    return total

@@ -1,0 +1,287 @@
+"""Residual networks: stem, stages of blocks, head.
+
+`conv`, `norm` and `shortcut` are bound once, here, and handed to the blocks (the idea of
+google/flax `examples/imagenet` and n2cholas/jax-resnet). A stage is one block that may change the
+shape and n - 1 equal ones, so the equal ones can be scanned over: compile time then does not depend
+on depth. Unrolled and scanned hold the same network; `layout` converts their variables.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from resjax.models import presets, shortcuts
+from resjax.models.convolution import conv as convolution
+from resjax.models.convolution import he_normal
+
+Images = Float[Array, "n h w c"]
+Features = dict[str, Float[Array, "n h w c"]]
+
+
+class ResNet(nn.Module):
+    """A residual network, or a plain one: that is the shortcut's matter.
+
+    Attributes:
+      stages: blocks in each stage.
+      block: a block class, or a partial of one (see `resjax.models.blocks.Block`).
+      shortcut: a shortcut class, or a partial of one (see `resjax.models.shortcuts`).
+      classes: logits out.
+      width: features of the first stage; each further stage doubles them.
+      stem: "cifar" (3x3 convolution), "imagenet" (7x7 of stride 2, max-pooling) or "deep"
+        (three 3x3 in its place: ResNet-D).
+      stem_width: channels out of the stem.
+      loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `scans`.
+      dtype: of the computation; parameters and BN statistics stay float32.
+      zero_init_residual: start every block as its shortcut; its branch must end in a norm.
+      stochastic_depth: rate at which the last block is dropped in training; the l-th of L has l / L
+        of it (Huang et al. 2016). Needs a `dropout` key in `apply`; so does dropout.
+      bn_momentum, bn_epsilon: 0.9 here is PyTorch's 0.1.
+    """
+
+    stages: Sequence[int]
+    block: Any
+    shortcut: Any
+    classes: int = 10
+    width: int = 16
+    stem: str = "cifar"
+    stem_width: int = 16
+    loop: str = "auto"
+    dtype: Any = jnp.float32
+    zero_init_residual: bool = False
+    stochastic_depth: float = 0.0
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+
+    def __call__(self, images: Images, train: bool = False) -> Float[Array, "n classes"]:
+        """Logits (float32) of images (n, h, w, channels)."""
+        return self.forward(images, train)["logits"]
+
+    def features(self, images: Images, train: bool = False) -> Features:
+        """What the stem and every stage put out: {"stem": ..., "stage1": ..., ...}."""
+        every = self.forward(images, train)
+        return {name: value for name, value in every.items() if name != "logits"}
+
+    @nn.compact
+    def forward(self, images: Images, train: bool) -> dict[str, Array]:
+        conv = partial(convolution, dtype=self.dtype)
+        norm = partial(
+            batch_norm,
+            use_running_average=not train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            dtype=self.dtype,
+            zero_last=self.zero_init_residual,
+        )
+        act = nn.relu
+        preactivation = getattr(block_class(self.block), "preactivation", False)
+        # A projection of activated images is not normalised [H16, the authors' code].
+        shortcut_norm = no_norm if preactivation else norm
+        shortcut = partial(self.shortcut, conv=conv, norm=shortcut_norm, name="shortcut")
+        block = partial(self.block, conv=conv, norm=norm, act=act, shortcut=shortcut)
+        first = partial(block, share=True) if preactivation else block
+
+        x = Stem(self.stem, self.stem_width, conv, norm, act, preactivation, name="stem")(
+            jnp.asarray(images, self.dtype)
+        )
+        outputs = {"stem": x}
+        depth, scan = sum(self.stages), scans(self.loop, self.stages)
+        for index, blocks in enumerate(self.stages):
+            rates = None
+            if self.stochastic_depth and train and self.has_rng("dropout"):
+                done = sum(self.stages[:index])
+                rates = self.stochastic_depth * jnp.arange(done + 1, done + blocks + 1) / depth
+            x = Stage(
+                blocks=blocks,
+                features=self.width * 2**index,
+                strides=1 if index == 0 else 2,
+                first=first if index == 0 else block,
+                block=block,
+                rates=rates,
+                scan=scan,
+                name=f"stage{index + 1}",
+            )(x)
+            outputs[f"stage{index + 1}"] = x
+        if preactivation:  # the last addition is not activated yet [H16 appendix]
+            x = outputs[f"stage{len(self.stages)}"] = act(norm(name="norm")(x))
+        x = x.mean((1, 2))
+        head = nn.Dense(self.classes, kernel_init=he_normal, name="head")
+        outputs["logits"] = head(jnp.asarray(x, jnp.float32))
+        return outputs
+
+
+class Stem(nn.Module):
+    """The layers before the first stage."""
+
+    kind: str
+    features: int
+    conv: Any
+    norm: Any
+    act: Any
+    preactivation: bool  # leave the last norm and activation to the first block
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if self.kind == "deep":
+            x = self.act(self.norm()(self.conv(self.features // 2, 3, 2)(x)))
+            x = self.act(self.norm()(self.conv(self.features // 2, 3)(x)))
+            x = self.conv(self.features, 3)(x)
+        elif self.kind == "imagenet":
+            x = self.conv(self.features, 7, 2)(x)
+        else:
+            x = self.conv(self.features, 3)(x)
+        if not self.preactivation:
+            x = self.act(self.norm()(x))
+        if self.kind != "cifar":
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        return x
+
+
+class Stage(nn.Module):
+    """Blocks of equal width: `block1`, which may change the shape, then equal ones.
+
+    Unrolled these are `block2`, `block3`, ...; scanned they are `blocks`, stacked along axis 0.
+    """
+
+    blocks: int
+    features: int
+    strides: int
+    first: Any
+    block: Any
+    rates: Any  # of stochastic depth, one a block, or None
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        rates = [None] * self.blocks if self.rates is None else self.rates
+        x = _at_rate(self.first, rates[0])(self.features, self.strides, name="block1")(x)
+        if self.scan and self.blocks > 1:
+            equal = self.block(self.features, 1, name="blocks")
+
+            def step(equal: Any, x: Images, rate: Any) -> tuple[Images, None]:
+                # The rate is known in here only, so the block is bound to it in here.
+                bound = _at_rate(self.block, rate)
+                return bound(self.features, 1, parent=equal.scope)(x), None
+
+            scanned = nn.scan(
+                step,
+                variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.blocks - 1,
+            )
+            x, _ = scanned(equal, x, None if self.rates is None else self.rates[1:])
+        else:
+            for index in range(1, self.blocks):
+                block = _at_rate(self.block, rates[index])
+                x = block(self.features, 1, name=f"block{index + 1}")(x)
+        return x
+
+
+def _at_rate(block: Any, rate: Any) -> Any:
+    """The bound block, its branch dropped at `rate`: its shortcut scales the branch."""
+    if rate is None:
+        return block
+    bound = block.keywords["shortcut"]
+
+    def shortcut(features: int, strides: int) -> Callable[[Images], Any]:
+        carry, survival = bound(features, strides), shortcuts.Survival(rate, name="survival")
+        return lambda x: shortcuts.scale_branch(carry(x), survival(x.shape[0]))
+
+    return partial(block, shortcut=shortcut)
+
+
+def batch_norm(*, last: bool = False, zero_last: bool = False, **options: Any) -> nn.BatchNorm:
+    """BN whose scale starts at 1, or at 0 where `zero_last` and it is a branch's last."""
+    start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
+    return nn.BatchNorm(scale_init=start, **options)
+
+
+def no_norm(**_: Any) -> Callable[[Images], Images]:
+    return lambda x: x
+
+
+def block_class(block: Any) -> Any:
+    """The class under partials."""
+    while isinstance(block, partial):
+        block = block.func
+    return block
+
+
+def scans(loop: str, stages: Sequence[int]) -> bool:
+    """Whether to scan over the equal blocks of a stage.
+
+    "auto" scans on CPU, where it compiles several times faster and, given the gradients of
+    `resjax.models.convolution`, runs as fast; elsewhere it scans only networks so deep that an
+    unrolled one takes many minutes to compile.
+    """
+    if loop == "auto":
+        return jax.default_backend() == "cpu" or sum(stages) > 100
+    return loop == "scan"
+
+
+def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> ResNet:
+    """A network by name, by config, or by fields.
+
+    Args:
+      name_or_config: a preset (`resjax models` lists them), such as "cifar_resnet56"; or a mapping
+        or object with the fields of a config's `model` section.
+      **overrides: fields over it, such as `shortcut="none"`, `depth=110`, `classes=100`,
+        `loop="scan"`, `dtype="bfloat16"`.
+
+    Returns:
+      A module: `init(key, images)`, `apply(variables, images, train=False)` gives logits (n,
+      classes), `apply(..., method="features")` gives what every stage puts out.
+
+    Raises:
+      ValueError: there is no such network; one line, with the nearest choice.
+    """
+    if isinstance(name_or_config, str):
+        fields: dict[str, Any] = {"name": name_or_config}
+    else:
+        source = name_or_config
+        fields = dict(source if isinstance(source, Mapping) else vars(source))
+    fields = {**fields, **overrides}
+    own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon")
+    options = {key: fields.pop(key) for key in own if fields.get(key) is not None}
+    unknown = fields.keys() - {"name", *ARCHITECTURE}
+    if unknown:
+        word = sorted(unknown)[0]
+        raise ValueError(f"unknown field {word!r}{presets.nearest(word, [*ARCHITECTURE, *own])}")
+    spec = presets.architecture(**fields)
+    if options.get("loop", "auto") not in ("auto", "unroll", "scan"):
+        raise ValueError(f"loop must be auto, unroll or scan, not {options['loop']!r}")
+    options.setdefault("classes", 1000 if spec["family"] == "imagenet" else 10)
+    if "dtype" in options:
+        options["dtype"] = jnp.dtype(options["dtype"])
+    return ResNet(
+        stages=presets.stage_sizes(spec["family"], spec["depth"], spec["block"]),
+        block=partial(presets.find(spec["block"], presets.BLOCKS), **spec["block_options"]),
+        shortcut=partial(
+            presets.find(spec["shortcut"], presets.SHORTCUTS), **spec["shortcut_options"]
+        ),
+        width=spec["width"] * spec["widen"],
+        stem=spec["stem"],
+        stem_width=spec["width"],
+        zero_init_residual=fields.get("zero_init_residual") or False,
+        stochastic_depth=fields.get("stochastic_depth") or 0.0,
+        **options,
+    )
+
+
+ARCHITECTURE = (
+    "family",
+    "depth",
+    "block",
+    "block_options",
+    "shortcut",
+    "shortcut_options",
+    "width",
+    "widen",
+    "stem",
+    "zero_init_residual",
+    "stochastic_depth",
+)
