@@ -1,0 +1,31 @@
+"""Datasets, the feed that draws batches from them, and augmentation on the device.
+
+Imports no JAX, so that a misspelt dataset is refused at once.
+"""
+
+from typing import NamedTuple
+
+
+class Spec(NamedTuple):
+    """What is known of a dataset before it is read."""
+
+    classes: int
+    image_shape: tuple[int, int, int]  # height, width, channels
+    train_images: int
+    test_images: int
+    source: str
+    embedded: bool = False  # comes with the installation
+
+
+DATASETS = {
+    "digits": Spec(
+        10,
+        (8, 8, 1),
+        1_437,
+        360,
+        "handwritten digits (Alpaydin & Kaynak 1998, UCI), as scikit-learn carries them",
+        embedded=True,
+    ),
+    "cifar10": Spec(10, (32, 32, 3), 50_000, 10_000, "Krizhevsky 2009"),
+    "imagenet2012": Spec(1000, (224, 224, 3), 1_281_167, 50_000, "Russakovsky et al. 2015"),
+}
