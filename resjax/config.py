@@ -1,0 +1,531 @@
+"""The configuration: one schema, from which defaults, types, bounds and error messages follow.
+
+A config file starts from `default_config`, changes what it wants and returns it::
+
+    from resjax.config import default_config
+
+    def get_config():
+        config = default_config()
+        config.model.depth = 56
+        return config
+
+From there a run goes through `load` (the file), `override` (the command line, a sweep)
+and `resolve`, which fills what was left open, checks everything and gives a frozen
+`Config`. Whatever is wrong with a config is found here, before anything compiles; this
+module imports neither jax nor flax.
+
+That documented dataclasses are the schema is Kauldron's idea; that a config is a Python file with a
+`get_config` is the habit of ml_collections.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from resjax.data import DATASETS
+from resjax.models.presets import architecture, nearest
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line: what is wrong, where, and the mend."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a number must lie: at least `ge`, above `gt`, below `lt`."""
+
+    ge: float = -math.inf
+    gt: float = -math.inf
+    lt: float = math.inf
+
+    def __contains__(self, number: float) -> bool:
+        return number >= self.ge and self.gt < number < self.lt
+
+    def __str__(self) -> str:
+        limits = (("at least", self.ge), ("above", self.gt), ("below", self.lt))
+        return " and ".join(
+            f"{word} {limit:.12g}" for word, limit in limits if math.isfinite(limit)
+        )
+
+
+Positive = Annotated[int, Bounds(ge=1)]
+NotNegative = Annotated[int, Bounds(ge=0)]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network; what is None is as the preset `name` has it, or else the family."""
+
+    # A published architecture, such as cifar_resnet56; the fields below change it.
+    name: str | None = None
+    # The layout of stages and depths: cifar, wide or imagenet.
+    family: str | None = None
+    # Layers with weights as the papers count them: 6n + 2 for CIFAR's basic blocks.
+    depth: Positive | None = None
+    # A block of ours by name, or a class of the user's as package.module:Class.
+    block: str | None = None
+    # Further fields of the block's class, by name.
+    block_options: dict[str, Any] = field(default_factory=dict)
+    # What runs beside the branch: none (plain), pad (A), project (B), project_all (C), ...,
+    # or a class of the user's as package.module:Class.
+    shortcut: str | None = None
+    # Further fields of the shortcut's class, by name.
+    shortcut_options: dict[str, Any] = field(default_factory=dict)
+    # Filters of the first stage; every later stage doubles them.
+    width: Positive | None = None
+    # Factor on the width of every stage.
+    widen: Positive | None = None
+    # What comes before the first stage.
+    stem: str | None = None
+    # Layout of a stage's equal blocks: one after the other, or one scanned; the same network.
+    loop: Literal["auto", "unroll", "scan"] = "auto"
+    # Of the computation; parameters and BN statistics are always float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # Start every branch at zero, by the scale of its last BN.
+    zero_init_residual: bool = False
+    # Probability of dropping the last block's branch; linear in the block's position before it.
+    stochastic_depth: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
+    # Share of the old value in a step of the running statistics (0.9 here is PyTorch's 0.1).
+    bn_momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
+    bn_epsilon: Annotated[float, Bounds(gt=0)] = 1e-5
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set and what is done to its images."""
+
+    # A data set by name.
+    name: str = "digits"
+    # Images a step, over all devices together.
+    batch_size: Positive = 128
+    # Images a step of the evaluation; changes its speed only.
+    eval_batch_size: Positive = 256
+    # Pixels of zeros around a training image before it is cropped at random; 0 crops nothing.
+    crop_padding: NotNegative = 0
+    # Whether training images are mirrored at random.
+    flip: bool = False
+    # Subtract the mean image, or standardise every channel.
+    normalization: Literal["pixel_mean", "channel"] = "pixel_mean"
+
+
+@dataclass(frozen=True)
+class Train:
+    """The training run; its times are in steps."""
+
+    steps: Positive = 64_000
+    # Steps between two lines of training metrics; the device takes them in one dispatch.
+    log_every: Positive = 100
+    # Steps between two evaluations of the test set; a multiple of log_every.
+    eval_every: Positive = 400
+    # Steps between two checkpoints, a multiple of log_every; 0 keeps the last step only.
+    checkpoint_every: NotNegative = 4000
+    label_smoothing: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimiser and the learning rate's schedule."""
+
+    name: Literal["sgd"] = "sgd"
+    # The rate after the warm-up and before the first decay.
+    learning_rate: Annotated[float, Bounds(gt=0)] = 0.1
+    momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    # Factor of the L2 penalty's gradient.
+    weight_decay: Annotated[float, Bounds(ge=0)] = 1e-4
+    # Decay all parameters, BN's with them as He et al. do, or kernels alone.
+    weight_decay_on: Literal["all", "kernels"] = "all"
+    # steps: decay at the boundaries. constant: never. cosine: to zero. he2015: steps, and from
+    # depth 110 on a tenth of the rate until the training error is below 80 %.
+    schedule: Literal["steps", "constant", "cosine", "he2015"] = "steps"
+    # Where the rate decays, as fractions of train.steps.
+    boundaries: Annotated[tuple[float, ...], Bounds(gt=0, lt=1)] = (0.5, 0.75)
+    # Factor on the rate at every boundary.
+    decay_factor: Annotated[float, Bounds(gt=0)] = 0.1
+    # Steps in which the rate rises linearly from zero.
+    warmup_steps: NotNegative = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that defines a run, and in `sweep` the keywords for an experiment's `sweep()`."""
+
+    # Of initialisation, order and augmentation.
+    seed: Annotated[int, Bounds(ge=0, lt=2**31)] = 0
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    # Says which runs there are, not what one of them is: no part of a run's identity.
+    sweep: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def default_config() -> ConfigDict:
+    """Returns the schema's defaults, locked: a misspelt field is an error where it is written."""
+    return _config_dict(dataclasses.asdict(Config()))
+
+
+def load(path: str | Path) -> ConfigDict:
+    """Runs a config file's `get_config` and returns its ConfigDict.
+
+    Args:
+      path: a Python file; with an argument of `get_config` after a colon: `imagenet.py:v1.5`.
+
+    Raises:
+      UserError: there is no such file, it does not run, or it returns something else.
+    """
+    name, colon, argument = str(path).partition(".py:")
+    file = Path(name + ".py" if colon else name)
+    get_config = getattr(run_file(file), "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{file}: has no function get_config(); it must return a ConfigDict")
+    with faults_of(file):
+        given = get_config(argument) if colon else get_config()
+    if not isinstance(given, ConfigDict):
+        kind = type(given).__name__
+        raise UserError(f"{file}: get_config() returned {kind}; return a ConfigDict")
+    config = default_config()
+    with faults_of(file):
+        config.update(given.to_dict())
+    return config
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of `config` in which dotted fields have other values.
+
+    Strings are read by the field's type, so `{"model.depth": "56"}` is `{"model.depth": 56}`.
+    Booleans are written `true` and `false`, tuples `0.5,0.75`, and an open field `None`
+    (`none` is a shortcut's name). In the free sections a string is the Python literal that it
+    looks like, a comma-separated tuple of such, or itself.
+
+    Raises:
+      UserError: a field that the schema lacks, or a string that is no value of its type.
+    """
+    changed = config.to_dict()
+    for path, value in overrides.items():
+        kind = _kind_of(path)
+        *sections, name = path.split(".")
+        section = changed
+        for key in sections:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise UserError(f"{path}: {key} holds {section!r}, it has no fields")
+        if isinstance(value, str):
+            value = _parse(value, kind, path)
+        section[name] = _check(value, kind, path)
+    return _config_dict(changed)
+
+
+def resolve(config: ConfigDict) -> Config:
+    """Fills what `config` leaves open and checks all of it.
+
+    Raises:
+      UserError: a misspelt field, a wrong type, a value out of bounds, an unknown architecture,
+        depth or data set, or values that cannot go together.
+    """
+    resolved: Config = _check(config.to_dict(), _Kind(Config), "")
+    _check_combinations(resolved)
+    if resolved.data.name not in DATASETS:
+        raise UserError(_unknown("data.name", resolved.data.name, DATASETS))
+    asked = {name: getattr(resolved.model, name) for name in _ARCHITECTURE}
+    try:
+        filled = architecture(**asked)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+    model = dataclasses.replace(resolved.model, **(filled | {"name": None}))
+    return dataclasses.replace(resolved, model=model)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns what identifies a run, as a run folder's `config.json` holds it."""
+    content = dataclasses.asdict(config)
+    del content["sweep"], content["model"]["name"]
+    # Through JSON, so that tuples and what was read from a file compare equal.
+    return json.loads(json.dumps(content))
+
+
+def from_dict(content: Mapping[str, Any]) -> Config:
+    """Reads what `to_dict` gave; raises UserError where that is no valid config."""
+    return _check(content, _Kind(Config), "")
+
+
+def digest(config: Config) -> str:
+    """Returns a run's identity: eight hexadecimal digits that change with any field."""
+    canonical = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def run_file(path: Path) -> types.ModuleType:
+    """Runs a Python file of the user's and returns it as a module.
+
+    Raises:
+      UserError: there is no such file, or it does not run; says where.
+    """
+    if not path.is_file():
+        beside = map(str, sorted(path.parent.glob("*.py")))
+        raise UserError(f"{path}: no such file{nearest(path, beside)}")
+    # The path as its name, so that the module shadows none that is imported.
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: is no Python file; its name must end in .py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with faults_of(path):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def faults_of(path: Path) -> Iterator[None]:
+    """Turns what the user's code in `path` raises into a UserError that names file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        file = path if error.filename == str(path.absolute()) else error.filename
+        raise UserError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f":{frame.lineno}" for frame in frames if Path(frame.filename) == path.absolute()]
+        where = f"{path}{lines[-1] if lines else ''}"
+        # A locked ConfigDict's own complaint lists all that it holds.
+        if misspelt := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
+            raise UserError(f"{where}: {_no_such_field(misspelt[1])}") from error
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: {what}") from error
+
+
+# The fields of Model that say what the network is; the others say how it computes.
+_ARCHITECTURE = (
+    "name",
+    "family",
+    "depth",
+    "block",
+    "block_options",
+    "shortcut",
+    "shortcut_options",
+    "width",
+    "widen",
+    "stem",
+    "zero_init_residual",
+    "stochastic_depth",
+)
+
+
+class _Kind(NamedTuple):
+    """What a field may hold, read from its annotation."""
+
+    type: Any
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    bounds: Bounds = Bounds()
+
+    @property
+    def is_section(self) -> bool:
+        return dataclasses.is_dataclass(self.type)
+
+    def __str__(self) -> str:
+        words = {
+            bool: "true or false",
+            int: "an integer",
+            float: "a number",
+            str: "a name",
+            tuple: "numbers, as in 0.5,0.75",
+        }
+        return words.get(self.type, "a section with fields") + " or None" * self.optional
+
+
+# What stands below a free section.
+_FREE = _Kind(object)
+
+
+def _kind(annotation: Any) -> _Kind:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])._replace(bounds=arguments[1])
+    if origin is Literal:
+        return _Kind(str, choices=arguments)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _kind(inner)._replace(optional=True)
+    return _Kind(origin or annotation)
+
+
+@functools.cache
+def _kinds(section: type) -> dict[str, _Kind]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {name: _kind(annotation) for name, annotation in hints.items()}
+
+
+def _kind_of(path: str) -> _Kind:
+    """Finds the kind of a dotted field; below a free section everything is free."""
+    kind = _Kind(Config)
+    walked: list[str] = []
+    for name in path.split("."):
+        if kind.type in (dict, object):
+            return _FREE
+        if not kind.is_section:
+            raise UserError(f"{path}: {'.'.join(walked)} holds {kind}, it has no fields")
+        walked.append(name)
+        if name not in _kinds(kind.type):
+            raise UserError(_no_such_field(path))
+        kind = _kinds(kind.type)[name]
+    if kind.is_section:
+        names = ", ".join(_kinds(kind.type))
+        raise UserError(f"{path} is a section; set one of its fields: {names}")
+    return kind
+
+
+def _parse(text: str, kind: _Kind, path: str) -> Any:
+    """Reads a string as a value of its field's kind."""
+    if kind.optional and text == "None":
+        return None
+    try:
+        if kind.type is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind.type in (int, float):
+            return kind.type(text)
+        if kind.type is tuple:
+            return tuple(float(item) for item in text.strip("()").split(",") if item.strip())
+        if kind.type is str:
+            return text
+    except (KeyError, ValueError):
+        raise UserError(f"{path}={text}: expected {kind}") from None
+    return _parse_free(text)
+
+
+def _parse_free(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if "," not in text:
+            return text
+        return tuple(_parse_free(item.strip()) for item in text.split(",") if item.strip())
+
+
+def _check(value: Any, kind: _Kind, path: str) -> Any:
+    """Returns `value` as its field holds it (2 as 2.0, a list as a tuple), or raises."""
+    if value is None and kind.optional:
+        return None
+    if kind.is_section and isinstance(value, Mapping):
+        kinds = _kinds(kind.type)
+        fields = {}
+        for name, item in value.items():
+            inner = f"{path}.{name}" if path else str(name)
+            if name not in kinds:
+                raise UserError(_no_such_field(inner))
+            fields[name] = _check(item, kinds[name], inner)
+        return kind.type(**fields)
+    if kind.type is object or (kind.type is dict and isinstance(value, Mapping)):
+        return _plain(value, path)
+    if kind.type is tuple and isinstance(value, (list, tuple)):
+        return tuple(_check(item, _Kind(float, bounds=kind.bounds), path) for item in value)
+    if kind.type is bool and isinstance(value, bool):
+        return value
+    if kind.type is str and isinstance(value, str):
+        if kind.choices and value not in kind.choices:
+            raise UserError(_unknown(path, value, kind.choices))
+        return value
+    number = {int: Integral, float: Real}.get(kind.type)
+    if number and isinstance(value, number) and not isinstance(value, bool):
+        if kind.type(value) not in kind.bounds:
+            raise UserError(f"{path}={value}: must be {kind.bounds}")
+        return kind.type(value)
+    raise UserError(f"{path}={value!r}: expected {kind}")
+
+
+def _plain(value: Any, path: str) -> Any:
+    """Returns a free section's value as JSON can hold it, with tuples for lists."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return tuple(_plain(item, path) for item in value)
+    raise UserError(f"{path}={value!r}: expected numbers, strings, or lists or dicts of such")
+
+
+def _check_combinations(config: Config) -> None:
+    optimizer, steps = config.optimizer, config.train.steps
+    if any(b >= c for b, c in zip(optimizer.boundaries, optimizer.boundaries[1:], strict=False)):
+        boundaries = ",".join(f"{boundary:g}" for boundary in optimizer.boundaries)
+        raise UserError(f"optimizer.boundaries={boundaries}: must increase")
+    if optimizer.warmup_steps >= steps:
+        raise UserError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps}: must be below train.steps={steps}"
+        )
+    if optimizer.schedule == "he2015" and optimizer.warmup_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps}: the schedule he2015 brings its own "
+            "warm-up; set 0, or optimizer.schedule=steps"
+        )
+    for name in ("eval_every", "checkpoint_every"):
+        every, log_every = getattr(config.train, name), config.train.log_every
+        if every % log_every:
+            below = every - every % log_every
+            near = " or ".join(str(near) for near in (below, below + log_every) if near)
+            raise UserError(
+                f"train.{name}={every}: must be a multiple of train.log_every={log_every}, the "
+                f"steps of one dispatch; nearest: {near}"
+            )
+    if optimizer.nesterov and not optimizer.momentum:
+        raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+
+
+def _config_dict(content: dict[str, Any]) -> ConfigDict:
+    config = ConfigDict(content).lock()
+    for free in (config.model.block_options, config.model.shortcut_options, config.sweep):
+        free.unlock()
+    return config
+
+
+def _no_such_field(path: str) -> str:
+    """Names the field that was meant: of that name in another section, or the nearest."""
+    fields = list(_fields(Config))
+    name = path.rpartition(".")[2]
+    by_name = {field.rpartition(".")[2]: field for field in reversed(fields)}
+    if name in by_name:
+        meant = [by_name[name]]
+    else:
+        near = difflib.get_close_matches(path, fields)
+        meant = near or [by_name[other] for other in difflib.get_close_matches(name, by_name)]
+    hint = f"did you mean {meant[0]}?" if meant else f"the sections are {', '.join(_kinds(Config))}"
+    return f"{path}: no such field; {hint}"
+
+
+def _fields(section: type) -> Iterator[str]:
+    for name, kind in _kinds(section).items():
+        if kind.is_section:
+            yield from (f"{name}.{field}" for field in _fields(kind.type))
+        else:
+            yield name
+
+
+def _unknown(path: str, value: str, known: Iterable[str]) -> str:
+    return f"{path}={value}: unknown{nearest(value, known)}"

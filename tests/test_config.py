@@ -1,0 +1,294 @@
+"""The schema, the ways into it, and the one line that every mistake ends in."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resjax.config import (
+    UserError,
+    default_config,
+    digest,
+    from_dict,
+    load,
+    override,
+    resolve,
+    to_dict,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def resolved(**fields):
+    """The default config with dotted fields changed; `__` stands for the dot."""
+    return resolve(
+        override(default_config(), {name.replace("__", "."): v for name, v in fields.items()})
+    )
+
+
+def refusal(action):
+    with pytest.raises(UserError) as refused:
+        action()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def config_file(folder, body):
+    path = folder / "c.py"
+    path.write_text(body)
+    return path
+
+
+def test_neither_the_schema_nor_a_refusal_imports_jax():
+    program = (
+        "import sys; from resjax.config import default_config, override, resolve\n"
+        "config = override(default_config(), {'model.shortcut': 'none'}); resolve(config)\n"
+        "assert not {'jax', 'flax'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_open_field_of_the_architecture_is_filled():
+    model = resolved(model__name="cifar_plain56").model
+    assert (model.family, model.depth, model.shortcut, model.width) == ("cifar", 56, "none", 16)
+    open_fields = [name for name, value in vars(model).items() if value is None]
+    assert open_fields == ["name"]
+
+
+def test_a_field_beside_a_preset_wins():
+    assert resolved(model__name="cifar_plain56", model__shortcut="pad").model.shortcut == "pad"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("model.depth", "56", 56),
+        ("model.depth", "None", None),
+        ("model.shortcut", "none", "none"),
+        ("model.name", "None", None),
+        ("data.flip", "true", True),
+        ("data.flip", "False", False),
+        ("optimizer.learning_rate", "1e-2", 0.01),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.boundaries", "0.25,0.5", (0.25, 0.5)),
+        ("optimizer.boundaries", "(0.25, 0.5)", (0.25, 0.5)),
+        ("optimizer.boundaries", "", ()),
+        ("model.block_options.groups", "32", 32),
+        ("model.block_options", "{'groups': 32}", {"groups": 32}),
+        ("sweep.depths", "8,20", (8, 20)),
+        ("sweep.shortcuts", "none,pad", ("none", "pad")),
+        ("sweep.shortcut", "none", "none"),
+        ("sweep.flips", "true,false", (True, False)),
+        ("sweep.of.widths", "[8, 16]", (8, 16)),
+    ],
+)
+def test_a_string_is_read_by_its_fields_type(field, text, value):
+    config = override(default_config(), {field: text}).to_dict()
+    for name in field.split("."):
+        config = config[name]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_an_override_leaves_the_config_that_it_started_from():
+    config = default_config()
+    override(config, {"model.block_options.groups": 2, "seed": 3})
+    assert config == default_config()
+
+
+def test_a_value_in_a_free_section_has_no_fields():
+    config = override(default_config(), {"sweep.depths": 8})
+    assert "depths holds 8" in refusal(lambda: override(config, {"sweep.depths.x": 1}))
+
+
+def test_overrides_leave_the_config_locked_and_its_free_sections_open():
+    config = override(default_config(), {"sweep.depths": (8,)})
+    config.sweep.seeds = (0,)
+    with pytest.raises(AttributeError):
+        config.model.dept = 8
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.dept", 8, "model.dept: no such field; did you mean model.depth?"),
+        ("depth", 8, "depth: no such field; did you mean model.depth?"),
+        ("train.learning_rate", 1, "did you mean optimizer.learning_rate?"),
+        ("optimiser.momentum", 0, "did you mean optimizer.momentum?"),
+        ("model.steps", 10, "model.steps: no such field; did you mean train.steps?"),
+        ("sed", 1, "did you mean seed?"),
+        ("qqq", 1, "the sections are seed, model, data, train, optimizer, sweep"),
+        ("model", 8, "model is a section"),
+        ("model.depth.x", 8, "model.depth holds an integer or None"),
+        ("model.depth", "deep", "model.depth=deep: expected an integer or None"),
+        ("model.depth", 20.0, "model.depth=20.0: expected an integer or None"),
+        ("model.depth", True, "expected an integer or None"),
+        ("model.block_options", 3, "expected a section"),
+        ("model.block_options.act", print, "expected numbers, strings"),
+        ("model.block_options.scale", float("nan"), "expected numbers, strings"),
+        ("data.flip", "1", "data.flip=1: expected true or false"),
+        ("data.flip", 1, "data.flip=1: expected true or false"),
+        ("data.batch_size", 0, "data.batch_size=0: must be at least 1"),
+        ("seed", 2**31, "must be at least 0 and below 2147483648"),
+        ("seed", None, "seed=None: expected an integer"),
+        ("optimizer.learning_rate", 0, "must be above 0"),
+        ("optimizer.learning_rate", "nan", "must be above 0"),
+        ("optimizer.learning_rate", "inf", "must be above 0"),
+        ("train.label_smoothing", 1, "must be at least 0 and below 1"),
+        ("optimizer.boundaries", (0.5, 1.0), "must be above 0 and below 1"),
+        ("optimizer.boundaries", (0.75, 0.5), "must increase"),
+        ("optimizer.schedule", "step", "optimizer.schedule=step: unknown; did you mean 'steps'?"),
+        ("optimizer.warmup_steps", 64_000, "must be below train.steps=64000"),
+        ("data.name", "cifar", "data.name=cifar: unknown; did you mean 'cifar10'?"),
+        ("model.depth", 57, "model: depth 57 is not 6n + 2"),
+        ("model.shortcut", "pads", "model: unknown shortcut 'pads'; did you mean 'pad'?"),
+        ("model.name", "resnet5", "did you mean 'resnet50'?"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field_and_the_mend(field, value, message):
+    assert message in refusal(lambda: resolve(override(default_config(), {field: value})))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer__schedule": "he2015", "optimizer__warmup_steps": 5}, "its own warm-up"),
+        ({"optimizer__nesterov": True, "optimizer__momentum": 0.0}, "optimizer.momentum above 0"),
+        ({"model__zero_init_residual": True, "model__block": "preact_basic"}, "ends in a norm"),
+        ({"model__stochastic_depth": 0.5, "model__shortcut": "none"}, "needs a shortcut"),
+    ],
+)
+def test_values_that_cannot_go_together_are_refused(fields, message):
+    assert message in refusal(lambda: resolved(**fields))
+
+
+def test_a_wrong_type_set_in_a_config_file_is_refused_though_the_field_was_open(tmp_path):
+    body = "from resjax.config import default_config\ndef get_config():\n  c = default_config()\n"
+    path = config_file(tmp_path, body + "  c.model.depth = '20'\n  return c\n")
+    assert "model.depth='20': expected an integer" in refusal(lambda: resolve(load(path)))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def get_config(:\n", r"c\.py:1: "),
+        ("\nimport nowhere\n", r"c\.py:2: ModuleNotFoundError: No module named 'nowhere'"),
+        ("x = 1\n", r"c\.py: has no function get_config"),
+        ("def get_config():\n  return {}\n", r"c\.py: get_config\(\) returned dict"),
+        ("def get_config():\n  x = 1\n  return x / 0\n", r"c\.py:3: ZeroDivisionError"),
+        (
+            "from resjax.config import default_config\n"
+            "def get_config():\n  default_config().model.dept = 3\n",
+            r"c\.py:3: dept: no such field; did you mean model.depth\?",
+        ),
+        (
+            "from resjax.config import default_config\n"
+            "def get_config():\n  default_config().train.steps = 'many'\n",
+            r"c\.py:3: TypeError",
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n  return ConfigDict({'model': {'dept': 3}})\n",
+            r"c\.py: dept: no such field; did you mean model.depth\?",
+        ),
+    ],
+)
+def test_a_config_file_that_does_not_work_is_refused_with_file_and_line(tmp_path, body, message):
+    path = config_file(tmp_path, body)
+    assert re.search(message, refusal(lambda: load(path)))
+
+
+def test_the_nearest_config_file_is_named_where_one_is_missing(tmp_path):
+    config_file(tmp_path, "")
+    assert "did you mean" in refusal(lambda: load(tmp_path / "d.py"))
+    assert "no such file" in refusal(lambda: load(tmp_path / "nowhere" / "d.py"))
+    assert "no such file" in refusal(lambda: load(tmp_path))
+
+
+def test_what_follows_the_colon_is_get_configs_argument(tmp_path):
+    body = "from resjax.config import default_config\ndef get_config(seed):\n"
+    path = config_file(tmp_path, body + "  c = default_config(); c.seed = int(seed); return c\n")
+    assert load(f"{path}:7").seed == 7
+
+
+def test_a_config_file_may_hold_a_dataclass(tmp_path):
+    body = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from resjax.config import default_config\n@dataclass\nclass A:\n  x: int = 3\n"
+        "def get_config():\n  c = default_config(); c.seed = A().x; return c\n"
+    )
+    assert load(config_file(tmp_path, body)).seed == 3
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_of_ours_resolves_and_tells_its_command(path):
+    resolve(load(path))
+    assert f"--config=configs/{path.name}" in path.read_text()
+
+
+def test_the_two_imagenet_recipes_differ_in_where_bottlenecks_stride():
+    paper, today = (
+        resolve(load(f"{CONFIGS / 'imagenet.py'}:{recipe}")) for recipe in ("paper", "v1.5")
+    )
+    assert paper.model.block_options == {"stride_in_1x1": True}
+    assert today.model.block_options == {}
+
+
+CONFIG = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**31 - 1),
+        "model.depth": st.integers(1, 40).map(lambda n: 6 * n + 2),
+        "model.shortcut": st.sampled_from(["none", "pad", "project"]),
+        "optimizer.learning_rate": st.floats(1e-8, 1e3),
+        "optimizer.boundaries": st.lists(
+            st.floats(0.01, 0.99), max_size=3, unique=True
+        ).map(lambda fractions: tuple(sorted(fractions))),
+        "data.flip": st.booleans(),
+    }
+)  # fmt: skip
+
+
+@given(CONFIG)
+def test_a_config_comes_back_from_its_json(overrides):
+    config = resolve(override(default_config(), overrides))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@given(CONFIG)
+def test_overrides_typed_as_strings_do_the_same(overrides):
+    typed = {field: str(value) for field, value in overrides.items()}
+    assert override(default_config(), typed) == override(default_config(), overrides)
+
+
+@given(CONFIG, CONFIG)
+def test_two_configs_have_one_digest_exactly_if_they_are_equal(one, other):
+    first, second = (resolve(override(default_config(), fields)) for fields in (one, other))
+    assert (digest(first) == digest(second)) == (first == second)
+
+
+def test_a_preset_and_its_fields_are_one_run():
+    assert digest(resolved(model__name="cifar_resnet56")) == digest(resolved(model__depth=56))
+
+
+def test_the_sweep_is_no_part_of_a_runs_identity():
+    swept = resolved(sweep__depths=(8, 20))
+    assert swept == resolved()
+    assert digest(swept) == digest(resolved())
+    assert "sweep" not in to_dict(swept)
+
+
+def test_lists_in_block_options_are_tuples_as_flax_needs_them():
+    content = to_dict(resolved())
+    content["model"]["block_options"] = {"sizes": [1, [2]]}
+    assert from_dict(content).model.block_options == {"sizes": (1, (2,))}
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved().seed = 3
