@@ -1,0 +1,1 @@
+"""Training: state, optimiser and schedules, the compiled step, the loop, what a run writes."""

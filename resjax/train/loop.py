@@ -1,0 +1,200 @@
+"""The training loop: one run, from its config to its summary.
+
+The loop only dispatches: it fetches the metrics of one dispatch when the next is under way, so the
+device never waits for the host.
+"""
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from resjax.config import Config, UserError, from_dict, to_dict
+from resjax.data.datasets import NotPreparedError
+from resjax.train import records
+from resjax.train.checkpoints import Checkpoints
+from resjax.train.progress import Listener, Progress
+from resjax.train.step import Metrics, Program, program
+
+
+def train(config: Config, workdir: Path, on_progress: Listener | None = None) -> dict[str, Any]:
+    """Trains one network, or goes on where `workdir` left off.
+
+    Args:
+      config: resolved.
+      workdir: the run folder; made where it is not there.
+      on_progress: is told whenever metrics came in.
+
+    Returns:
+      The summary, as summary.json holds it.
+
+    Raises:
+      UserError: `workdir` holds another config's run, or the dataset is not here.
+    """
+    started = time.monotonic()
+    refuse_another_run(config, workdir)
+    compiled = _program(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    records.write_json(workdir / "config.json", to_dict(config))
+    records.write_json(workdir / "provenance.json", records.provenance())
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = compiled.init(config.seed)
+    state = checkpoints.restore(state) or state
+    times, step = config.train, int(state.step)
+    history = History(config, workdir / "metrics.jsonl", step, on_progress)
+    try:
+        while step < times.steps:
+            taken = min(times.log_every, times.steps - step)
+            state, metrics = compiled.steps(state, taken)
+            step += taken
+            history.add(step, "train", metrics)
+            last = step == times.steps
+            if last or step % times.eval_every == 0:
+                history.add(step, "test", compiled.evaluate(state))
+            if last or (times.checkpoint_every and step % times.checkpoint_every == 0):
+                checkpoints.save(state, step)
+            history.fetch(before=step)
+        history.fetch()
+    finally:
+        history.close()
+        checkpoints.close()
+    summary = {
+        "steps": step,
+        **history.summary(),
+        **compiled.counts._asdict(),
+        "seconds": time.monotonic() - started,
+        "images_per_second": history.images_per_second,
+    }
+    records.write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def evaluate(workdir: Path) -> dict[str, Any]:
+    """Loss and error of a run's last checkpoint over the whole test set.
+
+    Raises:
+      UserError: there is no run in `workdir`, or it has no checkpoint yet.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is no run folder: it has no config.json")
+    config = from_dict(json.loads(path.read_text()))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    compiled = _program(config)
+    state = checkpoints.restore(compiled.init(config.seed))
+    checkpoints.close()
+    if state is None:
+        raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
+    metrics = jax.device_get(compiled.evaluate(state))
+    return {"step": int(state.step), **{f"test_{k}": float(v) for k, v in metrics.items()}}
+
+
+def refuse_another_run(config: Config, workdir: Path) -> None:
+    """A run folder belongs to one config; a UserError names what differs."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return
+    there, here = _flat(json.loads(path.read_text())), _flat(to_dict(config))
+    differing = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(differing)}); "
+            "choose another --workdir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= nested if nested is not None else {prefix + key: value}
+    return flat
+
+
+def _program(config: Config) -> Program:
+    try:
+        return program(config)
+    except NotPreparedError as error:
+        raise UserError(str(error)) from error
+
+
+class Pending(NamedTuple):
+    step: int
+    split: str
+    metrics: Metrics  # on the device, perhaps not computed yet
+
+
+class History:
+    """A run's metrics: pending on the device, then in metrics.jsonl."""
+
+    def __init__(self, config: Config, path: Path, first_step: int, listener: Listener | None):
+        self._config, self._listener = config, listener
+        self._file = records.MetricsFile(path, up_to_step=first_step)
+        self._lines = records.read_metrics(path)
+        self._pending: deque[Pending] = deque()
+        self._clock = first_step, time.monotonic()  # the rate counts from here
+        self._warm = False
+        self.images_per_second = 0.0
+
+    def add(self, step: int, split: str, metrics: Metrics) -> None:
+        self._pending.append(Pending(step, split, metrics))
+        if not self._warm:
+            # The first dispatch compiles: waited for, and left out of the rate of those after it.
+            jax.block_until_ready(metrics)
+            self._rate(step)
+            self._clock, self._warm = (step, time.monotonic()), True
+
+    def fetch(self, before: int | None = None) -> None:
+        """Writes what is pending, up to what was added at the step `before`."""
+        while self._pending and (before is None or self._pending[0].step < before):
+            pending = self._pending.popleft()
+            fetched = jax.device_get(pending.metrics)
+            line = {
+                "step": pending.step,
+                "split": pending.split,
+                **{name: float(value) for name, value in fetched.items()},
+            }
+            self._lines.append(line)
+            self._file.write(line)
+            if pending.split == "train":
+                self._rate(pending.step)
+            if self._listener:
+                self._listener(self.progress(pending.step))
+
+    def _rate(self, step: int) -> None:
+        since, start = self._clock
+        if step > since:
+            images = (step - since) * self._config.data.batch_size
+            self.images_per_second = images / (time.monotonic() - start)
+
+    def progress(self, step: int) -> Progress:
+        metrics = {
+            f"{split}_{name}": line[name]
+            for split in ("train", "test")
+            if (line := self._last(split))
+            for name in ("loss", "error")
+        }
+        return Progress(step, self._config.train.steps, metrics, self.images_per_second)
+
+    def summary(self) -> dict[str, Any]:
+        """Final and best; the best test error is told beside the final one, never instead."""
+        tests = [line for line in self._lines if line["split"] == "test"]
+        best = min(tests, key=lambda line: line["error"])
+        return {
+            **self.progress(self._config.train.steps).metrics,
+            "best_test_error": best["error"],
+            "best_test_step": best["step"],
+        }
+
+    def _last(self, split: str) -> dict[str, Any] | None:
+        return next((line for line in reversed(self._lines) if line["split"] == split), None)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,102 @@
+"""What a run writes: config.json, provenance.json, metrics.jsonl, summary.json.
+
+Every file appears whole or not at all; a metrics line is written in one piece. `summary.json` comes
+last, so its presence means that the run is finished.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all: under another name, then renamed."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: commit, versions, devices, command, start."""
+    import jax
+
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "start": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the source; None where the source is no checkout or git is not there."""
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended."""
+
+    def __init__(self, path: Path, up_to_step: int):
+        """Opens the file for more lines; those of later steps than `up_to_step` are dropped."""
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= up_to_step]
+        text = "".join(_line(line) for line in kept)
+        write_text(path, text)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(_line(line))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, in order; a half-written last one is left out."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    """JSON has no NaN and no infinity, so they become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite) + "\n"
