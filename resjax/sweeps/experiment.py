@@ -1,0 +1,108 @@
+"""An experiment file and a config make a plan: every run of the sweep, resolved and checked.
+
+Nothing starts and nothing is written before the whole plan stands, so an impossible network in a
+sweep's last run is refused at once, and not after a night.
+"""
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resjax.config import Config, UserError, digest, faults_of, override, resolve, run_file, to_dict
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: what sets it apart from the others, and all of it."""
+
+    overrides: dict[str, Any]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """A folder's name, readable and unique: `depth56-none-seed0-1a2b3c4d`."""
+        values = "-".join(_short(field, value) for field, value in self.overrides.items())
+        return f"{values[:100]}-{digest(self.config)}".lstrip("-.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an experiment, in its sweep's order."""
+
+    experiment: Path
+    runs: tuple[Run, ...]
+
+
+def plan(experiment: Path, config: ConfigDict) -> Plan:
+    """Calls the experiment's `sweep` with `config.sweep` and resolves every run that it yields.
+
+    A single value stands for a tuple of one where `sweep` has a tuple by default, so that
+    `--config.sweep.seeds=0` does what it says.
+
+    Raises:
+      UserError: there is no such experiment, it takes no such keyword, a run's config is not valid,
+        or two runs are the same.
+    """
+    sweep = getattr(run_file(experiment), "sweep", None)
+    if not callable(sweep):
+        raise UserError(f"{experiment}: has no function sweep(); it must yield a run's overrides")
+    keywords = _keywords(experiment, sweep, config.sweep.to_dict())
+    with faults_of(experiment):
+        sweeping = list(sweep(**keywords))
+    runs: dict[str, Run] = {}
+    for overrides in sweeping:
+        run = _resolved(experiment, config, overrides)
+        identity = json.dumps(to_dict(run.config), sort_keys=True)
+        if identity in runs:
+            same = f"{_described(runs[identity].overrides)} and {_described(overrides)}"
+            raise UserError(f"{experiment}: two of its runs are the same: {same}")
+        runs[identity] = run
+    if not runs:
+        raise UserError(f"{experiment}: sweep() yields no run")
+    return Plan(experiment, tuple(runs.values()))
+
+
+def _keywords(
+    experiment: Path, sweep: Callable[..., Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    taken = inspect.signature(sweep).parameters
+    keywords = {}
+    for name, value in given.items():
+        if name not in taken:
+            known = ", ".join(taken) or "no keyword"
+            raise UserError(f"sweep.{name}: the sweep of {experiment} takes {known}")
+        single = isinstance(taken[name].default, tuple) and not isinstance(value, (tuple, list))
+        keywords[name] = (value,) if single else value
+    return keywords
+
+
+def _resolved(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"{experiment}: sweep() yields {overrides!r}; expected a dict of overrides")
+    try:
+        changed = override(config, overrides)
+        as_read = {field: _value(changed, field) for field in overrides}
+        return Run(as_read, resolve(changed))
+    except UserError as error:
+        raise UserError(f"{experiment}: run {_described(overrides)}: {error}") from error
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    value = functools.reduce(lambda section, name: section[name], field.split("."), config)
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _described(overrides: Mapping[str, Any]) -> str:
+    return " ".join(f"{field}={value}" for field, value in overrides.items()) or "without overrides"
+
+
+def _short(field: str, value: Any) -> str:
+    name = value.rpartition(":")[2] if isinstance(value, str) else f"{field.split('.')[-1]}{value}"
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")

@@ -1,0 +1,188 @@
+"""The local launcher: runs a plan in this process, one run after the other.
+
+A run is what its config says, so launching again skips what is finished and resumes what is not.
+Runs that differ only in seed follow each other, because they share one compiled program. A run that
+fails is told and leaves its traceback in `error.txt`; the others go on.
+"""
+
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from resjax.config import Config, UserError, digest, to_dict
+from resjax.data import datasets
+from resjax.sweeps.experiment import Plan, Run
+from resjax.train import records
+from resjax.train.progress import Progress
+
+
+def launch(plan: Plan, workdir: Path, command: str) -> int:
+    """Runs what of `plan` is not finished in `workdir` yet, and returns how many runs failed.
+
+    Writes `sweep.json`, a copy of the experiment file, so that `workdir` explains itself, and the
+    run folders under `runs/`.
+
+    Args:
+      plan: the runs, resolved.
+      workdir: the sweep folder.
+      command: what the user typed, for the record.
+
+    Raises:
+      UserError: a dataset is not on this machine.
+    """
+    _require_data(plan)
+    _record(plan, workdir, command)
+    rows = {digest(run.config): Row(run.name) for run in plan.runs}
+    with _board(list(rows.values())) as ended:
+        for run in _seeds_together(plan):
+            row, folder = rows[digest(run.config)], workdir / "runs" / run.name
+            if summary := _summary(folder, run.config):
+                row.skip(summary)
+            else:
+                _attempt(run, folder, row)
+            ended(row)
+    return sum(row.status == "failed" for row in rows.values())
+
+
+@dataclass
+class Row:
+    """What a launch tells of one run."""
+
+    name: str
+    status: str = "waiting"
+    progress: Progress | None = None
+    error: str = ""
+    started: float | None = None
+    ended: float | None = None
+
+    def follow(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def skip(self, summary: dict[str, Any]) -> None:
+        self.status = "skipped"
+        steps, rate = summary["steps"], summary["images_per_second"]
+        self.progress = Progress(steps, steps, summary, rate)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Name, status, step, train error, test error, images/s and time, as text."""
+        status = f"{self.status}: {self.error}" if self.error else self.status
+        if self.started is None:
+            seconds = ""
+        else:
+            seconds = f"{(self.ended or time.monotonic()) - self.started:.0f} s"
+        if self.progress is None:
+            return self.name, status, "", "", "", "", seconds
+        step, steps, metrics, rate = self.progress
+        errors = (_percent(metrics.get(f"{split}_error")) for split in ("train", "test"))
+        return self.name, status, f"{step}/{steps}", *errors, f"{rate:,.0f}", seconds
+
+
+COLUMNS = ("run", "status", "step", "train error", "test error", "images/s", "time")
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _attempt(run: Run, folder: Path, row: Row) -> None:
+    """Trains one run; whatever goes wrong is the run's affair alone."""
+    from resjax.train.loop import train  # takes seconds
+
+    row.status, row.started = "running", time.monotonic()
+    report = folder / "error.txt"
+    report.unlink(missing_ok=True)
+    try:
+        train(run.config, folder, row.follow)
+        row.status = "done"
+    except Exception as error:
+        row.status = "failed"
+        row.error = " ".join(f"{type(error).__name__}: {error}".split())
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_text(report, traceback.format_exc())
+    row.ended = time.monotonic()
+
+
+def _seeds_together(plan: Plan) -> list[Run]:
+    """The plan's runs; those that differ only in seed follow the first of them."""
+    groups: dict[str, list[Run]] = {}
+    for run in plan.runs:
+        groups.setdefault(digest(dataclasses.replace(run.config, seed=0)), []).append(run)
+    return [run for group in groups.values() for run in group]
+
+
+def _require_data(plan: Plan) -> None:
+    for name in {run.config.data.name for run in plan.runs}:
+        try:
+            datasets.load(name)
+        except datasets.NotPreparedError as error:
+            raise UserError(str(error)) from error
+
+
+def _record(plan: Plan, workdir: Path, command: str) -> None:
+    (workdir / "runs").mkdir(parents=True, exist_ok=True)
+    records.write_text(workdir / "experiment.py", plan.experiment.read_text())
+    runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
+    content = {"experiment": plan.experiment.stem, "command": command, "runs": runs}
+    records.write_json(workdir / "sweep.json", content)
+
+
+def _summary(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a run that an earlier launch finished with the same config."""
+    try:
+        if json.loads((folder / "config.json").read_text()) != to_dict(config):
+            return None
+        return json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _board(rows: list[Row]) -> Iterator[Callable[[Row], None]]:
+    """Shows the runs, and gives what is to be told when one has ended.
+
+    On a terminal they are a live table, elsewhere a plain line as each ends.
+    """
+    console = Console()
+    if console.is_terminal:
+        with Live(get_renderable=lambda: _table(rows, console.height - 6), console=console):
+            yield lambda row: None
+    else:
+        yield lambda row: print(*filter(None, _labelled(row)), sep="  ", flush=True)
+
+
+def _labelled(row: Row) -> list[str]:
+    name, status, step, train, test, rate, seconds = row.cells
+    return [
+        name,
+        status,
+        step and f"step {step}",
+        train and f"train error {train}",
+        test and f"test error {test}",
+        rate and f"{rate} images/s",
+        seconds,
+    ]
+
+
+def _table(rows: list[Row], height: int) -> Table:
+    """The runs around the one that is running, as many as fit; at the end all of them."""
+    ended = [row.status in ("done", "skipped", "failed") for row in rows]
+    table = Table(title=f"{sum(ended)} of {len(rows)} runs ended", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
+    running = next((at for at, row in enumerate(rows) if row.status == "running"), 0)
+    shown = len(rows) if all(ended) else max(height, 1)
+    first = max(0, min(running - shown // 2, len(rows) - shown))
+    for row in rows[first : first + shown]:
+        table.add_row(*row.cells)
+    return table

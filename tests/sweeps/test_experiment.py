@@ -1,0 +1,112 @@
+"""A plan stands whole, or its experiment is refused in one line."""
+
+import numpy as np
+import pytest
+
+from resjax.config import UserError, default_config, override
+from resjax.sweeps.experiment import plan
+
+SWEEP = """
+from resjax.sweeps import param, product
+
+def sweep(depths=(8, 14), shortcuts=("none", "pad"), seeds=(0,)):
+    return product(
+        param("model.depth", depths), param("model.shortcut", shortcuts), param("seed", seeds)
+    )
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "ablation.py"
+    path.write_text(SWEEP)
+    return path
+
+
+def written(path, body):
+    path.write_text(body)
+    return path
+
+
+def planned(experiment, **sweep):
+    fields = {f"sweep.{name}": value for name, value in sweep.items()}
+    return plan(experiment, override(default_config(), fields))
+
+
+def refusal(experiment, **sweep):
+    with pytest.raises(UserError) as refused:
+        planned(experiment, **sweep)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_plan_has_the_sweeps_runs_in_its_order(experiment):
+    runs = planned(experiment).runs
+    assert [(run.config.model.depth, run.config.model.shortcut) for run in runs] == [
+        (8, "none"),
+        (8, "pad"),
+        (14, "none"),
+        (14, "pad"),
+    ]
+
+
+def test_the_configs_sweep_section_sets_the_sweeps_keywords(experiment):
+    runs = planned(experiment, depths="8", shortcuts="pad", seeds="3,4").runs
+    assert [run.overrides for run in runs] == [
+        {"model.depth": 8, "model.shortcut": "pad", "seed": seed} for seed in (3, 4)
+    ]
+
+
+def test_an_override_wins_over_the_base_config_and_leaves_its_other_fields(experiment):
+    base = override(default_config(), {"model.depth": 110, "model.width": 4})
+    models = [run.config.model for run in plan(experiment, base).runs]
+    assert {(model.depth, model.width) for model in models} == {(8, 4), (14, 4)}
+
+
+def test_a_runs_name_is_readable_and_unique(experiment):
+    names = [run.name for run in planned(experiment).runs]
+    assert names[0].startswith("depth8-none-seed0-")
+    assert len({name.rpartition("-")[2] for name in names}) == len(names)
+
+
+def test_a_runs_name_is_a_safe_folder_name(tmp_path):
+    body = "def sweep():\n  yield {'optimizer.boundaries': (0.1, 0.2), 'model.width': 4}\n"
+    (run,) = planned(written(tmp_path / "x.py", body)).runs
+    assert run.name.startswith("boundaries_0.1_0.2-width4-")
+
+
+def test_overrides_are_kept_as_the_config_holds_them(tmp_path):
+    body = "import numpy as np\ndef sweep(seeds=()):\n  yield {'seed': np.int64(3)}\n"
+    (run,) = planned(written(tmp_path / "x.py", body), seeds=np.int64(2)).runs
+    assert type(run.overrides["seed"]) is int
+
+
+def test_an_impossible_depth_is_refused_before_anything_runs(experiment):
+    message = refusal(experiment, depths=(8, 57))
+    assert "run model.depth=57 model.shortcut=none seed=0: model: depth 57 is not 6n + 2" in message
+
+
+def test_a_keyword_that_the_sweep_does_not_take_is_refused_with_those_that_it_does(experiment):
+    message = refusal(experiment, dephts=(8,))
+    assert "sweep.dephts" in message
+    assert "depths, shortcuts, seeds" in message
+
+
+def test_the_nearest_experiment_is_named_where_one_is_missing(experiment):
+    assert "ablation.py" in refusal(experiment.with_name("ablatoin.py"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("x = 1\n", "has no function sweep()"),
+        ("def sweep():\n  return []\n", "yields no run"),
+        ("def sweep():\n  yield 3\n", "expected a dict of overrides"),
+        ("def sweep():\n  yield {'seed': 1}\n  yield {'seed': 1}\n", "are the same: seed=1 and"),
+        ("def sweep():\n  yield {'seed': 0}\n  yield {'model.depth': 20}\n", "are the same"),
+        ("def sweep():\n  yield {}\n  raise OSError('no disk')\n", "x.py:3: OSError: no disk"),
+        ("def sweep():\n  yield {'model.dept': 8}\n", "did you mean model.depth?"),
+    ],
+)
+def test_an_experiment_that_does_not_work_is_refused(tmp_path, body, message):
+    assert message in refusal(written(tmp_path / "x.py", body))

@@ -1,0 +1,146 @@
+"""The local launcher, with a training that takes no time."""
+
+import json
+
+import pytest
+
+from resjax.config import UserError, default_config, override, to_dict
+from resjax.sweeps.experiment import plan
+from resjax.sweeps.local import launch
+from resjax.train import records
+from resjax.train.progress import Progress
+
+SWEEP = """
+from resjax.sweeps import param, product
+
+def sweep(seeds=(0, 1), depths=(8, 14)):
+    return product(param("seed", seeds), param("model.depth", depths))
+"""
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A function from overrides of the base config to a plan of two seeds and two depths."""
+    experiment = tmp_path / "depth.py"
+    experiment.write_text(SWEEP)
+    return lambda **fields: plan(
+        experiment,
+        override(default_config(), {name.replace("__", "."): v for name, v in fields.items()}),
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The (depth, seed) that were trained, in order; training itself only writes its files."""
+    runs = []
+
+    def train(config, workdir, on_progress=None):
+        runs.append((config.model.depth, config.seed))
+        if config.model.depth in train.failing:
+            raise MemoryError("no room\nat all")
+        steps = config.train.steps
+        summary = {"steps": steps, "test_error": 0.25, "images_per_second": 7.0}
+        on_progress(Progress(steps, steps, {"test_error": 0.25}, 7.0))
+        workdir.mkdir(exist_ok=True)
+        records.write_json(workdir / "config.json", to_dict(config))
+        records.write_json(workdir / "summary.json", summary)
+        return summary
+
+    train.failing = ()
+    train.runs = runs
+    monkeypatch.setattr("resjax.train.loop.train", train)
+    return train
+
+
+def folders(workdir):
+    return sorted((workdir / "runs").iterdir())
+
+
+def test_runs_that_differ_only_in_seed_follow_each_other(planned, trained, tmp_path):
+    assert launch(planned(), tmp_path / "w", "resjax sweep") == 0
+    assert trained.runs == [(8, 0), (8, 1), (14, 0), (14, 1)]
+
+
+def test_launching_again_trains_nothing_that_is_finished(planned, trained, tmp_path, capsys):
+    for _ in range(2):
+        launch(planned(), tmp_path / "w", "resjax sweep")
+    assert len(trained.runs) == 4
+    again = capsys.readouterr().out.splitlines()[4:]
+    assert all("skipped" in line and "test error 25.00 %" in line for line in again)
+
+
+def test_launching_again_trains_what_is_not_finished(planned, trained, tmp_path):
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    (folders(tmp_path / "w")[0] / "summary.json").unlink()
+    (folders(tmp_path / "w")[0] / "config.json").unlink()
+    folders(tmp_path / "w")[0].rmdir()
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    assert len(trained.runs) == 5
+
+
+def test_a_summary_of_another_config_is_not_taken_for_this_run(planned, trained, tmp_path):
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    config = folders(tmp_path / "w")[0] / "config.json"
+    config.write_text(config.read_text().replace("digits", "other"))
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    assert len(trained.runs) == 5
+
+
+def test_a_sweep_with_another_base_config_has_folders_of_its_own(planned, trained, tmp_path):
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    launch(planned(model__width=8), tmp_path / "w", "resjax sweep")
+    assert len(folders(tmp_path / "w")) == len(trained.runs) == 8
+
+
+def test_a_run_that_fails_is_told_and_stops_no_other(planned, trained, tmp_path, capsys):
+    trained.failing = (8,)
+    assert launch(planned(), tmp_path / "w", "resjax sweep") == 2
+    assert len(trained.runs) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("failed: MemoryError: no room at all" in line for line in lines) == 2
+    assert sum("done" in line for line in lines) == 2
+    reports = list(tmp_path.glob("w/runs/*depth8*/error.txt"))
+    assert ["Traceback" in path.read_text() for path in reports] == [True, True]
+
+
+def test_a_traceback_goes_when_its_run_is_tried_again(planned, trained, tmp_path):
+    trained.failing = (8, 14)
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    assert list(tmp_path.glob("w/runs/*/error.txt"))
+    trained.failing = ()
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    assert not list(tmp_path.glob("w/runs/*/error.txt"))
+
+
+def test_an_interrupt_stops_the_sweep(planned, trained, tmp_path, monkeypatch):
+    def interrupted(config, workdir, on_progress=None):
+        trained.runs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resjax.train.loop.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(planned(), tmp_path / "w", "resjax sweep")
+    assert len(trained.runs) == 1
+
+
+def test_the_sweep_folder_says_what_it_holds(planned, trained, tmp_path):
+    launch(planned(), tmp_path / "w", "resjax sweep depth.py")
+    sweep = json.loads((tmp_path / "w" / "sweep.json").read_text())
+    assert (sweep["experiment"], sweep["command"]) == ("depth", "resjax sweep depth.py")
+    assert sweep["runs"][1]["overrides"] == {"seed": 0, "model.depth": 14}
+    assert all((tmp_path / "w" / run["folder"]).is_dir() for run in sweep["runs"])
+    assert (tmp_path / "w" / "experiment.py").read_text() == SWEEP
+
+
+def test_a_sweep_can_be_launched_from_its_own_copy_of_the_experiment(planned, trained, tmp_path):
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    launch(plan(tmp_path / "w" / "experiment.py", default_config()), tmp_path / "w", "")
+    assert (tmp_path / "w" / "experiment.py").read_text() == SWEEP
+    assert len(trained.runs) == 4
+
+
+def test_a_dataset_that_is_not_here_is_refused_and_nothing_is_written(planned, trained, tmp_path):
+    with pytest.raises(UserError, match="not prepared"):
+        launch(planned(data__name="imagenet2012"), tmp_path / "w", "resjax sweep")
+    assert not (tmp_path / "w").exists()
+    assert not trained.runs
