@@ -1,0 +1,174 @@
+"""Figures are legible, honest about spread, and the same whenever they are drawn."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from resjax.analysis import figures as draw
+from resjax.analysis.runs import load_curves, load_runs
+
+Maker = Callable[..., Path]
+
+places = st.lists(st.floats(0, 1, allow_subnormal=False), max_size=12)
+
+
+@given(places, st.floats(0.001, 0.3))
+def test_labels_never_overlap_and_stay_inside(values: list[float], gap: float) -> None:
+    moved = np.sort(draw.spread_apart(values, gap, 0, 1))
+    room = min(gap, 1 / max(len(values) - 1, 1))
+    assert (np.diff(moved) >= room - 1e-9).all()
+    assert ((moved >= -1e-9) & (moved <= 1 + 1e-9)).all()
+
+
+@given(places, st.floats(0.001, 0.3))
+def test_labels_keep_the_order_of_their_lines(values: list[float], gap: float) -> None:
+    moved = draw.spread_apart(values, gap, 0, 1)
+    for above, below in pairwise(np.argsort(values, kind="stable")):
+        assert moved[above] <= moved[below] + 1e-9
+
+
+@given(places, st.floats(0.001, 0.3))
+def test_labels_that_do_not_overlap_are_not_moved(values: list[float], gap: float) -> None:
+    moved = draw.spread_apart(values, gap, 0, 1)
+    again = draw.spread_apart(moved, gap, 0, 1)
+    np.testing.assert_allclose(again, moved, atol=1e-9)
+
+
+def test_two_equal_labels_part_evenly() -> None:
+    np.testing.assert_allclose(draw.spread_apart([0.5, 0.5], 0.2, 0, 1), [0.4, 0.6])
+
+
+def test_deeper_is_darker() -> None:
+    palette = draw.colors([110, 20, 56])
+    light = [sum(to_rgb(palette[depth])) for depth in (20, 56, 110)]
+    assert light == sorted(light, reverse=True)
+    assert len(set(light)) == 3
+
+
+def test_more_names_than_colours_still_differ() -> None:
+    names = [f"block {index}" for index in range(12)]
+    assert len(set(draw.colors(names).values())) == 12
+
+
+def curve(folder: str, errors: list[float], loss: float = 1.0) -> pd.DataFrame:
+    steps = np.arange(1, len(errors) + 1) * 10
+    return pd.DataFrame({"folder": folder, "step": steps, "loss": loss, "error": errors})
+
+
+def test_an_average_is_of_the_seeds_step_by_step() -> None:
+    mean = draw.average(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]))
+    np.testing.assert_array_equal(mean.step, [10, 20])
+    np.testing.assert_allclose(mean.mean, [0.5, 0.3])
+    np.testing.assert_allclose(mean.spread, np.sqrt([0.02, 0.02]))
+
+
+def test_a_run_that_stopped_early_does_not_bend_the_average() -> None:
+    mean = draw.average(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]))
+    np.testing.assert_allclose(mean.mean, [0.4, 0.2])
+    assert [run["error"].tolist() for run in mean.stopped] == [[0.9]]
+
+
+def test_a_diverged_run_is_drawn_up_to_its_last_finite_value() -> None:
+    lost = curve("b", [0.5, 0.9, 0.9])
+    lost.loc[1:, "loss"] = np.nan
+    mean = draw.average(pd.concat([curve("a", [0.4, 0.2, 0.1]), lost]))
+    np.testing.assert_allclose(mean.mean, [0.4, 0.2, 0.1])
+    assert [run["error"].tolist() for run in mean.diverged] == [[0.5]]
+
+
+def test_nothing_measured_is_an_empty_average() -> None:
+    mean = draw.average(curve("a", []))
+    assert not len(mean.step)
+    assert not mean.stopped
+    assert not mean.diverged
+
+
+def drawn(root: Path) -> Figure:
+    runs = load_runs(root)
+    columns = runs[["folder", "model.shortcut", "model.depth"]]
+    curves = load_curves(runs).merge(columns, on="folder")
+    with draw.style():
+        return draw.error_curves(curves, panel="model.shortcut", series="model.depth")
+
+
+def test_every_network_has_a_panel_and_every_depth_a_name_at_its_line(make_sweep: Maker) -> None:
+    figure = drawn(make_sweep())
+    assert [axes.get_title("left") for axes in figure.axes] == ["none", "pad"]
+    for axes in figure.axes:
+        assert sorted(text.get_text() for text in axes.texts) == ["20", "56", "8"]
+
+
+def test_names_do_not_overlap_on_paper(make_sweep: Maker) -> None:
+    figure = drawn(make_sweep(depths=(20, 32, 44, 56, 110)))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        # Of the type alone: an annotation's own extent has its leader line in it.
+        boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda b: b.y0)
+        assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_seeds_have_a_band_and_a_single_seed_has_none(make_sweep: Maker, tmp_path: Path) -> None:
+    assert all(axes.collections for axes in drawn(make_sweep(points=5)).axes)
+    (tmp_path / "sweep").rename(tmp_path / "done")
+    assert not any(axes.collections for axes in drawn(make_sweep(seeds=(0,))).axes)
+
+
+def test_panels_share_their_scale(make_sweep: Maker) -> None:
+    left, right = drawn(make_sweep()).axes
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_the_key_explains_failures_only_where_there_are_any(
+    make_sweep: Maker, tmp_path: Path
+) -> None:
+    def explained(figure: Figure) -> list[str]:
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert explained(drawn(make_sweep(points=5))) == ["test", "training"]
+    (tmp_path / "sweep").rename(tmp_path / "done")
+    failures = {"depth8_pad_seed0": {"stop": 0.5}, "depth8_pad_seed1": {"diverge": 0.5}}
+    assert explained(drawn(make_sweep(**failures)))[2:] == ["unfinished run", "diverged run"]
+
+
+@pytest.mark.parametrize(
+    ("finals", "top"), [([0.06, 0.13], 0.2), ([0.9], 1.0), ([], 1.0), ([0.0], 0.01)]
+)
+def test_limits_show_how_curves_end(finals: list[float], top: float) -> None:
+    low, high = draw.error_limits(finals)
+    assert high == top
+    assert -0.02 * top < low < 0
+
+
+def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(
+    make_sweep: Maker, tmp_path: Path
+) -> None:
+    root = make_sweep(points=5)
+    first = [path.read_bytes() for path in draw.save(drawn(root), tmp_path / "a" / "error")]
+    second = [path.read_bytes() for path in draw.save(drawn(root), tmp_path / "b" / "error")]
+    assert first == second
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "error.pdf",
+        "error.png",
+        "error.svg",
+    ]
+    # In `FORMATS`' order the second is the PDF; a date may be the same in both by chance.
+    assert b"/CreationDate" not in first[1]
+    assert b"/Type3" not in first[1]
+
+
+def test_the_style_ends_with_its_context() -> None:
+    before = dict(matplotlib.rcParams)
+    with draw.style():
+        assert matplotlib.rcParams["pdf.fonttype"] == 42
+    assert dict(matplotlib.rcParams) == before

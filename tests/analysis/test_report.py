@@ -1,0 +1,239 @@
+"""The report is one page that needs nothing else, and says what its run folders say."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resjax.analysis.report import POINTS, write_report
+
+Maker = Callable[..., Path]
+
+EXPERIMENT = '''"""Does depth <help>?
+
+It does & it does not.
+
+See figure 6.
+"""
+
+from matplotlib.figure import Figure
+
+
+def figures(runs, curves):
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot(runs["model.depth"], runs["test_error"])
+    return {"by_depth": figure}
+'''
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its text by section, its tables, resources and data."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.resources: list[str] = []
+        self.ids: list[str] = []
+        self.text: dict[str, str] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.data: Any = None
+        self._section, self._tag, self._cell = "header", "", False
+        self._kind: str | None = None
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        for name in ("src", "href", "xlink:href", "data"):
+            if (value := named.get(name)) is not None:
+                self.resources.append(value)
+        if (value := named.get("id")) is not None:
+            self.ids.append(value)
+        if tag == "section":
+            self._section = named["id"] or ""
+        if tag == "tr":
+            self.tables.setdefault(self._section, []).append([])
+        if tag in ("th", "td"):
+            self.tables[self._section][-1].append("")
+            self._cell = True
+        self._tag, self._kind = tag, named.get("type")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("th", "td"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._tag == "script" and self._kind == "application/json" and data.strip():
+            self.data = json.loads(data)
+        if self._cell:
+            self.tables[self._section][-1][-1] += data
+        self.text[self._section] = self.text.get(self._section, "") + data
+
+
+def test_without_an_experiment_every_setting_is_drawn(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    page = write_report(root)
+    assert page == root / "report.html"
+    assert sorted(file.name for file in (root / "figures").iterdir()) == [
+        "curves.pdf",
+        "curves.png",
+        "curves.svg",
+    ]
+
+
+def test_an_experiment_gives_title_claim_and_figures(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    (root / "experiment.py").write_text(EXPERIMENT)
+    page = Page(write_report(root))
+    assert "Does depth <help>?" in page.text["header"]
+    assert "It does & it does not." in page.text["header"]
+    assert (root / "figures" / "by_depth.pdf").exists()
+    assert not (root / "__pycache__").exists()
+
+
+def test_another_experiment_can_be_named(make_sweep: Maker, tmp_path: Path) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text(EXPERIMENT)
+    root = make_sweep(points=5)
+    write_report(root, source)
+    assert (root / "figures" / "by_depth.svg").exists()
+
+
+def test_a_missing_experiment_file_is_named(make_sweep: Maker, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.py: no such experiment file"):
+        write_report(make_sweep(points=5), tmp_path / "none.py")
+
+
+def test_the_page_needs_no_network(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    path = write_report(root)
+    for resource in Page(path).resources:
+        assert resource.startswith("#") or (root / resource).exists(), resource
+    # Name spaces of SVG are names, and are fetched by nobody.
+    addresses = re.findall(
+        r"""(?<!xmlns=")(?<!xlink=")(?<!createElementNS\(")https?://""", path.read_text()
+    )
+    assert not addresses
+    assert "@import" not in path.read_text()
+
+
+def test_ids_are_unique_and_references_lead_somewhere(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    (root / "experiment.py").write_text(
+        EXPERIMENT.replace('"by_depth": figure', '"a": figure, "b": figure')
+    )
+    page = Page(write_report(root))
+    assert len(page.ids) == len(set(page.ids))
+    assert {name[1:] for name in page.resources if name.startswith("#")} <= set(page.ids)
+
+
+def test_what_files_say_is_text_and_never_markup(make_sweep: Maker) -> None:
+    hostile = "</script><img src=x onerror=alert(1)>"
+    root = make_sweep(shortcuts=("pad", hostile), depths=(8,), points=5)
+    path = write_report(root)
+    page = Page(path)
+    assert "<img" not in path.read_text()
+    assert hostile in [row[0] for row in page.tables["summary"]]
+    assert any(hostile in group["name"] for group in page.data["groups"])
+
+
+def test_the_summary_has_mean_and_deviation_over_seeds(make_sweep: Maker) -> None:
+    heads, *rows = Page(write_report(make_sweep(points=5))).tables["summary"]
+    assert heads == [
+        "model.depth",
+        "model.shortcut",
+        "parameters",
+        "seeds",
+        "training error",
+        "test error",
+    ]
+    assert len(rows) == 6
+    assert all(row[3] == "3" for row in rows)
+    assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cell) for row in rows for cell in row[4:])
+
+
+def test_a_single_seed_claims_no_deviation(make_sweep: Maker) -> None:
+    _, *rows = Page(write_report(make_sweep(seeds=(0,), points=5))).tables["summary"]
+    assert not any("±" in cell for row in rows for cell in row)
+
+
+def test_failures_are_shown(make_sweep: Maker) -> None:
+    failures = {"depth8_pad_seed0": {"stop": 0.5}, "depth8_pad_seed1": {"diverge": 0.5}}
+    page = Page(write_report(make_sweep(points=5, **failures)))
+    assert "17 of 18 runs finished, 1 of them diverged" in page.text["header"]
+    states = [row[4] for row in page.tables["runs"][1:]]
+    assert states.count("unfinished") == 1
+    assert states.count("diverged") == 1
+
+
+def test_runs_that_have_not_started_count_as_planned(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(8,), points=5)
+    plan = json.loads((root / "sweep.json").read_text())
+    plan["runs"].append({"folder": "runs/later", "overrides": {}})
+    (root / "sweep.json").write_text(json.dumps(plan))
+    assert "6 of 7 runs finished" in Page(write_report(root)).text["header"]
+
+
+def test_every_run_is_in_the_table_the_data_and_the_csv(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    page = Page(write_report(root))
+    with (root / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    folders = [row[0] for row in page.tables["runs"][1:]]
+    assert [row["folder"] for row in rows] == folders
+    assert [f"runs/{run['name']}" for run in page.data["runs"]] == folders
+    assert all((root / folder).is_dir() for folder in folders)
+
+
+def test_the_data_has_per_cent_at_their_steps_and_null_for_no_number(make_run: Maker) -> None:
+    root = make_run("run", {"points": 4})
+    (root / "metrics.jsonl").write_text(
+        '{"step": 10, "split": "test", "loss": 1, "error": 0.25}\n'
+        '{"step": 20, "split": "test", "loss": null, "error": null}\n'
+    )
+    data = Page(write_report(root)).data
+    [run] = data["runs"]
+    assert run["test"]["error"] == [25.0, None]
+    assert data["steps"][run["test"]["steps"]] == [10, 20]
+    assert run["train"]["error"] == []
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(make_run: Maker) -> None:
+    data = Page(write_report(make_run("run", {"points": 1000}, steps=1000))).data
+    steps = data["steps"][data["runs"][0]["train"]["steps"]]
+    assert len(steps) == POINTS
+    assert (steps[0], steps[-1]) == (1, 1000)
+
+
+def test_the_shared_config_is_told_once_without_what_differs(make_sweep: Maker) -> None:
+    page = Page(write_report(make_sweep(points=5)))
+    config = dict(page.tables["config"])
+    assert config["optimizer.learning_rate"] == "0.1"
+    assert "model.depth" not in config
+
+
+def test_provenance_tells_commit_versions_devices_and_command(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    file = root / "runs" / "depth8-pad-seed0" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dirty": True}))
+    facts = dict(Page(write_report(root)).tables["provenance"])
+    commit = "1f2e3d4c5b6a79880123456789abcdef01234567"
+    assert facts["commit"] == f"{commit}; {commit}, with uncommitted changes"
+    assert facts["jax"] == "0.10.2"
+    assert facts["devices"] == "TFRT_CPU_0"
+    assert facts["command"].startswith("resjax sweep")
+
+
+def test_fifty_runs_fit_in_half_a_megabyte(make_sweep: Maker) -> None:
+    path = write_report(
+        make_sweep(depths=(20, 32, 44, 56, 110), seeds=(0, 1, 2, 3, 4), points=160, steps=64_000)
+    )
+    assert path.stat().st_size < 512 * 1024
+
+
+def test_a_report_can_be_written_before_anything_is_measured(make_run: Maker) -> None:
+    root = make_run("run", {"stop": 0.0})
+    assert "0 of 1 runs finished" in Page(write_report(root)).text["header"]

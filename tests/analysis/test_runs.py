@@ -1,0 +1,220 @@
+"""Tables of runs say what the files say, no more and no less."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resjax.analysis.runs import describe, load_curves, load_runs, status, summarize, varying
+
+Maker = Callable[..., Path]
+
+
+def test_a_sweep_gives_one_row_a_run_in_its_own_order(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(56, 8), seeds=(1, 0))
+    runs = load_runs(root)
+    named = [run["folder"] for run in json.loads((root / "sweep.json").read_text())["runs"]]
+    assert [str(Path(folder).relative_to(root)) for folder in runs["folder"]] == named
+    assert runs["finished"].all()
+    assert set(runs["model.depth"]) == {56, 8}
+
+
+def test_a_sweep_leaves_out_runs_of_earlier_launches(make_sweep: Maker, make_run: Maker) -> None:
+    root = make_sweep(depths=(8,))
+    make_run("sweep/runs/earlier", depth=20)
+    assert 20 not in set(load_runs(root)["model.depth"])
+
+
+def test_a_planned_run_that_has_not_started_has_no_row(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(8,), shortcuts=("pad",))
+    plan = json.loads((root / "sweep.json").read_text())
+    plan["runs"].append({"folder": "runs/later", "overrides": {}})
+    (root / "sweep.json").write_text(json.dumps(plan))
+    assert len(load_runs(root)) == 3
+
+
+def test_a_run_folder_alone_is_a_table_of_one(make_run: Maker) -> None:
+    [folder] = load_runs(make_run("run", depth=20))["folder"]
+    assert Path(folder).name == "run"
+
+
+def test_folders_without_a_plan_come_in_natural_order(make_run: Maker, tmp_path: Path) -> None:
+    for depth in (110, 20, 8):
+        make_run(f"depth{depth}", depth=depth)
+    assert load_runs(tmp_path)["model.depth"].tolist() == [8, 20, 110]
+
+
+def test_nested_config_and_provenance_become_columns(make_run: Maker) -> None:
+    run = load_runs(make_run("run", depth=20, seed=3)).iloc[0]
+    assert run["seed"] == 3
+    assert run["model.shortcut"] == "pad"
+    assert run["optimizer.boundaries"] == (0.5, 0.75)
+    assert run["commit"].startswith("1f2e3d4c")
+    assert run["start"] == "2026-01-05T10:00:03+00:00"
+
+
+def test_an_unfinished_run_has_no_results_but_a_row(make_run: Maker) -> None:
+    run = load_runs(make_run("run", {"stop": 0.5})).iloc[0]
+    assert not run["finished"]
+    assert math.isnan(run["test_error"])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        load_runs(tmp_path / "nowhere")
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no runs here"):
+        load_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "provenance.json"])
+@pytest.mark.parametrize("content", ['{"seed": ', "[]", "\xff"])
+def test_a_damaged_file_is_named(make_run: Maker, name: str, content: str) -> None:
+    folder = make_run("run")
+    (folder / name).write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{name}: damaged"):
+        load_runs(folder)
+
+
+def test_a_damaged_plan_is_named(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(8,))
+    (root / "sweep.json").write_text('{"runs": [{}]}')
+    with pytest.raises(ValueError, match=r"sweep\.json: damaged"):
+        load_runs(root)
+
+
+def test_curves_hold_every_measurement(make_run: Maker) -> None:
+    curves = load_curves(make_run("run", {"points": 10}))
+    assert curves.groupby("split").size().to_dict() == {"test": 10, "train": 10}
+    assert curves["step"].max() == 400
+    assert curves.loc[curves["split"] == "train", "learning_rate"].notna().all()
+    assert curves.loc[curves["split"] == "test", "learning_rate"].isna().all()
+
+
+def test_curves_of_a_table_are_those_of_its_runs_alone(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep(points=5)).head(2)
+    assert set(load_curves(runs)["folder"]) == set(runs["folder"])
+
+
+def test_a_last_line_cut_short_is_left_out(make_run: Maker) -> None:
+    folder = make_run("run", {"points": 10})
+    metrics = folder / "metrics.jsonl"
+    whole = load_curves(folder)
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 500, "split": "tr')
+    pd.testing.assert_frame_equal(load_curves(folder), whole)
+
+
+def test_a_last_line_that_lacks_only_its_newline_counts(make_run: Maker) -> None:
+    folder = make_run("run", {"points": 10})
+    metrics = folder / "metrics.jsonl"
+    whole = load_curves(folder)
+    metrics.write_bytes(metrics.read_bytes().removesuffix(b"\n"))
+    pd.testing.assert_frame_equal(load_curves(folder), whole)
+
+
+@pytest.mark.parametrize("damage", ['{"step": 4', "[1]", '{"split": "test"}', "", "\xff"])
+def test_damage_before_the_last_line_is_named_by_its_number(make_run: Maker, damage: str) -> None:
+    folder = make_run("run", {"points": 10})
+    lines = (folder / "metrics.jsonl").read_text().split("\n")
+    lines[6] = damage
+    (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 7: damaged"):
+        load_curves(folder)
+
+
+def test_a_loss_that_is_no_number_is_not_a_number(make_run: Maker) -> None:
+    curves = load_curves(make_run("run", {"diverge": 0.5}))
+    assert np.isnan(curves.loc[curves["step"] > 200, "loss"]).all()
+    assert curves.loc[curves["step"] <= 200, "loss"].notna().all()
+
+
+def test_the_later_measurement_of_a_step_counts(make_run: Maker) -> None:
+    folder = make_run("run", {"points": 10})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 400, "split": "test", "loss": 1.0, "error": 0.123}\n')
+    curves = load_curves(folder)
+    last = curves[(curves["step"] == 400) & (curves["split"] == "test")]
+    assert last["error"].tolist() == [0.123]
+
+
+def test_a_run_without_measurements_has_no_curve(make_run: Maker) -> None:
+    folder = make_run("run")
+    (folder / "metrics.jsonl").unlink()
+    assert load_curves(folder).empty
+
+
+def test_what_else_a_run_logs_is_kept(make_run: Maker) -> None:
+    folder = make_run("run", {"points": 2})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 401, "split": "test", "loss": 1, "error": 0.1, "top5_error": 0.01}\n')
+    assert load_curves(folder)["top5_error"].max() == 0.01
+
+
+def test_only_the_seed_may_differ_within_a_group(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    assert varying(runs) == ["model.depth", "model.shortcut"]
+    results = summarize(runs)
+    assert len(results) == 6
+    assert (results["seeds"] == 3).all()
+
+
+def test_means_and_sample_deviations_are_those_of_the_seeds(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    result = summarize(runs).iloc[0]
+    errors = runs.loc[
+        (runs["model.depth"] == result["model.depth"])
+        & (runs["model.shortcut"] == result["model.shortcut"]),
+        "test_error",
+    ].to_numpy()
+    assert result["test_error_mean"] == pytest.approx(errors.mean())
+    assert result["test_error_std"] == pytest.approx(
+        math.sqrt(((errors - errors.mean()) ** 2).sum() / (len(errors) - 1))
+    )
+
+
+def test_a_single_seed_has_no_deviation(make_run: Maker) -> None:
+    result = summarize(load_runs(make_run("run"))).iloc[0]
+    assert result["seeds"] == 1
+    assert math.isnan(result["test_error_std"])
+
+
+def test_failures_are_counted_and_not_averaged(make_sweep: Maker) -> None:
+    runs = load_runs(
+        make_sweep(
+            depths=(8,),
+            shortcuts=("pad",),
+            depth8_pad_seed0={"stop": 0.5},
+            depth8_pad_seed1={"diverge": 0.5},
+        )
+    )
+    assert status(runs).tolist() == ["unfinished", "diverged", "finished"]
+    result = summarize(runs).iloc[0]
+    assert (result["seeds"], result["unfinished"], result["diverged"]) == (1, 1, 1)
+    assert result["test_error_mean"] == runs["test_error"].iloc[2]
+
+
+def test_an_option_that_only_some_runs_have_tells_them_apart(
+    make_run: Maker, tmp_path: Path
+) -> None:
+    make_run("a")
+    folder = make_run("b")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["block_options"] = {"groups": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    runs = load_runs(tmp_path)
+    assert len(summarize(runs)) == 2
+    assert describe(runs, varying(runs)).tolist() == ["all runs", "groups 4.0"]
+
+
+def test_descriptions_name_what_differs(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep(seeds=(0,)))
+    assert describe(runs, varying(runs)).tolist()[:2] == [
+        "depth 8, shortcut none",
+        "depth 8, shortcut pad",
+    ]
