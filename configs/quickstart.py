@@ -1,0 +1,24 @@
+"""A narrow network on 1,797 digits of 8 x 8 pixels: a question answered on a laptop's CPU.
+
+    resjax train --config=configs/quickstart.py --workdir=/tmp/quickstart
+    resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=/tmp/sweep
+
+The data come with the installation, so no network is needed.
+"""
+
+from ml_collections import ConfigDict
+
+from resjax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model.width = 8
+    config.data.name = "digits"
+    config.data.batch_size = 64
+    config.train.steps = 300
+    config.train.log_every = 25
+    config.train.eval_every = 25
+    config.train.checkpoint_every = 0
+    config.sweep = {"depths": (8, 20, 56), "seeds": (0, 1, 2)}
+    return config

@@ -1,0 +1,262 @@
+"""The `resjax` command: reads what was typed, calls the room that does it, prints what came of it.
+
+Rooms are imported by the command that needs them, so that help, tables and a refused mistake answer
+at once. A mistake of the user's is one line and exit code 2; a fault of ours keeps its traceback.
+"""
+
+import argparse
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from resjax import __version__
+from resjax.config import UserError, load, override, resolve
+from resjax.models.presets import PRESETS, architecture, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    try:
+        rest, overrides = _split_overrides(typed)
+        arguments, unknown = _parser().parse_known_args(rest)
+        if unknown:
+            options = [f"--{name}" for name in vars(arguments)]
+            option = unknown[0].partition("=")[0]
+            raise UserError(f"unknown option or argument {option}{nearest(option, options)}")
+        if overrides and "config" not in arguments:
+            raise UserError(
+                f"`resjax {arguments.command}` takes no --config.{next(iter(overrides))}"
+            )
+        arguments.overrides = overrides
+        arguments.typed = shlex.join(["resjax", *typed])
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"resjax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("resjax: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `| head` has read enough; at exit Python would flush into the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = resolve(override(load(arguments.config), arguments.overrides))
+    _require_writable(arguments.workdir)
+    from resjax.train.loop import train
+    from resjax.train.progress import console
+
+    with console() as listener:
+        summary = train(config, arguments.workdir, listener)
+    _print_values(summary)
+    print(f"run folder: {arguments.workdir}")
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from resjax.sweeps.experiment import plan
+
+    planned = plan(arguments.experiment, override(load(arguments.config), arguments.overrides))
+    _require_writable(arguments.workdir)
+    from resjax.sweeps.local import launch
+
+    failed = launch(planned, arguments.workdir, arguments.typed)
+    if failed < len(planned.runs):
+        _write_report(arguments.workdir, experiment=None)
+    if failed:
+        where = arguments.workdir / "runs" / "*" / "error.txt"
+        print(f"resjax: {failed} of {len(planned.runs)} runs failed; see {where}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    if arguments.experiment is not None and not arguments.experiment.is_file():
+        raise UserError(f"--experiment={arguments.experiment}: no such file")
+    _write_report(arguments.folder, arguments.experiment)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from resjax.train.loop import evaluate
+
+    _print_values(evaluate(arguments.workdir))
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    if arguments.name is None:
+        header = ("name", "depth", "parameters", "MACs", "pixels", "source")
+        rows = [
+            (
+                name,
+                str(preset.fields["depth"]),
+                f"{preset.parameters:,}",
+                f"{preset.macs / 1e6:,.1f} M",
+                str(preset.image_size),
+                preset.source,
+            )
+            for name, preset in PRESETS.items()
+        ]
+        _print_table(header, rows)
+        return 0
+    try:
+        architecture(arguments.name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    from resjax.models.count import layers
+    from resjax.models.resnet import build
+
+    pixels = PRESETS[arguments.name].image_size
+    lines = [
+        (
+            layer.path,
+            layer.kind,
+            " x ".join(map(str, layer.output)),
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+        )
+        for layer in layers(build(arguments.name), (pixels, pixels, 3))
+    ]
+    _print_table(("layer", "kind", "output", "parameters", "MACs"), lines)
+    return 0
+
+
+def _write_report(folder: Path, experiment: Path | None) -> None:
+    from resjax.analysis.report import write_report
+    from resjax.analysis.runs import load_curves, load_runs, summarize
+
+    # Read before anything is drawn: what is missing or damaged is no fault of ours, as what the
+    # drawing raises would be.
+    try:
+        runs = load_runs(folder)
+        load_curves(runs)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    report = write_report(folder, experiment)
+    _print_summary(summarize(runs))
+    for path in sorted((report.parent / "figures").glob("*.png")):
+        print(f"figure: {path}, .pdf, .svg")
+    print(f"report: {report}")
+
+
+def _print_summary(summary: "pd.DataFrame") -> None:
+    """Prints means and sample standard deviations over seeds."""
+    groups = [name for name in summary if "." in str(name)]
+    header = [str(name).rpartition(".")[2] for name in groups]
+    rows = [
+        (
+            *(str(row[name]) for name in groups),
+            str(row["seeds"]),
+            *(_mean(row, name) for name in ("train_error", "test_error")),
+        )
+        for row in summary.to_dict("records")
+    ]
+    _print_table((*header, "seeds", "train error", "test error"), rows)
+
+
+def _mean(row: dict[Hashable, Any], name: str) -> str:
+    mean, deviation = 100 * row[f"{name}_mean"], 100 * row[f"{name}_std"]
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.2f} %" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f} %"
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        print(f"{name:20}{value:.4g}" if isinstance(value, float) else f"{name:20}{value:,}")
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints columns as wide as they must be; the first to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *cells)).rstrip())
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written while nothing has been computed yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+
+
+def _split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.field=value` and `--config.field value` out of the command line."""
+    rest, overrides = [], {}
+    words = iter(typed)
+    for word in words:
+        field, equals, value = word.partition("=")
+        if not field.startswith("--config."):
+            rest.append(word)
+            continue
+        given = value if equals else next(words, None)
+        if given is None or (not equals and given.startswith("--")):
+            raise UserError(f"{field} needs a value: {field}=VALUE")
+        overrides[field.removeprefix("--config.")] = given
+    return rest, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"`{self.prog}`: {message}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="resjax", description="Residual-network experiments in JAX and Flax.")
+    parser.add_argument("--version", action="version", version=f"resjax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
+        )
+        made.set_defaults(run=run)
+        return made
+
+    fields = "Every field of the config has an option: --config.model.depth=56."
+    train = command("train", _train, "Train one network, or resume it.", fields)
+    _add_config(train)
+    _add_workdir(train, "the run folder")
+
+    sweep = command("sweep", _sweep, "Run an experiment's sweep, then its report.", fields)
+    sweep.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="experiments/X.py")
+    _add_config(sweep)
+    _add_workdir(sweep, "the sweep folder")
+    sweep.add_argument("--launcher", choices=("local",), default="local", help="where runs go")
+
+    report = command("report", _report, "Figures, tables and report.html from run folders.")
+    report.add_argument("folder", type=Path, metavar="DIR", help="a sweep or run folder")
+    report.add_argument("--experiment", type=Path, metavar="FILE", help="whose figures to draw")
+
+    evaluate = command("evaluate", _evaluate, "Evaluate a run's last checkpoint.")
+    _add_workdir(evaluate, "the run folder")
+
+    models = command("models", _models, "Architectures; of one, its layers.")
+    models.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, metavar="FILE", help="configs/X.py")
+
+
+def _add_workdir(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--workdir", type=Path, required=True, metavar="DIR", help=what)

@@ -1,0 +1,155 @@
+"""The degradation experiment asks its question of the right runs and draws the answer."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+EXPERIMENT = runpy.run_path(
+    str(Path(__file__).parents[2] / "experiments" / "degradation.py"), run_name="experiment"
+)
+sweep: Callable[..., Any] = EXPERIMENT["sweep"]
+figures: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]] = EXPERIMENT["figures"]
+
+
+def tables(
+    depths: tuple[int, ...] = (8, 20, 56),
+    shortcuts: tuple[str, ...] = ("none", "pad"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    data: str = "digits",
+    points: int = 12,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs and curves of finished runs, plain ones the worse the deeper."""
+    runs, curves = [], []
+    for depth in depths:
+        for shortcut in shortcuts:
+            for seed in seeds:
+                sign = 1 if shortcut == "none" else -1
+                final = 0.1 + 0.0005 * sign * depth + 0.002 * seed
+                folder = f"depth{depth}-{shortcut}-seed{seed}"
+                runs.append(
+                    {
+                        "folder": folder,
+                        "seed": seed,
+                        "model.depth": depth,
+                        "model.shortcut": shortcut,
+                        "model.block": "basic",
+                        "data.name": data,
+                        "train_error": 0.7 * final,
+                        "test_error": final,
+                        "train_loss": final,
+                        "test_loss": final,
+                        "parameters": 1000.0 * depth,
+                        "finished": True,
+                    }
+                )
+                step = np.arange(1, points + 1) * 10
+                error = final + 0.8 * np.exp(-step / 30)
+                curves += [
+                    pd.DataFrame(
+                        {
+                            "folder": folder,
+                            "step": step,
+                            "split": split,
+                            "loss": error,
+                            "error": factor * error,
+                        }
+                    )
+                    for split, factor in (("train", 0.7), ("test", 1.0))
+                ]
+    return pd.DataFrame(runs), pd.concat(curves, ignore_index=True)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title("left") for axes in figure.axes]
+
+
+def sources(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()][2:]
+
+
+def test_every_depth_is_trained_with_and_without_shortcuts() -> None:
+    runs = list(sweep())
+    assert len(runs) == 5 * 2 * 5
+    assert {run["model.shortcut"] for run in runs if run["model.depth"] == 110} == {"none", "pad"}
+    assert len({tuple(run.items()) for run in runs}) == len(runs)
+
+
+def test_a_config_may_ask_for_less() -> None:
+    assert list(sweep(depths=(8,), shortcuts=("pad",), seeds=(3,))) == [
+        {"model.depth": 8, "model.shortcut": "pad", "seed": 3}
+    ]
+
+
+def test_plain_and_residual_networks_stand_side_by_side() -> None:
+    drawn = figures(*tables())
+    assert list(drawn) == ["degradation", "final_error"]
+    assert titles(drawn["degradation"]) == ["plain", "residual"]
+    labels = {text.get_text() for text in drawn["degradation"].axes[0].texts}
+    assert labels == {"8-layer", "20-layer", "56-layer"}
+
+
+def test_a_shortcut_of_the_users_has_a_panel_of_its_own() -> None:
+    drawn = figures(*tables(shortcuts=("none", "pad", "my.nets:Gated")))
+    names = ["plain", "residual, pad", "residual, my.nets:Gated"]
+    assert titles(drawn["degradation"]) == names
+    assert {text.get_text() for text in drawn["final_error"].axes[0].texts} == set(names)
+
+
+def test_blocks_are_never_averaged_together() -> None:
+    runs, curves = tables(seeds=(0, 1))
+    runs["model.block"] = np.where(runs["seed"] == 0, "basic", "my.nets:Block")
+    assert titles(figures(runs, curves)["degradation"]) == [
+        "plain, block basic",
+        "plain, block my.nets:Block",
+        "residual, block basic",
+        "residual, block my.nets:Block",
+    ]
+
+
+def test_published_errors_are_drawn_beside_cifar10_only() -> None:
+    assert sources(figures(*tables((20, 56), data="cifar10"))["final_error"]) == [
+        "He et al. 2015",
+        "nabla0001/resnet",
+        "a-martyn/resnet, best epoch",
+        "gcr/torch-residual-networks",
+    ]
+    assert not sources(figures(*tables((20, 56)))["final_error"])
+
+
+def test_published_errors_are_drawn_at_the_depths_that_were_run() -> None:
+    runs = tables(depths=(8, 110), shortcuts=("pad",), data="cifar10")
+    assert "a-martyn/resnet, best epoch" not in sources(figures(*runs)["final_error"])
+
+
+def test_networks_that_were_not_run_are_not_drawn() -> None:
+    figure = figures(*tables(depths=(20,), shortcuts=("none",), data="cifar10"))["final_error"]
+    assert sources(figure) == ["nabla0001/resnet", "a-martyn/resnet, best epoch"]
+
+
+@pytest.mark.parametrize("row", EXPERIMENT["PUBLISHED"])
+def test_published_errors_are_plausible_per_cent(row: Any) -> None:
+    assert row.network in ("plain", "residual")
+    assert all(4 < error < 20 for error, _ in row.errors.values())
+
+
+def test_the_papers_deepest_ablation_is_its_mean_and_not_its_best() -> None:
+    [paper] = [row for row in EXPERIMENT["PUBLISHED"] if row.source == "He et al. 2015"]
+    assert paper.errors[110] == (6.61, 0.16)
+
+
+def test_runs_in_progress_have_curves_and_no_final_error() -> None:
+    runs, curves = tables()
+    runs["finished"] = False
+    runs[["train_error", "test_error", "train_loss", "test_loss"]] = np.nan
+    assert list(figures(runs, curves)) == ["degradation"]
+
+
+def test_runs_without_measurements_draw_nothing() -> None:
+    runs, curves = tables()
+    assert list(figures(runs.assign(finished=False), curves.head(0))) == []

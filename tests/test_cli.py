@@ -1,0 +1,170 @@
+"""What is typed, what is answered, and how soon."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resjax
+from resjax.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+EXPERIMENT = str(ROOT / "experiments" / "degradation.py")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that `resjax train` trains."""
+    configs = []
+
+    def train(config, workdir, on_progress=None):
+        configs.append(config)
+        return {"test_error": 0.125}
+
+    monkeypatch.setattr("resjax.train.loop.train", train)
+    return configs
+
+
+def refusal(capsys, *typed):
+    assert main(typed) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("resjax: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_train_trains_the_config_with_its_overrides(trained, tmp_path, capsys):
+    fields = ("--config.model.depth=56", "--config.optimizer.learning_rate", "0.5")
+    assert main(["train", CONFIG, f"--workdir={tmp_path / 'run'}", *fields]) == 0
+    (config,) = trained
+    assert (config.model.depth, config.optimizer.learning_rate) == (56, 0.5)
+    assert "0.125" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("train", "--config.model.dept=8"), "did you mean model.depth?"),
+        (("train", "--config.model.depth=57"), "depth 57"),
+        (("train", "--config.model.depth"), "--config.model.depth needs a value"),
+        (
+            ("train", "--config.model.depth", "--config.seed=1"),
+            "--config.model.depth needs a value",
+        ),
+        (("train", "--wrkdir=x"), "unknown option or argument --wrkdir; did you mean '--workdir'?"),
+        (("sweep", EXPERIMENT, "--config.sweep.depths=8,57"), "depth 57"),
+        (("sweep", "nowhere.py"), "nowhere.py: no such file"),
+        (("sweep", EXPERIMENT, "--launcher=cloud"), "invalid choice: 'cloud'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    assert message in refusal(capsys, *typed[:2], CONFIG, f"--workdir={workdir}", *typed[2:])
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ((), "required: COMMAND"),
+        (("trian",), "invalid choice: 'trian'"),
+        (("train", CONFIG), "`resjax train`: the following arguments are required: --workdir"),
+        (("train", "--workdir=x"), "required: --config"),
+        (("models", "resnet5"), "did you mean 'resnet50'?"),
+        (("models", "--config.seed=1"), "`resjax models` takes no --config.seed"),
+        (("report", "nowhere"), "nowhere"),
+        (("report", ".", "--experiment=nowhere.py"), "--experiment=nowhere.py: no such file"),
+        (("evaluate", "--workdir=nowhere"), "nowhere is no run folder"),
+    ],
+)
+def test_a_command_that_lacks_something_is_refused_in_one_line(typed, message, capsys):
+    assert message in refusal(capsys, *typed)
+
+
+def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert "cannot write there" in refusal(capsys, "train", CONFIG, f"--workdir={workdir}")
+    assert not trained
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    def train(config, workdir, on_progress=None):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("resjax.train.loop.train", train)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", CONFIG, f"--workdir={tmp_path}"])
+
+
+def test_an_interrupt_is_told_in_one_line(monkeypatch, tmp_path, capsys):
+    def train(config, workdir, on_progress=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resjax.train.loop.train", train)
+    assert main(["train", CONFIG, f"--workdir={tmp_path}"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_models_lists_every_architecture_with_its_counts(capsys):
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("cifar_resnet56 "))
+    assert line.split() == ["cifar_resnet56", "56", "853,018", "125.5", "M", "32", "H15"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_layers_of_a_model_add_up_to_its_counts(capsys):
+    assert main(["models", "cifar_resnet20"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    parameters, macs = (
+        sum(int(line.split()[at].replace(",", "")) for line in lines) for at in (-2, -1)
+    )
+    assert (parameters, macs) == (269_722, 40_551_040)
+
+
+def test_a_reader_that_has_read_enough_gets_no_traceback():
+    program = "import sys; from resjax.cli import main; sys.exit(main(['models']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "typed", [["--help"], ["models"], ["train", CONFIG, "--workdir=/x", "--y"]]
+)
+def test_help_tables_and_refusals_import_nothing_heavy(typed):
+    program = (
+        "import sys\nfrom resjax.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "assert not {'jax', 'flax', 'pandas', 'matplotlib', 'rich'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program, *typed], check=True, capture_output=True)
+
+
+def test_importing_resjax_imports_no_jax_and_its_public_names_come_when_asked_for():
+    program = (
+        "import sys, resjax\nassert not {'jax', 'pandas'} & sys.modules.keys()\n"
+        "assert all(getattr(resjax, name) for name in resjax.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'biuld'"):
+        resjax.biuld  # noqa: B018
+
+
+def test_the_version_is_the_installed_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"resjax {resjax.__version__}\n"
