@@ -24,6 +24,8 @@ RECIPES = {
 
 
 def get_config(recipe: str = "paper") -> ConfigDict:
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     config = default_config()
     config.model.name, config.train.steps = RECIPES[recipe]
     config.data.name = "imagenet2012"

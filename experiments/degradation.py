@@ -6,7 +6,7 @@ higher training error the deeper they are, so the fault is not overfitting; with
 cost no parameters the order turns round, and depth lowers both training and test error.
 
 The sweep trains every depth with no shortcut ("none", plain) and with the paper's option A ("pad",
-residual), five seeds each.
+residual), over several seeds.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping

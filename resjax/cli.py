@@ -189,11 +189,14 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be written while nothing has been computed yet."""
+    """Refuses a folder that cannot be written, while nothing has been computed; leaves no trace."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for path in missing:
+            path.rmdir()
     except OSError as error:
         raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
 

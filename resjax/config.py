@@ -43,7 +43,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 
 from resjax.data import DATASETS
-from resjax.models.presets import architecture, nearest
+from resjax.models.presets import ARCHITECTURE, architecture, nearest
 
 
 class UserError(Exception):
@@ -247,7 +247,7 @@ def resolve(config: ConfigDict) -> Config:
     _check_combinations(resolved)
     if resolved.data.name not in DATASETS:
         raise UserError(_unknown("data.name", resolved.data.name, DATASETS))
-    asked = {name: getattr(resolved.model, name) for name in _ARCHITECTURE}
+    asked = {name: getattr(resolved.model, name) for name in ARCHITECTURE}
     try:
         filled = architecture(**asked)
     except ValueError as error:
@@ -313,23 +313,6 @@ def faults_of(path: Path) -> Iterator[None]:
             raise UserError(f"{where}: {_no_such_field(misspelt[1])}") from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{where}: {what}") from error
-
-
-# The fields of Model that say what the network is; the others say how it computes.
-_ARCHITECTURE = (
-    "name",
-    "family",
-    "depth",
-    "block",
-    "block_options",
-    "shortcut",
-    "shortcut_options",
-    "width",
-    "widen",
-    "stem",
-    "zero_init_residual",
-    "stochastic_depth",
-)
 
 
 class _Kind(NamedTuple):

@@ -292,3 +292,17 @@ def test_lists_in_block_options_are_tuples_as_flax_needs_them():
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         resolved().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("field", "named", "lacking"),
+    [
+        ("model.block", "json:JSONDecoder", "features, strides, conv, norm, act, shortcut"),
+        ("model.shortcut", "resjax.models.blocks:SqueezeExcite", "features, strides, norm"),
+    ],
+)
+def test_a_class_that_is_no_block_or_shortcut_is_refused_by_the_fields_it_lacks(
+    field, named, lacking
+):
+    with pytest.raises(UserError, match=f"lacks the fields {lacking};"):
+        resolve(override(default_config(), {field: named}))

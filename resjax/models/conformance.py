@@ -88,7 +88,9 @@ def train_and_eval_modes(block: str) -> None:
 
     _, changed = apply(images(), train=True)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), changed, subset(variables))
-    assert any(jax.tree.leaves(moved)), "training moves no statistics; use the `norm` it is given"
+    for path, moves in jax.tree_util.tree_leaves_with_path(moved):
+        name = jax.tree_util.keystr(path)
+        assert moves, f"training does not move {name}; use the `norm` that the block is given"
     together, kept = apply(images(), train=False)
     close(kept, subset(variables), "statistics before and after evaluation")
     alone = jnp.concatenate([apply(image[None], train=False)[0] for image in images()])

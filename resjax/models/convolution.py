@@ -36,7 +36,12 @@ def conv(
       kernel_size: side, or (height, width), in pixels.
       strides: in both directions, pixels.
       **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
+
+    Raises:
+      ValueError: a block's options leave it no channels.
     """
+    if features < 1:
+        raise ValueError(f"a convolution needs 1 channel or more, not {features}")
     height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
     return nn.Conv(
         features,
@@ -56,6 +61,8 @@ def _convolution(
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     *,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
@@ -65,10 +72,18 @@ def _convolution(
     gradients of a convolution need that rewriting: in a `lax.scan` they take some twenty times
     longer. Where a GPU is, XLA recognises JAX's gradients and hand-written ones lose.
     """
-    if jax.default_backend() == "cpu" and feature_group_count == 1:
+    plain = {feature_group_count, *lhs_dilation, *rhs_dilation} == {1}
+    if jax.default_backend() == "cpu" and plain:
         return _plain_gradients(x, kernel, tuple(window_strides), tuple(padding))
     return lax.conv_general_dilated(
-        x, kernel, window_strides, padding, feature_group_count=feature_group_count, **options
+        x,
+        kernel,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        feature_group_count=feature_group_count,
+        **options,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
 
 from resjax.models.resnet import ResNet
 
@@ -90,5 +91,5 @@ def multiply_adds(program: Any) -> int:
             summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += equation.outvars[0].aval.size * summed
         times = equation.params["length"] if kind == "scan" else 1
-        total += times * sum(map(multiply_adds, jax.core.jaxprs_in_params(equation.params)))
+        total += times * sum(map(multiply_adds, jaxprs_in_params(equation.params)))
     return total

@@ -164,6 +164,22 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+# The fields that say what a network is; the others of a config's model say how it computes.
+ARCHITECTURE = (
+    "name",
+    "family",
+    "depth",
+    "block",
+    "block_options",
+    "shortcut",
+    "shortcut_options",
+    "width",
+    "widen",
+    "stem",
+    "zero_init_residual",
+    "stochastic_depth",
+)
+
 
 def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
     """Fills in what describes a network: the user's `fields`, over the preset's, over the family's.
@@ -265,7 +281,7 @@ def _check(fields: Mapping[str, Any]) -> None:
             hint = f"{nearest(name, known)} (or package.module:Class of your own)"
             raise ValueError(f"unknown {kind} {name!r}{hint}")
         if name not in known:
-            find(name, known)
+            _check_class(kind, name, find(name, known))
     for key in ("depth", "width", "widen"):
         value = fields[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -278,11 +294,29 @@ def _check(fields: Mapping[str, Any]) -> None:
             "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "
             "ends in a convolution"
         )
-    if fields.get("stochastic_depth") and shortcut == "none":
+    if not 0 <= (rate := fields.get("stochastic_depth") or 0.0) < 1:
+        raise ValueError(f"stochastic_depth must be at least 0 and less than 1, not {rate!r}")
+    if rate and shortcut == "none":
         raise ValueError("stochastic_depth would cut a plain network in two; it needs a shortcut")
     for kind, name, known in (("block", block, BLOCKS), ("shortcut", shortcut, SHORTCUTS)):
         if options := fields[f"{kind}_options"]:
             _check_options(kind, name, find(name, known), options)
+
+
+# What a class of the user's must take from the network.
+CONTRACT = {
+    "block": ("features", "strides", "conv", "norm", "act", "shortcut"),
+    "shortcut": ("features", "strides", "conv", "norm"),
+}
+
+
+def _check_class(kind: str, name: str, cls: Any) -> None:
+    fields = getattr(cls, "__dataclass_fields__", {})
+    if lacking := [field for field in CONTRACT[kind] if field not in fields]:
+        parent = f"resjax.models.{kind}s.{kind.capitalize()}"
+        raise ValueError(
+            f"{kind} {name!r} lacks the fields {', '.join(lacking)}; derive it from {parent}"
+        )
 
 
 # The fields that the network itself binds; the other fields of a class are its options.

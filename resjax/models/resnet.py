@@ -247,10 +247,12 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
     fields = {**fields, **overrides}
     own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon")
     options = {key: fields.pop(key) for key in own if fields.get(key) is not None}
-    unknown = fields.keys() - {"name", *ARCHITECTURE}
+    unknown = fields.keys() - set(presets.ARCHITECTURE)
     if unknown:
         word = sorted(unknown)[0]
-        raise ValueError(f"unknown field {word!r}{presets.nearest(word, [*ARCHITECTURE, *own])}")
+        raise ValueError(
+            f"unknown field {word!r}{presets.nearest(word, [*presets.ARCHITECTURE, *own])}"
+        )
     spec = presets.architecture(**fields)
     if options.get("loop", "auto") not in ("auto", "unroll", "scan"):
         raise ValueError(f"loop must be auto, unroll or scan, not {options['loop']!r}")
@@ -270,18 +272,3 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         stochastic_depth=fields.get("stochastic_depth") or 0.0,
         **options,
     )
-
-
-ARCHITECTURE = (
-    "family",
-    "depth",
-    "block",
-    "block_options",
-    "shortcut",
-    "shortcut_options",
-    "width",
-    "widen",
-    "stem",
-    "zero_init_residual",
-    "stochastic_depth",
-)
