@@ -1,4 +1,4 @@
-"""A run's checkpoints, by Orbax: the newest few and the best, whole states."""
+"""A run's checkpoints, by Orbax: the newest few, whole states."""
 
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ class Checkpoints:
 
     def save(self, state: State, step: int) -> None:
         """Starts to save; the next call or `close` waits for the end."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
+        self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
 
     def restore(self, like: State, step: int | None = None) -> State | None:
         """The state of a step, or of the newest; None where there is none.

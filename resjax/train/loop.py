@@ -21,7 +21,7 @@ from resjax.train.step import Metrics, Program, program
 
 
 def train(config: Config, workdir: Path, on_progress: Listener | None = None) -> dict[str, Any]:
-    """Trains one network, or goes on where `workdir` left off.
+    """Trains one network, or goes on where `workdir` left off; a finished run stays as it is.
 
     Args:
       config: resolved.
@@ -36,6 +36,8 @@ def train(config: Config, workdir: Path, on_progress: Listener | None = None) ->
     """
     started = time.monotonic()
     refuse_another_run(config, workdir)
+    if finished := records.read_summary(workdir / "summary.json"):
+        return finished
     compiled = _program(config)
     workdir.mkdir(parents=True, exist_ok=True)
     records.write_json(workdir / "config.json", to_dict(config))
@@ -55,6 +57,7 @@ def train(config: Config, workdir: Path, on_progress: Listener | None = None) ->
             if last or step % times.eval_every == 0:
                 history.add(step, "test", compiled.evaluate(state))
             if last or (times.checkpoint_every and step % times.checkpoint_every == 0):
+                history.fetch()  # a resumed run must find the lines of every step behind it
                 checkpoints.save(state, step)
             history.fetch(before=step)
         history.fetch()

@@ -47,12 +47,10 @@ def learning_rate(
         )
     else:
         boundaries = () if config.schedule == "constant" else config.boundaries
-        schedule = optax.piecewise_constant_schedule(
-            config.learning_rate,
-            {
-                round(share * steps) - config.warmup_steps: config.decay_factor
-                for share in boundaries
-            },
+        rates = [config.learning_rate * config.decay_factor**k for k in range(len(boundaries) + 1)]
+        schedule = optax.join_schedules(
+            [optax.constant_schedule(rate) for rate in rates],
+            [round(share * steps) - config.warmup_steps for share in boundaries],
         )
     if not config.warmup_steps:
         return schedule

@@ -21,8 +21,8 @@ PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    """Writes JSON whole or not at all; a number that is not finite becomes null."""
+    write_text(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,17 +86,33 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a half-written last one is left out."""
+    """The whole lines of a metrics file, in order; a half-written last one is left out.
+
+    A null, which stands for a number that was not finite, is read as NaN.
+    """
     if not path.exists():
         return []
     *lines, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in lines]
+    return [_read(line) for line in lines]
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, its nulls as NaN; None where the run is not finished."""
+    return _read(path.read_text()) if path.exists() else None
 
 
 def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(values)) + "\n"
+
+
+def _read(text: str) -> dict[str, Any]:
+    values = json.loads(text)
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity, so they become null."""
-    finite = {
+    return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-    return json.dumps(finite) + "\n"

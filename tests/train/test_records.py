@@ -1,0 +1,156 @@
+"""What a run writes is whole, or it is not there."""
+
+import json
+import math
+import os
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from resjax.train import records
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    records.write_text(path, "old")
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="no space"):
+        records.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["summary.json"]
+
+
+def test_a_file_is_never_there_in_part(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    seen = []
+
+    def replace(source, target, replace=os.replace):
+        seen.append((path.exists(), os.path.dirname(source), Path(source).read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    records.write_json(path, {"seed": 0})
+    # Whole under another name in the same folder, before it had its own.
+    assert seen == [(False, str(tmp_path), path.read_text())]
+    assert json.loads(path.read_text()) == {"seed": 0}
+
+
+def test_others_may_read_what_a_run_writes(tmp_path):
+    records.write_text(tmp_path / "summary.json", "{}")
+    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_number_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
+    path = tmp_path / "summary.json"
+    records.write_json(path, {"train_loss": math.nan, "test_loss": math.inf, "steps": 3})
+    assert json.loads(path.read_text()) == {"train_loss": None, "test_loss": None, "steps": 3}
+    summary = records.read_summary(path)
+    assert math.isnan(summary["train_loss"])
+    assert summary["steps"] == 3
+
+
+def test_a_run_without_summary_is_not_finished(tmp_path):
+    assert records.read_summary(tmp_path / "summary.json") is None
+
+
+def line(step, split="train", **values):
+    return {"step": step, "split": split, **values}
+
+
+def write_lines(path, lines, up_to_step=0):
+    file = records.MetricsFile(path, up_to_step)
+    for each in lines:
+        file.write(each)
+    file.close()
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
+    file = records.MetricsFile(tmp_path / "metrics.jsonl", up_to_step=0)
+    file.write(line(1, loss=0.5))
+    assert records.read_metrics(file.path) == [line(1, loss=0.5)]
+    file.close()
+
+
+def test_metrics_go_on_behind_those_of_the_step_that_is_resumed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_lines(path, [line(1), line(2), line(2, "test"), line(3), line(3, "test")])
+    write_lines(path, [line(3, again=True)], up_to_step=2)
+    assert records.read_metrics(path) == [line(1), line(2), line(2, "test"), line(3, again=True)]
+
+
+def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_lines(path, [line(1), line(2)])
+    path.write_text(path.read_text() + '{"step": 2, "spl')
+    assert records.read_metrics(path) == [line(1), line(2)]
+    write_lines(path, [line(3)], up_to_step=2)
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_loss_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_lines(path, [line(1, loss=math.nan), line(2, loss=math.inf)])
+    texts = path.read_text().splitlines()
+    assert [json.loads(text)["loss"] for text in texts] == [None, None]
+    assert all(math.isnan(each["loss"]) for each in records.read_metrics(path))
+    write_lines(path, [], up_to_step=2)
+    assert path.read_text().splitlines() == texts
+
+
+def test_provenance_says_where_a_result_comes_from(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/resjax", "train", "--workdir=runs/a"])
+    content = json.loads(json.dumps(records.provenance()))
+    assert content.keys() >= {"commit", "dirty", "platform"}
+    assert content["versions"].keys() >= {"resjax", "jax", "flax", "optax", "numpy"}
+    assert content["python"].startswith("3.")
+    assert content["devices"]
+    assert content["command"] == "resjax train --workdir=runs/a"
+    assert datetime.fromisoformat(content["start"]).tzinfo
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """The folder that provenance takes for the source's; no checkout yet."""
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    return tmp_path
+
+
+def test_provenance_names_the_commit_and_whether_the_source_differs_from_it(source):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        command = ["git", *who, *words]
+        return subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
+
+    (source / "records.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    (source / "untracked").write_text("no source")
+    head = git("rev-parse", "HEAD").stdout.strip()
+    content = records.provenance()
+    assert (content["commit"], content["dirty"]) == (head, False)
+    (source / "records.py").write_text("2")
+    content = records.provenance()
+    assert (content["commit"], content["dirty"]) == (head, True)
+
+
+def test_provenance_outside_a_checkout_names_no_commit(source):
+    content = records.provenance()
+    assert (content["commit"], content["dirty"]) == (None, False)
+
+
+def test_provenance_needs_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert records.provenance()["commit"] is None

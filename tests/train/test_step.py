@@ -1,0 +1,179 @@
+"""The compiled step: its arithmetic against numpy, and that seeds share one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from resjax.train.step import Program, Resident, program
+
+
+@pytest.fixture(scope="module")
+def compiled(configure) -> Program:
+    """The program of the smallest run: a ResNet-8 in which all that can be random is."""
+    return program(configure())
+
+
+def trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def without_key(state):
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def flat(images, compiled):
+    return (images / 255 - compiled.statistics.mean).reshape(len(images), -1)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "nesterov", "decayed"),
+    [(0.0, False, "all"), (0.1, False, "all"), (0.1, True, "kernels")],
+)
+def test_steps_are_those_of_softmax_regression_in_numpy(regression, smoothing, nesterov, decayed):
+    compiled = regression(
+        **{
+            "train.label_smoothing": smoothing,
+            "train.steps": 6,
+            "optimizer.nesterov": nesterov,
+            "optimizer.weight_decay": 0.1,
+            "optimizer.weight_decay_on": decayed,
+        }
+    )
+    split, take_step = jax.device_get(compiled.train_split), jax.jit(compiled.take_step)
+    state = compiled.init(0)
+    head = state.params["head"]
+    kernel, bias = np.float64(head["kernel"]), np.float64(head["bias"])
+    velocities = np.zeros_like(kernel), np.zeros_like(bias)
+    decay_of_bias = 0.1 if decayed == "all" else 0.0
+    for step, rate in enumerate([0.1, 0.1, 0.1, 0.01, 0.001, 0.001]):
+        batch = Resident(*(array[16 * step : 16 * step + 16] for array in split))
+        state, metrics = take_step(state, batch, jax.random.key(0))
+
+        inputs = flat(batch.images, compiled)
+        logits = inputs @ kernel + bias
+        targets = (1 - smoothing) * np.eye(10)[batch.labels] + smoothing / 10
+        loss = -(targets * log_softmax(logits, -1)).sum(-1).mean()
+        error = (logits.argmax(-1) != batch.labels).mean()
+        slope = (softmax(logits, -1) - targets) / 16
+        gradients = inputs.T @ slope + 0.1 * kernel, slope.sum(0) + decay_of_bias * bias
+        velocities = tuple(0.9 * v + g for v, g in zip(velocities, gradients, strict=True))
+        along = velocities
+        if nesterov:
+            along = tuple(g + 0.9 * v for g, v in zip(gradients, velocities, strict=True))
+        kernel, bias = kernel - rate * along[0], bias - rate * along[1]
+
+        assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+        assert metrics["error"] == pytest.approx(error)
+        assert metrics["learning_rate"] == pytest.approx(rate)
+        np.testing.assert_allclose(state.params["head"]["kernel"], kernel, atol=1e-5)
+        np.testing.assert_allclose(state.params["head"]["bias"], bias, atol=1e-5)
+    assert (state.step, state.batch_stats["batches"]) == (6, 6)
+
+
+EVAL_BATCH_SIZES = (1, 7, 100, 256, 360, 1000)  # of 360 test examples
+
+
+@pytest.mark.parametrize("size", EVAL_BATCH_SIZES)
+def test_evaluation_counts_every_test_example_once_whatever_its_batches(regression, size):
+    compiled = regression(**{"data.eval_batch_size": size})
+    state, (images, labels) = compiled.init(0), jax.device_get(compiled.test_split)
+    head = state.params["head"]
+    logits = flat(images, compiled) @ np.float64(head["kernel"]) + np.float64(head["bias"])
+    losses = -log_softmax(logits, -1)[np.arange(360), labels]
+    metrics = compiled.evaluate(state)
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=2e-6)
+    assert metrics["error"] == pytest.approx((logits.argmax(-1) != labels).mean(), rel=1e-6)
+
+
+def test_evaluation_of_a_resnet_is_that_of_its_logits(compiled):
+    state, (images, labels) = compiled.init(0), jax.device_get(compiled.test_split)
+    scaled = np.float32(images) / 255 - compiled.statistics.mean
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = np.float64(jax.jit(compiled.model.apply)(variables, scaled))
+    metrics = compiled.evaluate(state)
+    losses = -log_softmax(logits, -1)[np.arange(360), labels]
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics["error"] == pytest.approx((logits.argmax(-1) != labels).mean(), rel=1e-6)
+
+
+def test_an_example_that_fills_the_last_batch_turns_no_infinite_loss_into_nan(regression):
+    compiled = regression(**{"data.eval_batch_size": 4})
+    ten = Resident(*(array[:10] for array in compiled.test_split))  # as 4 + 4 + 2 and two to fill
+    state = compiled.init(0)
+    bias = jnp.full(10, 3e38).at[ten.labels[-1]].set(-3e38)  # no logit above is ever as low
+    state.params["head"]["bias"] = bias
+    with jax.disable_jit():  # a compiler may mend 0 * inf; none is asked to
+        metrics = compiled.evaluate_split(state.params, state.batch_stats, ten)
+    assert metrics["loss"] == np.inf
+
+
+def test_six_steps_in_one_dispatch_are_those_of_two_dispatches_of_three(compiled):
+    at_once, _ = compiled.steps(compiled.init(0), 6)
+    half, _ = compiled.steps(compiled.init(0), 3)
+    in_turn, _ = compiled.steps(half, 3)
+    trees_equal(without_key(at_once), without_key(in_turn))
+
+
+def test_metrics_of_a_dispatch_are_the_means_of_its_steps(compiled):
+    _, together = compiled.steps(compiled.init(0), 3)
+    state, alone = compiled.init(0), []
+    for _ in range(3):
+        state, metrics = compiled.steps(state, 1)
+        alone.append(metrics)
+    assert len({float(metrics["loss"]) for metrics in alone}) == 3
+    for name in ("loss", "error"):
+        mean = np.mean([metrics[name] for metrics in alone])
+        assert together[name] == pytest.approx(mean, rel=1e-6)
+
+
+def test_the_rate_of_a_dispatch_is_that_of_its_last_step(regression):
+    compiled = regression(**{"train.steps": 6})
+    rates, state = [], compiled.init(0)
+    for _ in range(2):
+        state, metrics = compiled.steps(state, 3)
+        rates.append(float(metrics["learning_rate"]))
+    assert rates == pytest.approx([0.1, 0.001])
+
+
+def test_seeds_share_one_compiled_program(configure, compiled):
+    taken = []
+    for seed in (0, 1):
+        shared = program(configure({"seed": seed}))
+        assert shared is compiled
+        state, _ = shared.steps(shared.init(seed), 3)
+        shared.evaluate(state)
+        jitted = (shared._init, shared._steps, shared._evaluate)
+        taken.append([function._cache_size() for function in jitted])
+    assert taken[0] == taken[1]
+
+
+def test_configs_that_differ_in_anything_else_share_none(configure, compiled):
+    assert program(configure({"optimizer.warmup_steps": 1})) is not compiled
+
+
+def test_seeds_differ_in_their_weights_and_in_their_batches(compiled):
+    first, second = compiled.init(0), compiled.init(1)
+    kernels = [np.asarray(state.params["stem"]["Conv_0"]["kernel"]) for state in (first, second)]
+    assert not np.array_equal(*kernels)
+    same_weights = second._replace(**{**first._asdict(), "key": second.key})
+    losses = [
+        compiled.steps(state, 3)[1]["loss"]
+        for state in (jax.tree.map(jnp.copy, same_weights), compiled.init(0))
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_seed_gives_the_same_run_again(compiled):
+    (first, metrics), (second, again) = (compiled.steps(compiled.init(3), 3) for _ in range(2))
+    trees_equal((without_key(first), metrics), (without_key(second), again))
+
+
+def test_a_dispatch_moves_nothing_between_host_and_device(compiled):
+    state = compiled.init(0)
+    with jax.transfer_guard("disallow"):
+        state, metrics = compiled.steps(state, 3)
+        evaluated = compiled.evaluate(state)
+    assert metrics["loss"] > 0
+    assert evaluated["loss"] > 0
