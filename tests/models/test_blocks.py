@@ -1,0 +1,194 @@
+"""Every block equals its formula, drawn in He et al. 2015 figure 5 and 2016 figure 4 (e)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from resjax.models.blocks import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActBasicBlock,
+    PreActBottleneckBlock,
+    SqueezeExcite,
+)
+from resjax.models.convolution import conv, quick_compile
+from resjax.models.count import layers
+from resjax.models.resnet import batch_norm, build
+from resjax.models.shortcuts import Pad, Scaled, pad
+
+jit = partial(jax.jit, compiler_options=quick_compile())
+X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
+POSTACTIVATION = (BasicBlock, BottleneckBlock)
+PREACTIVATION = (PreActBasicBlock, PreActBottleneckBlock)
+
+norm = partial(batch_norm, use_running_average=True)
+
+
+def bound(cls, features, strides, shortcut=Pad, norm=norm, **options):
+    """A block as the network binds it."""
+    added = partial(shortcut, conv=conv, norm=norm, name="shortcut")
+    return cls(features, strides, conv=conv, norm=norm, act=nn.relu, shortcut=added, **options)
+
+
+def layers_of(variables):
+    """The block's convolutions and norms as functions, by number."""
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def convolve(number, x, stride=1):
+        kernel = params[f"Conv_{number}"]["kernel"]
+        half = (len(kernel) // 2,) * 2
+        layout = ("NHWC", "HWIO", "NHWC")
+        groups = x.shape[-1] // kernel.shape[2]
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            (half, half),
+            dimension_numbers=layout,
+            feature_group_count=groups,
+        )
+
+    def normalize(number, x):
+        name = f"BatchNorm_{number}"
+        mean, var = statistics[name]["mean"], statistics[name]["var"]
+        return (x - mean) / jnp.sqrt(var + 1e-5) * params[name]["scale"] + params[name]["bias"]
+
+    return convolve, normalize
+
+
+relu = jax.nn.relu
+
+
+def basic(x, features, s, conv, norm):
+    y = norm(1, conv(1, relu(norm(0, conv(0, x, s)))))
+    return relu(y + pad(x, features, s))
+
+
+def bottleneck(x, features, s, conv, norm, in_1x1=False):
+    first, second = (s, 1) if in_1x1 else (1, s)
+    y = norm(2, conv(2, relu(norm(1, conv(1, relu(norm(0, conv(0, x, first))), second)))))
+    return relu(y + pad(x, 4 * features, s))
+
+
+def preact_basic(x, features, s, conv, norm, share=False):
+    active = relu(norm(0, x))
+    y = conv(1, relu(norm(1, conv(0, active, s))))
+    changes = share or s > 1 or features != x.shape[-1]
+    return y + pad(active if changes else x, features, s)
+
+
+def preact_bottleneck(x, features, s, conv, norm, share=False):
+    active = relu(norm(0, x))
+    y = conv(2, relu(norm(2, conv(1, relu(norm(1, conv(0, active, s)))))))
+    changes = share or s > 1 or 4 * features != x.shape[-1]
+    return y + pad(active if changes else x, 4 * features, s)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "formula"),
+    [
+        (BasicBlock, {}, basic),
+        (BottleneckBlock, {}, bottleneck),
+        (BottleneckBlock, {"stride_in_1x1": True}, partial(bottleneck, in_1x1=True)),
+        (BottleneckBlock, {"groups": 2, "group_width": 64}, bottleneck),
+        (PreActBasicBlock, {}, preact_basic),
+        (PreActBasicBlock, {"share": True}, partial(preact_basic, share=True)),
+        (PreActBottleneckBlock, {}, preact_bottleneck),
+        (PreActBottleneckBlock, {"share": True}, partial(preact_bottleneck, share=True)),
+    ],
+)
+@pytest.mark.parametrize(("features", "strides"), [(4, 1), (4, 2), (1, 1)])
+def test_a_block_is_its_formula(draw, cls, options, formula, features, strides):
+    if cls in (BasicBlock, PreActBasicBlock) and features == 1:
+        features = 6  # one feature keeps the width of a bottleneck, and of no basic block
+    block = bound(cls, features, strides, **options)
+    variables = draw(block, X)
+
+    @jit
+    def both(variables, x):
+        return block.apply(variables, x), formula(x, features, strides, *layers_of(variables))
+
+    got, expected = both(variables, X)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+class Gated(Pad):
+    def __call__(self, x):
+        return Scaled(super().__call__(x), 0.0)
+
+
+@pytest.mark.parametrize("cls", [*POSTACTIVATION, *PREACTIVATION])
+def test_a_shortcut_that_drops_the_branch_is_all_that_is_left(draw, cls):
+    block = bound(cls, 4 // cls.expansion, 1, Gated)
+    variables = draw(block, X)
+    expected = X if cls.preactivation else np.maximum(X, 0)
+    assert (jit(block.apply)(variables, X) == expected).all()
+
+
+@pytest.mark.parametrize("cls", POSTACTIVATION)
+@pytest.mark.parametrize("options", [{}, {"se_reduction": 2}])
+def test_with_zero_init_a_block_starts_as_its_activated_shortcut(cls, options):
+    training = partial(batch_norm, use_running_average=False, zero_last=True)
+    block = bound(cls, 4, 2, norm=training, **options)
+    (y, _) = jit(block.init_with_output)(jax.random.key(0), X)
+    assert (y == np.maximum(pad(X, 4 * cls.expansion, 2), 0)).all()
+
+
+def test_squeeze_and_excitation_gates_channels_by_their_means(draw):
+    block = SqueezeExcite(2, conv, nn.relu)
+    variables = draw(block, X)
+    squeeze, excite = (variables["params"][f"Conv_{i}"] for i in (0, 1))
+    assert squeeze["kernel"].shape == (1, 1, 4, 2)
+    mean = X.mean((1, 2))
+    squeezed = np.maximum(mean @ squeeze["kernel"][0, 0] + squeeze["bias"], 0)
+    gate = 1 / (1 + np.exp(-(squeezed @ excite["kernel"][0, 0] + excite["bias"])))
+    expected = X * gate[:, None, None]
+    np.testing.assert_allclose(jit(block.apply)(variables, X), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", POSTACTIVATION)
+def test_squeeze_and_excitation_gates_the_branch_and_not_the_shortcut(draw, cls):
+    block = bound(cls, 4 // cls.expansion, 1, se_reduction=2)
+    variables = draw(block, X)
+    variables["params"]["SqueezeExcite_0"]["Conv_1"]["bias"][:] = -1e3  # all gates shut
+    assert (jit(block.apply)(variables, X) == np.maximum(X, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("stride_in_1x1", "strided"), [(False, [8, 4, 4, 4]), (True, [4, 4, 4, 4])]
+)
+def test_a_bottleneck_strides_in_its_3x3_or_as_in_the_paper_in_its_first_1x1(
+    stride_in_1x1, strided
+):
+    options = {"stride_in_1x1": stride_in_1x1}
+    model = build({}, depth=20, block="bottleneck", shortcut="project", block_options=options)
+    sides = {}
+    for layer in layers(model, (8, 8, 3)):
+        if layer.kind == "Conv":
+            block = "/".join(layer.path.split("/")[:2])
+            sides.setdefault(block, []).append(layer.output[0])
+    assert sides["stage1/block1"] == [8] * 4
+    assert sides["stage2/block1"] == strided  # the projection comes last
+    assert sides["stage2/block2"] == [4] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("resnet50", (3, 3, 64, 64)),
+        ("resnext50_32x4d", (3, 3, 4, 128)),
+        ("resnext101_32x8d", (3, 3, 8, 256)),
+        ("wide_resnet50_2", (3, 3, 128, 128)),
+    ],
+)
+def test_groups_widen_the_3x3_alone(name, kernel):
+    images = jnp.zeros((1, 64, 64, 3))
+    params = jax.eval_shape(build(name).init, jax.random.key(0), images)["params"]
+    block = params["stage1"]["block1"]
+    assert block["Conv_1"]["kernel"].shape == kernel
+    assert block["Conv_2"]["kernel"].shape == (1, 1, kernel[-1], 256)

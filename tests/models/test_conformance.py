@@ -1,0 +1,165 @@
+"""The suite for blocks of one's own: ours keep every claim, and each claim refuses a block."""
+
+import sys
+import textwrap
+
+import jax
+import pytest
+
+from resjax.models import conformance
+from resjax.models.conformance import CLAIMS, check_block
+from resjax.models.presets import BLOCKS
+
+each_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    """Writes a user's module of blocks."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(source):
+        (tmp_path / "my_module.py").write_text(textwrap.dedent(source))
+        monkeypatch.delitem(sys.modules, "my_module", raising=False)
+
+    yield write
+    sys.modules.pop("my_module", None)
+
+
+@each_claim
+@pytest.mark.parametrize(
+    "block",
+    [
+        block if "basic" in block else pytest.param(block, marks=pytest.mark.slow)
+        for block in BLOCKS
+    ],
+)
+def test_our_blocks_keep_every_claim(block, claim):
+    claim(block)
+
+
+MY_BLOCK = '''
+    """A wide-kernel block: a 5x5 convolution, then a 1x1 to twice the stage's width."""
+
+    from flax import linen as nn
+
+    from resjax.models.blocks import Block
+
+
+    class MyBlock(Block):
+        expansion = 2
+
+        @nn.compact
+        def __call__(self, x):
+            out = self.features * self.expansion
+            y = self.conv(self.features, 5, self.strides)(x)
+            y = self.act(self.norm()(y))
+            y = self.norm(last=True)(self.conv(out, 1)(y))
+            return self.act(y + self.shortcut(out, self.strides)(x))
+'''
+
+
+def test_a_block_of_ones_own_takes_one_short_file(my_module):
+    assert len(MY_BLOCK.strip().splitlines()) <= 25
+    my_module(MY_BLOCK)
+    check_block("my_module:MyBlock")
+
+
+def breaking(body):
+    """A basic block of the user's, some lines of it another way."""
+    return f"""
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from resjax.models.blocks import Block
+    from resjax.models.shortcuts import pad
+
+
+    class MyBlock(Block):
+        @nn.compact
+        def __call__(self, x):
+            y = self.conv(self.features, 3, self.strides)(x)
+            {body}
+            return self.act(y + self.shortcut(self.features, self.strides)(x))
+    """
+
+
+BROKEN = {
+    "another width": (
+        conformance.shape,
+        "return jnp.concatenate([y, y], -1)",
+        r"stage1 puts out \(2, 9, 9, 16\); expected \(2, 9, 9, 8\)",
+    ),
+    "no stride": (
+        conformance.shape,
+        "return jnp.repeat(jnp.repeat(y, self.strides, 1), self.strides, 2)",
+        r"stage2 puts out \(2, 10, 10, 16\); expected \(2, 5, 5, 16\)",
+    ),
+    "float32 alone": (
+        conformance.dtype,
+        "return nn.relu(y.astype(jnp.float32))",
+        "puts out float32, not bfloat16",
+    ),
+    "bfloat16 parameters": (
+        conformance.dtype,
+        "y = y * self.param('gain', nn.initializers.ones, (), jnp.bfloat16)",
+        r"\['gain'\] is bfloat16; create it as float32",
+    ),
+    "a gradient that is no number": (
+        conformance.finite_gradients,
+        "y = y * jnp.sqrt(self.param('gain', nn.initializers.zeros, ()))",
+        r"the gradient of .*\['gain'\] is not finite",
+    ),
+    "knowing its place": (
+        conformance.scanned_equals_unrolled,
+        "y = y * (2.0 if self.name == 'block2' else 1.0)",
+        "logits of both layouts differ by",
+    ),
+    "a gradient of its own that knows its place": (
+        conformance.scanned_equals_unrolled,
+        "y = 2 * y - jax.lax.stop_gradient(y) if self.name == 'block2' else y",
+        "gradients of both layouts differ by",
+    ),
+    "a norm that never trains": (
+        conformance.train_and_eval_modes,
+        "y = nn.BatchNorm(use_running_average=True)(y)",
+        r"training does not move .*\['BatchNorm_0'\]",
+    ),
+    "a norm that never evaluates": (
+        conformance.train_and_eval_modes,
+        "y = nn.BatchNorm(use_running_average=False)(y)",
+        "statistics before and after evaluation differ by",
+    ),
+    "images that see each other": (
+        conformance.train_and_eval_modes,
+        "y = y - y.mean(0)",
+        "logits of an image beside itself and beside another differ by",
+    ),
+}
+
+
+@pytest.mark.parametrize(("claim", "body", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_claim_refuses_a_block_that_breaks_it(my_module, claim, body, message):
+    my_module(breaking(body))
+    with pytest.raises(AssertionError, match=message):
+        claim("my_module:MyBlock")
+
+
+def test_the_whole_check_is_every_claim(monkeypatch):
+    held = []
+    monkeypatch.setattr(conformance, "CLAIMS", [held.append, held.append])
+    check_block("basic")
+    assert held == ["basic", "basic"]
+
+
+def test_trees_differ_by_their_worst_leaf_relative_to_its_largest():
+    these, those = {"a": jax.numpy.array([100.0, 0.01])}, {"a": jax.numpy.array([100.0, 0.0])}
+    conformance.close(these, those, "close ones", 2e-4)
+    with pytest.raises(AssertionError, match=r"far ones differ by 1.0e-04"):
+        conformance.close(these, those, "far ones", 5e-5)
+
+
+def test_a_block_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="no module named 'no_such_module'"):
+        check_block("no_such_module:MyBlock")

@@ -1,0 +1,150 @@
+"""The convolution against a plain one in NumPy, and its gradients against JAX's own."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from resjax.models import convolution
+from resjax.models.convolution import conv, quick_compile
+
+jit = partial(jax.jit, compiler_options=quick_compile())
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's own gradients")
+
+
+def in_numpy(x, kernel, stride):
+    """Cross-correlation of images padded by half the kernel on every side, as PyTorch has it."""
+    side = len(kernel)
+    half = side // 2
+    padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    rows = (padded.shape[1] - side) // stride + 1
+    columns = (padded.shape[2] - side) // stride + 1
+    y = np.empty((len(x), rows, columns, kernel.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            window = padded[:, i * stride : i * stride + side, j * stride : j * stride + side]
+            y[:, i, j] = np.tensordot(window, kernel, 3)
+    return y
+
+
+def stock(x, kernel, stride):
+    half = len(kernel) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((half, half), (half, half)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def ours(x, kernel, stride, **options):
+    module = conv(kernel.shape[-1], kernel.shape[:2], stride, **options)
+    return module.apply({"params": {"kernel": kernel}}, x)
+
+
+def close(got, expected, tolerance=1e-5):
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("side", [6, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_padding_is_half_the_kernel_on_every_side(side, stride, kernel_size):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, side, side + 1, 3)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, 3, 2)).astype(np.float32)
+    close(jit(ours, static_argnums=2)(x, kernel, stride), in_numpy(x, kernel, stride))
+
+
+cases = {
+    "height": st.integers(1, 9),
+    "width": st.integers(1, 9),
+    "kernel_size": st.sampled_from([1, 3, 7]),
+    "stride": st.sampled_from([1, 2]),
+    "channels": st.integers(1, 3),
+    "features": st.integers(1, 3),
+}
+
+
+@on_cpu
+@settings(max_examples=30, deadline=None)
+@given(**cases)
+def test_gradients_equal_those_of_jax(height, width, kernel_size, stride, channels, features):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, channels, features)).astype(np.float32)
+    shape = jax.eval_shape(lambda: stock(x, kernel, stride)).shape
+    cotangent = rng.normal(size=shape).astype(np.float32)
+
+    @jit
+    def both(x, kernel):
+        def vjp(function):
+            y, pull = jax.vjp(partial(function, stride=stride), x, kernel)
+            return (y, *pull(cotangent))
+
+        return vjp(ours), vjp(stock)
+
+    for got, expected in zip(*both(x, kernel), strict=True):
+        close(got, expected)
+
+
+def takes_own_gradients(x, kernel, **options):
+    program = jax.make_jaxpr(partial(ours, stride=1, **options))(x, kernel)
+    return any("custom_vjp" in equation.primitive.name for equation in program.eqns)
+
+
+@on_cpu
+def test_only_plain_convolutions_take_gradients_of_our_own():
+    x, kernel = jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 4))
+    assert takes_own_gradients(x, kernel)
+    assert not takes_own_gradients(x, kernel[:, :, :2], feature_group_count=2)
+    assert not takes_own_gradients(x, kernel, kernel_dilation=2)
+    assert not takes_own_gradients(x, kernel, input_dilation=2)
+
+
+def test_a_group_sees_its_own_channels_only():
+    x = np.random.default_rng(0).normal(size=(1, 5, 5, 4)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 6)).astype(np.float32)
+    y = jit(partial(ours, stride=1, feature_group_count=2))(x, kernel)
+    halves = [in_numpy(x[..., :2], kernel[..., :3], 1), in_numpy(x[..., 2:], kernel[..., 3:], 1)]
+    close(y, np.concatenate(halves, -1))
+
+
+def test_a_dilated_kernel_is_not_taken_for_a_dense_one():
+    x = np.random.default_rng(0).normal(size=(1, 7, 7, 2)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 2)).astype(np.float32)
+    spread = np.zeros((5, 5, 2, 2), np.float32)
+    spread[::2, ::2] = kernel
+    y = jit(partial(ours, stride=1, kernel_dilation=2))(x, kernel)
+    close(y, in_numpy(x, spread, 1)[:, 1:-1, 1:-1])  # padded for a side of 3, not of 5
+
+
+def test_kernels_start_with_he_et_als_variance_and_untruncated():
+    module = conv(256, 3)
+    shape = jnp.zeros((1, 3, 3, 64))
+    kernel = jit(module.init)(jax.random.key(0), shape)["params"]["kernel"]
+    sigma = (2 / (3 * 3 * 64)) ** 0.5
+    assert float(kernel.std()) == pytest.approx(sigma, rel=0.02)
+    assert float(abs(kernel).max()) > 3.5 * sigma
+
+
+def test_there_is_no_bias_unless_asked_for():
+    x = jnp.zeros((1, 3, 3, 2))
+    shapes = [
+        jax.eval_shape(conv(4, 1, **options).init, jax.random.key(0), x)["params"].keys()
+        for options in ({}, {"use_bias": True})
+    ]
+    assert shapes == [{"kernel"}, {"kernel", "bias"}]
+
+
+@pytest.mark.parametrize("features", [0, -4])
+def test_a_convolution_without_channels_is_refused(features):
+    with pytest.raises(ValueError, match=f"1 channel or more, not {features}"):
+        convolution.conv(features, 3)
