@@ -14,6 +14,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from resjax.models.presets import ImpossibleNetworkError
+
 # He et al. 2015, arXiv 1502.01852, eq. 10: variance 2 / fan_in, normal and not truncated.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -38,10 +40,10 @@ def conv(
       **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
 
     Raises:
-      ValueError: a block's options leave it no channels.
+      ImpossibleNetworkError: a block's options leave it no channels.
     """
     if features < 1:
-        raise ValueError(f"a convolution needs 1 channel or more, not {features}")
+        raise ImpossibleNetworkError(f"a convolution needs 1 channel or more, not {features}")
     height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
     return nn.Conv(
         features,

@@ -6,12 +6,17 @@ loads. Sources: [H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, ar
 [Hu18] Hu et al. 2018, arXiv 1709.01507; [He19] He et al. 2019, arXiv 1812.01187.
 """
 
+import dataclasses
 import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+
+class ImpossibleNetworkError(ValueError):
+    """Fields that describe no network, found out while it is traced; told in one line."""
 
 
 class Named(NamedTuple):
@@ -289,7 +294,7 @@ def _check(fields: Mapping[str, Any]) -> None:
     stage_sizes(fields["family"], fields["depth"], block)
     if fields["stem"] not in STEMS:
         raise ValueError(f"unknown stem {fields['stem']!r}{nearest(fields['stem'], STEMS)}")
-    if fields.get("zero_init_residual") and block.startswith("preact"):
+    if fields.get("zero_init_residual") and getattr(find(block, BLOCKS), "preactivation", False):
         raise ValueError(
             "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "
             "ends in a convolution"
@@ -324,7 +329,7 @@ BOUND = {"features", "strides", "conv", "norm", "act", "shortcut", "share", "nam
 
 
 def _check_options(kind: str, name: str, cls: Any, options: Mapping[str, Any]) -> None:
-    fields = {key: field for key, field in cls.__dataclass_fields__.items() if key not in BOUND}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in BOUND}
     for key, value in options.items():
         if key not in fields:
             known = ", ".join(fields) or "none"

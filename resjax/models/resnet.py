@@ -246,7 +246,7 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         fields = dict(source if isinstance(source, Mapping) else vars(source))
     fields = {**fields, **overrides}
     own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon")
-    options = {key: fields.pop(key) for key in own if fields.get(key) is not None}
+    options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     unknown = fields.keys() - set(presets.ARCHITECTURE)
     if unknown:
         word = sorted(unknown)[0]

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resjax.models.convolution import conv as convolution
+from resjax.models.presets import ImpossibleNetworkError
 
 Images = Float[Array, "n h w c"]
 
@@ -64,11 +65,13 @@ def pad(x: Images, features: int, strides: int) -> Images:
     """Option A [H15]: subsamples by `strides` and appends channels of zeros; has no parameters.
 
     Raises:
-      ValueError: `features` is less than the channels of x.
+      ImpossibleNetworkError: `features` is less than the channels of x.
     """
     missing = features - x.shape[-1]
     if missing < 0:
-        raise ValueError(f"an identity shortcut cannot drop {-missing} of {x.shape[-1]} channels")
+        raise ImpossibleNetworkError(
+            f"an identity shortcut cannot drop {-missing} of {x.shape[-1]} channels"
+        )
     return jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (0, missing)))
 
 

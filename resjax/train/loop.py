@@ -14,6 +14,7 @@ import jax
 
 from resjax.config import Config, UserError, from_dict, to_dict
 from resjax.data.datasets import NotPreparedError
+from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.progress import Listener, Progress
@@ -124,7 +125,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _program(config: Config) -> Program:
     try:
         return program(config)
-    except NotPreparedError as error:
+    except (NotPreparedError, ImpossibleNetworkError) as error:
         raise UserError(str(error)) from error
 
 
