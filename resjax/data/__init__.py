@@ -15,6 +15,7 @@ class Spec(NamedTuple):
     test_images: int
     source: str
     embedded: bool = False  # comes with the installation
+    synthetic: bool = False  # no data, but noise of the right shape
 
 
 DATASETS = {
@@ -28,4 +29,22 @@ DATASETS = {
     ),
     "cifar10": Spec(10, (32, 32, 3), 50_000, 10_000, "Krizhevsky 2009"),
     "imagenet2012": Spec(1000, (224, 224, 3), 1_281_167, 50_000, "Russakovsky et al. 2015"),
+    "synthetic_cifar": Spec(
+        10,
+        (32, 32, 3),
+        50_000,
+        1_000,
+        "noise of the shape of CIFAR-10: measures speed, teaches nothing",
+        embedded=True,
+        synthetic=True,
+    ),
+    "synthetic_imagenet": Spec(
+        1000,
+        (224, 224, 3),
+        1_281,
+        50,
+        "noise of the shape of a thousandth of ImageNet: measures speed, teaches nothing",
+        embedded=True,
+        synthetic=True,
+    ),
 }

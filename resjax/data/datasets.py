@@ -1,16 +1,18 @@
 """Datasets as arrays on the host."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resjax.data import DATASETS
+from resjax.data import DATASETS, Spec
 
 
 class Split(NamedTuple):
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, "n"]
+    """Images and labels, on the host or on a device."""
+
+    images: UInt8[Any, "n h w c"]  # an array of NumPy's or JAX's
+    labels: Int[Any, "n"]
 
 
 class Dataset(NamedTuple):
@@ -31,6 +33,8 @@ def load(name: str) -> Dataset:
     """
     if name == "digits":
         return digits()
+    if (spec := DATASETS.get(name)) and spec.synthetic:
+        return synthetic(spec)
     embedded = ", ".join(key for key, spec in DATASETS.items() if spec.embedded)
     raise NotPreparedError(
         f"dataset {name!r} is not prepared on this machine; embedded: {embedded}"
@@ -53,4 +57,19 @@ def digits() -> Dataset:
         train=Split(images[:count], labels[:count]),
         test=Split(images[count:], labels[count:]),
         class_names=tuple(str(name) for name in bunch.target_names),
+    )
+
+
+def synthetic(spec: Spec) -> Dataset:
+    """Noise of a dataset's shape, the same every time: what is measured on it is speed alone."""
+    generator = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        images = generator.integers(0, 256, (count, *spec.image_shape), dtype=np.uint8)
+        return Split(images, generator.integers(0, spec.classes, count, dtype=np.int32))
+
+    return Dataset(
+        train=split(spec.train_images),
+        test=split(spec.test_images),
+        class_names=tuple(str(number) for number in range(spec.classes)),
     )

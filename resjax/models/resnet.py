@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from resjax.models import presets, shortcuts
 from resjax.models.convolution import conv as convolution
 from resjax.models.convolution import he_normal
+from resjax.models.normalization import BatchNorm
 
 Images = Float[Array, "n h w c"]
 Features = dict[str, Float[Array, "n h w c"]]
@@ -41,6 +42,9 @@ class ResNet(nn.Module):
       stochastic_depth: rate at which the last block is dropped in training; the l-th of L has l / L
         of it (Huang et al. 2016). Needs a `dropout` key in `apply`; so does dropout.
       bn_momentum, bn_epsilon: 0.9 here is PyTorch's 0.1.
+      norm_options: further ones of `BatchNorm`: which images share their statistics.
+      remat: keep only the convolutions' outputs for the gradients and compute the rest again; a
+        basic block then keeps a quarter of the bytes.
     """
 
     stages: Sequence[int]
@@ -56,6 +60,8 @@ class ResNet(nn.Module):
     stochastic_depth: float = 0.0
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    norm_options: Mapping[str, Any] | None = None
+    remat: bool = False
 
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Logits (float32) of images (n, h, w, channels)."""
@@ -71,6 +77,7 @@ class ResNet(nn.Module):
         conv = partial(convolution, dtype=self.dtype)
         norm = partial(
             batch_norm,
+            **(self.norm_options or {}),
             use_running_average=not train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
@@ -90,6 +97,8 @@ class ResNet(nn.Module):
         )
         outputs = {"stem": x}
         depth, scan = sum(self.stages), scans(self.loop, self.stages)
+        if self.remat:
+            first, block = rematerialised(first, scan), rematerialised(block, scan)
         for index, blocks in enumerate(self.stages):
             rates = None
             if self.stochastic_depth and train and self.has_rng("dropout"):
@@ -194,10 +203,21 @@ def _at_rate(block: Any, rate: Any) -> Any:
     return partial(block, shortcut=shortcut)
 
 
-def batch_norm(*, last: bool = False, zero_last: bool = False, **options: Any) -> nn.BatchNorm:
+def batch_norm(*, last: bool = False, zero_last: bool = False, **options: Any) -> BatchNorm:
     """BN whose scale starts at 1, or at 0 where `zero_last` and it is a branch's last."""
     start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
-    return nn.BatchNorm(scale_init=start, **options)
+    return BatchNorm(scale_init=start, **options)
+
+
+def rematerialised(block: Any, scan: bool) -> Any:
+    """The bound block, of whose intermediate results only those of convolutions are kept."""
+
+    def keep(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name == "conv_general_dilated"
+
+    # Within a scan nothing can be merged with the first computation, so no barrier is needed.
+    cls = nn.remat(block_class(block), policy=keep, prevent_cse=not scan)
+    return partial(cls, **block.keywords)
 
 
 def no_norm(**_: Any) -> Callable[[Images], Images]:
@@ -245,7 +265,7 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         source = name_or_config
         fields = dict(source if isinstance(source, Mapping) else vars(source))
     fields = {**fields, **overrides}
-    own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon")
+    own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon", "norm_options", "remat")
     options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     unknown = fields.keys() - set(presets.ARCHITECTURE)
     if unknown:

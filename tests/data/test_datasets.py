@@ -50,3 +50,15 @@ def test_no_test_digit_is_a_training_digit(digits):
 def test_a_known_dataset_that_is_not_here_is_refused_in_one_line():
     with pytest.raises(NotPreparedError, match=r"'cifar10' is not prepared .*; embedded: digits"):
         load("cifar10")
+
+
+def test_noise_has_its_datasets_shape_and_is_the_same_every_time(monkeypatch):
+    spec = DATASETS["synthetic_imagenet"]._replace(train_images=3, test_images=2)
+    monkeypatch.setitem(DATASETS, "synthetic_imagenet", spec)
+    first, second = load("synthetic_imagenet"), load("synthetic_imagenet")
+    assert first.train.images.shape == (3, 224, 224, 3)
+    assert first.test.images.shape == (2, 224, 224, 3)
+    assert first.train.images.dtype == np.uint8
+    assert len(first.class_names) == 1000
+    np.testing.assert_array_equal(first.train.images, second.train.images)
+    assert not np.array_equal(first.train.images[:2], first.test.images)
