@@ -11,11 +11,12 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from resjax import __version__
-from resjax.config import UserError, load, override, resolve
+from resjax.config import Config, UserError, load, override, resolve
 from resjax.models.presets import PRESETS, architecture, nearest
 
 if TYPE_CHECKING:
@@ -55,15 +56,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = resolve(override(load(arguments.config), arguments.overrides))
-    _require_writable(arguments.workdir)
+    from resjax.train import distributed
+
+    cluster = distributed.Cluster(arguments.coordinator, arguments.processes, arguments.process)
+    joins = arguments.distributed or any(value is not None for value in cluster)
+    if joins:
+        distributed.join(cluster)
+    if not joins or distributed.leads():
+        _require_writable(arguments.workdir)
     from resjax.train.loop import train
     from resjax.train.progress import console
+    from resjax.train.step import keep_compiled
 
-    with console() as listener:
-        summary = train(config, arguments.workdir, listener)
-    _print_values(summary)
-    print(f"run folder: {arguments.workdir}")
+    keep_compiled(arguments.workdir / "compiled")
+    with open(os.devnull, "w") as nowhere, distributed.ends_with_the_others():
+        out = sys.stdout if distributed.leads() else nowhere
+        if arguments.profile:
+            _profile(config, arguments.profile, arguments.workdir / "profile", out)
+        with console(out) as listener:
+            summary = train(
+                config, arguments.workdir, listener, announce=partial(print, file=out, flush=True)
+            )
+        _print_values(summary, out)
+        print(f"run folder: {arguments.workdir}", file=out)
     return 0
+
+
+def _profile(config: Config, steps: int, folder: Path, out: TextIO) -> None:
+    """Prints the ten operations on which a step spends most time."""
+    from resjax.train.profiling import profile
+    from resjax.train.step import program
+
+    rows = [
+        (operation.name, f"{1e3 * operation.seconds / steps:.3f} ms", f"{operation.share:.1%}")
+        for operation in profile(program(config), steps, folder)[:10]
+    ]
+    _print_table(("operation", "a step", "share"), rows, out)
+    print(f"trace, for Perfetto or XProf: {folder}", file=out)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -72,7 +101,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     planned = plan(arguments.experiment, override(load(arguments.config), arguments.overrides))
     _require_writable(arguments.workdir)
     from resjax.sweeps.local import launch
+    from resjax.train.step import keep_compiled
 
+    keep_compiled(arguments.workdir / "compiled")
     failed = launch(planned, arguments.workdir, arguments.typed)
     if failed < len(planned.runs):
         _write_report(arguments.workdir, experiment=None)
@@ -174,18 +205,21 @@ def _mean(row: dict[Hashable, Any], name: str) -> str:
     return f"{mean:.2f} %" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f} %"
 
 
-def _print_values(values: dict[str, Any]) -> None:
+def _print_values(values: dict[str, Any], out: TextIO | None = None) -> None:
     for name, value in values.items():
-        print(f"{name:20}{value:.4g}" if isinstance(value, float) else f"{name:20}{value:,}")
+        form = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name:20}{form}", file=out)
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None
+) -> None:
     """Prints columns as wide as they must be; the first to the left, the others to the right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join((first.ljust(widths[0]), *cells)).rstrip())
+        print("  ".join((first.ljust(widths[0]), *cells)).rstrip(), file=out)
 
 
 def _require_writable(folder: Path) -> None:
@@ -238,6 +272,17 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train one network, or resume it.", fields)
     _add_config(train)
     _add_workdir(train, "the run folder")
+    train.add_argument(
+        "--profile", type=_count, metavar="N", help="trace N steps first; print what costs most"
+    )
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes that SLURM, Open MPI or the TPU slice started",
+    )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, to join by hand")
+    train.add_argument("--processes", type=_count, metavar="N", help="how many there are")
+    train.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
 
     sweep = command("sweep", _sweep, "Run an experiment's sweep, then its report.", fields)
     sweep.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="experiments/X.py")
@@ -255,6 +300,15 @@ def _parser() -> argparse.ArgumentParser:
     models = command("models", _models, "Architectures; of one, its layers.")
     models.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
     return parser
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_count.__name__ = "whole number from 1 up"  # what argparse calls it in its complaint
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

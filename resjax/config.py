@@ -108,6 +108,8 @@ class Model:
     # Share of the old value in a step of the running statistics (0.9 here is PyTorch's 0.1).
     bn_momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
     bn_epsilon: Annotated[float, Bounds(gt=0)] = 1e-5
+    # Keep only the convolutions' outputs for the gradients: less memory, more computation.
+    remat: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,30 +142,52 @@ class Train:
     # Steps between two checkpoints, a multiple of log_every; 0 keeps the last step only.
     checkpoint_every: NotNegative = 4000
     label_smoothing: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
+    # Equal parts of a batch that go through the network one after the other, to save memory; each
+    # has BN statistics of its own.
+    accumulate: Positive = 1
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """The optimiser and the learning rate's schedule."""
 
-    name: Literal["sgd"] = "sgd"
+    name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
     # The rate after the warm-up and before the first decay.
     learning_rate: Annotated[float, Bounds(gt=0)] = 0.1
     momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
     nesterov: bool = False
+    # Of the second moment, in lamb and adamw.
+    beta2: Annotated[float, Bounds(ge=0, lt=1)] = 0.999
     # Factor of the L2 penalty's gradient.
     weight_decay: Annotated[float, Bounds(ge=0)] = 1e-4
     # Decay all parameters, BN's with them as He et al. do, or kernels alone.
     weight_decay_on: Literal["all", "kernels"] = "all"
     # steps: decay at the boundaries. constant: never. cosine: to zero. he2015: steps, and from
     # depth 110 on a tenth of the rate until the training error is below 80 %.
-    schedule: Literal["steps", "constant", "cosine", "he2015"] = "steps"
+    # onecycle: up from a 25th of the rate and down to next to nothing (Smith & Topin 2018).
+    schedule: Literal["steps", "constant", "cosine", "onecycle", "he2015"] = "steps"
     # Where the rate decays, as fractions of train.steps.
     boundaries: Annotated[tuple[float, ...], Bounds(gt=0, lt=1)] = (0.5, 0.75)
+    # Largest global norm of a gradient; 0 clips nothing.
+    clip_norm: Annotated[float, Bounds(ge=0)] = 0.0
+    # Share of the old value in a step of the weights' moving average; 0 keeps no average.
+    ema_decay: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     # Factor on the rate at every boundary.
     decay_factor: Annotated[float, Bounds(gt=0)] = 0.1
     # Steps in which the rate rises linearly from zero.
     warmup_steps: NotNegative = 0
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How training is spread over the devices that are found."""
+
+    # Sharded jit, or pmap, which trains the same.
+    backend: Literal["jit", "pmap"] = "jit"
+    # Devices among which parameters and optimiser state are divided (FSDP); jit only.
+    shard_parameters: Positive = 1
+    # Devices that share BN statistics: 0 all, 1 none with another.
+    bn_devices: NotNegative = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +200,7 @@ class Config:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    parallel: Parallel = field(default_factory=Parallel)
     # Says which runs there are, not what one of them is: no part of a run's identity.
     sweep: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -477,6 +502,10 @@ def _check_combinations(config: Config) -> None:
                 f"train.{name}={every}: must be a multiple of train.log_every={log_every}, the "
                 f"steps of one dispatch; nearest: {near}"
             )
+    if optimizer.schedule == "onecycle" and optimizer.warmup_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps}: onecycle warms up by itself; set 0"
+        )
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0")
 

@@ -24,14 +24,13 @@ class Checkpoints:
         """Starts to save; the next call or `close` waits for the end."""
         self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
 
-    def restore(self, like: State, step: int | None = None) -> State | None:
-        """The state of a step, or of the newest; None where there is none.
+    def restore(self, like: State) -> State | None:
+        """The newest state, or None where there is none.
 
         Args:
-          like: a state of the same shapes.
+          like: a state of the same shapes, on the devices where the restored one is to lie.
         """
-        step = self._manager.latest_step() if step is None else step
-        if step is None:
+        if (step := self._manager.latest_step()) is None:
             return None
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))

@@ -7,6 +7,7 @@ device never waits for the host.
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,24 @@ from resjax.data.datasets import NotPreparedError
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
 from resjax.train.checkpoints import Checkpoints
+from resjax.train.distributed import leads
 from resjax.train.progress import Listener, Progress
 from resjax.train.step import Metrics, Program, program
 
 
-def train(config: Config, workdir: Path, on_progress: Listener | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    workdir: Path,
+    on_progress: Listener | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Trains one network, or goes on where `workdir` left off; a finished run stays as it is.
 
     Args:
       config: resolved.
       workdir: the run folder; made where it is not there.
       on_progress: is told whenever metrics came in.
+      announce: is told before the first step what it will cost.
 
     Returns:
       The summary, as summary.json holds it.
@@ -41,12 +49,20 @@ def train(config: Config, workdir: Path, on_progress: Listener | None = None) ->
         return finished
     compiled = _program(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    records.write_json(workdir / "config.json", to_dict(config))
-    records.write_json(workdir / "provenance.json", records.provenance())
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    if leads():
+        records.write_json(workdir / "config.json", to_dict(config))
+        records.write_json(workdir / "provenance.json", records.provenance())
+    checkpoints, backend = Checkpoints(workdir / "checkpoints"), compiled.backend
     state = compiled.init(config.seed)
-    state = checkpoints.restore(state) or state
-    times, step = config.train, int(state.step)
+    if (saved := checkpoints.restore(backend.one(state))) is not None:
+        state = backend.spread(saved)
+    times, step = config.train, int(backend.one(state.step))
+    before = time.monotonic()  # seeds share a program, so all but the first find it compiled
+    dispatch = compiled.compiled(state, min(times.log_every, times.steps))
+    compiled.compiled_evaluation(state)
+    compile_seconds = time.monotonic() - before
+    if announce:
+        announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
     history = History(config, workdir / "metrics.jsonl", step, on_progress)
     try:
         while step < times.steps:
@@ -59,7 +75,7 @@ def train(config: Config, workdir: Path, on_progress: Listener | None = None) ->
                 history.add(step, "test", compiled.evaluate(state))
             if last or (times.checkpoint_every and step % times.checkpoint_every == 0):
                 history.fetch()  # a resumed run must find the lines of every step behind it
-                checkpoints.save(state, step)
+                checkpoints.save(backend.one(state), step)
             history.fetch(before=step)
         history.fetch()
     finally:
@@ -69,10 +85,13 @@ def train(config: Config, workdir: Path, on_progress: Listener | None = None) ->
         "steps": step,
         **history.summary(),
         **compiled.counts._asdict(),
+        "compile_seconds": compile_seconds,
+        "peak_bytes": dispatch.peak_bytes,
         "seconds": time.monotonic() - started,
         "images_per_second": history.images_per_second,
     }
-    records.write_json(workdir / "summary.json", summary)
+    if leads():
+        records.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -86,14 +105,27 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{workdir} is no run folder: it has no config.json")
     config = from_dict(json.loads(path.read_text()))
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    if not (folder := workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = _program(config)
-    state = checkpoints.restore(compiled.init(config.seed))
+    checkpoints, backend = Checkpoints(folder), compiled.backend
+    state = checkpoints.restore(backend.one(compiled.init(config.seed)))
     checkpoints.close()
     if state is None:
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    metrics = jax.device_get(compiled.evaluate(state))
+    metrics = jax.device_get(compiled.evaluate(backend.spread(state)))
     return {"step": int(state.step), **{f"test_{k}": float(v) for k, v in metrics.items()}}
+
+
+def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) -> str:
+    """What is about to be trained, where, and what compiling it said and took."""
+    backend, counts = compiled.config.parallel.backend, compiled.counts
+    peak = "" if peak_bytes is None else f", {peak_bytes / 2**20:,.0f} MiB a device"
+    return (
+        f"{counts.parameters:,} parameters, {counts.macs / 1e6:,.1f} M multiply-adds an image; "
+        f"{backend} on {compiled.backend.devices} x {jax.devices()[0].device_kind}{peak}; "
+        f"compiled in {compile_seconds:.1f} s"
+    )
 
 
 def refuse_another_run(config: Config, workdir: Path) -> None:
@@ -140,20 +172,14 @@ class History:
 
     def __init__(self, config: Config, path: Path, first_step: int, listener: Listener | None):
         self._config, self._listener = config, listener
-        self._file = records.MetricsFile(path, up_to_step=first_step)
-        self._lines = records.read_metrics(path)
+        self._lines = [line for line in records.read_metrics(path) if line["step"] <= first_step]
+        self._file = records.MetricsFile(path, self._lines) if leads() else None
         self._pending: deque[Pending] = deque()
         self._clock = first_step, time.monotonic()  # the rate counts from here
-        self._warm = False
         self.images_per_second = 0.0
 
     def add(self, step: int, split: str, metrics: Metrics) -> None:
         self._pending.append(Pending(step, split, metrics))
-        if not self._warm:
-            # The first dispatch compiles: waited for, and left out of the rate of those after it.
-            jax.block_until_ready(metrics)
-            self._rate(step)
-            self._clock, self._warm = (step, time.monotonic()), True
 
     def fetch(self, before: int | None = None) -> None:
         """Writes what is pending, up to what was added at the step `before`."""
@@ -166,7 +192,8 @@ class History:
                 **{name: float(value) for name, value in fetched.items()},
             }
             self._lines.append(line)
-            self._file.write(line)
+            if self._file:
+                self._file.write(line)
             if pending.split == "train":
                 self._rate(pending.step)
             if self._listener:
@@ -201,4 +228,5 @@ class History:
         return next((line for line in reversed(self._lines) if line["split"] == split), None)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()

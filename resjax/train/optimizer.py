@@ -1,4 +1,4 @@
-"""SGD and the learning rate's course, as He et al. 2015 [H15] have them."""
+"""Optimisers, from Optax, and the learning rate's course; SGD is that of He et al. 2015 [H15]."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,49 @@ WARMUP_ERROR = 0.8
 WARMUP_FACTOR = 0.1
 
 
-def direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """What the step goes along, the learning rate left out: decayed gradient through momentum.
+def transformation(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """From gradients to what is added to the weights; `update` takes the learning `rate`.
 
-    The decay is the gradient of an L2 penalty, so it passes through the momentum. [H15] decays
-    every weight, BN's too.
+    - sgd: the decay is the gradient of an L2 penalty, so it passes through the momentum. [H15]
+      decays every weight, BN's too.
+    - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
+      kernel's update is scaled by the kernel's norm over the update's.
+    - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): the decay passes the moments by.
     """
-    return optax.chain(
-        optax.add_decayed_weights(
-            config.weight_decay, mask=kernels if config.weight_decay_on == "kernels" else None
-        ),
-        optax.trace(config.momentum, config.nesterov),
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=kernels if config.weight_decay_on == "kernels" else None
     )
+    momentum = optax.trace(config.momentum, config.nesterov)
+    moments = optax.scale_by_adam(config.momentum, config.beta2, nesterov=config.nesterov)
+    rate = scale_by_rate()
+    steps = {
+        "sgd": (decay, momentum, rate),
+        "lars": (decay, trust_ratio(LARS_COEFFICIENT), rate, momentum),
+        "lamb": (moments, decay, trust_ratio(), rate),
+        "adamw": (moments, decay, rate),
+    }[config.name]
+    clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
+    return optax.chain(*clip, *steps)
+
+
+LARS_COEFFICIENT = 0.001  # You et al. 2017
+
+
+def trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
+    return optax.masked(optax.scale_by_trust_ratio(trust_coefficient=coefficient), kernels)
+
+
+def scale_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Against the gradient, by the `rate` that `update` is given.
+
+    The rate is none of Optax's schedules, because the warm-up of [H15] depends on the training
+    error.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda update: -rate * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def kernels(params: Any) -> Any:
@@ -41,6 +72,8 @@ def learning_rate(
     config: OptimizerConfig, steps: int
 ) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
     """The rate at a step, of a run of `steps`: linear warm-up, then the schedule."""
+    if config.schedule == "onecycle":
+        return optax.cosine_onecycle_schedule(steps, config.learning_rate)
     if config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(
             config.learning_rate, max(steps - config.warmup_steps, 1)

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -57,12 +57,17 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
-    """What git says of the source; None where the source is no checkout or git is not there."""
-    here = Path(__file__).parent
+    """What git says of the source; None where git does not track it or is not there."""
     try:
-        return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        for command in (["ls-files", "--error-unmatch", __file__], words):
+            answer = subprocess.run(
+                ["git", *command],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        return answer.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -70,12 +75,9 @@ def _git(*words: str) -> str | None:
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended."""
 
-    def __init__(self, path: Path, up_to_step: int):
-        """Opens the file for more lines; those of later steps than `up_to_step` are dropped."""
-        self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= up_to_step]
-        text = "".join(_line(line) for line in kept)
-        write_text(path, text)
+    def __init__(self, path: Path, lines: Iterable[Mapping[str, Any]]):
+        """Opens the file for more lines than these; others that it held are dropped."""
+        write_text(path, "".join(map(_line, lines)))
         self._file = path.open("a", buffering=1)
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -58,6 +58,6 @@ class Regression(nn.Module):
 def regression(configure, monkeypatch) -> Callable[..., Program]:
     """A function from overrides to a program that trains softmax regression on plain images."""
     monkeypatch.setattr(
-        "resjax.train.step.build", lambda model, classes: Regression(classes=classes)
+        "resjax.train.step.build", lambda model, classes, **_: Regression(classes=classes)
     )
     return lambda **overrides: Program(configure(UNAUGMENTED | dict(overrides)))

@@ -43,7 +43,7 @@ def finished(config, tmp_path_factory):
 def what_training_found(workdir):
     """All that must not depend on when and how often a run was started."""
     summary = read_json(workdir / "summary.json")
-    del summary["seconds"], summary["images_per_second"]
+    del summary["seconds"], summary["compile_seconds"], summary["images_per_second"]
     return summary, (workdir / "metrics.jsonl").read_bytes()
 
 
@@ -94,6 +94,8 @@ def test_the_summary_tells_the_last_lines_and_the_best_beside_them(finished):
     assert (summary["best_test_error"], summary["best_test_step"]) == (best["error"], best["step"])
     assert summary.keys() >= {"parameters", "macs", "seconds", "images_per_second"}
     assert summary["parameters"] == 4_934
+    assert summary["compile_seconds"] > 0
+    assert summary["peak_bytes"] > 2 * 4 * summary["parameters"]  # weights and their momentum
 
 
 def test_the_best_is_told_beside_the_final_error_and_never_instead(config, tmp_path):
@@ -255,22 +257,20 @@ def clock(monkeypatch):
     return clock
 
 
-def test_the_rate_counts_images_that_are_done_since_the_first_dispatch(config, tmp_path, clock):
+def test_the_rate_counts_images_that_are_done_and_not_those_under_way(config, tmp_path, clock):
     history = History(config, tmp_path / "metrics.jsonl", 0, None)
-    metrics = {"loss": 0.5, "error": 0.5}
     rates = []
-    # The first dispatch takes 100 s, most of it to compile; those after it 2 s.
-    for now, step in [(100, 3), (100, 6), (102, 9), (104, 12)]:
+    for now, step in [(0, 3), (2, 6), (4, 9), (6, 12)]:  # a dispatch takes 2 s
         clock.now = now
-        history.add(step, "train", metrics)
+        history.add(step, "train", {"loss": 0.5, "error": 0.5})
         history.fetch(before=step)
         rates.append(history.images_per_second)
-    clock.now = 106
+    clock.now = 8
     history.fetch()
     history.close()
     rates.append(history.images_per_second)
-    first, steady = 3 * BATCH / 100, 3 * BATCH / 2
-    assert rates == pytest.approx([first, first, steady, steady, steady])
+    steady = 3 * BATCH / 2
+    assert rates == pytest.approx([0, steady, steady, steady, steady])
 
 
 def test_a_resumed_run_counts_only_its_own_images(config, tmp_path, clock):
@@ -280,6 +280,27 @@ def test_a_resumed_run_counts_only_its_own_images(config, tmp_path, clock):
     history.fetch()
     history.close()
     assert history.images_per_second == pytest.approx(3 * BATCH / 4)
+
+
+def test_metrics_go_on_behind_those_of_the_step_that_is_resumed(config, tmp_path):
+    path, metrics = tmp_path / "metrics.jsonl", {"loss": 0.5, "error": 0.5}
+    for first_step, steps in [(0, (3, 6, 9)), (6, (9, 10))]:
+        history = History(config, path, first_step, None)
+        for step in steps:
+            history.add(step, "train", metrics)
+        history.fetch()
+        history.close()
+    assert [line["step"] for line in read_lines(tmp_path)] == [3, 6, 9, 10]
+
+
+def test_a_run_that_averages_its_weights_tells_their_test_error_beside_the_raw_one(
+    configure, regression, tmp_path
+):
+    config = configure({"optimizer.ema_decay": 0.5, "data.flip": False})
+    train(config, tmp_path)
+    for line in read_lines(tmp_path):
+        averaged = {"ema_loss", "ema_error"} & line.keys()
+        assert averaged == ({"ema_loss", "ema_error"} if line["split"] == "test" else set())
 
 
 def test_evaluate_finds_what_the_last_test_line_says(finished):

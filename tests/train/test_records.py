@@ -68,25 +68,27 @@ def line(step, split="train", **values):
     return {"step": step, "split": split, **values}
 
 
-def write_lines(path, lines, up_to_step=0):
-    file = records.MetricsFile(path, up_to_step)
+def write_lines(path, lines, behind=()):
+    file = records.MetricsFile(path, behind)
     for each in lines:
         file.write(each)
     file.close()
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
-    file = records.MetricsFile(tmp_path / "metrics.jsonl", up_to_step=0)
+    path = tmp_path / "metrics.jsonl"
+    file = records.MetricsFile(path, [])
     file.write(line(1, loss=0.5))
-    assert records.read_metrics(file.path) == [line(1, loss=0.5)]
+    assert records.read_metrics(path) == [line(1, loss=0.5)]
     file.close()
 
 
-def test_metrics_go_on_behind_those_of_the_step_that_is_resumed(tmp_path):
+def test_metrics_go_on_behind_the_lines_that_are_kept_and_others_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write_lines(path, [line(1), line(2), line(2, "test"), line(3), line(3, "test")])
-    write_lines(path, [line(3, again=True)], up_to_step=2)
-    assert records.read_metrics(path) == [line(1), line(2), line(2, "test"), line(3, again=True)]
+    kept = [line(1), line(2), line(2, "test")]
+    write_lines(path, [*kept, line(3), line(3, "test")])
+    write_lines(path, [line(3, again=True)], behind=kept)
+    assert records.read_metrics(path) == [*kept, line(3, again=True)]
 
 
 def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path):
@@ -94,7 +96,7 @@ def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path)
     write_lines(path, [line(1), line(2)])
     path.write_text(path.read_text() + '{"step": 2, "spl')
     assert records.read_metrics(path) == [line(1), line(2)]
-    write_lines(path, [line(3)], up_to_step=2)
+    write_lines(path, [line(3)], behind=records.read_metrics(path))
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
 
 
@@ -104,7 +106,7 @@ def test_a_loss_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
     texts = path.read_text().splitlines()
     assert [json.loads(text)["loss"] for text in texts] == [None, None]
     assert all(math.isnan(each["loss"]) for each in records.read_metrics(path))
-    write_lines(path, [], up_to_step=2)
+    write_lines(path, [], behind=records.read_metrics(path))
     assert path.read_text().splitlines() == texts
 
 

@@ -1,12 +1,17 @@
 """The compiled step: its arithmetic against numpy, and that seeds share one compilation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from resjax.train.step import Program, Resident, program
+from resjax.data.datasets import Split
+from resjax.models.convolution import quick_compile
+from resjax.models.resnet import build
+from resjax.train.step import Program, program
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,9 @@ def test_steps_are_those_of_softmax_regression_in_numpy(regression, smoothing, n
     velocities = np.zeros_like(kernel), np.zeros_like(bias)
     decay_of_bias = 0.1 if decayed == "all" else 0.0
     for step, rate in enumerate([0.1, 0.1, 0.1, 0.01, 0.001, 0.001]):
-        batch = Resident(*(array[16 * step : 16 * step + 16] for array in split))
-        state, metrics = take_step(state, batch, jax.random.key(0))
+        chosen = np.arange(16 * step, 16 * step + 16)
+        batch = Split(*(array[chosen] for array in split))
+        state, metrics = take_step(state, compiled.train_split, chosen, jax.random.key(0))
 
         inputs = flat(batch.images, compiled)
         logits = inputs @ kernel + bias
@@ -99,14 +105,69 @@ def test_evaluation_of_a_resnet_is_that_of_its_logits(compiled):
 
 
 def test_an_example_that_fills_the_last_batch_turns_no_infinite_loss_into_nan(regression):
-    compiled = regression(**{"data.eval_batch_size": 4})
-    ten = Resident(*(array[:10] for array in compiled.test_split))  # as 4 + 4 + 2 and two to fill
-    state = compiled.init(0)
-    bias = jnp.full(10, 3e38).at[ten.labels[-1]].set(-3e38)  # no logit above is ever as low
+    compiled = regression(**{"data.eval_batch_size": 52})  # 7 batches, the last with 4 to fill it
+    state, split = compiled.init(0), compiled.test_split
+    bias = jnp.full(10, 3e38).at[split.labels[-1]].set(-3e38)  # no logit above is ever as low
     state.params["head"]["bias"] = bias
     with jax.disable_jit():  # a compiler may mend 0 * inf; none is asked to
-        metrics = compiled.evaluate_split(state.params, state.batch_stats, ten)
+        metrics = compiled.evaluate_split(state, split)
     assert metrics["loss"] == np.inf
+
+
+def test_the_average_of_the_weights_is_the_recursion_and_is_evaluated_beside_them(regression):
+    compiled = regression(**{"optimizer.ema_decay": 0.75})
+    state = compiled.init(0)
+    average = np.float64(state.params["head"]["kernel"])
+    for _ in range(3):
+        state, _ = compiled.steps(state, 1)
+        average = 0.75 * average + 0.25 * np.float64(state.params["head"]["kernel"])
+    np.testing.assert_allclose(state.average["params"]["head"]["kernel"], average, atol=1e-6)
+    assert state.average["batch_stats"]["batches"] == pytest.approx(1.265625)  # of 0, 1, 2, 3
+
+    metrics = compiled.evaluate(state)
+    swapped = compiled.evaluate(state._replace(**state.average))
+    for name in ("loss", "error"):
+        assert metrics[f"ema_{name}"] == swapped[name] != metrics[name]
+
+
+def test_without_an_average_none_is_evaluated(regression):
+    compiled = regression()
+    assert compiled.evaluate(compiled.init(0)).keys() == {"loss", "error"}
+
+
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole_where_nothing_mixes_images(regression):
+    whole, parts = (regression(**{"train.accumulate": count}) for count in (1, 4))
+    found = []
+    for compiled in (whole, parts):
+        state, metrics = compiled.steps(compiled.init(0), 3)
+        found.append((state.params, metrics))
+        assert state.batch_stats["batches"] == 3 * compiled.config.train.accumulate
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+def test_rematerialised_blocks_give_the_same_gradients(configure, compiled):
+    state, chosen, key = compiled.init(0), np.arange(16), jax.random.key(1)
+    found = []
+    for remat in (False, True):
+        made = Program(configure({"model.remat": remat}))
+        gradients = jax.jit(made.gradients, compiler_options=quick_compile())
+        found.append(gradients(state, made.train_split, chosen, key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *found)
+
+
+def test_rematerialised_blocks_keep_a_third_of_the_bytes_or_less():
+    images, kept = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32), []
+    for remat in (False, True):
+        model = build("cifar_resnet20", remat=remat, loop="unroll")
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        def backward(variables, images, model=model):
+            apply = partial(model.apply, train=True, mutable="batch_stats")
+            return jax.vjp(apply, variables, images)[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(backward, variables, images))
+        kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in residuals))
+    assert kept[1] < kept[0] / 3
 
 
 def test_six_steps_in_one_dispatch_are_those_of_two_dispatches_of_three(compiled):
@@ -144,8 +205,7 @@ def test_seeds_share_one_compiled_program(configure, compiled):
         assert shared is compiled
         state, _ = shared.steps(shared.init(seed), 3)
         shared.evaluate(state)
-        jitted = (shared._init, shared._steps, shared._evaluate)
-        taken.append([function._cache_size() for function in jitted])
+        taken.append((shared._init._cache_size(), shared._steps.copy(), shared._evaluation))
     assert taken[0] == taken[1]
 
 
@@ -168,6 +228,12 @@ def test_seeds_differ_in_their_weights_and_in_their_batches(compiled):
 def test_a_seed_gives_the_same_run_again(compiled):
     (first, metrics), (second, again) = (compiled.steps(compiled.init(3), 3) for _ in range(2))
     trees_equal((without_key(first), metrics), (without_key(second), again))
+
+
+def test_the_old_state_s_memory_is_given_to_the_new_one(compiled):
+    old = compiled.init(0)
+    compiled.steps(old, 3)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
 
 
 def test_a_dispatch_moves_nothing_between_host_and_device(compiled):

@@ -1,0 +1,74 @@
+"""Many processes, on one host or many: they find each other before JAX first looks for devices."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from resjax.config import UserError
+
+# A process that has not been heard of for so long is lost; the others then end.
+HEARTBEAT_SECONDS = 20
+LOST = 75  # exit code: sysexits' EX_TEMPFAIL, try again
+
+
+class Cluster(NamedTuple):
+    """How this process finds the others; what is None, SLURM, Open MPI or the TPU slice knows."""
+
+    coordinator: str | None = None  # host:port of process 0
+    processes: int | None = None
+    process: int | None = None
+
+
+def join(cluster: Cluster) -> None:
+    """Waits for the other processes; from here on `jax.devices()` are those of all.
+
+    Raises:
+      UserError: the processes did not find each other, or the environment does not say how.
+    """
+    import jax
+
+    given = [value is not None for value in cluster]
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --processes and --process go together; give all three")
+    try:
+        jax.distributed.initialize(
+            *cluster, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except (ValueError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(
+            f"the processes did not find each other: {what} "
+            "(name them by --coordinator=HOST:PORT --processes=N --process=I)"
+        ) from error
+
+
+@contextmanager
+def ends_with_the_others() -> Iterator[None]:
+    """Ends this process, and says why, when a collective fails because another process is gone.
+
+    Leaving in the usual way would wait for the lost one.
+    """
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"resjax: process {jax.process_index()} of {jax.process_count()} ends, because another "
+            f"is lost ({str(error).splitlines()[0][:200]}); launch all of them again to go on from "
+            "the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
+
+
+def leads() -> bool:
+    """Whether this is the process that writes."""
+    import jax
+
+    return jax.process_index() == 0

@@ -1,0 +1,99 @@
+"""Trains on virtual CPU devices, in several ways to spread a run over them.
+
+A program of its own, because the number of devices is fixed when JAX first looks for them. It
+speaks JSON, a line at a time: reads what to do and answers what came of it, then reads the folder
+of another's checkpoints and answers how its own way goes on from there.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from resjax.config import UserError, default_config, override, resolve
+from resjax.train import parallel
+from resjax.train.checkpoints import Checkpoints
+from resjax.train.step import Program
+
+
+def take(program, state, steps):
+    """The state after so many steps, and the losses: means of every two."""
+    losses = []
+    for _ in range(steps // 2):
+        state, metrics = program.steps(state, 2)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def measure(program, state, folder):
+    """A run of 20 steps; where there is a folder, saved at the tenth, and evaluated."""
+    program.compiled(state, 2)
+    old, moved = state, None
+    try:
+        with jax.transfer_guard("disallow"):
+            state, metrics = program.steps(state, 2)
+    except jax.errors.JaxRuntimeError as error:
+        moved = str(error)
+        state, metrics = program.steps(state, 2)
+    donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    state, until_saved = take(program, state, 8)
+    if folder:
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(program.backend.one(state), 10)
+        checkpoints.close()
+    state, after = take(program, state, 10)
+    test = program.evaluate(state) if folder else {}
+    return {
+        "losses": [float(metrics["loss"]), *until_saved, *after],
+        "test": {name: float(value) for name, value in test.items()},
+        "moved": moved,
+        "donated": donated,
+        "placed": [
+            [list(leaf.shape), [list(shard.data.shape) for shard in leaf.addressable_shards]]
+            for leaf in jax.tree.leaves((state.params, state.optimizer))
+        ],
+    }
+
+
+def resume(program, state, folder):
+    """The losses of the last ten steps, from a checkpoint of the tenth."""
+    checkpoints = Checkpoints(folder)
+    saved = checkpoints.restore(program.backend.one(state))
+    checkpoints.close()
+    return take(program, program.backend.spread(saved), 10)[1]
+
+
+def refusal(config):
+    try:
+        parallel.backend(config)
+    except UserError as error:
+        return str(error)
+
+
+def main():
+    asked = json.loads(input())
+    jax.config.update("jax_num_cpu_devices", asked["devices"])
+
+    def configure(overrides):
+        return resolve(override(default_config(), asked["run"] | overrides))
+
+    refused = asked["refused"].items()
+    answer = {"refused": {case: refusal(configure(overrides)) for case, overrides in refused}}
+    starts, saver = {}, None
+    for way, overrides in asked["ways"].items():
+        program = Program(configure(overrides))
+        layout = program.config.parallel.shard_parameters
+        if layout not in starts:  # whatever BN and accumulation do, a run starts alike
+            starts[layout] = program.init(0)
+        saves = way == asked["saves"]
+        if saves:
+            saver = program, starts[layout]
+        folder = Path(asked["folder"]) if saves else None
+        answer[way] = measure(program, jax.tree.map(jnp.copy, starts[layout]), folder)
+    print(json.dumps(answer), flush=True)
+    print(json.dumps(resume(*saver, Path(input()))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
