@@ -20,7 +20,7 @@ def trained(monkeypatch):
     """The configs that `resjax train` trains."""
     configs = []
 
-    def train(config, workdir, on_progress=None):
+    def train(config, workdir, on_progress=None, announce=None):
         configs.append(config)
         return {"test_error": 0.125}
 
@@ -94,7 +94,7 @@ def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, 
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
-    def train(config, workdir, on_progress=None):
+    def train(config, workdir, on_progress=None, announce=None):
         raise ZeroDivisionError
 
     monkeypatch.setattr("resjax.train.loop.train", train)
@@ -103,7 +103,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
 
 def test_an_interrupt_is_told_in_one_line(monkeypatch, tmp_path, capsys):
-    def train(config, workdir, on_progress=None):
+    def train(config, workdir, on_progress=None, announce=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resjax.train.loop.train", train)

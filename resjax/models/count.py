@@ -50,7 +50,7 @@ class Layer(NamedTuple):
 
 def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
     """The layers of a network, in the order in which they run."""
-    table: list[Layer] = []
+    table: dict[str, Layer] = {}  # by path, because our BN calls Flax's under its own
 
     def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         output = call(*arguments, **keywords)
@@ -58,14 +58,13 @@ def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
         if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
             parameters = module.variables["params"]
             weights = math.prod(parameters["kernel"].shape) if "kernel" in parameters else 0
-            table.append(
-                Layer(
-                    path="/".join(module.path),
-                    kind=type(module).__name__,
-                    output=output.shape[1:],
-                    parameters=sum(math.prod(leaf.shape) for leaf in parameters.values()),
-                    macs=math.prod(output.shape) * weights // output.shape[-1],
-                )
+            path = "/".join(module.path)
+            table[path] = Layer(
+                path=path,
+                kind=type(module).__name__,
+                output=output.shape[1:],
+                parameters=sum(math.prod(leaf.shape) for leaf in parameters.values()),
+                macs=math.prod(output.shape) * weights // output.shape[-1],
             )
         return output
 
@@ -74,7 +73,7 @@ def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
     variables = jax.eval_shape(unrolled.init, jax.random.key(0), images)
     with nn.intercept_methods(record):
         jax.eval_shape(unrolled.apply, variables, images)
-    return table
+    return list(table.values())
 
 
 def multiply_adds(program: Any) -> int:

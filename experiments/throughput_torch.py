@@ -1,0 +1,151 @@
+"""The networks of `throughput.py` in plain PyTorch, to measure beside: CIFAR ResNets, ResNet-50.
+
+Layers, padding, BN and shortcuts are those of resjax, so the numbers of parameters are equal; a
+step does the same work. ResNet-50 is torchvision's (v1.5: the stride is in the 3x3), the CIFAR
+networks have the option A of He et al. 2015 (arXiv 1512.03385).
+
+A step is as fast as PyTorch is advised to be used: channels last, autocast for bfloat16, a fused
+optimiser, cuDNN's search, TF32 where JAX has it by default, and `torch.compile` where it helps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - as PyTorch calls it
+
+BN_EPSILON, BN_MOMENTUM = 1e-5, 0.1  # the momentum is 0.9 in resjax, which counts the old value
+
+
+def conv(inputs: int, features: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, features, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def norm(features: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(features, eps=BN_EPSILON, momentum=BN_MOMENTUM)
+
+
+class Pad(nn.Module):
+    """Option A: subsamples, and appends channels of zeros."""
+
+    def __init__(self, inputs: int, features: int, stride: int):
+        super().__init__()
+        self.missing, self.stride = features - inputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+
+
+class Block(nn.Module):
+    """A branch and a shortcut: the identity, unless the shape changes."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch(x) + self.shortcut(x))
+
+
+def basic(inputs: int, features: int, stride: int) -> Block:
+    branch = nn.Sequential(
+        *(conv(inputs, features, 3, stride), norm(features), nn.ReLU(inplace=True)),
+        *(conv(features, features, 3), norm(features)),
+    )
+    changes = stride > 1 or inputs != features
+    return Block(branch, Pad(inputs, features, stride) if changes else nn.Identity())
+
+
+def bottleneck(inputs: int, features: int, stride: int) -> Block:
+    inner = features // 4
+    branch = nn.Sequential(
+        *(conv(inputs, inner, 1), norm(inner), nn.ReLU(inplace=True)),
+        *(conv(inner, inner, 3, stride), norm(inner), nn.ReLU(inplace=True)),
+        *(conv(inner, features, 1), norm(features)),
+    )
+    changes = stride > 1 or inputs != features
+    project = nn.Sequential(conv(inputs, features, 1, stride), norm(features))
+    return Block(branch, project if changes else nn.Identity())
+
+
+def resnet(depth: int, image_size: int, classes: int) -> nn.Sequential:
+    """A CIFAR ResNet of 6n + 2 layers for images of 32 pixels, or ResNet-50 for larger ones."""
+    if image_size == 32:
+        stem = [conv(3, 16, 3), norm(16), nn.ReLU(inplace=True)]
+        inputs, block, widths, stages = 16, basic, (16, 32, 64), (depth // 6,) * 3
+    else:
+        stem = [conv(3, 64, 7, 2), norm(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+        inputs, block, widths, stages = 64, bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3)
+    blocks = []
+    for index, (features, count) in enumerate(zip(widths, stages, strict=True)):
+        for position in range(count):
+            stride = 2 if index and not position else 1
+            blocks.append(block(inputs, features, stride))
+            inputs = features
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
+    return nn.Sequential(*stem, *blocks, *head)
+
+
+class Trainer:
+    """Takes steps of SGD on one batch that lies on the device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: tuple[Tensor, Tensor],
+        *,
+        bfloat16: bool,
+        compiled: bool,
+        rate: float,
+        decay: float,
+    ):
+        """Makes a step of `model`.
+
+        Args:
+          model: moved to the GPU if there is one.
+          batch: images (n, channels, height, width), float32, and labels (n,).
+          bfloat16: compute in it, under autocast; parameters stay float32.
+          compiled: by `torch.compile`, which on a GPU also captures CUDA graphs.
+          rate: of learning.
+          decay: of all weights; the momentum is 0.9.
+        """
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        images, labels = batch
+        self.images = images.to(self.device, memory_format=torch.channels_last)
+        self.labels = labels.to(self.device)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=0.9, weight_decay=decay, fused=True
+        )
+        self.bfloat16 = bfloat16
+        mode = "reduce-overhead" if self.device == "cuda" else "default"
+        self.apply: Callable[[Tensor], Tensor] = (
+            torch.compile(model, mode=mode) if compiled else model
+        )
+
+    def steps(self, count: int) -> None:
+        """Takes `count` steps and waits for the last one."""
+        for _ in range(count):
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+                loss = F.cross_entropy(self.apply(self.images), self.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_bytes(self) -> int | None:
+        """The most that PyTorch has allocated on the GPU; of a CPU it does not know."""
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+
+
+def forget() -> None:
+    """Frees what earlier networks left: compiled code, cached memory, the peak."""
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

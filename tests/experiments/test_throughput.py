@@ -1,0 +1,187 @@
+"""The throughput script measures what it says, and its page shows what was measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from resjax.data import DATASETS
+from resjax.models.presets import PRESETS
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CEILING = {"flops": 2e9, "bytes": 1e9}
+
+
+@pytest.fixture
+def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, for which a device reaches 2 GFLOP/s and 1 GB/s, and CIFAR has 64 images."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    spec = importlib.util.spec_from_file_location("throughput", EXPERIMENTS / "throughput.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "ceilings", lambda dtype, cpu: script.Ceilings(**CEILING))
+    small = DATASETS["synthetic_cifar"]._replace(train_images=64, test_images=8)
+    monkeypatch.setitem(DATASETS, "synthetic_cifar", small)
+    return script
+
+
+def measured(throughput: ModuleType, path: Path, rounds: int, *contenders: str) -> dict[str, Any]:
+    case = throughput.Case("cifar_resnet8", 4, "float32", 2, rounds, contenders)
+    throughput.measure([case], path, minutes=1)
+    [record] = json.loads(path.read_text())["cases"]
+    return record
+
+
+def test_every_contender_runs_in_every_round(throughput: ModuleType, tmp_path: Path) -> None:
+    record = measured(throughput, tmp_path / "result.json", 2, "scan", "unroll", "run")
+    assert not record["failed"]
+    assert record["parameters"] == PRESETS["cifar_resnet8"].parameters
+    assert list(record["contenders"]) == ["scan", "unroll", "run"]
+    for entry in record["contenders"].values():
+        assert len(entry["images_per_second"]) == 2
+        assert min(entry["images_per_second"]) > 0
+        assert entry["compile_seconds"] > 0
+        # Parameters, momentum, and of four images the outputs of two convolutions a stage.
+        kept = 4 * 2 * (16 * 32**2 + 32 * 16**2 + 64 * 8**2)
+        assert entry["peak_bytes"] > 4 * (2 * record["parameters"] + kept)
+
+
+def test_what_is_not_installed_is_left_out_with_its_reason(
+    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "throughput_torch", raising=False)
+    record = measured(throughput, tmp_path / "result.json", 0, "scan", "torch")
+    assert list(record["contenders"]) == ["scan"]
+    assert "torch" in record["failed"]["torch"]
+
+
+def test_networks_of_different_size_are_never_compared(
+    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for parameters, name in enumerate(("scan", "unroll")):
+        contender = throughput.Contender(lambda: 1.0, 1.0, None, parameters)
+        monkeypatch.setitem(throughput.CONTENDERS, name, lambda case, made=contender: made)
+    with pytest.raises(AssertionError, match="unequal networks"):
+        measured(throughput, tmp_path / "result.json", 1, "scan", "unroll")
+
+
+def test_no_case_begins_after_the_last_minute(throughput: ModuleType, tmp_path: Path) -> None:
+    throughput.measure(throughput.PLANS["cpu"], tmp_path / "result.json", minutes=-1)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_step_moves_what_its_convolutions_read_and_write(
+    throughput: ModuleType, blocks: int
+) -> None:
+    case = throughput.Case(f"cifar_resnet{6 * blocks + 2}", 2, "bfloat16", 1, 0, ("scan",))
+    # Values of an image after the stem and in each stage.
+    image, wide, middle, deep = 3 * 32**2, 16 * 32**2, 32 * 16**2, 64 * 8**2
+    written = wide + 2 * blocks * (wide + middle + deep)
+    # A stage's first convolution reads what the stage before has put out.
+    read = image + 2 * blocks * (wide + middle + deep) + (wide - middle) + (middle - deep)
+    preset = PRESETS[case.model]
+    assert throughput.work(case) == (
+        6 * 2 * preset.macs,
+        2 * 2 * (3 * read + 11 * written) + 32 * preset.parameters,
+    )
+
+
+@pytest.mark.parametrize(("bytes_", "seconds"), [(10**9, 1.0), (3 * 10**9, 3.0)])
+def test_the_roofline_is_the_slower_of_arithmetic_and_memory(
+    throughput: ModuleType, bytes_: int, seconds: float
+) -> None:
+    case = throughput.Case("cifar_resnet8", 128, "float32", 1, 0, ())
+    ceilings = throughput.Ceilings(**CEILING)
+    needed = throughput.Work(2 * 10**9, bytes_)
+    assert ceilings.images_per_second(case, needed) == 128 / seconds
+
+
+def result(throughput: ModuleType, **contenders: list[float]) -> dict[str, Any]:
+    """A result file's content: one case, with these images a second, on a GPU of the tests' own."""
+    case = throughput.Case("cifar_resnet20", 128, "float32", 1, 2, tuple(contenders))
+    entries = {
+        name: {"compile_seconds": 12.3, "peak_bytes": 3 * 2**20, "images_per_second": rates}
+        for name, rates in contenders.items()
+    }
+    record = {
+        "case": case._asdict(),
+        "auto": "scan",
+        "work": throughput.Work(1, 1)._asdict(),
+        "roofline_images_per_second": 1000.0,
+        "parameters": 269_722,
+        "contenders": entries,
+        "failed": {"unroll": "out of memory"},
+    }
+    provenance = throughput.provenance() | {"device": "Testing 1"}
+    return {"provenance": provenance, "ceilings": {"float32": CEILING}, "cases": [record]}
+
+
+def page(throughput: ModuleType, folder: Path, content: dict[str, Any]) -> str:
+    (folder / "throughput-testing.json").write_text(json.dumps(content))
+    throughput.report(folder, folder)
+    return (folder / "throughput.md").read_text()
+
+
+def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
+    throughput: ModuleType, tmp_path: Path
+) -> None:
+    rates = {"scan": [400.0, 800.0], "run": [384.0, 776.0], "torch": [200.0, 400.0]}
+    text = page(throughput, tmp_path, result(throughput, **rates))
+    assert (
+        "| cifar_resnet20 | 128 | float32 | 1,000 (m) | 600 (400 to 800) | 60% "
+        "| 580 (384 to 776) | 96% | 300 (200 to 400) | 2.00 |"
+    ) in text
+    assert "| cifar_resnet20 | 128 | float32 | 12.3 |  | 3 |  | 3 |" in text
+    assert "cifar_resnet20 float32 batch 128: no unroll, out of memory." in text
+
+
+def test_pytorch_is_shown_as_fast_as_it_goes(throughput: ModuleType, tmp_path: Path) -> None:
+    rates = {"scan": [400.0, 400.0], "torch": [200.0, 200.0], "torch-compiled": [500.0, 500.0]}
+    assert "|  |  | 500 | 0.80 |" in page(throughput, tmp_path, result(throughput, **rates))
+
+
+def test_the_page_says_where_its_numbers_come_from(throughput: ModuleType, tmp_path: Path) -> None:
+    content = result(throughput, scan=[1.0])
+    content["provenance"] |= {"commit": "c0ffee", "dirty": True}
+    text = page(throughput, tmp_path, content)
+    assert "## Testing 1" in text
+    assert "commit c0ffee and changes" in text
+    assert f"jax {content['provenance']['versions']['jax']}" in text
+    assert "2 GFLOP/s in a matrix product, 1.0 GB/s in a copy" in text
+
+
+def test_the_figure_shows_compile_time_against_depth(
+    throughput: ModuleType, tmp_path: Path
+) -> None:
+    content = result(throughput, scan=[1.0])
+    before = page(throughput, tmp_path, content) and (tmp_path / "throughput.svg").read_bytes()
+    assert before.startswith(b"<?xml")
+    page(throughput, tmp_path, content)
+    assert (tmp_path / "throughput.svg").read_bytes() == before
+    content["cases"][0]["contenders"]["scan"]["compile_seconds"] = 40.0
+    page(throughput, tmp_path, content)
+    assert (tmp_path / "throughput.svg").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "classes"),
+    [("cifar_resnet20", 32, 10), ("cifar_resnet110", 32, 10), ("resnet50", 224, 1000)],
+)
+def test_the_networks_in_pytorch_have_as_many_parameters(
+    throughput: ModuleType, name: str, image_size: int, classes: int
+) -> None:
+    pytest.importorskip("torch")
+    import throughput_torch
+
+    depth = int(name.rpartition("resnet")[2])
+    network = throughput_torch.resnet(depth, image_size, classes)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert parameters == PRESETS[name].parameters
