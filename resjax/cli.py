@@ -64,10 +64,11 @@ def _train(arguments: argparse.Namespace) -> int:
         distributed.join(cluster)
     if not joins or distributed.leads():
         _require_writable(arguments.workdir)
-    from resjax.train.loop import train
+    from resjax.train.loop import require_program, train
     from resjax.train.progress import console
     from resjax.train.step import keep_compiled
 
+    require_program(config)  # the last that can be refused, and nothing is written yet
     keep_compiled(arguments.workdir / "compiled")
     with open(os.devnull, "w") as nowhere, distributed.ends_with_the_others():
         out = sys.stdout if distributed.leads() else nowhere

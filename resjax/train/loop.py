@@ -47,7 +47,7 @@ def train(
     refuse_another_run(config, workdir)
     if finished := records.read_summary(workdir / "summary.json"):
         return finished
-    compiled = _program(config)
+    compiled = require_program(config)
     workdir.mkdir(parents=True, exist_ok=True)
     if leads():
         records.write_json(workdir / "config.json", to_dict(config))
@@ -107,7 +107,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     config = from_dict(json.loads(path.read_text()))
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    compiled = _program(config)
+    compiled = require_program(config)
     checkpoints, backend = Checkpoints(folder), compiled.backend
     state = checkpoints.restore(backend.one(compiled.init(config.seed)))
     checkpoints.close()
@@ -154,7 +154,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _program(config: Config) -> Program:
+def require_program(config: Config) -> Program:
+    """The config's program, or a UserError where its data or devices do not allow it."""
     try:
         return program(config)
     except (NotPreparedError, ImpossibleNetworkError) as error:
