@@ -105,7 +105,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from resjax.train.step import keep_compiled
 
     keep_compiled(arguments.workdir / "compiled")
-    failed = launch(planned, arguments.workdir, arguments.typed)
+    failed = launch(planned, arguments.workdir, arguments.typed, arguments.workers)
     if failed < len(planned.runs):
         _write_report(arguments.workdir, experiment=None)
     if failed:
@@ -290,6 +290,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(sweep)
     _add_workdir(sweep, "the sweep folder")
     sweep.add_argument("--launcher", choices=("local",), default="local", help="where runs go")
+    sweep.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="runs that train at the same time, each on its share of cores or GPUs; "
+        "if not given, one a GPU, or one a core where there is none",
+    )
 
     report = command("report", _report, "Figures, tables and report.html from run folders.")
     report.add_argument("folder", type=Path, metavar="DIR", help="a sweep or run folder")

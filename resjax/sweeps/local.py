@@ -1,4 +1,4 @@
-"""The local launcher: runs a plan in this process, one run after the other.
+"""The local launcher: runs a plan on this machine, one run after the other or several at once.
 
 A run is what its config says, so launching again skips what is finished and resumes what is not.
 Runs that differ only in seed follow each other, because they share one compiled program. A run that
@@ -7,13 +7,14 @@ fails is told and leaves its traceback in `error.txt`; the others go on.
 
 import dataclasses
 import json
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -22,11 +23,12 @@ from rich.table import Table
 from resjax.config import Config, UserError, digest, to_dict
 from resjax.data import datasets
 from resjax.sweeps.experiment import Plan, Run
+from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records
-from resjax.train.progress import Progress
+from resjax.train.progress import Listener, Progress
 
 
-def launch(plan: Plan, workdir: Path, command: str) -> int:
+def launch(plan: Plan, workdir: Path, command: str, workers: int | None = None) -> int:
     """Runs what of `plan` is not finished in `workdir` yet, and returns how many runs failed.
 
     Writes `sweep.json`, a copy of the experiment file, so that `workdir` explains itself, and the
@@ -36,6 +38,8 @@ def launch(plan: Plan, workdir: Path, command: str) -> int:
       plan: the runs, resolved.
       workdir: the sweep folder.
       command: what the user typed, for the record.
+      workers: processes that train at the same time, each on its share of the machine; 1 trains in
+        this process. None: as many as were measured to be fastest.
 
     Raises:
       UserError: a dataset is not on this machine.
@@ -43,14 +47,22 @@ def launch(plan: Plan, workdir: Path, command: str) -> int:
     _require_data(plan)
     _record(plan, workdir, command)
     rows = {digest(run.config): Row(run.name) for run in plan.runs}
+    waiting: list[Job] = []
     with _board(list(rows.values())) as ended:
         for run in _seeds_together(plan):
-            row, folder = rows[digest(run.config)], workdir / "runs" / run.name
-            if summary := _summary(folder, run.config):
-                row.skip(summary)
+            job = Job(run, workdir / "runs" / run.name, rows[digest(run.config)])
+            if summary := _summary(job.folder, run.config):
+                job.row.skip(summary)
+                ended(job.row)
             else:
-                _attempt(run, folder, row)
-            ended(row)
+                waiting.append(job)
+        several = min(fastest_workers() if workers is None else workers, len(waiting))
+        if several > 1:
+            _train_at_once(waiting, several, workdir / "compiled", ended)
+        else:
+            for job in waiting:
+                _train(job, attempt)
+                ended(job.row)
     return sum(row.status == "failed" for row in rows.values())
 
 
@@ -88,6 +100,19 @@ class Row:
         return self.name, status, f"{step}/{steps}", *errors, f"{rate:,.0f}", seconds
 
 
+class Job(NamedTuple):
+    """A run that is to be trained, where, and the row that tells of it."""
+
+    run: Run
+    folder: Path
+    row: Row
+
+    @property
+    def program(self) -> str:
+        """The same for runs that share a compiled program."""
+        return digest(dataclasses.replace(self.run.config, seed=0))
+
+
 COLUMNS = ("run", "status", "step", "train error", "test error", "images/s", "time")
 
 
@@ -95,21 +120,53 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def _attempt(run: Run, folder: Path, row: Row) -> None:
-    """Trains one run; whatever goes wrong is the run's affair alone."""
-    from resjax.train.loop import train  # takes seconds
+def _train_at_once(
+    jobs: list[Job], workers: int, compiled: Path, ended: Callable[[Row], None]
+) -> None:
+    """Keeps every worker busy: with what it has compiled already, else with what nobody has."""
+    lock = threading.Lock()
+    begun: set[str] = set()
 
-    row.status, row.started = "running", time.monotonic()
-    report = folder / "error.txt"
-    report.unlink(missing_ok=True)
+    def take(program: str) -> Job | None:
+        with lock:
+            own = (job for job in jobs if job.program == program)
+            new = (job for job in jobs if job.program not in begun)
+            chosen = next(chain(own, new, jobs), None)
+            if chosen:
+                jobs.remove(chosen)
+                begun.add(chosen.program)
+            return chosen
+
+    def serve(worker: Worker) -> None:
+        program = ""
+        while job := take(program):
+            program = job.program
+            _train(job, worker.attempt)
+            with lock:
+                ended(job.row)
+
+    made = [Worker(place, compiled) for place in places(workers)]
+    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in made]
     try:
-        train(run.config, folder, row.follow)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for worker in made:
+            worker.stop()
+
+
+def _train(job: Job, attempt: Callable[[Config, Path, Listener], Failure | None]) -> None:
+    row, report = job.row, job.folder / "error.txt"
+    row.status, row.started = "running", time.monotonic()
+    report.unlink(missing_ok=True)
+    if failure := attempt(job.run.config, job.folder, row.follow):
+        row.status, row.error = "failed", failure.error
+        job.folder.mkdir(parents=True, exist_ok=True)
+        records.write_text(report, failure.report)
+    else:
         row.status = "done"
-    except Exception as error:
-        row.status = "failed"
-        row.error = " ".join(f"{type(error).__name__}: {error}".split())
-        folder.mkdir(parents=True, exist_ok=True)
-        records.write_text(report, traceback.format_exc())
     row.ended = time.monotonic()
 
 

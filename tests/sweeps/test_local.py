@@ -1,14 +1,17 @@
 """The local launcher, with a training that takes no time."""
 
 import json
+from functools import partial
 
 import pytest
 
 from resjax.config import UserError, default_config, override, to_dict
+from resjax.sweeps import local
 from resjax.sweeps.experiment import plan
-from resjax.sweeps.local import launch
 from resjax.train import records
 from resjax.train.progress import Progress
+
+launch = partial(local.launch, workers=1)  # in this process, where training is replaced
 
 SWEEP = """
 from resjax.sweeps import param, product

@@ -1,0 +1,149 @@
+"""Worker processes: the machine is divided among them, and what happens in one stays there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from resjax.config import default_config, override
+from resjax.sweeps import workers
+from resjax.sweeps.experiment import plan
+from resjax.sweeps.local import launch
+
+QUICK = {
+    "model.depth": 8,
+    "model.width": 4,
+    "data.batch_size": 8,
+    "train.steps": 2,
+    "train.log_every": 1,
+    "train.eval_every": 2,
+}
+BLOCKS = """
+import os, signal
+from resjax.models.blocks import BasicBlock
+
+class Lost(BasicBlock):
+    def __call__(self, x):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Broken(BasicBlock):
+    def __call__(self, x):
+        raise RuntimeError("this block is\\nbroken")
+"""
+SWEEP = """
+from resjax.sweeps import chain, param
+
+def sweep():
+    broken = param("model.block", ("fragile:Lost", "fragile:Broken"))
+    return chain(broken, param("seed", (0, 1, 2)))
+"""
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """A function that sets how many cores this process may use."""
+    return lambda count: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that sets which GPUs are visible."""
+    return lambda names: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+
+
+@pytest.mark.parametrize(("count", "divided"), [(8, 2), (7, 3), (2, 2)])
+def test_every_core_belongs_to_one_worker(cores, gpus, count, divided):
+    cores(count)
+    gpus("")
+    shares = [place.cores for place in workers.places(divided)]
+    assert sorted(core for share in shares for core in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) < 2
+
+
+def test_workers_beyond_the_cores_share_them(cores, gpus):
+    cores(2)
+    gpus("")
+    assert [place.cores for place in workers.places(3)] == [{0}, {1}, {0}]
+
+
+def test_every_gpu_goes_to_a_worker_with_its_memory(cores, gpus):
+    cores(8)
+    gpus("3,GPU-5a")
+    assert workers.fastest_workers() == 2
+    assert [place.environment for place in workers.places(2)] == [
+        {"CUDA_VISIBLE_DEVICES": "3", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.900"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-5a", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.900"},
+    ]
+    fractions = [place.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in workers.places(3)]
+    assert fractions == ["0.450"] * 3  # two of them on the first
+
+
+def test_without_a_gpu_a_worker_a_core_is_fastest(cores, gpus):
+    cores(6)
+    gpus("")
+    assert workers.fastest_workers() == 6
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Five runs: one kills its process, one raises, three train."""
+    (tmp_path / "fragile.py").write_text(BLOCKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    return plan(tmp_path / "sweep.py", override(default_config(), QUICK))
+
+
+def test_a_run_that_takes_its_process_along_stops_no_other(planned, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    assert launch(planned, workdir, "", workers=2) == 2
+    told = capsys.readouterr().out
+    assert "failed: the worker process ended by SIGKILL" in told
+    assert "failed: RuntimeError: this block is broken" in told
+    assert told.count("  done  step 2/2  train error ") == 3
+    reports = {path.parent.name[:4]: path.read_text() for path in workdir.glob("runs/*/error.txt")}
+    assert "fragile.py" in reports["Brok"]  # the traceback of the other process
+    assert len(reports) == 2
+    seeds = [json.loads(path.read_text()) for path in workdir.glob("runs/seed*/summary.json")]
+    assert len({summary["train_loss"] for summary in seeds}) == 3
+
+
+def test_an_interrupt_stops_the_workers_and_fails_no_run(tmp_path):
+    (tmp_path / "sweep.py").write_text(
+        "from resjax.sweeps import param\nsweep = lambda: param('seed', (0, 1))\n"
+    )
+    (tmp_path / "config.py").write_text(
+        "from resjax.config import default_config\nget_config = default_config\n"
+    )
+    fields = QUICK | {"train.steps": 1_000_000, "train.eval_every": 1_000_000}
+    typed = ["sweep", f"{tmp_path / 'sweep.py'}", f"--config={tmp_path / 'config.py'}"]
+    typed += [f"--workdir={tmp_path / 'w'}", "--workers=2"]
+    typed += [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())"]
+    # A session of its own: the signal reaches launcher and workers, as Ctrl-C does.
+    process = subprocess.Popen(
+        [*command, *typed], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("w/runs/*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert told == "resjax: interrupted; the same command goes on from here\n"
+    assert not list(tmp_path.glob("w/runs/*/error.txt"))
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline, "a worker goes on"
+        time.sleep(0.1)
+
+
+def group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
