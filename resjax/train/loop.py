@@ -19,6 +19,7 @@ from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import leads
+from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress
 from resjax.train.step import Metrics, Program, program
 
@@ -41,26 +42,39 @@ def train(
       The summary, as summary.json holds it.
 
     Raises:
-      UserError: `workdir` holds another config's run, or the dataset is not here.
+      UserError: `workdir` holds another config's run, the dataset is not here, or the batch does
+        not fit into the devices' memory.
     """
     started = time.monotonic()
     refuse_another_run(config, workdir)
     if finished := records.read_summary(workdir / "summary.json"):
         return finished
-    compiled = require_program(config)
+    with exhaustion_told(config):
+        return _train(config, workdir, started, on_progress, announce)
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    started: float,
+    on_progress: Listener | None,
+    announce: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    compiled, times = require_program(config), config.train
+    state = compiled.init(config.seed)
+    before = time.monotonic()  # seeds share a program, so all but the first find it compiled
+    dispatch = compiled.compiled(state, min(times.log_every, times.steps))
+    compiled.compiled_evaluation(state)
+    compile_seconds = time.monotonic() - before
+    require_room(compiled, state, min(times.log_every, times.steps))
     workdir.mkdir(parents=True, exist_ok=True)
     if leads():
         records.write_json(workdir / "config.json", to_dict(config))
         records.write_json(workdir / "provenance.json", records.provenance())
     checkpoints, backend = Checkpoints(workdir / "checkpoints"), compiled.backend
-    state = compiled.init(config.seed)
     if (saved := checkpoints.restore(backend.one(state))) is not None:
         state = backend.spread(saved)
-    times, step = config.train, int(backend.one(state.step))
-    before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-    dispatch = compiled.compiled(state, min(times.log_every, times.steps))
-    compiled.compiled_evaluation(state)
-    compile_seconds = time.monotonic() - before
+    step = int(backend.one(state.step))
     if announce:
         announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
     history = History(config, workdir / "metrics.jsonl", step, on_progress)

@@ -71,6 +71,10 @@ class Program:
         self.learning_rate = optimizer.learning_rate(config.optimizer, config.train.steps)
         self.counts: Counts = count(build(config.model, classes=classes), self.image_shape)
         self._init = self.backend.compile_init(self.init_state)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the compiled steps and evaluation."""
         self._steps: dict[int, Compiled] = {}
         self._evaluation: Compiled | None = None
 
