@@ -11,6 +11,8 @@ Beside one another stand:
 
 - scan, unroll: the bare step, with a stage's equal blocks in a loop or one after the other.
   Forward, backward and SGD in plain JAX, on one batch that lies on the device.
+- single: as scan or unroll, whichever `model.loop = "auto"` chooses, but with one step a dispatch
+  where the others take all steps of a measurement in one.
 - run: the whole of `resjax train`: data drawn, cropped and flipped, metrics written.
 - torch, torch-compiled: the same network and step in PyTorch (`throughput_torch.py`).
 - the roofline, computed before anything runs: what arithmetic and memory traffic would allow
@@ -90,7 +92,7 @@ class Case(NamedTuple):
         return f"{self.model} {self.dtype} batch {self.batch}"
 
 
-ALL = ("scan", "unroll", "run", "torch", "torch-compiled")
+ALL = ("scan", "unroll", "single", "run", "torch", "torch-compiled")
 
 # What answers the most comes first: the time may not do for all.
 PLANS = {
@@ -109,8 +111,8 @@ PLANS = {
     ),
     # PyTorch is eager here: to compile ResNet-20 took it 55 s on two cores.
     "cpu": (
-        Case("cifar_resnet20", 128, "float32", 3, 3, ("scan", "unroll", "run", "torch")),
-        Case("cifar_resnet56", 128, "float32", 1, 3, ("scan", "unroll", "torch")),
+        Case("cifar_resnet20", 128, "float32", 4, 5, ("scan", "unroll", "single", "run", "torch")),
+        Case("cifar_resnet56", 128, "float32", 2, 3, ("scan", "unroll", "single", "torch")),
         Case("cifar_resnet110", 128, "float32", 1, 3, ("scan", "unroll", "torch")),
         Case("cifar_resnet1202", 8, "float32", 1, 3, ("scan", "torch")),
         Case("resnet50", 8, "float32", 1, 3, ("scan", "unroll", "torch")),
@@ -127,8 +129,15 @@ class Contender(NamedTuple):
     parameters: int
 
 
-def bare_step(case: Case, loop: str) -> Contender:
-    """As one would write it by hand: no data to draw, no metrics but the loss."""
+def bare_step(case: Case, loop: str, at_once: int | None = None) -> Contender:
+    """As one would write it by hand: no data to draw, no metrics but the loss.
+
+    Args:
+      case: what to measure.
+      loop: the layout of a stage's equal blocks.
+      at_once: steps a dispatch takes; all of the case's if None.
+    """
+    at_once = at_once or case.steps
     model = build(case.model, loop=loop, dtype=case.dtype)
     images, labels = map(jnp.asarray, batch(case))
     init = jax.jit(model.init, compiler_options=quick_compile())
@@ -149,7 +158,9 @@ def bare_step(case: Case, loop: str) -> Contender:
             updates, momentum = sgd.update(gradients, momentum, params)
             return (optax.apply_updates(params, updates), new, momentum), loss
 
-        return jax.lax.scan(step, state, length=case.steps)
+        if at_once == 1:  # in no loop: that is part of what is measured
+            return step(state, None)
+        return jax.lax.scan(step, state, length=at_once)
 
     params = variables["params"]
     state = (params, variables["batch_stats"], sgd.init(params))
@@ -161,7 +172,8 @@ def bare_step(case: Case, loop: str) -> Contender:
     def seconds() -> float:
         nonlocal state
         start = time.monotonic()
-        state, losses = compiled(state, images, labels)
+        for _ in range(case.steps // at_once):
+            state, losses = compiled(state, images, labels)
         losses.block_until_ready()
         return (time.monotonic() - start) / (case.steps * case.batch)
 
@@ -216,8 +228,12 @@ def in_torch(case: Case, compiled: bool) -> Contender:
 
     theirs.forget()
     images, labels = batch(case)
+    if case.model == "resnet50":
+        network = theirs.resnet50(case.spec.classes)
+    else:
+        network = theirs.cifar(case.depth, 3, 16, case.spec.classes, theirs.basic)
     trainer = theirs.Trainer(
-        theirs.resnet(case.depth, images.shape[1], case.spec.classes),
+        network,
         (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long()),
         bfloat16=case.dtype == "bfloat16",
         compiled=compiled,
@@ -240,6 +256,7 @@ def in_torch(case: Case, compiled: bool) -> Contender:
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "scan": lambda case: bare_step(case, "scan"),
     "unroll": lambda case: bare_step(case, "unroll"),
+    "single": lambda case: bare_step(case, "auto", at_once=1),
     "run": whole_run,
     "torch": lambda case: in_torch(case, compiled=False),
     "torch-compiled": lambda case: in_torch(case, compiled=True),
@@ -437,6 +454,8 @@ machine that others use, shares of the roofline are rough.
   counted as if no cache held an activation, so a CPU, whose caches hold some, can be faster.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` has on the device, and
   its share of the roofline.
+- **one a dispatch**: the bare step where every step is a dispatch of its own; everywhere else one
+  dispatch takes many steps, as `train.log_every` says.
 - **run**: the whole of `resjax train`, evaluation and first dispatch apart, and its share of the
   step.
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and how many times
@@ -446,7 +465,7 @@ machine that others use, shares of the roofline are rough.
 """
 SPEED = (
     *("network", "batch", "dtype", "roofline", "step", "of roofline"),
-    *("run", "of step", "PyTorch", "step / PyTorch"),
+    *("one a dispatch", "of step", "run", "of step", "PyTorch", "step / PyTorch"),
 )
 COST = (
     *("network", "batch", "dtype", "compile s, scan", "compile s, unroll"),
@@ -506,7 +525,7 @@ def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
         if entry["images_per_second"]
     }
     missing = np.array([np.nan])
-    step, run = rates.get(record["auto"], missing), rates.get("run", missing)
+    step, single, run = (rates.get(name, missing) for name in (record["auto"], "single", "run"))
     theirs = [each for name, each in rates.items() if name.startswith("torch")]
     torch = max(theirs, key=np.median, default=missing)
     roofline = np.array([record["roofline_images_per_second"]])
@@ -520,6 +539,7 @@ def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
     cells = [
         *(case.model, str(case.batch), case.dtype, f"{rate(roofline)} ({bound})"),
         *(rate(step), f"{np.median(step / roofline):.0%}"),
+        *(rate(single), f"{np.median(single / step):.0%}"),
         *(rate(run), f"{np.median(run / step):.0%}"),
         *(rate(torch), f"{np.median(step / torch):.2f}"),
     ]

@@ -8,7 +8,7 @@ A step is as fast as PyTorch is advised to be used: channels last, autocast for 
 optimiser, cuDNN's search, TF32 where JAX has it by default, and `torch.compile` where it helps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,35 +47,57 @@ class Block(nn.Module):
         return F.relu(self.branch(x) + self.shortcut(x))
 
 
-def basic(inputs: int, features: int, stride: int) -> Block:
-    branch = nn.Sequential(
+def branch(inputs: int, features: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
         *(conv(inputs, features, 3, stride), norm(features), nn.ReLU(inplace=True)),
         *(conv(features, features, 3), norm(features)),
     )
+
+
+def basic(inputs: int, features: int, stride: int) -> nn.Module:
     changes = stride > 1 or inputs != features
-    return Block(branch, Pad(inputs, features, stride) if changes else nn.Identity())
+    shortcut = Pad(inputs, features, stride) if changes else nn.Identity()
+    return Block(branch(inputs, features, stride), shortcut)
 
 
-def bottleneck(inputs: int, features: int, stride: int) -> Block:
+def plain(inputs: int, features: int, stride: int) -> nn.Module:
+    return nn.Sequential(branch(inputs, features, stride), nn.ReLU(inplace=True))
+
+
+def bottleneck(inputs: int, features: int, stride: int) -> nn.Module:
     inner = features // 4
-    branch = nn.Sequential(
+    layers = nn.Sequential(
         *(conv(inputs, inner, 1), norm(inner), nn.ReLU(inplace=True)),
         *(conv(inner, inner, 3, stride), norm(inner), nn.ReLU(inplace=True)),
         *(conv(inner, features, 1), norm(features)),
     )
     changes = stride > 1 or inputs != features
     project = nn.Sequential(conv(inputs, features, 1, stride), norm(features))
-    return Block(branch, project if changes else nn.Identity())
+    return Block(layers, project if changes else nn.Identity())
 
 
-def resnet(depth: int, image_size: int, classes: int) -> nn.Sequential:
-    """A CIFAR ResNet of 6n + 2 layers for images of 32 pixels, or ResNet-50 for larger ones."""
-    if image_size == 32:
-        stem = [conv(3, 16, 3), norm(16), nn.ReLU(inplace=True)]
-        inputs, block, widths, stages = 16, basic, (16, 32, 64), (depth // 6,) * 3
-    else:
-        stem = [conv(3, 64, 7, 2), norm(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-        inputs, block, widths, stages = 64, bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3)
+Layer = Callable[[int, int, int], nn.Module]
+
+
+def cifar(depth: int, channels: int, width: int, classes: int, block: Layer) -> nn.Sequential:
+    """A network of 6n + 2 layers for small images, of `basic` or `plain` blocks."""
+    stem = [conv(channels, width, 3), norm(width), nn.ReLU(inplace=True)]
+    return network(stem, width, block, (width, 2 * width, 4 * width), (depth // 6,) * 3, classes)
+
+
+def resnet50(classes: int) -> nn.Sequential:
+    stem = [conv(3, 64, 7, 2), norm(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    return network(stem, 64, bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3), classes)
+
+
+def network(
+    stem: list[nn.Module],
+    inputs: int,
+    block: Layer,
+    widths: Sequence[int],
+    stages: Sequence[int],
+    classes: int,
+) -> nn.Sequential:
     blocks = []
     for index, (features, count) in enumerate(zip(widths, stages, strict=True)):
         for position in range(count):
