@@ -51,9 +51,7 @@ DATASETS = {
         tfds="imagenet2012",
         test_split="validation",
     ),
-    "oxford_iiit_pet": Spec(
-        37, None, 3_680, 3_669, "Parkhi et al. 2012", tfds="oxford_iiit_pet"
-    ),
+    "oxford_iiit_pet": Spec(37, None, 3_680, 3_669, "Parkhi et al. 2012", tfds="oxford_iiit_pet"),
     "oxford_flowers102": Spec(
         102, None, 1_020, 6_149, "Nilsback & Zisserman 2008", tfds="oxford_flowers102"
     ),

@@ -1,34 +1,51 @@
 """Datasets by name: opened, to read their images one by one, or loaded whole.
 
 Every source (scikit-learn's digits, what TFDS prepared, folders and .npz files of one's own) gives
-its splits as a row of examples. TFDS's split expressions, such as `train[:90%]`, work on all.
+its splits as rows of examples. TFDS's split expressions, such as `train[:90%]`, work on all.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from resjax.data import DATASETS, Spec, why_unknown
+from resjax.data.cache import cached
+from resjax.data.decoding import as_array, as_image, decode, open_image, resize
+from resjax.data.examples import (
+    ArrayExamples,
+    BadImageError,
+    DataError,
+    Example,
+    Examples,
+    NotPreparedError,
+    Piece,
+    Pieces,
+    Shape,
+    Source,
+    Split,
+    of_arrays,
+    pieces,
+)
+from resjax.data.own import open_folder, open_npz
+from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
+
+__all__ = [
+    "BadImageError",
+    "DataError",
+    "Dataset",
+    "Example",
+    "Examples",
+    "NotPreparedError",
+    "OnBadImage",
+    "Opened",
+    "Split",
+    "load",
+    "open_dataset",
+]
 
 OnBadImage = Literal["error", "skip"]
-
-
-class DataError(Exception):
-    """What is wrong with a dataset, where, and the mend: one line."""
-
-
-class NotPreparedError(DataError):
-    """The dataset is known, but not on this machine."""
-
-
-class Split(NamedTuple):
-    """Images and labels, on the host or on a device."""
-
-    images: UInt8[Any, "n h w c"]  # an array of NumPy's or JAX's
-    labels: Int[Any, "n"]
 
 
 class Dataset(NamedTuple):
@@ -38,50 +55,11 @@ class Dataset(NamedTuple):
     skipped: int = 0  # bad images that were left out
 
 
-class Example(NamedTuple):
-    image: bytes | UInt8[np.ndarray, "h w c"]  # a file's contents, or decoded already
-    label: int
-    origin: str  # for messages: a file's path, or "cifar10 train[17]"
-
-
-class Examples(Protocol):
-    """A split as a row of examples with random access; picklable, and cheap to open."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
 class Opened(NamedTuple):
     train: Examples
     test: Examples
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int] | None  # height, width, channels; None: sizes differ
-
-
-class Source(NamedTuple):
-    """A dataset as its reader gives it: all its splits, by name."""
-
-    splits: Mapping[str, Examples]
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int] | None
-    train: str = "train"  # which split is meant where none is asked for
-    test: str = "test"
-
-
-@dataclass(frozen=True)
-class ArrayExamples:
-    """Examples that are decoded already."""
-
-    split: Split
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        images, labels = self.split
-        return Example(images[index], int(labels[index]), f"{self.name}[{index}]")
+    image_shape: Shape | None  # height, width, channels; None: not all the same, as far as known
 
 
 def open_dataset(
@@ -90,8 +68,8 @@ def open_dataset(
     """Opens a dataset without reading an image.
 
     Args:
-      name: of DATASETS, or of own data.
-      train_split: a split expression; None is the dataset's own.
+      name: of DATASETS, or of own data: `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      train_split: a split expression, such as `train[:90%]`; None is the dataset's own split.
       test_split: likewise.
 
     Raises:
@@ -100,8 +78,8 @@ def open_dataset(
     """
     source = _source(name)
     return Opened(
-        source.splits[train_split or source.train],
-        source.splits[test_split or source.test],
+        _examples(source, train_split or source.train),
+        _examples(source, test_split or source.test),
         source.class_names,
         source.image_shape,
     )
@@ -117,35 +95,127 @@ def load(
 ) -> Dataset:
     """Reads a dataset whole.
 
+    What had to be decoded from a prepared set is kept beside it, and verified when it is read.
+
     Args:
-      name: of DATASETS, or of own data.
-      train_split: a split expression; None is the dataset's own.
+      name: of DATASETS, or of own data: `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      train_split: a split expression, such as `train[:90%]`; None is the dataset's own split.
       test_split: likewise.
-      image_size: side in pixels to which images are brought.
-      on_bad_image: whether an image that cannot be decoded is an error or left out.
+      image_size: side in pixels of the square to which images are scaled and cut.
+      on_bad_image: whether an image that cannot be decoded is an error, or left out and counted.
 
     Raises:
       NotPreparedError: its files are not here.
-      DataError: no such dataset or split, its files are not what they should be, or its images
+      DataError: no such dataset or split; its files are not what they should be; or its images
         have different sizes and no `image_size` is asked for.
     """
-    opened = open_dataset(name, train_split, test_split)
-    assert isinstance(opened.train, ArrayExamples)
-    assert isinstance(opened.test, ArrayExamples)
-    return Dataset(opened.train.split, opened.test.split, opened.class_names)
+    source = _source(name)
+    splits, skipped = [], 0
+    for expression in (train_split or source.train, test_split or source.test):
+        asked = pieces(expression, source.splits)
+        parts = [_whole(source, piece, image_size, on_bad_image) for piece in asked]
+        splits.append(Split(*map(_joined, zip(*parts, strict=True))))
+        skipped += sum(piece.stop - piece.start for piece in asked) - len(splits[-1].labels)
+    train, test = splits
+    _require_same_size(f"{name}: the test split", test.images[0], train.images)
+    return Dataset(train, test, source.class_names, skipped)
 
 
 def _source(name: str) -> Source:
     if why := why_unknown(name):
         raise DataError(why)
+    kind, _, rest = name.partition(":")
+    if kind == "folder":
+        return open_folder(Path(rest).expanduser())
+    if kind == "npz":
+        return open_npz(Path(rest).expanduser())
+    if kind == "tfds":
+        return _prepared(name, rest)
     if name == "digits":
         return digits()
-    if (spec := DATASETS.get(name)) and spec.synthetic:
-        return synthetic(name, spec)
-    embedded = ", ".join(key for key, spec in DATASETS.items() if spec.embedded)
-    raise NotPreparedError(
-        f"dataset {name!r} is not prepared on this machine; embedded: {embedded}"
+    spec = DATASETS[name]
+    return synthetic(name, spec) if spec.synthetic else _prepared(name, spec.tfds, spec.test_split)
+
+
+def _prepared(name: str, tfds_name: str, test_split: str = "test") -> Source:
+    try:
+        return open_prepared(tfds_name, name, test_split)
+    except NotPreparedError as error:
+        embedded = ", ".join(key for key, spec in DATASETS.items() if spec.embedded)
+        raise NotPreparedError(
+            f"dataset {name!r} is not prepared in {data_dir()}: run `resjax data prepare {name}`; "
+            f"embedded: {embedded}"
+        ) from error
+
+
+def _examples(source: Source, expression: str) -> Examples:
+    parts = tuple(
+        (source.splits[split], start, stop)
+        for split, start, stop in pieces(expression, source.splits)
     )
+    (examples, start, stop), *others = parts
+    return Pieces(parts) if others or (start, stop) != (0, len(examples)) else examples
+
+
+def _whole(source: Source, piece: Piece, image_size: int | None, on_bad_image: OnBadImage) -> Split:
+    split, start, stop = piece
+    examples = source.splits[split]
+    if isinstance(examples, ArrayExamples) and not image_size:
+        images, labels = examples.split
+        return Split(images[start:stop], labels[start:stop])
+    channels = source.image_shape[2] if source.image_shape else 3
+
+    def decoded() -> Split:
+        return _decoded(Pieces(((examples, start, stop),)), channels, image_size, on_bad_image)
+
+    if isinstance(examples, PreparedExamples):
+        key = f"{split}-{start}-{stop}-{image_size or 'original'}"
+        return cached(examples.folder, key, stop - start, decoded)
+    return decoded()
+
+
+def _decoded(
+    examples: Examples, channels: int, image_size: int | None, on_bad_image: OnBadImage
+) -> Split:
+    images, labels = np.empty(0, np.uint8), np.empty(len(examples), np.int32)
+    count = 0
+    for index in range(len(examples)):
+        example = examples[index]
+        try:
+            pixels = _pixels(example, channels, image_size)
+        except BadImageError:
+            if on_bad_image == "error":
+                raise
+            continue
+        if not count:
+            images = np.empty((len(examples), *pixels.shape), np.uint8)
+        _require_same_size(example.origin, pixels, images)
+        images[count], labels[count] = pixels, example.label
+        count += 1
+    if not count:
+        raise DataError(f"{examples[0].origin}: cannot be decoded, nor can any other of its split")
+    return Split(images[:count], labels[:count])
+
+
+def _pixels(example: Example, channels: int, image_size: int | None) -> UInt8[np.ndarray, "h w c"]:
+    image, _, origin = example
+    if image_size is None:
+        return decode(image, channels, origin) if isinstance(image, bytes) else image
+    opened = open_image(image, channels, origin) if isinstance(image, bytes) else as_image(image)
+    return as_array(resize(opened, image_size))
+
+
+def _require_same_size(origin: str, pixels: np.ndarray, others: np.ndarray) -> None:
+    if pixels.shape != others.shape[1:]:
+        sizes = ["x".join(map(str, shape)) for shape in (pixels.shape[:2], others.shape[1:3])]
+        raise DataError(
+            f"{origin} has {sizes[0]} pixels, others {sizes[1]}: set data.image_size to bring all "
+            "to one size, or stream them with data.feed=stream"
+        )
+
+
+def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def digits() -> Source:
@@ -164,22 +234,20 @@ def digits() -> Source:
         "train": Split(images[:count], labels[:count]),
         "test": Split(images[count:], labels[count:]),
     }
-    return _of_arrays("digits", splits, tuple(str(name) for name in bunch.target_names))
+    return of_arrays("digits", splits, tuple(str(name) for name in bunch.target_names))
 
 
 def synthetic(name: str, spec: Spec) -> Source:
     """Noise of a dataset's shape, the same every time: what is measured on it is speed alone."""
     generator = np.random.default_rng(0)
+    assert spec.image_shape  # noise has one
 
-    def split(count: int) -> Split:
-        images = generator.integers(0, 256, (count, *spec.image_shape), dtype=np.uint8)
+    def split(shape: Shape, count: int) -> Split:
+        images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
         return Split(images, generator.integers(0, spec.classes, count, dtype=np.int32))
 
-    splits = {"train": split(spec.train_images), "test": split(spec.test_images)}
-    return _of_arrays(name, splits, tuple(str(number) for number in range(spec.classes)))
-
-
-def _of_arrays(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Source:
-    examples = {split: ArrayExamples(part, f"{name} {split}") for split, part in splits.items()}
-    _, *shape = next(iter(splits.values())).images.shape
-    return Source(examples, class_names, tuple(shape))
+    splits = {
+        "train": split(spec.image_shape, spec.train_images),
+        "test": split(spec.image_shape, spec.test_images),
+    }
+    return of_arrays(name, splits, tuple(str(number) for number in range(spec.classes)))
