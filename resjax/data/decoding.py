@@ -36,9 +36,8 @@ def open_image(data: bytes, channels: int, origin: str) -> "Image.Image":
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        image = ImageOps.exif_transpose(image)
+        image: Image.Image = Image.open(io.BytesIO(data))
+        ImageOps.exif_transpose(image, in_place=True)
     # What Pillow's parsers are known to raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BadImageError(f"{origin}: cannot be decoded: {error}") from error
