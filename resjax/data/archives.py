@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.data.examples import DataError
+from resjax.data.examples import DataError, in_one_line
 
 Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
 
@@ -410,7 +410,9 @@ def _checked(path: Path, file: File) -> dict[str, bytes]:
     try:
         contents = {name: content for name, content in _unpack(path) if name in file.inside}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be unpacked, it is damaged: {error}") from error
+        raise DataError(
+            f"{path}: cannot be unpacked, it is damaged: {in_one_line(error)}"
+        ) from error
     if lacks := file.inside.keys() - contents.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
     with path.open("rb") as opened:

@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.data.examples import DataError, Example, NotPreparedError, Source
+from resjax.data.examples import DataError, Example, NotPreparedError, Source, in_one_line
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -149,8 +149,9 @@ def _builder(folder: Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except (OSError, ValueError, KeyError, ParseError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: cannot be read, prepare it again: {reason}") from error
+        raise DataError(
+            f"{folder}: cannot be read, prepare it again: {in_one_line(error)}"
+        ) from error
 
 
 class PreparedExamples:
@@ -214,7 +215,10 @@ class _Shard:
                 self._reader.seek(index)
                 return self._reader.read()
             except Exception as error:
-                raise DataError(f"{self.path}: record {index}: {error}") from error
+                raise DataError(
+                    f"{self.path}: record {index} is damaged: {in_one_line(error)}; prepare the "
+                    "set again"
+                ) from error
 
     @cached_property
     def _reader(self) -> Any:
