@@ -390,6 +390,8 @@ def fetch(name: str, folder: Path, announce: Callable[[str], None]) -> None:
                 if size and out.tell() != size:
                     raise OSError(f"the connection ended after {out.tell():,} of {size:,} bytes")
         except OSError as error:  # URLError is one
+            if isinstance(error, urllib.error.HTTPError):  # which holds its connection
+                error.close()
             reason = getattr(error, "reason", error)
             partial_path.unlink(missing_ok=True)
             raise DataError(
