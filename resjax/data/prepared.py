@@ -188,7 +188,12 @@ class PreparedExamples:
 
     @cached_property
     def _shards(self) -> list["_Shard"]:
+        import resource
+
         instructions = _builder(self.folder).info.splits[self.split].file_instructions
+        # All shards stay open; ImageNet's 1,024 are more than most systems allow at first.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
         return [_Shard(os.fspath(instruction.filename)) for instruction in instructions]
 
     @cached_property
@@ -216,8 +221,8 @@ class _Shard:
                 return self._reader.read()
             except Exception as error:
                 raise DataError(
-                    f"{self.path}: record {index} is damaged: {in_one_line(error)}; prepare the "
-                    "set again"
+                    f"{self.path}: record {index} cannot be read: {in_one_line(error)}; "
+                    "if the file is damaged, prepare the set again"
                 ) from error
 
     @cached_property

@@ -1,7 +1,9 @@
 """Sets that TFDS wrote are read as TFDS reads them, and nothing else is taken for one."""
 
 import json
+import os
 import pickle
+import resource
 import shutil
 import socket
 
@@ -44,6 +46,18 @@ def test_a_split_in_several_files_is_one_row(write_images, noise):
     folder = write_images(train=noise(30), test=noise(12), shards=4)
     assert len(list(folder.glob("*train*of-00004"))) == 4
     test_every_split_is_what_the_stock_reader_gives(folder, "train[20%:]+test")
+
+
+def test_a_split_may_have_more_files_than_may_be_open_at_first(write_images, noise):
+    write_images(train=noise(40), test=noise(40), shards=40)
+    train = open_dataset("tfds:shapes").train
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        opened = len(os.listdir("/dev/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 10, before[1]))
+        assert len([train[index] for index in range(len(train))]) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_images_come_encoded_and_told_by_split_and_place(shapes):
@@ -143,7 +157,7 @@ def test_a_damaged_file_is_named(shapes, damage):
     else:
         path.write_bytes(content[:800] if damage == "cut" else content)
     train = open_dataset("tfds:shapes").train
-    with pytest.raises(DataError, match=rf"^{path}: record \d+ is damaged: ") as refused:
+    with pytest.raises(DataError, match=rf"^{path}: record \d+ cannot be read: ") as refused:
         [train[index] for index in range(len(train))]
     assert "\n" not in str(refused.value)
 
