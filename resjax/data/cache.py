@@ -1,0 +1,62 @@
+"""Decoded splits beside the set that they were decoded from: reading records takes half a minute.
+
+An array is two files, `NAME.npy` and `NAME.sha256`; one whose digest does not fit is as good as
+none. Where the folder cannot be written nothing is kept.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from resjax.data.examples import Split
+
+FOLDER = "resjax"  # inside the prepared set's
+
+
+def cached(folder: Path, key: str, examples: int, decode: Callable[[], Split]) -> Split:
+    """Gives a split from the cache, or decodes and keeps it.
+
+    Args:
+      folder: of the prepared set.
+      key: names the split, and all that its arrays depend on.
+      examples: how many it has; arrays that lack some, because they were bad, are not kept.
+      decode: reads the split.
+    """
+    paths = [folder / FOLDER / f"{key}-{part}.npy" for part in Split._fields]
+    arrays = [_read(path) for path in paths]
+    if all(array is not None for array in arrays):
+        return Split(*arrays)
+    split = decode()
+    if len(split.labels) == examples:
+        with contextlib.suppress(OSError):  # read-only, or full
+            (folder / FOLDER).mkdir(exist_ok=True)
+            for path, array in zip(paths, split, strict=True):
+                _write(path, array)
+    return split
+
+
+def _read(path: Path) -> np.ndarray | None:
+    with contextlib.suppress(OSError):  # not there, or not for us to read
+        digest = path.with_suffix(".sha256").read_text()
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                file.seek(0)
+                return np.load(file)
+    return None
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Writes the array, then its digest, each whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        np.save(file, array)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    os.replace(file.name, path)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as text:
+        text.write(digest)
+    os.replace(text.name, path.with_suffix(".sha256"))
