@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from resjax import __version__
-from resjax.config import Config, UserError, load, override, resolve
+from resjax.config import Config, UserError, default_config, load, override, resolve
 from resjax.models.presets import PRESETS, architecture, nearest
 
 if TYPE_CHECKING:
@@ -118,6 +118,37 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.experiment is not None and not arguments.experiment.is_file():
         raise UserError(f"--experiment={arguments.experiment}: no such file")
     _write_report(arguments.folder, arguments.experiment)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    config = default_config() if arguments.config is None else load(arguments.config)
+    resolved = resolve(override(config, arguments.overrides | {"data.name": arguments.name}))
+    if arguments.out.suffix not in (formats := (".png", ".pdf", ".svg")):
+        raise UserError(f"--out={arguments.out}: the name must end in {', '.join(formats)}")
+    from resjax.data.augmentation import Augmentation
+    from resjax.data.datasets import NotPreparedError
+    from resjax.data.datasets import load as load_data
+    from resjax.data.feed import statistics
+    from resjax.data.sheet import sheet
+
+    data = resolved.data
+    try:
+        dataset = load_data(data.name)
+    except NotPreparedError as error:
+        raise UserError(str(error)) from error
+    figure = sheet(
+        dataset.train,
+        dataset.class_names,
+        statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
+        Augmentation.asked(data),
+        resolved.seed,
+    )
+    try:
+        figure.savefig(arguments.out)
+    except OSError as error:
+        raise UserError(f"--out={arguments.out}: cannot write there: {error.strerror}") from error
+    print(f"sheet: {arguments.out}")
     return 0
 
 
@@ -262,8 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resjax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-        made = commands.add_parser(
+    def command(
+        name: str, run: Any, summary: str, epilog: str = "", among: Any = commands
+    ) -> argparse.ArgumentParser:
+        made = among.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
         )
         made.set_defaults(run=run)
@@ -294,6 +327,16 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Figures, tables and report.html from run folders.")
     report.add_argument("folder", type=Path, metavar="DIR", help="a sweep or run folder")
     report.add_argument("--experiment", type=Path, metavar="FILE", help="whose figures to draw")
+
+    about = "Datasets: what training sees of them."
+    data = commands.add_parser("data", help=about, description=about, allow_abbrev=False)
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = command(
+        "show", _show, "A sheet of training images beside their augmentations.", fields, actions
+    )
+    show.add_argument("name", metavar="NAME", help="such as digits")
+    show.add_argument("--config", metavar="FILE", help="configs/X.py; without it the defaults")
+    show.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet.png")
 
     evaluate = command("evaluate", _evaluate, "Evaluate a run's last checkpoint.")
     _add_workdir(evaluate, "the run folder")

@@ -4,10 +4,8 @@ Every image has a key of its own, so what is drawn for it does not depend on how
 among devices. What is drawn for a batch, how two images mix, has a key that all devices share.
 """
 
-from __future__ import annotations
-
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +36,7 @@ class Augmentation(NamedTuple):
     cutmix: float = 0.0
 
     @classmethod
-    def asked(cls, config: Any) -> Augmentation:
+    def asked(cls, config: Any) -> Self:
         """Takes its fields out of `Config.data`."""
         return cls(*(getattr(config, name) for name in cls._fields))
 
@@ -166,7 +164,7 @@ def color_jitter(keys: Key[Array, "n"], images: Images, strengths: tuple[float, 
 
 
 def pca_lighting(
-    keys: Key[Array, "n"], images: Images, axes: Float[Array, "c c"], deviation: float
+    keys: Key[Array, "n"], images: Images, axes: Float[Any, "c c"], deviation: float
 ) -> Images:
     """Shifts the colour of every image along the principal axes of all colours.
 
@@ -256,7 +254,7 @@ def kept(
 ) -> Float[Array, "h w"]:
     """How much of every pixel an image keeps when it is mixed."""
     which, share_key, place_key = jax.random.split(key, 3)
-    pastes = cutmix > 0 if not (mixup and cutmix) else jax.random.bernoulli(which)
+    pastes = jax.random.bernoulli(which) if mixup and cutmix else cutmix > 0
     alpha = jnp.where(pastes, cutmix, mixup)
     share = jax.random.beta(share_key, alpha, alpha)
     sides = jnp.sqrt(1 - share) * jnp.array([height, width])

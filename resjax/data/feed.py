@@ -17,8 +17,7 @@ class Statistics(NamedTuple):
 
     mean: Float[np.ndarray, "..."]
     std: Float[np.ndarray, "..."]
-    # Of the colours; None where no augmentation asks for them.
-    color_axes: Float[np.ndarray, "c c"] | None = None
+    color_axes: Float[np.ndarray, "c c"] | None = None  # where they are asked for
 
 
 # Published with AlexNet: the columns of `color_axes` for ImageNet.
@@ -27,14 +26,20 @@ IMAGENET_COLOR_AXES = np.array(
 ) * np.array([0.2175, 0.0188, 0.0045], np.float32)
 
 
-def statistics(images: UInt8[np.ndarray, "n h w c"], kind: str) -> Statistics:
-    """Of the training images: "pixel_mean" as He et al. 2015 do it, or "channel" mean and std."""
+def statistics(
+    images: UInt8[np.ndarray, "n h w c"], kind: str, *, colors: bool = False
+) -> Statistics:
+    """Of the training images: "pixel_mean" as He et al. 2015 do it, or "channel" mean and std.
+
+    With `colors` also the axes that `augmentation.pca_lighting` needs.
+    """
+    axes = color_axes(images) if colors else None
     scaled_mean = images.mean(0, dtype=np.float64) / 255
     if kind == "pixel_mean":
-        return Statistics(scaled_mean.astype(np.float32), np.ones((), np.float32))
+        return Statistics(scaled_mean.astype(np.float32), np.ones((), np.float32), axes)
     mean = scaled_mean.mean((0, 1))
     std = (images / np.float32(255)).std((0, 1, 2), dtype=np.float64)
-    return Statistics(mean.astype(np.float32), std.astype(np.float32))
+    return Statistics(mean.astype(np.float32), std.astype(np.float32), axes)
 
 
 def color_axes(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "c c"]:

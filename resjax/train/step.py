@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
-from resjax.data.feed import batch_indices, color_axes, normalize, statistics
+from resjax.data.feed import batch_indices, normalize, statistics
 from resjax.models.count import Counts, count
 from resjax.models.resnet import build
 from resjax.train import optimizer, parallel
@@ -64,10 +64,9 @@ class Program:
         self.test_split: datasets.Split = self.backend.everywhere(dataset.test)
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
         self.image_shape = dataset.train.images.shape[1:]
-        self.statistics = statistics(dataset.train.images, config.data.normalization)
-        if config.data.pca_lighting:
-            axes = color_axes(dataset.train.images)
-            self.statistics = self.statistics._replace(color_axes=axes)
+        self.statistics = statistics(
+            dataset.train.images, config.data.normalization, colors=config.data.pca_lighting > 0
+        )
         self.augmentation = Augmentation.asked(config.data)
         self.classes = classes = len(dataset.class_names)
         self.model = build(config.model, classes=classes, norm_options=self.backend.norm_options())
