@@ -126,6 +126,7 @@ def _show(arguments: argparse.Namespace) -> int:
     resolved = resolve(override(config, arguments.overrides | {"data.name": arguments.name}))
     if arguments.out.suffix not in (formats := (".png", ".pdf", ".svg")):
         raise UserError(f"--out={arguments.out}: the name must end in {', '.join(formats)}")
+    _require_writable(arguments.out.parent, "--out")
     from resjax.data.augmentation import Augmentation
     from resjax.data.datasets import NotPreparedError
     from resjax.data.datasets import load as load_data
@@ -144,10 +145,8 @@ def _show(arguments: argparse.Namespace) -> int:
         Augmentation.asked(data),
         resolved.seed,
     )
-    try:
-        figure.savefig(arguments.out)
-    except OSError as error:
-        raise UserError(f"--out={arguments.out}: cannot write there: {error.strerror}") from error
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out)
     print(f"sheet: {arguments.out}")
     return 0
 
@@ -254,7 +253,7 @@ def _print_table(
         print("  ".join((first.ljust(widths[0]), *cells)).rstrip(), file=out)
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(folder: Path, option: str = "--workdir") -> None:
     """Refuses a folder that cannot be written, while nothing has been computed; leaves no trace."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -264,7 +263,7 @@ def _require_writable(folder: Path) -> None:
         for path in missing:
             path.rmdir()
     except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+        raise UserError(f"{option}={folder}: cannot write there: {error.strerror}") from error
 
 
 def _split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:

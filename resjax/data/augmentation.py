@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
@@ -93,7 +94,8 @@ def augment(
         assert statistics.color_axes is not None
         seen = pca_lighting(draw(Draw.LIGHTING), seen, statistics.color_axes, asked.pca_lighting)
     seen = standardize(seen, statistics)
-    seen = pad_crop(draw(Draw.CROP), seen, asked.crop_padding)
+    if asked.crop_padding:
+        seen = pad_crop(draw(Draw.CROP), seen, asked.crop_padding)
     if asked.flip:
         seen = flip(draw(Draw.FLIP), seen)
     if asked.cutout:
@@ -133,34 +135,47 @@ def flip(keys: Key[Array, "n"], images: Images) -> Images:
 
 
 def color_jitter(keys: Key[Array, "n"], images: Images, strengths: tuple[float, ...]) -> Images:
-    """Changes brightness, contrast and saturation, in an order that is drawn as well.
-
-    As torchvision's ColorJitter does it. Each is a blend with a degenerate image: with black, with
-    the mean grey, with the image's own greys; so a greyscale image has no saturation to change.
+    """Changes brightness, contrast and saturation, in any order, as torchvision's ColorJitter does.
 
     Args:
       keys: draw every image's factors and their order.
       images: in [0, 1], of 1 channel or 3.
-      strengths: of brightness, contrast and saturation; a factor is uniform within `1 - strength`,
+      strengths: of brightness, contrast and saturation; a factor is uniform between `1 - strength`,
         or 0 if that is larger, and `1 + strength`.
     """
-    reach = jnp.asarray(strengths)
-    weights = GREY / GREY.sum() if images.shape[-1] == GREY.size else jnp.ones(1)
 
     def jitter(key: Array, image: Array) -> Array:
-        factor_key, order_key = jax.random.split(key)
-        factors = jax.random.uniform(
-            factor_key, reach.shape, minval=jnp.maximum(1 - reach, 0), maxval=1 + reach
-        )
-        for which in jax.random.permutation(order_key, len(strengths)):
-            grey = (image * weights).sum(-1, keepdims=True)
-            degenerate = lax.select_n(
-                which, *jnp.broadcast_arrays(jnp.zeros_like(grey), grey.mean(), grey)
-            )
-            image = jnp.clip(degenerate + factors[which] * (image - degenerate), 0, 1)
-        return image
+        return adjust_colors(image, *drawn_colors(key, strengths))
 
     return jax.vmap(jitter)(keys, images)
+
+
+def drawn_colors(
+    key: Key[Array, ""], strengths: tuple[float, ...]
+) -> tuple[Float[Array, "3"], Int[Array, "3"]]:
+    """The factors of `color_jitter`, and the order in which they come."""
+    factor_key, order_key = jax.random.split(key)
+    reach = jnp.asarray(strengths)
+    least = jnp.maximum(1 - reach, 0)
+    factors = jax.random.uniform(factor_key, reach.shape, minval=least, maxval=1 + reach)
+    return factors, jax.random.permutation(order_key, len(strengths))
+
+
+def adjust_colors(
+    image: Float[Array, "h w c"], factors: Float[Array, "3"], order: Int[Array, "3"]
+) -> Float[Array, "h w c"]:
+    """Multiplies an image's distance to black (0), to its mean grey (1) and to its own greys (2).
+
+    These are brightness, contrast and saturation; a greyscale image has none of the last to change.
+    """
+    weights = GREY / GREY.sum() if image.shape[-1] == GREY.size else np.ones(1)
+    for which in order:
+        grey = (image * weights).sum(-1, keepdims=True)
+        degenerate = lax.select_n(
+            which, *jnp.broadcast_arrays(jnp.zeros_like(grey), grey.mean(), grey)
+        )
+        image = jnp.clip(degenerate + factors[which] * (image - degenerate), 0, 1)
+    return image
 
 
 def pca_lighting(
@@ -213,7 +228,7 @@ def random_erasing(keys: Key[Array, "n"], images: Images, probability: float) ->
         tries = (ERASING_TRIES,)
         low, high = ERASED_SHARE
         area = height * width * jax.random.uniform(share_key, tries, minval=low, maxval=high)
-        low, high = jnp.log(jnp.array(ERASED_RATIO))
+        low, high = np.log(ERASED_RATIO)
         ratio = jnp.exp(jax.random.uniform(ratio_key, tries, minval=low, maxval=high))
         sizes = jnp.round(jnp.sqrt(jnp.stack([area * ratio, area / ratio], -1))).astype(int)
         fits = (sizes < sides).all(-1)

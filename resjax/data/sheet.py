@@ -31,8 +31,9 @@ def sheet(
 ) -> Figure:
     """Draws some examples of a split, a row each: the image, then how training may see it.
 
-    What normalisation did is undone. A column is one batch, so its images mix by one share; a mixed
-    image tells the shares of both classes.
+    What normalisation did is undone, but a mean image stays where it lay when the image moves. A
+    column is one batch, so its images mix by one share; a mixed image tells the shares of both
+    classes.
 
     Args:
       split: whose images to show.
