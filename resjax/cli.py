@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from resjax import __version__
-from resjax.config import Config, UserError, load, override, resolve
+from resjax.config import Config, UserError, default_config, load, override, resolve
 from resjax.models.presets import PRESETS, architecture, nearest
 
 if TYPE_CHECKING:
@@ -120,6 +120,36 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.experiment is not None and not arguments.experiment.is_file():
         raise UserError(f"--experiment={arguments.experiment}: no such file")
     _write_report(arguments.folder, arguments.experiment)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    config = default_config() if arguments.config is None else load(arguments.config)
+    resolved = resolve(override(config, arguments.overrides | {"data.name": arguments.name}))
+    if arguments.out.suffix not in (formats := (".png", ".pdf", ".svg")):
+        raise UserError(f"--out={arguments.out}: the name must end in {', '.join(formats)}")
+    _require_writable(arguments.out.parent, "--out")
+    from resjax.data.augmentation import Augmentation
+    from resjax.data.datasets import NotPreparedError
+    from resjax.data.datasets import load as load_data
+    from resjax.data.feed import statistics
+    from resjax.data.sheet import sheet
+
+    data = resolved.data
+    try:
+        dataset = load_data(data.name)
+    except NotPreparedError as error:
+        raise UserError(str(error)) from error
+    figure = sheet(
+        dataset.train,
+        dataset.class_names,
+        statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
+        Augmentation.asked(data),
+        resolved.seed,
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out)
+    print(f"sheet: {arguments.out}")
     return 0
 
 
@@ -274,7 +304,7 @@ def _print_table(
         print("  ".join((first.ljust(widths[0]), *cells)).rstrip(), file=out)
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(folder: Path, option: str = "--workdir") -> None:
     """Refuses a folder that cannot be written, while nothing has been computed; leaves no trace."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -284,7 +314,7 @@ def _require_writable(folder: Path) -> None:
         for path in missing:
             path.rmdir()
     except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+        raise UserError(f"{option}={folder}: cannot write there: {error.strerror}") from error
 
 
 def _split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -361,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     models = command("models", _models, "Architectures; of one, its layers.")
     models.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
 
-    data = command("data", None, "Datasets: where they are, and preparing them.")
+    data = command("data", None, "Datasets: where they are, preparing them, looking at them.")
     among = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     command("list", _list_datasets, "Datasets, and where they are on this machine.", among=among)
     prepare = command("prepare", _prepare_dataset, "Prepare a dataset for reading.", among=among)
@@ -373,6 +403,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where its archives lie; without it they are downloaded",
     )
+    show = command(
+        "show", _show, "Training images beside their augmentations.", fields, among=among
+    )
+    show.add_argument("name", metavar="NAME", help="such as digits")
+    show.add_argument("--config", metavar="FILE", help="configs/X.py; without it the defaults")
+    show.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet.png")
     return parser
 
 

@@ -52,17 +52,23 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a number must lie: at least `ge`, above `gt`, below `lt`."""
+    """Where a number must lie: at least `ge`, above `gt`, at most `le`, below `lt`."""
 
     ge: float = -math.inf
     gt: float = -math.inf
+    le: float = math.inf
     lt: float = math.inf
 
     def __contains__(self, number: float) -> bool:
-        return number >= self.ge and self.gt < number < self.lt
+        return self.ge <= number <= self.le and self.gt < number < self.lt
 
     def __str__(self) -> str:
-        limits = (("at least", self.ge), ("above", self.gt), ("below", self.lt))
+        limits = (
+            ("at least", self.ge),
+            ("above", self.gt),
+            ("at most", self.le),
+            ("below", self.lt),
+        )
         return " and ".join(
             f"{word} {limit:.12g}" for word, limit in limits if math.isfinite(limit)
         )
@@ -126,6 +132,22 @@ class Data:
     crop_padding: NotNegative = 0
     # Whether training images are mirrored at random.
     flip: bool = False
+    # How much brightness, contrast and saturation change at random, as 0.4,0.4,0.4; () nothing.
+    color_jitter: Annotated[tuple[float, ...], Bounds(ge=0, lt=math.inf)] = ()
+    # Standard deviation of a random shift of colour along the principal axes of all colours, 0.1
+    # in AlexNet's paper; 0 shifts nothing.
+    pca_lighting: Annotated[float, Bounds(ge=0, lt=math.inf)] = 0.0
+    # Whether every training image goes through one operation of TrivialAugment (wide).
+    trivial_augment: bool = False
+    # Side in pixels of a square of zeros somewhere in every training image; 0 cuts nothing.
+    cutout: NotNegative = 0
+    # Probability that a rectangle of a training image is erased.
+    random_erasing: Annotated[float, Bounds(ge=0, le=1)] = 0.0
+    # Training images are averaged in pairs, the one's share of Beta(mixup, mixup); 0 mixes nothing.
+    mixup: Annotated[float, Bounds(ge=0, lt=math.inf)] = 0.0
+    # Boxes are pasted from one training image into another, their share of Beta(cutmix, cutmix); 0
+    # pastes nothing. Where mixup is on too, each batch takes either with probability a half.
+    cutmix: Annotated[float, Bounds(ge=0, lt=math.inf)] = 0.0
     # Subtract the mean image, or standardise every channel.
     normalization: Literal["pixel_mean", "channel"] = "pixel_mean"
 
@@ -508,6 +530,12 @@ def _check_combinations(config: Config) -> None:
         )
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+    if len(jitter := config.data.color_jitter) not in (0, 3):
+        strengths = ",".join(f"{strength:g}" for strength in jitter)
+        raise UserError(
+            f"data.color_jitter={strengths}: needs three strengths, of brightness, contrast and "
+            "saturation; set 0 for one that stays"
+        )
 
 
 def _config_dict(content: dict[str, Any]) -> ConfigDict:

@@ -17,20 +17,56 @@ class Statistics(NamedTuple):
 
     mean: Float[np.ndarray, "..."]
     std: Float[np.ndarray, "..."]
+    color_axes: Float[np.ndarray, "c c"] | None = None  # where they are asked for
 
 
-def statistics(images: UInt8[np.ndarray, "n h w c"], kind: str) -> Statistics:
-    """Of the training images: "pixel_mean" as He et al. 2015 do it, or "channel" mean and std."""
+# Published with AlexNet: the columns of `color_axes` for ImageNet.
+IMAGENET_COLOR_AXES = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+) * np.array([0.2175, 0.0188, 0.0045], np.float32)
+
+
+def statistics(
+    images: UInt8[np.ndarray, "n h w c"], kind: str, *, colors: bool = False
+) -> Statistics:
+    """Of the training images: "pixel_mean" as He et al. 2015 do it, or "channel" mean and std.
+
+    With `colors` also the axes that `augmentation.pca_lighting` needs.
+    """
+    axes = color_axes(images) if colors else None
     scaled_mean = images.mean(0, dtype=np.float64) / 255
     if kind == "pixel_mean":
-        return Statistics(scaled_mean.astype(np.float32), np.ones((), np.float32))
+        return Statistics(scaled_mean.astype(np.float32), np.ones((), np.float32), axes)
     mean = scaled_mean.mean((0, 1))
     std = (images / np.float32(255)).std((0, 1, 2), dtype=np.float64)
-    return Statistics(mean.astype(np.float32), std.astype(np.float32))
+    return Statistics(mean.astype(np.float32), std.astype(np.float32), axes)
+
+
+def color_axes(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "c c"]:
+    """The principal axes of the colours in [0, 1], in columns, each as long as its variance.
+
+    Krizhevsky et al. 2012 shift colours along these: eigenvectors times eigenvalues, not their
+    roots, of the pixels' covariance. An axis may point either way.
+    """
+    channels = images.shape[-1]
+    colors = images.reshape(-1, channels) / np.float32(255)
+    colors -= colors.mean(0, dtype=np.float64).astype(np.float32)
+    variances, axes = np.linalg.eigh((colors.T @ colors).astype(np.float64) / len(colors))
+    return (axes * variances).astype(np.float32)
+
+
+def scale(images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """From bytes to [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def standardize(images: Float[Array, "n h w c"], statistics: Statistics) -> Float[Array, "n h w c"]:
+    """From [0, 1] to what the network sees."""
+    return (images - statistics.mean) / statistics.std
 
 
 def normalize(images: UInt8[Array, "n h w c"], statistics: Statistics) -> Float[Array, "n h w c"]:
-    return (images.astype(jnp.float32) / 255 - statistics.mean) / statistics.std
+    return standardize(scale(images), statistics)
 
 
 def batch_indices(

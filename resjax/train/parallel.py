@@ -226,13 +226,16 @@ def backend(config: Config) -> Backend:
       UserError: the batch, or a group of BN, does not divide among them.
     """
     made = (Jit if config.parallel.backend == "jit" else Pmap)(config.parallel)
-    unit = made.devices * config.train.accumulate
+    mixes = config.data.mixup or config.data.cutmix  # neighbours, on one device and in one part
+    unit = made.devices * config.train.accumulate * (2 if mixes else 1)
     if rest := config.data.batch_size % unit:
         below = config.data.batch_size - rest
         near = " or ".join(str(size) for size in (below, below + unit) if size)
         parts = f"{made.devices} devices"
         if config.train.accumulate > 1:
             parts += f" and {config.train.accumulate} accumulated parts"
+        if mixes:
+            parts += ", into pairs of images to mix"
         raise UserError(
             f"data.batch_size={config.data.batch_size} does not divide among {parts}; "
             f"nearest: {near}"

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
-from resjax.data.augmentation import flip, pad_crop
+from resjax.data.augmentation import Augmentation, augment
 from resjax.data.feed import batch_indices, normalize, statistics
 from resjax.models.count import Counts, count
 from resjax.models.resnet import build
@@ -64,8 +64,11 @@ class Program:
         self.test_split: datasets.Split = self.backend.everywhere(dataset.test)
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
         self.image_shape = dataset.train.images.shape[1:]
-        self.statistics = statistics(dataset.train.images, config.data.normalization)
-        classes = len(dataset.class_names)
+        self.statistics = statistics(
+            dataset.train.images, config.data.normalization, colors=config.data.pca_lighting > 0
+        )
+        self.augmentation = Augmentation.asked(config.data)
+        self.classes = classes = len(dataset.class_names)
         self.model = build(config.model, classes=classes, norm_options=self.backend.norm_options())
         self.transformation = optimizer.transformation(config.optimizer)
         self.learning_rate = optimizer.learning_rate(config.optimizer, config.train.steps)
@@ -171,20 +174,20 @@ class Program:
         Returns:
           Gradients, new BN statistics, mean metrics.
         """
-        image_key, dropout_key = jax.random.split(key)
+        image_key, dropout_key, batch_key = jax.random.split(key, 3)
         parts = self.config.train.accumulate
         image_keys = jax.random.split(image_key, chosen.shape)
         dropout_keys = jax.random.split(dropout_key, parts)
 
         def body(batch_stats: Any, part: Any) -> tuple[Any, Any]:
             gradients, batch_stats, metrics = self.part_gradients(
-                state.params, batch_stats, split, *part
+                state.params, batch_stats, split, batch_key, *part
             )
             return batch_stats, (gradients, metrics)
 
         if parts == 1:  # a scan of one would put the convolutions into a loop for nothing
             part = (chosen, image_keys, dropout_keys[0])
-            return self.part_gradients(state.params, state.batch_stats, split, *part)
+            return self.part_gradients(state.params, state.batch_stats, split, batch_key, *part)
         divided = (chosen.reshape(parts, -1), image_keys.reshape(parts, -1), dropout_keys)
         batch_stats, results = lax.scan(body, state.batch_stats, divided)
         gradients, metrics = jax.tree.map(lambda stacked: stacked.mean(0), results)
@@ -195,19 +198,21 @@ class Program:
         params: Any,
         batch_stats: Any,
         split: datasets.Split,
+        batch_key: Key[Array, ""],
         chosen: Int[Array, "batch"],
         image_keys: Key[Array, "batch"],
         dropout_key: Key[Array, ""],
     ) -> tuple[Any, Any, Metrics]:
         """Of the mean loss over the chosen examples, all devices together."""
-        config = self.config
         chosen, image_keys = self.backend.share((chosen, image_keys))
-        labels = split.labels[chosen]
-        images = normalize(split.images[chosen], self.statistics)
-        crop_keys, flip_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys)
-        images = pad_crop(crop_keys, images, config.data.crop_padding)
-        if config.data.flip:
-            images = flip(flip_keys, images)
+        images, targets = augment(
+            image_keys,
+            batch_key,
+            split.images[chosen],
+            jax.nn.one_hot(split.labels[chosen], self.classes),
+            self.statistics,
+            self.augmentation,
+        )
 
         def loss_of(params: Any) -> tuple[Array, Any]:
             logits, changed = self.model.apply(
@@ -217,10 +222,9 @@ class Program:
                 mutable=["batch_stats"],
                 rngs={"dropout": self.backend.own_key(dropout_key)},
             )
-            targets = jax.nn.one_hot(labels, logits.shape[-1])
-            targets = optax.smooth_labels(targets, config.train.label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (changed["batch_stats"], wrong(logits, labels).mean())
+            smooth = optax.smooth_labels(targets, self.config.train.label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, smooth).mean()
+            return loss, (changed["batch_stats"], missed(logits, targets).mean())
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (changed, error)), gradients = gradient(params)
@@ -261,6 +265,11 @@ class Program:
 
 def wrong(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> Float[Array, "n"]:
     return (logits.argmax(-1) != labels).astype(jnp.float32)
+
+
+def missed(logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]) -> Array:
+    """The targets' share outside the likeliest class: of mixed images, the parts that are wrong."""
+    return 1 - jnp.take_along_axis(targets, logits.argmax(-1, keepdims=True), -1)[:, 0]
 
 
 def compiled(function: Any, *arguments: Any) -> Compiled:

@@ -1,4 +1,4 @@
-"""Sets in TFDS's format and folders of images, small and of every kind."""
+"""Sets in TFDS's format and folders of images, small and of every kind; photographs."""
 
 import io
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 
 @pytest.fixture
@@ -97,3 +98,17 @@ def write_folder(tmp_path):
         return tmp_path / "images"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def photos() -> np.ndarray:
+    """40 tiles of 32x32 pixels from two photographs that scikit-learn carries: (n, h, w, 3)."""
+    side, (rows, columns) = 32, (13, 20)
+    tiles = [
+        photo[: rows * side, : columns * side]
+        .reshape(rows, side, columns, side, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, side, side, 3)
+        for photo in load_sample_images().images
+    ]
+    return np.concatenate(tiles)[::13]

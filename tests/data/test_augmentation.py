@@ -1,16 +1,37 @@
 """Augmentation shows other views of the same images, and nothing else."""
 
+from functools import partial
+from itertools import permutations
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare, ks_2samp, kstest
 
-from resjax.data.augmentation import flip, pad_crop
+from resjax.data.augmentation import (
+    Augmentation,
+    adjust_colors,
+    augment,
+    box,
+    cutout,
+    drawn_colors,
+    flip,
+    kept,
+    mix,
+    pad_crop,
+    partner,
+    pca_lighting,
+    random_erasing,
+)
+from resjax.data.feed import IMAGENET_COLOR_AXES, normalize, statistics
 from resjax.models.convolution import quick_compile
 
-crop = jax.jit(pad_crop, static_argnames="padding", compiler_options=quick_compile())
-mirror = jax.jit(flip, compiler_options=quick_compile())
+quick = partial(jax.jit, compiler_options=quick_compile())
+crop = quick(pad_crop, static_argnames="padding")
+mirror = quick(flip)
 
 IMAGES = np.random.default_rng(0).uniform(1, 2, (400, 3, 4, 2)).astype(np.float32)
 
@@ -60,20 +81,298 @@ def test_flip_gives_the_image_or_its_mirror_image_about_equally_often():
     assert same.mean() == pytest.approx(0.5, abs=0.1)
 
 
-AUGMENTATIONS = pytest.mark.parametrize(
-    "augment", [mirror, lambda keys, images: crop(keys, images, 2)], ids=["flip", "crop"]
-)
+def zeros_of(augment, count, height, width):
+    """Where `count` images without a zero have zeros afterwards."""
+    images = np.ones((count, height, width, 1), np.float32)
+    return np.asarray(quick(augment)(keys(0, count), images))[..., 0] == 0
 
 
-@AUGMENTATIONS
-def test_an_augmentation_is_a_function_of_its_keys(augment):
-    once, again, other = (augment(keys(seed, 400), IMAGES) for seed in (0, 0, 1))
-    assert (once == again).all()
-    assert (once != other).any()
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 20])
+def test_cutout_removes_exactly_a_square_about_any_pixel(side):
+    height, width = 5, 7
+    found = {where.tobytes() for where in zeros_of(partial(cutout, side=side), 500, height, width)}
+    expected = set()
+    for i, j in np.ndindex(height, width):
+        square = np.zeros((height + 2 * side, width + 2 * side), bool)
+        top, left = i + side - side // 2, j + side - side // 2
+        square[top : top + side, left : left + side] = True
+        expected.add(square[side : side + height, side : side + width].tobytes())
+    assert found == expected
 
 
-@AUGMENTATIONS
-def test_what_is_drawn_for_an_image_does_not_depend_on_those_beside_it(augment):
-    whole = augment(keys(0, 400), IMAGES)
-    for part in (slice(0, 100), slice(100, 400)):
-        assert (augment(keys(0, 400)[part], IMAGES[part]) == whole[part]).all()
+@pytest.fixture(scope="module")
+def erased():
+    """Where 4000 images of 32x48 pixels are erased, each with probability 0.4."""
+    return zeros_of(partial(random_erasing, probability=0.4), 4000, 32, 48)
+
+
+def rectangle(where):
+    """Top, left, height and width of what is true; all of which is one rectangle."""
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    assert (where == np.isin(np.arange(32), rows)[:, None] & np.isin(np.arange(48), columns)).all()
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert (height, width) == (len(rows), len(columns))
+    return rows[0], columns[0], height, width
+
+
+def test_an_image_is_erased_with_the_probability_asked_for(erased):
+    assert erased.any((1, 2)).mean() == pytest.approx(0.4, abs=0.03)
+
+
+def test_what_is_erased_is_a_rectangle_as_torchvisions_in_place_and_size(erased):
+    found = np.array([rectangle(where) for where in erased if where.any()])
+    area = found[:, 2] * found[:, 3] / (32 * 48)
+    assert 0.015 < area.min() < 0.03 < 0.3 < area.max() < 0.35
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("torchvision.transforms").RandomErasing
+    torch.manual_seed(0)
+    drawn = [
+        theirs.get_params(torch.ones(1, 32, 48), (0.02, 0.33), (0.3, 3.3), [0.0])[:4]
+        for _ in range(4000)
+    ]
+    expected = np.array(drawn)
+    for of in (lambda r: r[:, 2] * r[:, 3], lambda r: r[:, 2] / r[:, 3], lambda r: r[:, 0]):
+        assert ks_2samp(of(found), of(expected)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_brightness_contrast_and_saturation_are_torchvisions_in_every_order(photos, order):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    changes = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    )
+    for image in (photos[0], photos[20, ..., :1]):
+        for factors in ((0.6, 1.4, 0.2), (1.3, 0.5, 1.7), (1.0, 1.0, 1.0)):
+            image = np.float32(image / 255)
+            expected = torch.from_numpy(image.transpose(2, 0, 1).copy())
+            for which in order:
+                expected = changes[which](expected, factors[which])
+            found = adjust_colors(image, np.array(factors), np.array(order))
+            np.testing.assert_allclose(
+                found, expected.numpy().transpose(1, 2, 0), atol=0.5 / 255
+            )  # 0.2989 or 0.299 of red
+
+
+def test_without_brightness_an_image_is_black_without_contrast_grey_without_saturation_colourless(
+    photos,
+):
+    image = np.float32(photos[20] / 255)
+    grey = image @ np.float32([0.299, 0.587, 0.114])
+
+    def adjusted(*factors):
+        return np.asarray(adjust_colors(image, np.array(factors), np.arange(3)))
+
+    assert (adjusted(0, 1, 1) == 0).all()
+    np.testing.assert_allclose(adjusted(1, 0, 1), grey.mean(), atol=1e-4)
+    np.testing.assert_allclose(adjusted(1, 1, 0), np.stack([grey] * 3, -1), atol=1e-4)
+    np.testing.assert_allclose(adjusted(1, 1, 1), image, atol=1e-6)
+
+
+def test_factors_are_uniform_about_1_and_never_negative_and_every_order_is_as_likely():
+    draw = quick(jax.vmap(partial(drawn_colors, strengths=(0.4, 0.0, 3.0))))
+    factors, order = map(np.asarray, draw(keys(0, 3000)))
+    for found, low, high in [(factors[:, 0], 0.6, 1.4), (factors[:, 2], 0.0, 4.0)]:
+        assert kstest(found, "uniform", (low, high - low)).pvalue > 0.01
+    assert (factors[:, 1] == 1).all()
+    _, counts = np.unique(order, axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("axes", [IMAGENET_COLOR_AXES, np.full((1, 1), 0.2, np.float32)])
+def test_lighting_shifts_all_pixels_alike_as_the_principal_axes_spread(axes):
+    images = np.zeros((20_000, 2, 3, len(axes)), np.float32)
+    shifted = np.asarray(quick(pca_lighting)(keys(0, len(images)), images, axes, 0.5))
+    assert (shifted == shifted[:, :1, :1]).all()
+    covariance = np.cov(shifted[:, 0, 0], rowvar=False).reshape(axes.shape)
+    np.testing.assert_allclose(covariance, 0.25 * axes @ axes.T, rtol=0.05)
+    assert kstest(shifted[:, 0, 0, 0] / np.sqrt(covariance[0, 0]), "norm").pvalue > 0.01
+
+
+EYE = np.eye(6, dtype=np.float32)
+mixed = quick(mix, static_argnames=("mixup", "cutmix"))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from([(0.2, 0.0), (0.0, 1.0), (1.0, 1.0)]), st.integers(0, 2**32 - 1))
+def test_a_mixed_target_has_the_shares_of_the_pixels_and_they_sum_to_1(alphas, seed):
+    # Of an image that is 1 beside one that is 0 the mean is the share that it keeps.
+    images = np.float32([1, 0, 0, 1, 1, 0])[:, None, None, None] * np.ones((1, 6, 9, 1), np.float32)
+    seen, targets = map(np.asarray, mixed(jax.random.key(seed), images, EYE, *alphas))
+    np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
+    share = seen[0].mean()
+    np.testing.assert_allclose(targets, share * EYE + (1 - share) * partner(EYE), atol=1e-6)
+    assert seen[[0, 3, 4]].mean() == pytest.approx(share, abs=1e-6)
+    assert seen[[1, 2, 5]].mean() == pytest.approx(1 - share, abs=1e-6)
+
+
+def test_neighbours_are_partners_of_each_other():
+    assert np.asarray(partner(np.arange(6))).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+def test_mixup_is_the_weighted_mean_of_an_image_and_its_partner(photos):
+    images = np.float32(photos[:6])
+    seen, targets = map(np.asarray, mixed(jax.random.key(3), images, EYE, 1.0, 0.0))
+    share = targets[0, 0]
+    assert 0.05 < share < 0.95
+    np.testing.assert_allclose(seen, share * images + (1 - share) * partner(images), rtol=1e-5)
+
+
+def test_cutmix_takes_every_pixel_from_one_image_and_the_target_counts_them_exactly(photos):
+    images = np.float32(photos[:6])
+    others, partly = np.asarray(partner(images)), 0
+    for seed in range(10):
+        seen, targets = map(np.asarray, mixed(jax.random.key(seed), images, EYE, 0.0, 1.0))
+        pasted = (seen == others).all((0, -1))
+        assert (seen == np.where(pasted[..., None], others, images)).all()
+        assert targets[0, 0] == np.float32((~pasted).sum()) / np.float32(pasted.size)
+        partly += 0 < pasted.mean() < 1
+    assert partly > 5
+
+
+def paper_share(generator, alpha, height, width):
+    """What `rand_bbox` of the paper's code leaves of an image."""
+    cut = np.sqrt(1 - generator.beta(alpha, alpha))
+    rows, columns = int(height * cut), int(width * cut)
+    i, j = generator.integers(height), generator.integers(width)
+    inside = [
+        np.clip(middle + extent // 2, 0, side) - np.clip(middle - extent // 2, 0, side)
+        for middle, extent, side in ((i, rows, height), (j, columns, width))
+    ]
+    return 1 - np.prod(inside) / (height * width)
+
+
+def test_shares_are_distributed_as_in_the_papers():
+    shape = (64, 64)
+    draw = quick(jax.vmap(kept, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
+    averaged = np.asarray(draw(keys(0, 1000), 1, 1, 0.4, 0.0)).ravel()
+    assert kstest(averaged, "beta", (0.4, 0.4)).pvalue > 0.01
+    pasted = np.asarray(draw(keys(1, 1000), *shape, 0.0, 1.0)).mean((1, 2))
+    generator = np.random.default_rng(0)
+    expected = [paper_share(generator, 1.0, *shape) for _ in range(1000)]
+    assert ks_2samp(pasted, expected).pvalue > 0.01
+
+
+def test_where_both_are_on_half_the_batches_are_pasted():
+    draw = quick(jax.vmap(kept, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
+    weights = np.asarray(draw(keys(0, 1000), 8, 8, 1.0, 1.0))
+    pasted = np.isin(weights, (0, 1)).all((1, 2))
+    assert pasted.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_box_has_its_size_about_its_centre():
+    where = np.asarray(box((2, 3), (3, 2), 6, 8))
+    assert np.argwhere(where).tolist() == [[i, j] for i in (1, 2, 3) for j in (2, 3)]
+
+
+EACH = {
+    "crop_padding": 4,
+    "flip": True,
+    "color_jitter": (0.4, 0.4, 0.4),
+    "pca_lighting": 0.5,
+    "trivial_augment": True,
+    "cutout": 8,
+    "random_erasing": 0.5,
+}
+ASKED = {name: Augmentation(**{name: value}) for name, value in EACH.items()} | {
+    "mixup": Augmentation(mixup=0.5),
+    "cutmix": Augmentation(cutmix=0.5),
+    "all": Augmentation(**EACH, mixup=1.0, cutmix=1.0),
+}
+augmentations = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+
+
+@pytest.fixture(scope="module")
+def seen(photos):
+    """A function from keys to what augmentation makes of the first, or other, photographs."""
+    found = statistics(photos, "channel", colors=True)
+
+    @partial(quick, static_argnames="asked")
+    def compiled(keys, batch_key, images, targets, asked):
+        return augment(keys, batch_key, images, targets, found, asked)
+
+    def seen(keys, asked, part=slice(0, 20), batch_seed=5):
+        targets = np.eye(40, dtype=np.float32)[part]
+        return compiled(keys, jax.random.key(batch_seed), photos[part], targets, asked)
+
+    return seen
+
+
+def equal(one, other):
+    return all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+@augmentations
+def test_augmentation_is_a_function_of_its_keys(seen, asked):
+    once, again = (seen(keys(0, 20), asked) for _ in range(2))
+    assert equal(once, again)
+    assert not equal(once, seen(keys(1, 20), asked, batch_seed=6))
+
+
+@augmentations
+def test_what_is_drawn_for_an_image_does_not_depend_on_how_a_batch_is_divided(seen, asked):
+    whole = seen(keys(0, 20), asked)
+    for part in (slice(0, 10), slice(10, 20)):
+        divided = seen(keys(0, 20)[part], asked, part)
+        for found, expected in zip(divided, whole, strict=True):
+            np.testing.assert_allclose(found, expected[part], atol=1e-5)
+
+
+@augmentations
+def test_augmentation_changes_some_images_and_leaves_their_shape(seen, asked):
+    plain, targets = seen(keys(0, 20), Augmentation())
+    images, mixed_targets = seen(keys(0, 20), asked)
+    assert images.shape == plain.shape
+    assert images.dtype == plain.dtype
+    assert (np.asarray(images) != plain).any((1, 2, 3)).mean() > 0.3
+    assert (np.asarray(mixed_targets) != targets).any() == asked.mixes
+
+
+def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
+    images, _ = seen(keys(0, 20), Augmentation(crop_padding=4, flip=True))
+    crop_keys, flip_keys = jax.vmap(jax.random.split, out_axes=1)(keys(0, 20))
+    alone = normalize(photos[:20], statistics(photos, "channel"))
+    np.testing.assert_allclose(images, mirror(flip_keys, crop(crop_keys, alone, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [name for name in EACH if name not in ("crop_padding", "flip")])
+def test_one_augmentation_more_leaves_the_draws_of_the_others(seen, other):
+    asked = Augmentation(cutout=8)  # its zeros are seen whatever else is done
+    before, _ = seen(keys(0, 20), asked)
+    after, _ = seen(keys(0, 20), asked._replace(**{other: EACH[other]}))
+    assert (np.asarray(after)[np.asarray(before) == 0] == 0).all()
+
+
+def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
+    white = np.full((50, 8, 8, 3), 255, np.uint8)
+    found = statistics(np.concatenate([white, 0 * white]), "channel")
+    asked = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
+    views = quick(partial(augment, statistics=found, asked=asked))
+    images, _ = views(keys(0, 50), jax.random.key(0), white, EYE)
+    assert set(np.unique(images)) == {0.0, 1.0}
+
+
+def test_what_is_off_costs_nothing(photos):
+    found = statistics(photos, "channel")
+
+    def nothing(keys, batch_key, images, targets):
+        return augment(keys, batch_key, images, targets, found, Augmentation())
+
+    def normalized(keys, batch_key, images, targets):
+        return normalize(images, found), targets
+
+    arguments = (keys(0, 6), jax.random.key(0), jnp.asarray(photos[:6]), EYE)
+    traced = [jax.make_jaxpr(f)(*arguments).eqns for f in (nothing, normalized)]
+    assert str(traced[0]) == str(traced[1])
+
+
+def test_what_is_asked_for_are_the_configs_fields():
+    from resjax.config import Data
+
+    config = Data(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
+    expected = Augmentation(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
+    assert Augmentation.asked(config) == expected
+    assert Augmentation.asked(Data()) == Augmentation()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from resjax.data.feed import batch_indices, normalize, statistics
+from resjax.data.feed import batch_indices, color_axes, normalize, statistics
 from resjax.models.convolution import quick_compile
 
 drawn = jax.jit(
@@ -85,3 +85,23 @@ def test_normalisation_is_float32(kind):
     assert found.mean.dtype == found.std.dtype == np.float32
     shape = jax.eval_shape(partial(normalize, statistics=found), IMAGES)
     assert shape.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_axes_are_the_eigenvectors_of_the_colours_covariance_times_its_eigenvalues(channels):
+    colors = np.random.default_rng(1).normal(120, (40, 30, 10), (500, 3))
+    colors[:, 1] += colors[:, 0] - 120
+    images = colors.clip(0, 255).astype(np.uint8).reshape(5, 10, 10, 3)[..., :channels]
+    covariance = np.cov(images.reshape(-1, channels) / 255, rowvar=False, ddof=0)
+    covariance = covariance.reshape(channels, channels)
+    axes = color_axes(images)
+    lengths = np.linalg.norm(axes, axis=0)
+    np.testing.assert_allclose(covariance @ axes, axes * lengths, atol=1e-7)
+    np.testing.assert_allclose(lengths.sum(), np.trace(covariance), rtol=1e-5)
+
+
+def test_only_who_asks_for_colours_gets_their_axes():
+    assert statistics(IMAGES, "channel").color_axes is None
+    np.testing.assert_array_equal(
+        statistics(IMAGES, "pixel_mean", colors=True).color_axes, color_axes(IMAGES)
+    )

@@ -24,6 +24,9 @@ RUN = {
     "data.eval_batch_size": 100,  # 4 batches of 90, none of which divides among eight
     "data.crop_padding": 1,
     "data.flip": True,
+    "data.random_erasing": 0.5,
+    "data.mixup": 1.0,
+    "data.cutmix": 1.0,
     "optimizer.learning_rate": 0.01,  # so small that no rounding grows
     "optimizer.ema_decay": 0.9,
     "train.log_every": 2,
@@ -46,10 +49,12 @@ PMAP = {
     "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulate": 2},
 }
 EVERY_WAY = (*ONE, *JIT, *PMAP)
+UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
 REFUSED = {
-    "batch": {"data.batch_size": 36},
-    "batch of too few": {"data.batch_size": 4},
-    "accumulated batch": {"data.batch_size": 40, "train.accumulate": 3},
+    "batch": {"data.batch_size": 36, **UNMIXED},
+    "batch of too few": {"data.batch_size": 4, **UNMIXED},
+    "accumulated batch": {"data.batch_size": 40, "train.accumulate": 3, **UNMIXED},
+    "pairs": {"data.batch_size": 40},
     "shards": {"parallel.shard_parameters": 3},
     "bn": {"parallel.bn_devices": 3},
     "bn under pmap": {"parallel.backend": "pmap", "parallel.bn_devices": 16},
@@ -188,6 +193,11 @@ def test_a_checkpoint_goes_on_under_another_backend(measured, resumed):
             "accumulated batch",
             "data.batch_size=40 does not divide among 8 devices and 3 accumulated parts; "
             "nearest: 24 or 48",
+        ),
+        (
+            "pairs",
+            "data.batch_size=40 does not divide among 8 devices, into pairs of images to mix; "
+            "nearest: 32 or 48",
         ),
         ("shards", "parallel.shard_parameters=3 does not divide 8 devices"),
         (

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
+from resjax.data.augmentation import augment
 from resjax.data.datasets import Split
 from resjax.models.convolution import quick_compile
 from resjax.models.resnet import build
-from resjax.train.step import Program, program
+from resjax.train.step import Program, missed, program
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,37 @@ def test_steps_are_those_of_softmax_regression_in_numpy(regression, smoothing, n
         np.testing.assert_allclose(state.params["head"]["kernel"], kernel, atol=1e-5)
         np.testing.assert_allclose(state.params["head"]["bias"], bias, atol=1e-5)
     assert (state.step, state.batch_stats["batches"]) == (6, 6)
+
+
+@pytest.mark.parametrize("name", ["data.mixup", "data.cutmix"])
+def test_a_mixed_batch_has_the_loss_and_error_of_mixed_images_and_targets(regression, name):
+    compiled = regression(**{name: 1.0, "train.label_smoothing": 0.1})
+    state, split = compiled.init(0), compiled.train_split
+    chosen, key = np.arange(16), jax.random.key(4)
+    _, metrics = jax.jit(compiled.take_step)(state, split, chosen, key)
+
+    image_key, _, batch_key = jax.random.split(key, 3)
+    images, targets = augment(
+        jax.random.split(image_key, 16),
+        batch_key,
+        split.images[chosen],
+        np.eye(10, dtype=np.float32)[split.labels[chosen]],
+        compiled.statistics,
+        compiled.augmentation,
+    )
+    images, targets = np.asarray(images), np.asarray(targets)
+    assert 0.01 < targets.max(-1).min() < 0.99
+    head = state.params["head"]
+    logits = images.reshape(16, -1) @ np.float64(head["kernel"]) + np.float64(head["bias"])
+    loss = -((0.9 * targets + 0.01) * log_softmax(logits, -1)).sum(-1).mean()
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["error"] == pytest.approx(float(missed(logits, targets).mean()))
+
+
+def test_what_is_missed_of_a_target_is_its_share_outside_the_likeliest_class():
+    logits = np.array([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [5.0, 0.0, 0.0]])
+    targets = np.array([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(missed(logits, targets), [0.25, 1, 0])
 
 
 EVAL_BATCH_SIZES = (1, 7, 100, 256, 360, 1000)  # of 360 test examples

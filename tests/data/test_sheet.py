@@ -1,0 +1,103 @@
+"""The sheet shows the examples, what training sees of them, and says what they are."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resjax.cli import main
+from resjax.data.augmentation import Augmentation
+from resjax.data.datasets import Split
+from resjax.data.feed import statistics
+from resjax.data.sheet import DRAWS, EXAMPLES, sheet
+
+NAMES = tuple("abcde")
+
+
+def split_of(channels, count=12):
+    images = np.random.default_rng(0).integers(0, 256, (count, 6, 8, channels), np.uint8)
+    return Split(images, np.arange(count, dtype=np.int32) % len(NAMES))
+
+
+def drawn(split, asked, seed=0, normalization="channel"):
+    return sheet(split, NAMES, statistics(split.images, normalization, colors=True), asked, seed)
+
+
+def cells(figure):
+    """Titles and images, by row."""
+    found = [
+        (axes.get_title(), np.reshape(axes.images[0].get_array(), (6, 8, -1)))
+        for axes in figure.axes
+    ]
+    assert len(found) == EXAMPLES * (1 + DRAWS)
+    return [found[row * (1 + DRAWS) : (row + 1) * (1 + DRAWS)] for row in range(EXAMPLES)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("normalization", ["channel", "pixel_mean"])
+def test_a_row_is_an_example_under_its_class_and_what_training_may_see_of_it(
+    channels, normalization
+):
+    split = split_of(channels)
+    mean = statistics(split.images, normalization).mean
+    rows = cells(drawn(split, Augmentation(flip=True), normalization=normalization))
+    for (title, original), *draws in rows:
+        (example,) = np.flatnonzero((split.images / 255 == original).all((1, 2, 3)))
+        assert title == NAMES[split.labels[example]]
+        mirror = np.clip((original - mean)[:, ::-1] + mean, 0, 1)  # the mean image stays
+        mirrored = [np.allclose(draw, mirror, atol=1e-5) for _, draw in draws]
+        same = [np.allclose(draw, original, atol=1e-5) for _, draw in draws]
+        assert all(a != b for a, b in zip(mirrored, same, strict=True))
+        assert {title for title, _ in draws} == {""}
+    assert len({original.tobytes() for (_, original), *_ in rows}) == EXAMPLES
+
+
+def test_a_mixed_image_tells_both_classes_with_the_shares_in_which_it_shows_them():
+    rows = cells(drawn(split_of(3), Augmentation(mixup=1.0)))
+    for pair in range(0, EXAMPLES, 2):
+        (name, one), (other_name, other) = rows[pair][0], rows[pair + 1][0]
+        for title, mixed in rows[pair][1:]:
+            share = ((mixed - other) * (one - other)).sum() / ((one - other) ** 2).sum()
+            told = {name: f"{share:.0%}", other_name: f"{1 - share:.0%}"}
+            assert set(title.split("\n")) == {f"{told[each]} {each}" for each in told}
+
+
+def test_a_seed_gives_the_same_sheet_again_and_another_seed_another():
+    asked = Augmentation(flip=True, cutout=3)
+    once, again, other = (
+        [image for row in cells(drawn(split_of(3), asked, seed)) for _, image in row]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+
+
+def test_a_set_of_fewer_images_than_rows_fills_its_sheet():
+    cells(drawn(split_of(1, count=3), Augmentation(cutmix=1.0)))
+
+
+def test_data_show_writes_the_sheet_of_a_config(tmp_path, capsys):
+    out = tmp_path / "new" / "sheet.png"
+    assert main(["data", "show", "digits", f"--out={out}", "--config.data.mixup=1"]) == 0
+    assert capsys.readouterr().out == f"sheet: {out}\n"
+    with Image.open(out) as image:
+        assert np.asarray(image.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("digit", "--out=a.png"), "data.name=digit: unknown; did you mean 'digits'?"),
+        (("digits", "--out=a.docx"), "--out=a.docx: the name must end in .png, .pdf, .svg"),
+        (("digits", "--out=/dev/null/a.png"), "--out=/dev/null: cannot write there"),
+        (("cifar10", "--out=a.png"), "'cifar10' is not prepared"),
+        (("digits", "--out=a.png", "--config.data.cutou=1"), "did you mean data.cutout?"),
+        (("digits",), "the following arguments are required: --out"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(typed, message, capsys):
+    assert main(["data", "show", *typed]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("resjax: error: ")
+    assert err.count("\n") == 1
+    assert message in err

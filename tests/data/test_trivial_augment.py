@@ -1,0 +1,155 @@
+"""TrivialAugment against Pillow, whose operations it means, and against torchvision."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+from scipy.stats import chisquare
+from sklearn.datasets import load_digits
+
+from resjax.data.trivial_augment import OPERATIONS, STRENGTHS, WIDE, operate, trivial_augment
+from resjax.models.convolution import quick_compile
+
+ENHANCEMENTS = {
+    "brightness": ImageEnhance.Brightness,
+    "color": ImageEnhance.Color,
+    "contrast": ImageEnhance.Contrast,
+    "sharpness": ImageEnhance.Sharpness,
+}
+WARPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+apply = jax.jit(
+    jax.vmap(operate, in_axes=(None, None, 0)), compiler_options=quick_compile()
+)  # all strengths at once
+
+
+def strengths(name):
+    low, high, signed = WIDE[name]
+    positive = np.linspace(low, high, STRENGTHS)
+    return np.concatenate([positive, -positive]) if signed else positive
+
+
+def affine(name, magnitude, height, width):
+    """Coefficients of the map from a pixel to where it comes from."""
+    if name == "rotate":
+        cos, sin = np.cos(np.radians(magnitude)), np.sin(np.radians(magnitude))
+        x, y = width / 2, height / 2
+        return (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
+    moved = {
+        "shear_x": (1, magnitude, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, magnitude, 1, 0),
+        "translate_x": (1, 0, -int(magnitude), 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, -int(magnitude)),
+    }
+    return moved[name]
+
+
+def from_border(image, name, magnitude):
+    """How far from the next pixel's area, in pixels, every pixel's source lies."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width] + 0.5
+    a, b, c, d, e, f = affine(name, magnitude, height, width)
+    sources = np.array([a * x + b * y + c, d * x + e * y + f])
+    return np.abs(sources - np.round(sources)).min(0)
+
+
+def pillow(image, name, magnitude):
+    if name in WARPS:
+        coefficients = affine(name, magnitude, image.height, image.width)
+        return image.transform(image.size, Image.Transform.AFFINE, coefficients)
+    if name in ENHANCEMENTS:
+        return ENHANCEMENTS[name](image).enhance(1 + magnitude)
+    others = {
+        "identity": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, round(magnitude)),
+        "solarize": lambda: ImageOps.solarize(image, magnitude),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+    }
+    return others[name]()
+
+
+@pytest.fixture(scope="module", params=["photo", "digit", "even"])
+def image(request, photos):
+    """A photograph of colours, a greyscale digit, and an image all of one colour."""
+    digit = load_digits().images[1][..., None] * 15.9
+    even = np.full((5, 6, 3), (10, 100, 200))
+    return {"photo": photos[20], "digit": digit, "even": even}[request.param].astype(np.uint8)
+
+
+def applied(image, name):
+    """What Pillow gives, and what we give, of every strength."""
+    canvas = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    expected = [np.asarray(pillow(canvas, name, strength)) for strength in strengths(name)]
+    found = apply(image, OPERATIONS.index(name), strengths(name).astype(np.float32))
+    return np.reshape(expected, (-1, *image.shape)).astype(int), np.asarray(found).astype(int)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in WARPS])
+def test_what_changes_levels_is_pillows_within_one_level(image, name):
+    expected, found = applied(image, name)
+    in_floats = name in (*ENHANCEMENTS, "autocontrast")  # of which the fraction is cut off
+    assert np.abs(found - expected).max() <= in_floats
+    assert (found == expected).mean() > 0.95
+
+
+@pytest.mark.parametrize("name", WARPS)
+def test_a_warp_is_pillows_but_where_a_pixel_comes_from_between_two(image, name):
+    expected, found = applied(image, name)
+    for strength, theirs, ours in zip(strengths(name), expected, found, strict=True):
+        assert from_border(image, name, strength)[(theirs != ours).any(-1)].max(initial=0) < 1e-3
+
+
+def test_every_operation_is_drawn_equally_often_with_either_sign_and_any_strength():
+    # A step between black and white, unlike under almost every operation.
+    image = np.full((40, 40, 3), (50, 100, 150), np.uint8)
+    image[:, :20] = (20, 30, 90)
+    image[18:20, 18:20] = (240, 200, 250)
+    count = 4000
+    drawn = jax.jit(trivial_augment, compiler_options=quick_compile())
+    images = np.broadcast_to(image, (count, *image.shape))
+    found = np.asarray(drawn(jax.random.split(jax.random.key(0), count), images))
+    by_view = {}
+    for name in OPERATIONS:
+        all_strengths = strengths(name).astype(np.float32)
+        for view in np.asarray(apply(image, OPERATIONS.index(name), all_strengths)):
+            by_view.setdefault(view.tobytes(), {}).setdefault(name, 0)
+            by_view[view.tobytes()][name] += 1 / len(all_strengths)
+    seen, expected = {}, {}
+    for view, chances in by_view.items():
+        expected[view] = count * sum(chances.values()) / len(OPERATIONS)
+        seen[view] = 0
+    for view in found:
+        seen[view.tobytes()] += 1
+    assert chisquare(list(seen.values()), [expected[view] for view in seen]).pvalue > 0.01
+
+
+def test_the_space_is_torchvisions():
+    autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
+    space = autoaugment.TrivialAugmentWide()._augmentation_space(STRENGTHS)
+    assert [name.lower() for name in space] == [name.replace("_", "") for name in OPERATIONS]
+    for (magnitudes, signed), name in zip(space.values(), OPERATIONS, strict=True):
+        assert signed == WIDE[name].signed
+        ours = strengths(name)[:STRENGTHS]
+        ours = np.round(ours) if name == "posterize" else ours
+        np.testing.assert_allclose(ours, magnitudes.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_torchvisions_on_tensors_within_one_level(image, name):
+    torch = pytest.importorskip("torch")
+    autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
+    transforms = pytest.importorskip("torchvision.transforms")
+    theirs = {
+        each.lower(): each for each in autoaugment.TrivialAugmentWide()._augmentation_space(2)
+    }
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    _, found = applied(image, name)
+    nearest = transforms.InterpolationMode.NEAREST
+    for strength, ours in zip(strengths(name), found, strict=True):
+        magnitude = round(strength) if name == "posterize" else float(strength)
+        operation = theirs[name.replace("_", "")]
+        expected = autoaugment._apply_op(tensor, operation, magnitude, nearest, None)
+        far = (np.abs(expected.numpy().transpose(1, 2, 0).astype(int) - ours) > 1).any(-1)
+        if name in WARPS:
+            far &= from_border(image, name, strength) > 1e-3
+        assert not far.any()
