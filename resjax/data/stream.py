@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -162,18 +163,16 @@ class Feed(Iterator[Batch]):
             self._executor = futures.ThreadPoolExecutor(1)
             self._make = maker.batch
         self._pending: deque[futures.Future[Batch | Written]] = deque()
-        self._order(AHEAD * max(workers, 1))
+        with self._closed_by_errors():
+            self._order(AHEAD * max(workers, 1))
 
     def __next__(self) -> Batch:
         if not self._pending:
             self.close()
             raise StopIteration
-        try:
+        with self._closed_by_errors():
             batch = self._result(self._pending.popleft())
             self._order(1)
-        except BaseException:  # Ctrl-C too: no worker may stay
-            self.close()
-            raise
         return batch
 
     def _order(self, batches: int) -> None:
@@ -186,14 +185,23 @@ class Feed(Iterator[Batch]):
                 f"no batch came in {PATIENCE:g} s: a disk or a worker of the feed hangs; "
                 "with data.workers=0 Ctrl-C shows where"
             )
-        try:
-            made = future.result()
-        except BrokenProcessPool:
-            raise WorkerError(
-                f"a worker of the feed died of {self._cause_of_death()}; its last words, if any, "
-                "are above; if memory ran out, lower data.workers or data.batch_size"
-            ) from None
+        made = future.result()
         return made.read() if isinstance(made, Written) else made
+
+    @contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool:
+            cause = self._cause_of_death()
+            self.close()
+            raise WorkerError(
+                f"a worker of the feed died of {cause}; its last words, if any, are above; "
+                "if memory ran out, lower data.workers or data.batch_size"
+            ) from None
+        except BaseException:  # Ctrl-C too
+            self.close()
+            raise
 
     def _cause_of_death(self) -> str:
         """Of the worker that died first: the executor ends the others by SIGTERM."""
