@@ -22,6 +22,8 @@ from resjax.models.presets import PRESETS, architecture, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from resjax.data.prepared import Prepared
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
@@ -166,6 +168,55 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _list_datasets(arguments: argparse.Namespace) -> int:
+    from resjax.data import DATASETS
+    from resjax.data.examples import DataError
+    from resjax.data.prepared import prepared_sets
+
+    try:
+        here = {prepared.name: prepared for prepared in prepared_sets()}
+    except DataError as error:
+        raise UserError(str(error)) from error
+    rows = []
+    for name, spec in DATASETS.items():
+        prepared = here.pop(spec.tfds, None)
+        rows.append(
+            (
+                name,
+                f"{spec.train_images + spec.test_images:,}",
+                f"{spec.classes:,}",
+                " x ".join(map(str, spec.image_shape or ("sizes differ",))),
+                f"{prepared.bytes / 1e6:,.1f} MB" if prepared else "-",
+                "embedded" if spec.embedded else _where(prepared),
+            )
+        )
+    for name, prepared in here.items():
+        size = f"{prepared.bytes / 1e6:,.1f} MB"
+        images = f"{sum(prepared.images.values()):,}"
+        rows.append((f"tfds:{name}", images, "", "", size, _where(prepared)))
+    _print_table(("name", "images", "classes", "shape", "on disk", "where"), rows)
+    return 0
+
+
+def _where(prepared: "Prepared | None") -> str:
+    if prepared is None:
+        return "-"
+    strange = f" ({prepared.format}: only TensorFlow reads it)"
+    return f"{prepared.folder}{strange if prepared.format != 'array_record' else ''}"
+
+
+def _prepare_dataset(arguments: argparse.Namespace) -> int:
+    from resjax.data.examples import DataError
+    from resjax.data.preparation import prepare
+
+    try:
+        folder = prepare(arguments.name, arguments.source, partial(print, flush=True))
+    except DataError as error:
+        raise UserError(str(error)) from error
+    print(f"prepared: {folder}")
+    return 0
+
+
 def _write_report(folder: Path, experiment: Path | None) -> None:
     from resjax.analysis.report import write_report
     from resjax.analysis.runs import load_curves, load_runs, summarize
@@ -262,8 +313,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resjax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-        made = commands.add_parser(
+    def command(
+        name: str, run: Any, summary: str, epilog: str = "", among: Any = commands
+    ) -> argparse.ArgumentParser:
+        made = among.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
         )
         made.set_defaults(run=run)
@@ -300,6 +353,19 @@ def _parser() -> argparse.ArgumentParser:
 
     models = command("models", _models, "Architectures; of one, its layers.")
     models.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
+
+    data = command("data", None, "Datasets: where they are, and preparing them.")
+    among = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    command("list", _list_datasets, "Datasets, and where they are on this machine.", among=among)
+    prepare = command("prepare", _prepare_dataset, "Prepare a dataset for reading.", among=among)
+    prepare.add_argument("name", metavar="NAME", help="such as cifar10, or tfds:NAME")
+    prepare.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="where its archives lie; without it they are downloaded",
+    )
     return parser
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from resjax.data.examples import DataError
 
-Columns = Mapping[str, Sequence[Any]]  # of a split, by the feature's name; as long as each other
+Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
 
 
 class Content(NamedTuple):

@@ -77,9 +77,10 @@ def open_dataset(
       DataError: no such dataset or split, or its files are not what they should be.
     """
     source = _source(name)
+    train, test = _expressions(name, source, train_split, test_split)
     return Opened(
-        _examples(source, train_split or source.train),
-        _examples(source, test_split or source.test),
+        _examples(source, train),
+        _examples(source, test),
         source.class_names,
         source.image_shape,
     )
@@ -111,7 +112,7 @@ def load(
     """
     source = _source(name)
     splits, skipped = [], 0
-    for expression in (train_split or source.train, test_split or source.test):
+    for expression in _expressions(name, source, train_split, test_split):
         asked = pieces(expression, source.splits)
         parts = [_whole(source, piece, image_size, on_bad_image) for piece in asked]
         splits.append(Split(*map(_joined, zip(*parts, strict=True))))
@@ -146,6 +147,18 @@ def _prepared(name: str, tfds_name: str, test_split: str = "test") -> Source:
             f"dataset {name!r} is not prepared in {data_dir()}: run `resjax data prepare {name}`; "
             f"embedded: {embedded}"
         ) from error
+
+
+def _expressions(
+    name: str, source: Source, train_split: str | None, test_split: str | None
+) -> tuple[str, str]:
+    test = test_split or source.test
+    if test is None:
+        raise DataError(
+            f"{name} has no test split, only {', '.join(source.splits)}; set data.train_split and "
+            "data.test_split, such as train[:80%] and train[80%:]"
+        )
+    return train_split or source.train, test
 
 
 def _examples(source: Source, expression: str) -> Examples:

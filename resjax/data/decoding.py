@@ -43,12 +43,11 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
 
     mode = "RGB" if channels == 3 else "L"
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if lazily and upright and (image.format, image.mode) == ("JPEG", mode):
             return image
-        image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     # What Pillow's parsers are known to raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BadImageError(f"{origin}: cannot be decoded: {error}") from error

@@ -45,7 +45,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     image_shape: Shape | None  # None: sizes differ, or are not known before all is read
     train: str = "train"  # which split is meant where none is asked for
-    test: str = "test"
+    test: str | None = "test"
 
 
 class Split(NamedTuple):

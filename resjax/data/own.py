@@ -71,10 +71,8 @@ def open_folder(root: Path) -> Source:
             files, labels = _images(root / name, class_names if name == "train" else classes)
             numbers = [class_names.index(classes[label]) for label in labels]
             splits[name] = FileExamples(root / name, files, numbers)
-    tests = [name for name in TEST_NAMES if name in splits]
-    if not tests:
-        raise DataError(f"{root} has the folder train, but none called {' or '.join(TEST_NAMES)}")
-    return Source(splits, tuple(class_names), None, test=tests[0])
+    test = next((name for name in TEST_NAMES if name in splits), None)
+    return Source(splits, tuple(class_names), None, test=test)
 
 
 def _folders(root: Path) -> list[str]:

@@ -5,12 +5,14 @@ that yields Pillow's images under the stock builder's name and version writes th
 any TFDS reads. Every other set takes the stock builder itself, and TensorFlow.
 """
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resjax.data import DATASETS
+from resjax.data import DATASETS, why_unknown
 from resjax.data.archives import FORMS, Content, fetch, read
 from resjax.data.examples import DataError, NotPreparedError
 from resjax.data.prepared import data_dir, find
@@ -28,9 +30,11 @@ def prepare(name: str, source: Path | None, announce: Callable[[str], None]) -> 
       The folder of the prepared set.
 
     Raises:
-      DataError: an archive is missing, damaged or cannot be had; there is nothing to prepare; or
-        it takes TensorFlow, which is not here.
+      DataError: no such set, or it takes no preparation; an archive is missing, damaged or cannot
+        be had; or preparing takes TensorFlow, which is not here.
     """
+    if why := why_unknown(name):
+        raise DataError(why)
     spec = DATASETS.get(name)
     tfds_name = spec.tfds if spec else name.removeprefix("tfds:")
     if not tfds_name or name.startswith(("folder:", "npz:")):
@@ -58,10 +62,11 @@ def _from_archives(name: str, source: Path | None, announce: Callable[[str], Non
     images = sum(len(columns["label"]) for columns in content.splits.values())
     announce(f"{name}: the archives are as published; writing {images:,} images")
     tfds.disable_progress_bar()  # it has three a split
-    builder = _builder(name, content)(data_dir=data_dir(), file_format="array_record")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says that it downloads
+        builder = _builder(name, content)(data_dir=data_dir(), file_format="array_record")
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
 
 
 def _builder(name: str, content: Content) -> Any:
@@ -88,7 +93,7 @@ def _builder(name: str, content: Content) -> Any:
                     self.info.features[feature].names = list(names)
                 return {split: examples(split) for split in content.splits}
 
-    Builder.name = stock.name
+    Builder.name, Builder.__module__ = stock.name, stock.__module__  # what the set will tell
     return Builder
 
 
