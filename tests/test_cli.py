@@ -1,5 +1,6 @@
 """What is typed, what is answered, and how soon."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import resjax
 from resjax.cli import main
+from resjax.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -79,6 +81,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("report", "nowhere"), "nowhere"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment=nowhere.py: no such file"),
         (("evaluate", "--workdir=nowhere"), "nowhere is no run folder"),
+        (("data",), "`resjax data`: the following arguments are required: COMMAND"),
+        (("data", "prepare", "cifar01"), "did you mean 'cifar10'?"),
+        (("data", "prepare", "cifar10", "--from=nowhere"), "nowhere: no such folder"),
     ],
 )
 def test_a_command_that_lacks_something_is_refused_in_one_line(typed, message, capsys):
@@ -128,6 +133,25 @@ def test_the_layers_of_a_model_add_up_to_its_counts(capsys):
     assert (parameters, macs) == (269_722, 40_551_040)
 
 
+def test_data_lists_what_is_known_and_what_lies_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name, kind in (("mnist", "array_record"), ("beans", "tfrecord")):
+        folder = tmp_path / name / "1.0.0"
+        folder.mkdir(parents=True)
+        splits = [{"name": "train", "shardLengths": ["3", "4"]}]
+        info = {"name": name, "fileFormat": kind, "splits": splits}
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert main(["data", "list"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert set(rows) == {*DATASETS, "tfds:beans"}
+    assert rows["digits"] == ["1,797", "10", "8", "x", "8", "x", "1", "-", "embedded"]
+    assert rows["cifar10"][-1] == "-"
+    assert rows["mnist"][-1] == str(tmp_path / "mnist" / "1.0.0")
+    assert rows["tfds:beans"][0] == "7"
+    assert " ".join(rows["tfds:beans"]).endswith("1.0.0 (tfrecord: only TensorFlow reads it)")
+
+
 def test_a_reader_that_has_read_enough_gets_no_traceback():
     program = "import sys; from resjax.cli import main; sys.exit(main(['models']))"
     reader, writer = os.pipe()
@@ -143,13 +167,15 @@ def test_a_reader_that_has_read_enough_gets_no_traceback():
 
 
 @pytest.mark.parametrize(
-    "typed", [["--help"], ["models"], ["train", CONFIG, "--workdir=/x", "--y"]]
+    "typed",
+    [["--help"], ["models"], ["data", "list"], ["train", CONFIG, "--workdir=/x", "--y"]],
 )
 def test_help_tables_and_refusals_import_nothing_heavy(typed):
     program = (
         "import sys\nfrom resjax.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "assert not {'jax', 'flax', 'pandas', 'matplotlib', 'rich'} & sys.modules.keys()"
+        "heavy = {'jax', 'flax', 'pandas', 'matplotlib', 'rich', 'tensorflow_datasets'}\n"
+        "assert not heavy & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program, *typed], check=True, capture_output=True)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.data.examples import DataError
+from resjax.data.examples import DataError, in_one_line
 
 Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
 
@@ -390,6 +390,8 @@ def fetch(name: str, folder: Path, announce: Callable[[str], None]) -> None:
                 if size and out.tell() != size:
                     raise OSError(f"the connection ended after {out.tell():,} of {size:,} bytes")
         except OSError as error:  # URLError is one
+            if isinstance(error, urllib.error.HTTPError):  # which holds its connection
+                error.close()
             reason = getattr(error, "reason", error)
             partial_path.unlink(missing_ok=True)
             raise DataError(
@@ -410,7 +412,9 @@ def _checked(path: Path, file: File) -> dict[str, bytes]:
     try:
         contents = {name: content for name, content in _unpack(path) if name in file.inside}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be unpacked, it is damaged: {error}") from error
+        raise DataError(
+            f"{path}: cannot be unpacked, it is damaged: {in_one_line(error)}"
+        ) from error
     if lacks := file.inside.keys() - contents.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
     with path.open("rb") as opened:

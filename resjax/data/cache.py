@@ -41,14 +41,12 @@ def cached(folder: Path, key: str, examples: int, decode: Callable[[], Split]) -
 
 
 def _read(path: Path) -> np.ndarray | None:
-    try:
+    with contextlib.suppress(OSError):  # not there, or not for us to read
         digest = path.with_suffix(".sha256").read_text()
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                 file.seek(0)
                 return np.load(file)
-    except FileNotFoundError:
-        pass
     return None
 
 

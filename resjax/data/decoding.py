@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data.examples import BadImageError
+from resjax.data.examples import BadImageError, in_one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +50,7 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
         ImageOps.exif_transpose(image, in_place=True)
     # What Pillow's parsers are known to raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{origin}: cannot be decoded: {error}") from error
+        raise BadImageError(f"{origin}: cannot be decoded: {in_one_line(error)}") from error
     if image.mode == "F":
         raise BadImageError(f"{origin}: has floating-point pixels; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip them

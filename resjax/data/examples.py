@@ -24,6 +24,11 @@ class BadImageError(DataError):
     """An image that cannot be decoded."""
 
 
+def in_one_line(error: Exception) -> str:
+    """What a library says, for a DataError to quote."""
+    return " ".join(str(error).split())
+
+
 class Example(NamedTuple):
     image: bytes | UInt8[np.ndarray, "h w c"]  # a file's contents, or decoded already
     label: int
@@ -122,7 +127,7 @@ def pieces(expression: str, splits: Mapping[str, Examples]) -> Sequence[Piece]:
             asked = tfds.core.ReadInstruction.from_spec(expression).to_absolute(infos)
         except (ValueError, NotImplementedError, AssertionError) as error:
             raise DataError(
-                f"split {expression!r}: {error}; the splits are {', '.join(splits)}"
+                f"split {expression!r}: {in_one_line(error)}; the splits are {', '.join(splits)}"
             ) from error
         found = [
             Piece(name, start or 0, len(splits[name]) if stop is None else stop)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resjax.data.examples import DataError, Example, Examples, Source, Split, of_arrays
+from resjax.data.examples import DataError, Example, Source, Split, in_one_line, of_arrays
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -54,25 +54,29 @@ def open_folder(root: Path) -> Source:
         raise DataError(f"{root}: no such folder")
     inside = _folders(root)
     if "train" not in inside:
-        files, labels = _images(root, inside)
-        train, test = last_fifth(np.array(labels, np.int32))
-        halves: Mapping[str, Examples] = {
-            name: FileExamples(root, [files[at] for at in part], [labels[at] for at in part])
-            for name, part in (("train", train.tolist()), ("test", test.tolist()))
-        }
-        return Source(halves, tuple(inside), None)
+        return _without_parts(root, inside)
     class_names = _folders(root / "train")
-    splits: dict[str, Examples] = {}
-    for name in ("train", *TEST_NAMES):
-        if name in inside:
-            classes = _folders(root / name)
-            if strange := sorted(set(classes) - set(class_names)):
-                raise DataError(f"{root / name / strange[0]}: no such class in {root / 'train'}")
-            files, labels = _images(root / name, class_names if name == "train" else classes)
-            numbers = [class_names.index(classes[label]) for label in labels]
-            splits[name] = FileExamples(root / name, files, numbers)
-    test = next((name for name in TEST_NAMES if name in splits), None)
-    return Source(splits, tuple(class_names), None, test=test)
+    names = ["train", *(name for name in TEST_NAMES if name in inside)]
+    splits = {name: _part(root / name, class_names) for name in names}
+    return Source(splits, tuple(class_names), None, test=names[1] if names[1:] else None)
+
+
+def _part(root: Path, class_names: Sequence[str]) -> FileExamples:
+    classes = _folders(root)
+    if strange := sorted(set(classes) - set(class_names)):
+        raise DataError(f"{root / strange[0]}: the training part has no such class")
+    numbers = [class_names.index(name) for name in classes]
+    files, labels = _images(root, classes)
+    return FileExamples(root, files, [numbers[label] for label in labels])
+
+
+def _without_parts(root: Path, classes: Sequence[str]) -> Source:
+    files, labels = _images(root, classes)
+    splits = {
+        name: FileExamples(root, [files[at] for at in part], [labels[at] for at in part])
+        for name, part in zip(("train", "test"), last_fifth(np.array(labels)), strict=True)
+    }
+    return Source(splits, tuple(classes), None)
 
 
 def _folders(root: Path) -> list[str]:
@@ -128,9 +132,10 @@ def open_npz(path: Path) -> Source:
         )
     labels = np.concatenate([split.labels for split in splits.values()])
     classes = len(given) if given is not None else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= classes:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise DataError(f"{path}: a label is {wrong}; labels go from 0 to {classes - 1}")
+    if labels.min() < 0:
+        raise DataError(f"{path}: a label is {labels.min()}; classes are numbered from 0")
+    if labels.max() >= classes:
+        raise DataError(f"{path}: a label is {labels.max()}, but class_names has {classes}")
     if given is None and len(missing := np.setdiff1d(np.arange(classes), labels)):
         raise DataError(
             f"{path}: no label is {missing[0]}, but one is {classes - 1}; number the classes from "
@@ -144,11 +149,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with np.load(path) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
     # What NumPy raises for what is no archive, damaged, or holds Python objects.
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as an .npz file: {error}") from error
+        raise DataError(f"{path}: cannot be read as an .npz file: {in_one_line(error)}") from error
 
 
 def _split(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Split:

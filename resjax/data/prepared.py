@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.data.examples import DataError, Example, NotPreparedError, Source
+from resjax.data.examples import DataError, Example, NotPreparedError, Source, in_one_line
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -149,8 +149,9 @@ def _builder(folder: Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except (OSError, ValueError, KeyError, ParseError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: cannot be read, prepare it again: {reason}") from error
+        raise DataError(
+            f"{folder}: cannot be read, prepare it again: {in_one_line(error)}"
+        ) from error
 
 
 class PreparedExamples:
@@ -187,7 +188,12 @@ class PreparedExamples:
 
     @cached_property
     def _shards(self) -> list["_Shard"]:
+        import resource
+
         instructions = _builder(self.folder).info.splits[self.split].file_instructions
+        # All shards stay open; ImageNet's 1,024 are more than most systems allow at first.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
         return [_Shard(os.fspath(instruction.filename)) for instruction in instructions]
 
     @cached_property
@@ -214,7 +220,10 @@ class _Shard:
                 self._reader.seek(index)
                 return self._reader.read()
             except Exception as error:
-                raise DataError(f"{self.path}: record {index}: {error}") from error
+                raise DataError(
+                    f"{self.path}: record {index} cannot be read: {in_one_line(error)}; "
+                    "if the file is damaged, prepare the set again"
+                ) from error
 
     @cached_property
     def _reader(self) -> Any:

@@ -1,11 +1,11 @@
-"""The embedded dataset, and the refusal of those that are not here."""
+"""The embedded dataset, loading whole whatever the source, and the refusal of what is not here."""
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from resjax.data import DATASETS
-from resjax.data.datasets import NotPreparedError, load
+from resjax.data.datasets import DataError, NotPreparedError, load
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,66 @@ def test_no_test_digit_is_a_training_digit(digits):
     assert not any(image.tobytes() in train for image in digits.test.images)
 
 
-def test_a_known_dataset_that_is_not_here_is_refused_in_one_line():
+def test_a_known_dataset_that_is_not_here_is_refused_in_one_line(data_folder):
     with pytest.raises(NotPreparedError, match=r"'cifar10' is not prepared .*; embedded: digits"):
         load("cifar10")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar01", "no dataset 'cifar01'; did you mean 'cifar10'?"),
+        ("xyz", "no dataset 'xyz'; known: digits, cifar10, "),
+        ("folders:x", "(own data: tfds:NAME, folder:PATH, npz:PATH)"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_what_was_meant(name, message):
+    with pytest.raises(DataError) as refused:
+        load(name)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_parts_of_splits_can_be_loaded(digits):
+    data = load("digits", "train[:90%]", "train[90%:]+test[:10]")
+    assert (data.train.images == digits.train.images[:1293]).all()
+    assert (data.test.labels == [*digits.train.labels[1293:], *digits.test.labels[:10]]).all()
+
+
+def test_arrays_are_brought_to_another_size():
+    data = load("digits", image_size=12)
+    assert data.train.images.shape == (1_437, 12, 12, 1)
+
+
+def gradient(height, width):
+    return np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+
+
+def test_images_of_different_sizes_need_a_size(write_folder):
+    files = {"a/1.png": gradient(8, 8), "a/2.png": gradient(6, 9), "a/3.png": gradient(5, 4)}
+    name = f"folder:{write_folder(files)}"
+    with pytest.raises(DataError, match=r"a/2.png has 6x9 pixels, others 8x8: set data.image_size"):
+        load(name)
+    assert load(name, image_size=4).train.images.shape == (2, 4, 4, 3)
+
+
+def test_a_test_split_of_another_size_needs_a_size(write_folder):
+    name = f"folder:{write_folder({'a/1.png': gradient(8, 8), 'a/2.png': gradient(6, 9)})}"
+    with pytest.raises(DataError, match="test split has 6x9 pixels, others 8x8: set data"):
+        load(name)
+
+
+def test_bad_images_are_an_error_or_left_out_and_counted(write_folder):
+    files = {f"{name}/{number}.png": gradient(4, 4) for name in "ab" for number in range(5)}
+    name = f"folder:{write_folder(files | {'a/1.png': b'no image', 'b/4.png': b''})}"
+    with pytest.raises(DataError, match=r"a/1.png: cannot be decoded"):
+        load(name)
+    data = load(name, on_bad_image="skip", test_split="test+train[:1]")
+    assert data.skipped == 2
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 0]
+    with pytest.raises(DataError, match=r"a/1.png: cannot be decoded, nor can any other"):
+        load(name, "train[1:2]", on_bad_image="skip")
 
 
 def test_noise_has_its_datasets_shape_and_is_the_same_every_time(monkeypatch):

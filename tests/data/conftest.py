@@ -1,0 +1,99 @@
+"""Sets in TFDS's format and folders of images, small and of every kind."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """An empty folder where TFDS keeps its data."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    return tmp_path / "tfds"
+
+
+@pytest.fixture
+def write_set(data_folder):
+    """Writes a set with TFDS itself: `write_set(name, features, splits)`."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    tfds.disable_progress_bar()
+
+    def write(name, features, splits, version="1.0.0", shards=None):
+        with registered.skip_registration():
+
+            class Builder(tfds.core.GeneratorBasedBuilder):
+                VERSION = tfds.core.Version(version)
+
+                def _info(self):
+                    return self.dataset_info_from_configs(
+                        features=tfds.features.FeaturesDict(features)
+                    )
+
+                def _split_generators(self, dl_manager):
+                    return {split: enumerate(records) for split, records in splits.items()}
+
+                def _generate_examples(self):
+                    raise NotImplementedError
+
+        Builder.name = name
+        config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=shards)
+        builder = Builder(data_dir=data_folder, file_format="array_record")
+        builder.download_and_prepare(download_config=config)
+        return Path(builder.data_path)
+
+    return write
+
+
+@pytest.fixture
+def write_images(write_set):
+    """Writes a set of images and labels: `write_images(name, train=records, test=records)`."""
+    import tensorflow_datasets as tfds
+
+    def write(name="shapes", shape=(4, 4, 3), classes=3, shards=None, **splits):
+        features = {
+            "image": tfds.features.Image(shape=shape),
+            "label": tfds.features.ClassLabel(num_classes=classes),
+        }
+        return write_set(name, features, splits, shards=shards)
+
+    return write
+
+
+@pytest.fixture
+def noise():
+    """Records of TFDS: `noise(count, shape, classes)`."""
+
+    def records(count, shape=(4, 4, 3), classes=3, seed=0):
+        generator = np.random.default_rng(seed)
+        images = generator.integers(0, 256, (count, *shape), np.uint8)
+        return [
+            {"image": io.BytesIO(png(image)), "label": index % classes}
+            for index, image in enumerate(images)
+        ]
+
+    return records
+
+
+def png(array, **options):
+    file = io.BytesIO()
+    Image.fromarray(array.squeeze()).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def write_folder(tmp_path):
+    """Writes image files: `write_folder({"train/cat/1.png": array or bytes})`."""
+
+    def write(files):
+        for name, content in files.items():
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else png(content))
+        return tmp_path / "images"
+
+    return write

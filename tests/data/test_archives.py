@@ -1,0 +1,303 @@
+"""Archives are judged by their content, read in every published form, and fetched whole."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from resjax.data import archives
+from resjax.data.archives import FORMS, fetch, read
+from resjax.data.examples import DataError
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+
+GENERATOR = np.random.default_rng(0)
+GREY = GENERATOR.integers(0, 256, (7, 28, 28), np.uint8)
+COLOR = GENERATOR.integers(0, 256, (7, 32, 32, 3), np.uint8)
+LABELS = np.arange(7, dtype=np.uint8) % 3
+
+
+def idx(array):
+    sizes = np.array([0x800 + array.ndim, *array.shape], ">i4")
+    return sizes.tobytes() + array.tobytes()
+
+
+def planes(images):
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def pack(path, contents):
+    """Writes contents into a .tar.gz, into a .gz, or as they are."""
+    if path.name.endswith(".tar.gz"):
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in contents.items():
+                member = tarfile.TarInfo(f"some-folder/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    else:
+        (content,) = contents.values()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def mnist():
+    return {
+        "train-images-idx3-ubyte": idx(GREY),
+        "train-labels-idx1-ubyte": idx(LABELS),
+        "t10k-images-idx3-ubyte": idx(GREY[::-1]),
+        "t10k-labels-idx1-ubyte": idx(LABELS[::-1].copy()),
+    }
+
+
+def cifar10_binary():
+    records = np.hstack([LABELS[:, None], planes(COLOR)])
+    batches = {f"data_batch_{number}.bin": records for number in range(1, 6)}
+    batches["test_batch.bin"] = records[::-1]
+    names = {"batches.meta.txt": b"airplane\nautomobile\nbird\n\n"}
+    return {name: batch.tobytes() for name, batch in batches.items()} | names
+
+
+def cifar10_python():
+    def batch(images, labels):
+        return pickle.dumps({"data": planes(images), "labels": labels.tolist()}, 2)
+
+    return {
+        **{f"data_batch_{number}": batch(COLOR, LABELS) for number in range(1, 6)},
+        "test_batch": batch(COLOR[::-1], LABELS[::-1]),
+        "batches.meta": pickle.dumps({"label_names": ["airplane", "automobile", "bird"]}, 2),
+    }
+
+
+def cifar100_binary():
+    records = np.hstack([LABELS[:, None] % 2, LABELS[:, None], planes(COLOR)])
+    return {
+        "train.bin": records.tobytes(),
+        "test.bin": records[::-1].tobytes(),
+        "coarse_label_names.txt": b"fish\nflowers\n",
+        "fine_label_names.txt": b"apple\naquarium_fish\nbaby\n",
+    }
+
+
+def cifar100_python():
+    def batch(images, labels):
+        content = {"fine_labels": labels.tolist(), "coarse_labels": (labels % 2).tolist()}
+        return pickle.dumps({"data": planes(images)} | content, 2)
+
+    names = {
+        "coarse_label_names": ["fish", "flowers"],
+        "fine_label_names": ["apple", "aquarium_fish", "baby"],
+    }
+    return {
+        "train": batch(COLOR, LABELS),
+        "test": batch(COLOR[::-1], LABELS[::-1]),
+        "meta": pickle.dumps(names, 2),
+    }
+
+
+def svhn():
+    def mat(images, labels):
+        file = io.BytesIO()
+        tens = np.where(labels == 0, 10, labels)[:, None]
+        savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": tens})
+        return file.getvalue()
+
+    return {"train_32x32.mat": mat(COLOR, LABELS), "test_32x32.mat": mat(COLOR[::-1], LABELS[::-1])}
+
+
+CONTENTS = [
+    ("mnist", 0, mnist),
+    ("cifar10", 0, cifar10_binary),
+    ("cifar10", 1, cifar10_python),
+    ("cifar100", 0, cifar100_binary),
+    ("cifar100", 1, cifar100_python),
+    ("svhn_cropped", 0, svhn),
+]
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Has contents of ours stand for what was published: `publish(name, form, contents)`."""
+
+    def write(name, form, contents):
+        published = FORMS[name][form]
+        files = []
+        for file in published.files:
+            if file.optional:
+                continue
+            inside = {member: contents[member] for member in file.inside}
+            pack(tmp_path / file.name, inside)
+            digests = {
+                member: digest and f"md5:{hashlib.md5(inside[member]).hexdigest()}"
+                for member, digest in file.inside.items()
+            }
+            files.append(file._replace(inside=digests))
+        forms = list(FORMS[name])
+        forms[form] = published._replace(files=files)
+        monkeypatch.setitem(FORMS, name, forms)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "contents"), CONTENTS, ids=[f"{name}{form}" for name, form, _ in CONTENTS]
+)
+def test_every_published_form_gives_its_images_labels_and_names(publish, name, form, contents):
+    splits, names = read(name, publish(name, form, contents()))
+    images = GREY if name == "mnist" else COLOR
+    batches = 5 if name == "cifar10" else 1
+    np.testing.assert_array_equal(splits["train"]["image"], np.concatenate([images] * batches))
+    np.testing.assert_array_equal(splits["test"]["image"], images[::-1])
+    np.testing.assert_array_equal(splits["train"]["label"], np.tile(LABELS, batches))
+    np.testing.assert_array_equal(splits["test"]["label"], LABELS[::-1])
+    if name == "cifar100":
+        np.testing.assert_array_equal(splits["train"]["coarse_label"], LABELS % 2)
+        assert names["label"] == ["apple", "aquarium_fish", "baby"]
+        assert names["coarse_label"] == ["fish", "flowers"]
+    if name == "cifar10":
+        assert names["label"] == ["airplane", "automobile", "bird"]
+
+
+def test_an_archive_that_was_packed_again_or_unpacked_is_as_good(publish):
+    folder = publish("mnist", 0, mnist())
+    expected = read("mnist", folder)
+    images = folder / "train-images-idx3-ubyte.gz"
+    content = gzip.decompress(images.read_bytes())
+    images.write_bytes(gzip.compress(content, 1))
+    labels = folder / "t10k-labels-idx1-ubyte.gz"
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(gzip.decompress(labels.read_bytes()))
+    labels.unlink()
+    again = read("mnist", folder)
+    np.testing.assert_array_equal(again.splits["train"]["image"], expected.splits["train"]["image"])
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_other_content_is_refused_with_both_digests(publish, name):
+    contents = mnist() if name == "mnist" else cifar10_binary()
+    folder = publish(name, 0, contents)
+    file = FORMS[name][0].files[0]
+    member = next(iter(file.inside))
+    before = contents[member]
+    contents[member] = before[:-1] + bytes([before[-1] ^ 1])
+    pack(folder / file.name, {inside: contents[inside] for inside in file.inside})
+    with pytest.raises(DataError) as refused:
+        read(name, folder)
+    for said in (f"{folder / file.name}: {member}", *map(md5, (before, contents[member]))):
+        assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def test_a_whole_file_with_its_published_digest_needs_no_other(publish):
+    folder = publish("cifar10", 0, cifar10_binary())
+    (file,) = FORMS["cifar10"][0].files
+    whole = hashlib.sha256((folder / file.name).read_bytes()).hexdigest()
+    other = file._replace(inside=dict.fromkeys(file.inside, "md5:other"))
+    FORMS["cifar10"][0] = FORMS["cifar10"][0]._replace(files=[other])
+    with pytest.raises(DataError, match="the published one other"):
+        read("cifar10", folder)
+    FORMS["cifar10"][0] = FORMS["cifar10"][0]._replace(
+        files=[other._replace(whole=f"sha256:{whole}")]
+    )
+    assert len(read("cifar10", folder).splits["train"]["label"]) == 35
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn_cropped"])
+def test_a_cut_archive_is_named(publish, name):
+    contents = {"mnist": mnist, "cifar10": cifar10_binary, "svhn_cropped": svhn}[name]()
+    folder = publish(name, 0, contents)
+    path = folder / FORMS[name][0].files[0].name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=f"^{path}") as refused:
+        read(name, folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_missing_archives_are_told_in_every_form(publish):
+    folder = publish("mnist", 0, mnist())
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"lacks t10k-labels-idx1-ubyte\.gz$"):
+        read("mnist", folder)
+    with pytest.raises(DataError, match=r"lacks cifar-10-binary.tar.gz, or cifar-10-python.tar.gz"):
+        read("cifar10", folder)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        read("cifar10", folder / "nowhere")
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; of a file called short it promises more than it sends."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def send_header(self, keyword, value):
+        if keyword == "Content-Length" and "t10k-images" in self.path and self.server.cuts:
+            value = int(value) + 100
+        super().send_header(keyword, value)
+
+
+@pytest.fixture
+def served(publish, monkeypatch):
+    """Serves MNIST's archives, ours, on this machine."""
+    folder = publish("mnist", 0, mnist())
+    handler = partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.cuts = False
+        form = FORMS["mnist"][0]
+        url = f"http://127.0.0.1:{server.server_port}"
+        files = [file._replace(url=f"{url}/{file.name}") for file in form.files]
+        monkeypatch.setitem(FORMS, "mnist", [form._replace(files=files)])
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_archives_are_fetched_once(served, tmp_path):
+    said = []
+    fetch("mnist", tmp_path / "here", said.append)
+    assert len(said) == 4
+    assert len(read("mnist", tmp_path / "here").splits["test"]["label"]) == 7
+    fetch("mnist", tmp_path / "here", said.append)
+    assert len(said) == 4
+
+
+def test_a_connection_that_ends_early_leaves_no_file(served, tmp_path):
+    served.cuts = True
+    with pytest.raises(DataError, match=r"fetch .*t10k-images.*: the connection ended after"):
+        fetch("mnist", tmp_path / "here", lambda said: None)
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+    ]
+
+
+def test_what_cannot_be_fetched_is_told_with_the_way_around(served, tmp_path, publish):
+    (tmp_path / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"cannot fetch http.*: .*; .*--from=DIR") as refused:
+        fetch("mnist", tmp_path / "here", lambda said: None)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fashion_mnist_as_debian_packs_it_has_the_published_statistics():
+    splits, _ = archives.read("fashion_mnist", DEBIAN)
+    images, labels = splits["train"]["image"], splits["train"]["label"]
+    assert (images.shape, splits["test"]["image"].shape) == ((60_000, 28, 28), (10_000, 28, 28))
+    assert set(np.bincount(labels)) == {6_000}
+    counts = np.bincount(images.ravel(), minlength=256) / images.size
+    mean = counts @ np.arange(256)
+    deviation = np.sqrt(counts @ (np.arange(256) - mean) ** 2)
+    assert mean / 255 == pytest.approx(0.2860, abs=5e-5)
+    assert deviation / 255 == pytest.approx(0.3530, abs=5e-5)

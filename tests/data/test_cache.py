@@ -1,0 +1,78 @@
+"""What is decoded once is read back, verified; damage and lack of room cost time only."""
+
+import numpy as np
+import pytest
+
+from resjax.data import datasets
+from resjax.data.cache import FOLDER
+from resjax.data.datasets import load
+
+
+@pytest.fixture
+def shapes(write_images, noise):
+    return write_images(train=noise(30), test=noise(12, seed=1))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The origins of all images that are decoded."""
+    origins = []
+    decode = datasets.decode
+
+    def noted(data, channels, origin):
+        origins.append(origin)
+        return decode(data, channels, origin)
+
+    monkeypatch.setattr(datasets, "decode", noted)
+    return origins
+
+
+def assert_same(first, second):
+    for one, other in ((first.train, second.train), (first.test, second.test)):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_a_second_load_decodes_nothing_and_is_the_same(shapes, decoded):
+    first = load("tfds:shapes")
+    assert len(decoded) == 42
+    assert_same(first, load("tfds:shapes"))
+    assert len(decoded) == 42
+
+
+@pytest.mark.parametrize("part", ["images.npy", "labels.npy", "images.sha256"])
+def test_a_damaged_array_is_decoded_again(shapes, decoded, part):
+    first = load("tfds:shapes")
+    (path,) = (shapes / FOLDER).glob(f"train*-{part}")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert_same(first, load("tfds:shapes"))
+    assert len(decoded) == 42 + 30
+    assert_same(first, load("tfds:shapes"))
+    assert len(decoded) == 42 + 30
+
+
+def test_splits_and_sizes_are_kept_apart(shapes, decoded):
+    whole = load("tfds:shapes")
+    part = load("tfds:shapes", "train[:10]", "train[10:]")
+    np.testing.assert_array_equal(part.train.images, whole.train.images[:10])
+    np.testing.assert_array_equal(part.test.labels, whole.train.labels[10:])
+    assert load("tfds:shapes", image_size=2).train.images.shape == (30, 2, 2, 3)
+    assert_same(whole, load("tfds:shapes"))
+
+
+def test_a_folder_that_cannot_be_written_is_only_slow(shapes, decoded):
+    (shapes / FOLDER).touch()  # no folder can be made there, by no user
+    assert_same(load("tfds:shapes"), load("tfds:shapes"))
+    assert len(decoded) == 84
+
+
+def test_a_split_that_lacks_bad_images_is_not_kept(write_images, noise):
+    bad = noise(4)
+    bad[2]["image"].seek(0)
+    bad[2]["image"].write(b"broken")
+    write_images(train=bad, test=noise(3))
+    assert load("tfds:shapes", on_bad_image="skip").skipped == 1
+    with pytest.raises(datasets.BadImageError, match=r"tfds:shapes train\[\d\]: cannot be decoded"):
+        load("tfds:shapes")

@@ -1,0 +1,129 @@
+"""What is prepared without TensorFlow is the stock set: all of it, or nothing."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from resjax.data import preparation
+from resjax.data.archives import Content
+from resjax.data.datasets import DataError, load
+from resjax.data.preparation import prepare
+
+GENERATOR = np.random.default_rng(0)
+
+
+def columns(count, shape, classes, **features):
+    return {
+        "image": GENERATOR.integers(0, 256, (count, *shape), np.uint8),
+        "label": np.arange(count) % classes,
+        **{name: make(count) for name, make in features.items()},
+    }
+
+
+def ids(count):
+    return [f"train_{index:05d}" for index in range(count)]
+
+
+CONTENTS = {
+    "mnist": Content(
+        {"train": columns(20, (28, 28), 10), "test": columns(10, (28, 28), 10)},
+        {},
+    ),
+    "cifar100": Content(
+        {
+            split: columns(100, (32, 32, 3), 100, id=ids, coarse_label=lambda n: [1] * n)
+            for split in ("train", "test")
+        },
+        {
+            "label": [f"fine{number}" for number in range(100)],
+            "coarse_label": [f"coarse{number}" for number in range(20)],
+        },
+    ),
+    "svhn": Content(
+        {split: columns(10, (32, 32, 3), 10, id=ids) for split in ("train", "test", "extra")}, {}
+    ),
+}
+
+
+@pytest.fixture
+def archives(monkeypatch):
+    """Has the contents above come out of every folder."""
+    contents = CONTENTS | {"svhn_cropped": CONTENTS["svhn"]}
+    monkeypatch.setattr(preparation, "read", lambda name, folder: contents[name])
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_the_stock_reader_finds_the_set_with_every_feature(name, archives, data_folder, tmp_path):
+    import tensorflow_datasets as tfds
+
+    said = []
+    folder = prepare(name, tmp_path, said.append)
+    content = CONTENTS[name]
+    stock_name = "svhn_cropped" if name == "svhn" else name
+    builder = tfds.builder_cls(stock_name)(data_dir=data_folder, file_format="array_record")
+    assert str(builder.data_path) == str(folder)
+    assert set(builder.info.splits) == set(content.splits)
+    for split, expected in content.splits.items():
+        found = list(builder.as_data_source(split))
+        images = np.stack([record["image"] for record in found])
+        wanted = expected["image"].reshape(images.shape)
+        order = np.lexsort(images.reshape(len(images), -1).T)  # TFDS shuffles, always the same way
+        ours = np.lexsort(wanted.reshape(len(wanted), -1).T)
+        np.testing.assert_array_equal(images[order], wanted[ours])
+        for feature in expected.keys() - {"image", "id"}:
+            values = np.array([record[feature] for record in found])
+            np.testing.assert_array_equal(values[order], np.array(expected[feature])[ours])
+    for feature, names in content.names.items():
+        assert builder.info.features[feature].names == names
+    assert len(said) == 1
+    assert load(name).train.images.shape == (
+        len(content.splits["train"]["label"]),
+        *builder.info.features["image"].shape,
+    )
+
+
+def test_a_prepared_set_stays_as_it_is(archives, data_folder, tmp_path):
+    folder = prepare("mnist", tmp_path, lambda said: None)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    said = []
+    assert prepare("mnist", tmp_path, said.append) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert "prepared already" in said[0]
+
+
+def test_a_preparation_that_is_cut_short_leaves_no_set(
+    archives, data_folder, tmp_path, monkeypatch
+):
+    def interrupt(array):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.fromarray", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("mnist", tmp_path, lambda said: None)
+    assert not list(data_folder.glob("mnist/*/dataset_info.json"))
+    prepare("mnist", tmp_path, lambda said: None)
+    assert len(load("mnist").train.labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar01", "did you mean 'cifar10'?"),
+        ("digits", "digits needs no preparation"),
+        ("folder:x", "folder:x needs no preparation"),
+        ("cifar10", "lacks cifar-10-binary.tar.gz"),
+    ],
+)
+def test_what_cannot_be_prepared_is_told_in_one_line(name, message, data_folder, tmp_path):
+    with pytest.raises(DataError) as refused:
+        prepare(name, tmp_path, lambda said: None)
+    assert message in str(refused.value)
+    assert not data_folder.exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow"), reason="TensorFlow is here")
+def test_other_sets_ask_for_tensorflow(data_folder):
+    with pytest.raises(DataError, match=r"takes TensorFlow .*: pip install 'resjax\[tensorflow\]'"):
+        prepare("tfds:caltech101", None, lambda said: None)

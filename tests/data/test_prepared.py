@@ -1,0 +1,183 @@
+"""Sets that TFDS wrote are read as TFDS reads them, and nothing else is taken for one."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import socket
+
+import numpy as np
+import pytest
+
+from resjax.data.datasets import DataError, NotPreparedError, open_dataset
+from resjax.data.decoding import decode
+from resjax.data.prepared import prepared_sets
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def shapes(write_images, noise):
+    return write_images(train=noise(30), test=noise(12, seed=1))
+
+
+@pytest.mark.parametrize("split", ["train", "test", "train[:50%]", "train[70%:]+test[-3:]"])
+def test_every_split_is_what_the_stock_reader_gives(shapes, split):
+    import tensorflow_datasets as tfds
+
+    ours = open_dataset("tfds:shapes", split).train
+    stock = tfds.builder_from_directory(shapes).as_data_source(split)
+    assert len(ours) == len(stock)
+    for index, expected in enumerate(stock):
+        image, label, _ = ours[index]
+        np.testing.assert_array_equal(decode(image, 3, ""), expected["image"])
+        assert label == expected["label"]
+
+
+def test_a_split_in_several_files_is_one_row(write_images, noise):
+    folder = write_images(train=noise(30), test=noise(12), shards=4)
+    assert len(list(folder.glob("*train*of-00004"))) == 4
+    test_every_split_is_what_the_stock_reader_gives(folder, "train[20%:]+test")
+
+
+def test_a_split_may_have_more_files_than_may_be_open_at_first(write_images, noise):
+    write_images(train=noise(40), test=noise(40), shards=40)
+    train = open_dataset("tfds:shapes").train
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        opened = len(os.listdir("/dev/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 10, before[1]))
+        assert len([train[index] for index in range(len(train))]) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_images_come_encoded_and_told_by_split_and_place(shapes):
+    opened = open_dataset("tfds:shapes")
+    example = opened.test[7]
+    assert example.image.startswith(b"\x89PNG")
+    assert example.origin == "tfds:shapes test[7]"
+    assert (opened.class_names, opened.image_shape) == (("0", "1", "2"), (4, 4, 3))
+
+
+def test_a_pickled_split_is_small_and_reads_the_same(shapes):
+    train = open_dataset("tfds:shapes").train
+    first = train[0]
+    packed = pickle.dumps(train)
+    assert len(packed) < 1000
+    assert pickle.loads(packed)[0] == first
+
+
+def test_images_of_many_sizes_have_no_shape(write_images, noise):
+    write_images(shape=(None, None, 3), train=noise(3), test=noise(3))
+    assert open_dataset("tfds:shapes").image_shape is None
+
+
+def test_an_unprepared_set_is_found_out_without_network(data_folder, no_network):
+    message = "is not prepared in .*/tfds: run `resjax data prepare .*; embedded: digits"
+    for name in ("cifar10", "tfds:caltech101", "tfds:nothing/such:1.0.0"):
+        with pytest.raises(NotPreparedError, match=message):
+            open_dataset(name)
+
+
+def test_the_newest_version_is_read_unless_another_is_asked_for(write_images, noise, write_set):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    for version, count in (("1.9.0", 3), ("1.10.0", 6), ("0.1.0", 9)):
+        splits = {"train": noise(count), "test": noise(3)}
+        write_set("shapes", features, splits, version)
+    assert len(open_dataset("tfds:shapes").train) == 6
+    assert len(open_dataset("tfds:shapes:0.1.0").train) == 9
+
+
+def test_a_configuration_is_named_or_the_only_one(shapes):
+    root = shapes.parent
+    shutil.copytree(shapes, root / "plain" / "1.0.0")
+    shutil.rmtree(shapes)
+    assert len(open_dataset("tfds:shapes/plain").train) == 30
+    assert len(open_dataset("tfds:shapes").train) == 30
+    shutil.copytree(root / "plain", root / "rotated")
+    with pytest.raises(DataError, match="several configurations; name one: shapes/plain"):
+        open_dataset("tfds:shapes")
+    (root / ".config").mkdir()
+    (root / ".config" / "metadata.json").write_text('{"default_config_name": "rotated"}')
+    assert "rotated" in str(open_dataset("tfds:shapes").train.folder)
+
+
+def test_a_set_in_tfrecord_format_is_told_to_be_prepared_as_array_record(shapes):
+    info = shapes / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match="tfrecord files, which only TensorFlow reads; prepare it"):
+        open_dataset("tfds:shapes")
+
+
+def test_a_set_without_image_and_label_is_refused_by_its_features(write_set):
+    import tensorflow_datasets as tfds
+
+    write_set("words", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
+    with pytest.raises(DataError, match=r"words is no image classification; .* text \(Text\)"):
+        open_dataset("tfds:words")
+
+
+def test_a_set_without_a_test_split_asks_for_one(write_images, noise):
+    write_images(train=noise(10))
+    with pytest.raises(DataError, match="has no test split, only train; set data"):
+        open_dataset("tfds:shapes")
+    opened = open_dataset("tfds:shapes", "train[:80%]", "train[80%:]")
+    assert (len(opened.train), len(opened.test)) == (8, 2)
+
+
+def test_a_label_out_of_range_is_told_by_its_origin(shapes):
+    features = shapes / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    train = open_dataset("tfds:shapes").train
+    with pytest.raises(DataError, match=r"^tfds:shapes train\[\d+\]: its label is 2, but there"):
+        [train[index] for index in range(len(train))]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_file_is_named(shapes, damage):
+    (path,) = shapes.glob("*train*")
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:800] if damage == "cut" else content)
+    train = open_dataset("tfds:shapes").train
+    with pytest.raises(DataError, match=rf"^{path}: record \d+ cannot be read: ") as refused:
+        [train[index] for index in range(len(train))]
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_damaged_description_is_named(shapes, name):
+    (shapes / name).write_text('{"featuresDict": ')
+    with pytest.raises(DataError, match=rf"^{shapes}: cannot be read, prepare it again") as refused:
+        open_dataset("tfds:shapes")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_listing_tells_every_set_its_splits_and_size(shapes):
+    (listed,) = prepared_sets()
+    assert (listed.name, listed.folder, listed.format) == ("shapes", shapes, "array_record")
+    assert listed.images == {"train": 30, "test": 12}
+    assert listed.bytes == sum(file.stat().st_size for file in shapes.iterdir())
+
+
+def test_the_listing_names_a_set_whose_description_is_damaged(shapes):
+    (shapes / "dataset_info.json").write_text(json.dumps({"name": "shapes"}))
+    with pytest.raises(DataError, match=f"^{shapes}: damaged"):
+        list(prepared_sets())
