@@ -242,6 +242,14 @@ def test_a_worker_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - start < 5
 
 
+def test_ctrl_c_in_a_terminal_is_the_main_processs_alone() -> None:
+    with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
+        next(feed)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+        assert len(taken(feed, 20)) == 20
+
+
 def test_a_full_disk_is_told_with_the_mend() -> None:
     """Of files, in this process and its workers, as many bytes as two of the images have."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
