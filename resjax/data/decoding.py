@@ -31,12 +31,22 @@ def decode(data: bytes, channels: int, origin: str) -> UInt8[np.ndarray, "h w c"
     return as_array(open_image(data, channels, origin))
 
 
-def open_image(data: bytes, channels: int, origin: str) -> "Image.Image":
-    """Like `decode`, for those who go on with Pillow."""
-    from PIL import Image, ImageOps
+def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False) -> "Image.Image":
+    """Like `decode`, for those who go on with Pillow.
 
+    Args:
+      data: as of `decode`, like `channels` and `origin`.
+      lazily: leave a JPEG undecoded that is upright and has the right channels, so that `draft` can
+        still make it smaller. One that is truncated then raises OSError where it is decoded.
+    """
+    from PIL import ExifTags, Image, ImageOps
+
+    mode = "RGB" if channels == 3 else "L"
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        if lazily and upright and (image.format, image.mode) == ("JPEG", mode):
+            return image
         ImageOps.exif_transpose(image, in_place=True)
     # What Pillow's parsers are known to raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
@@ -47,7 +57,7 @@ def open_image(data: bytes, channels: int, origin: str) -> "Image.Image":
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "P":  # whose transparency Pillow wants in the open before it is dropped
         image = image.convert("RGBA")
-    return image.convert("RGB" if channels == 3 else "L")
+    return image.convert(mode)
 
 
 def as_array(image: "Image.Image") -> UInt8[np.ndarray, "h w c"]:

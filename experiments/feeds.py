@@ -1,0 +1,410 @@
+"""Feeds: is decoding as fast as PyTorch's, what does a device-resident set gain, is memory flat?
+
+    python experiments/feeds.py measure
+    python experiments/feeds.py report
+
+`measure` writes every result to experiments/results/ as soon as it is there; `report` makes
+docs/feeds.md of all that lies in that folder. Measured are:
+
+- decoding: JPEGs of 500 x 375 pixels, as ImageNet's are, through a random resized crop to 224. Ours
+  (`resjax.data.stream`), ours in the worker processes of Grain instead of the standard library's,
+  and torchvision's RandomResizedCrop on Pillow images in PyTorch's DataLoader (`feeds_torch.py`).
+  They take turns, and all give bytes.
+- residence: batches of a small TFDS set, drawn, gathered and normalised on the device by a compiled
+  scan, beside a loop of Grain's over TFDS's data source, and beside our stream.
+- memory: of the stream and its workers, sampled over 20,000 images.
+
+Photographs are made, not downloaded: smooth shapes of three sizes, and noise. Whatever is not
+installed is left out with a word.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resjax.analysis.files import write_whole
+from resjax.data.crops import random_resized_crop
+from resjax.data.own import FileExamples
+from resjax.data.stream import SHARED_MEMORY, Maker, Share, stream
+
+# Nothing else at the top: worker processes import this script, and need not wait for JAX.
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
+
+SIZE, BATCH = 224, 64
+CROP = partial(random_resized_crop, size=SIZE)
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    photos: int = 256  # files
+    repeats: int = 8  # of each in the dataset: Grain's shuffle is slow on small ones
+    workers: tuple[int, ...] = (0, 1, 2)
+    batches: int = 16  # of a round
+    rounds: int = 3  # in which the contenders take turns
+    memory_images: int = 20_000
+    samples: int = 40  # of memory
+    resident: str = "fashion_mnist"
+    resident_steps: int = 500
+
+
+def photo(generator: np.random.Generator, width: int = 500, height: int = 375) -> Any:
+    """A picture that compresses as photographs do: about 60 kB at quality 90."""
+    from PIL import Image
+
+    pixels = 128 + generator.normal(scale=6, size=(height, width, 3))
+    for columns, contrast in ((4, 60), (16, 30), (64, 15)):
+        rows = columns * height // width
+        for channel in range(3):
+            shapes = generator.normal(scale=contrast, size=(rows, columns)).astype(np.float32)
+            smooth = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
+            pixels[..., channel] += np.asarray(smooth)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def photos(folder: Path, plan: Plan) -> FileExamples:
+    generator = np.random.default_rng(0)
+    names = [f"{number:04}.jpg" for number in range(plan.photos)]
+    for name in names:
+        photo(generator).save(folder / name, quality=90)
+    return FileExamples(folder, names * plan.repeats, range(plan.photos * plan.repeats))
+
+
+def rate(batches: Iterator[Any], workers: int, count: int) -> float:
+    """Images a second. What was made ahead, before the clock ran, is taken first."""
+    for _ in range(2 * workers + 1):
+        next(batches)
+    start = time.monotonic()
+    for _ in range(count):
+        next(batches)
+    return count * BATCH / (time.monotonic() - start)
+
+
+def ours(examples: FileExamples, workers: int, batches: int) -> float:
+    with stream(examples, batch_size=BATCH, seed=0, crop=CROP, workers=workers) as feed:
+        return rate(feed, workers, batches)
+
+
+def in_grain(examples: FileExamples, workers: int, batches: int) -> float:
+    """Our order and crop, the batches made by Grain's processes."""
+    import grain
+    from absl import flags
+
+    flags.FLAGS(["feeds"])  # Grain's workers want them parsed
+    maker = Maker(examples, CROP, 3, 0, "error")
+    row = grain.MapDataset.range(len(examples)).shuffle(seed=0).repeat()
+    made = row.map_with_index(partial(one_image, maker)).batch(BATCH)
+    serial = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    feed = iter(made.to_iter_dataset(serial).mp_prefetch(options))
+    try:
+        return rate(feed, workers, batches)
+    finally:
+        feed.close()
+
+
+def one_image(maker: Maker, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    batch = maker.batch(Share(position, np.array([index]), 1))
+    return batch.images[0], batch.labels[0]
+
+
+def in_torch(examples: FileExamples, workers: int, batches: int) -> float:
+    import feeds_torch
+
+    paths = [examples.root / file for file in examples.files]
+    # As many as are taken: its workers may abort when they are stopped before their epoch ends.
+    images = (2 * workers + 1 + batches) * BATCH
+    epoch = list(itertools.islice(itertools.cycle(paths), images))
+    return rate(iter(feeds_torch.loader(epoch, SIZE, BATCH, workers)), workers, batches)
+
+
+DECODERS: dict[str, Callable[[FileExamples, int, int], float]] = {
+    "resjax": ours,
+    "Grain's processes": in_grain,
+    "PyTorch": in_torch,
+}
+
+
+def decoding(plan: Plan) -> dict[str, Any]:
+    """Images a second of every decoder, by the number of workers, round by round."""
+    rates: dict[str, dict[int, list[float]]] = {name: {} for name in DECODERS}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        examples = photos(Path(folder), plan)
+        size = sum(path.stat().st_size for path in Path(folder).iterdir()) / plan.photos
+        for _, workers, name in itertools.product(range(plan.rounds), plan.workers, DECODERS):
+            try:
+                measured = DECODERS[name](examples, workers, plan.batches)
+            except ImportError as error:
+                failed[name] = str(error)
+                continue
+            rates[name].setdefault(workers, []).append(measured)
+            print(f"decoding, {workers} workers, {name}: {measured:,.0f} images/s", flush=True)
+    return {"bytes_per_image": size, "images_per_second": rates, "failed": failed}
+
+
+def residence(plan: Plan) -> dict[str, Any]:
+    """Images a second of a small dataset, by feed, round by round."""
+    from resjax.data.datasets import open_dataset
+
+    feeds = {
+        "device-resident": on_device(plan),
+        "Grain over tfds.data_source": over_data_source(plan, 0),
+        "the same, 16 threads": over_data_source(plan, 16),  # Grain's default
+        "resjax's stream": partial(streamed, open_dataset(plan.resident).train, plan),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in feeds}
+    for _, (name, feed) in itertools.product(range(plan.rounds), feeds.items()):
+        rates[name].append(feed())
+        print(f"residence, {name}: {rates[name][-1]:,.0f} images/s", flush=True)
+    return {"dataset": plan.resident, "images_per_second": rates}
+
+
+def on_device(plan: Plan) -> Callable[[], float]:
+    import jax
+    import jax.numpy as jnp
+
+    from resjax.data.datasets import load
+    from resjax.data.feed import batch_indices, normalize, statistics
+
+    split = load(plan.resident).train
+    of_channels = statistics(split.images, "channel")
+    images = jnp.asarray(split.images)
+    steps = plan.resident_steps
+
+    @jax.jit
+    def run(images: Any, first_step: Any) -> Any:
+        def step(_: Any, chosen: Any) -> Any:
+            # As what is carried, every batch has to be made.
+            return normalize(images[chosen], of_channels), None
+
+        indices = batch_indices(jax.random.key(0), first_step, steps, BATCH, len(images))
+        return jax.lax.scan(step, jnp.zeros((BATCH, *images.shape[1:])), indices)[0]
+
+    run(images, 0).block_until_ready()
+
+    def measured() -> float:
+        start = time.monotonic()
+        run(images, steps).block_until_ready()
+        return steps * BATCH / (time.monotonic() - start)
+
+    return measured
+
+
+def over_data_source(plan: Plan, threads: int) -> Callable[[], float]:
+    import grain
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source(plan.resident, split="train")
+    batches = grain.MapDataset.source(source).shuffle(seed=0).repeat().batch(BATCH)
+
+    def measured() -> float:
+        feed = iter(batches.to_iter_dataset(grain.ReadOptions(threads, threads)))
+        try:
+            return rate(feed, threads // 2, plan.batches)
+        finally:
+            feed.close()
+
+    return measured
+
+
+def streamed(examples: Any, plan: Plan) -> float:
+    with stream(examples, batch_size=BATCH, seed=0, channels=1) as feed:
+        return rate(feed, 0, plan.batches)
+
+
+def memory(plan: Plan) -> dict[str, Any]:
+    """Mebibytes of the stream's processes, from its first batch to the end."""
+    workers = max(plan.workers)
+    batches = plan.memory_images // BATCH
+    sampled = {batches * sample // (plan.samples - 1) for sample in range(plan.samples)}
+    mebibytes = []
+    with tempfile.TemporaryDirectory() as folder:
+        examples = photos(Path(folder), plan)
+        with stream(examples, batch_size=BATCH, seed=0, crop=CROP, workers=workers) as feed:
+            for number, _ in enumerate(itertools.islice(feed, batches + 1)):
+                if number in sampled:
+                    mebibytes.append(used_mebibytes())
+    print(f"memory: {mebibytes[0]:,.0f} to {mebibytes[-1]:,.0f} MiB, peak {max(mebibytes):,.0f}")
+    return {"images": batches * BATCH, "workers": workers, "mebibytes": mebibytes}
+
+
+def used_mebibytes() -> float:
+    """Of this process, of its workers and of what they have ready in shared memory.
+
+    A page that several of them hold counts once (PSS).
+    """
+    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    kibibytes = sum(
+        int(found[1])
+        for process in processes
+        if (found := re.search(r"Pss: *(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text()))
+    )
+    return kibibytes / 2**10 + shutil.disk_usage(SHARED_MEMORY).used / 2**20
+
+
+PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "memory": memory,  # first: nothing else has been imported yet
+    "decoding": decoding,
+    "residence": residence,
+}
+
+
+def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
+    """Measures one part after the other, and writes `path` anew after each; others are kept."""
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for part in parts:
+        found = PARTS[part](plan)
+        result[part] = {"provenance": origin(), "plan": plan._asdict(), **found}
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+
+
+def origin() -> dict[str, Any]:
+    from importlib import metadata, util
+
+    from throughput import provenance
+
+    kinds = {"PIL": "pillow", "grain": "grain", "torchvision": "torchvision"}
+    versions = {
+        kind: metadata.version(kind) for name, kind in kinds.items() if util.find_spec(name)
+    }
+    found = provenance()
+    return found | {"versions": found["versions"] | versions}
+
+
+PREAMBLE = f"""\
+# Feeds
+
+Made by `python experiments/feeds.py report` from the files of `experiments/results/`; the script
+says what is measured and how. Speeds are images a second, the median and range of rounds in which
+the contenders take turns; ratios are medians of the rounds' own.
+
+Predicted before anything was measured:
+
+- **decoding**: Pillow needs 0.80 ms to decode a photo and 0.70 ms to resample the crop, whoever
+  calls it. To that torchvision adds a copy of the crop and draws in tensors, together 0.2 ms: ours
+  should be 1.1 times as fast. Two workers should give nearly twice the images of one, for the main
+  process has little to do.
+- **residence**: TFDS's data source reads 1,850 to 3,900 images a second, a gather on two CPU cores
+  230,000 or more: about 100 times as many.
+- **memory**: flat. Two workers of 70 MiB, a main process of 250 MiB, which has imported Grain, and
+  {2 * 2} batches made ahead of {BATCH * SIZE**2 * 3 / 2**20:.0f} MiB each.
+"""
+
+
+def report(results: Path, docs: Path) -> None:
+    """Writes feeds.md to `docs`, from the files in `results`."""
+    files = [json.loads(path.read_text()) for path in sorted(results.glob("feeds-*.json"))]
+    write_whole(docs / "feeds.md", "\n".join([PREAMBLE, *map(section, files)]))
+
+
+def section(file: dict[str, Any]) -> str:
+    """A result file as Markdown."""
+    from throughput import machine
+
+    shown = {"decoding": shown_decoding, "residence": shown_residence, "memory": shown_memory}
+    paragraphs = [f"## {machine(next(iter(file.values()))['provenance'])}"]
+    for part, show in shown.items():
+        if part in file:
+            paragraphs += [f"### {part.capitalize()}", *show(file[part]), source(file[part])]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def source(part: dict[str, Any]) -> str:
+    found = part["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    commit = f"commit {found['commit']}" if found["commit"] else "no git checkout"
+    changed = " and changes" if found["dirty"] else ""
+    return (
+        f"{found['start']}, `{found['command']}`; {commit}{changed}; "
+        f"Python {found['python']}, {versions}."
+    )
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = np.quantile(values, (0, 0.5, 1))
+    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def ratio(ones: list[float], others: list[float]) -> str:
+    return f"{median(one / other for one, other in zip(ones, others, strict=True)):.2f}"
+
+
+def shown_decoding(part: dict[str, Any]) -> Iterator[str]:
+    from throughput import table
+
+    rates, workers = part["images_per_second"], [str(count) for count in part["plan"]["workers"]]
+    names = [name for name in rates if rates[name]]
+    yield table(
+        ["workers", *names, *(f"resjax / {name}" for name in names[1:])],
+        [
+            [
+                count,
+                *(spread(rates[name][count]) for name in names),
+                *(ratio(rates["resjax"][count], rates[name][count]) for name in names[1:]),
+            ]
+            for count in workers
+        ],
+    )
+    yield f"Images a second; of {part['bytes_per_image'] / 1000:.0f} kB each. 0 workers: a thread."
+    if {"1", "2"} <= set(workers):
+        gains = (f"{name} {ratio(rates[name]['2'], rates[name]['1'])}" for name in names)
+        yield f"Two workers beside one: {', '.join(gains)}."
+    yield from (f"No {name}: {why}." for name, why in part["failed"].items())
+
+
+def shown_residence(part: dict[str, Any]) -> Iterator[str]:
+    from throughput import table
+
+    rates = part["images_per_second"]
+    resident = rates["device-resident"]
+    rows = [[name, spread(found), ratio(resident, found)] for name, found in rates.items()]
+    yield table([part["dataset"], "images a second", "device-resident / this"], rows)
+
+
+def shown_memory(part: dict[str, Any]) -> Iterator[str]:
+    used = part["mebibytes"]
+    half = len(used) // 2
+    yield (
+        f"{part['images']:,} images, {part['workers']} workers, {len(used)} samples: the first "
+        f"{used[0]:,.0f} MiB, the last {used[-1]:,.0f}, the peak {max(used):,.0f}; median of the "
+        f"first half {median(used[:half]):,.0f}, of the second {median(used[half:]):,.0f}."
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure", help="measure on this machine")
+    measuring.add_argument("--only", choices=PARTS, help="one part; others are kept")
+    measuring.add_argument("--out", type=Path, default=RESULTS / "feeds-cpu.json")
+    commands.add_parser("report", help="make the page in docs/ from all results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.command == "report":
+        report(RESULTS, DOCS)
+    else:
+        measure(Plan(), asked.out, [asked.only] if asked.only else PARTS)
+
+
+if __name__ == "__main__":
+    main()

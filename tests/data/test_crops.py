@@ -1,0 +1,197 @@
+"""Crops against torchvision's, where it is installed, against Pillow, and their laws."""
+
+import io
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ks_2samp
+
+from resjax.data.crops import (
+    Box,
+    random_box,
+    random_resized_crop,
+    resampled,
+    resize_and_center_crop,
+    scale_jitter_crop,
+    scaled,
+    ten_crop,
+)
+
+SIDES = st.integers(1, 3000)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def photo(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Image:
+    """Smooth enough that resampling has something to keep."""
+    coarse = generator(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, channels), np.uint8)
+    small = Image.fromarray(coarse.squeeze())
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image) -> Image.Image:
+    """Not yet decoded, as a file is opened."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    return Image.open(file)
+
+
+@given(SIDES, SIDES, st.integers(0, 2**32))
+def test_a_random_box_lies_within_the_image(width: int, height: int, seed: int) -> None:
+    box = random_box(generator(seed), width, height)
+    assert 0 <= box.left < box.right <= width
+    assert 0 <= box.top < box.bottom <= height
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (600, 200)])
+def test_random_boxes_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    image, draws = Image.new("L", size), 2000
+    theirs = [
+        transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        for _ in range(draws)
+    ]
+    boxes = [random_box(generator(seed), *size) for seed in range(draws)]
+    ours = [(b.top, b.left, b.bottom - b.top, b.right - b.left) for b in boxes]
+
+    def features(params: list[tuple[float, ...]]) -> np.ndarray:
+        top, left, height, width = np.array(params, float).T
+        # Where in what is left over, where something is.
+        row = top / np.maximum(size[1] - height, 1)
+        column = left / np.maximum(size[0] - width, 1)
+        return np.stack([width * height, np.log(width / height), row, column])
+
+    for one, other in zip(features(ours), features(theirs), strict=True):
+        assert ks_2samp(one, other).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (400, 20)])
+def test_an_image_too_long_for_any_crop_is_cropped_in_its_middle(size: tuple[int, int]) -> None:
+    width, height = size
+    box = random_box(generator(), width, height)
+    short = min(size)
+    assert min(box.right - box.left, box.bottom - box.top) == short
+    assert max(box.right - box.left, box.bottom - box.top) == round(short * 4 / 3)
+    assert abs(box.left - (width - box.right)) <= 1
+    assert abs(box.top - (height - box.bottom)) <= 1
+
+
+def test_a_crop_is_resampled_as_torchvision_does() -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    image, box = photo(500, 375), Box(40, 30, 340, 330)
+    theirs = np.asarray(functional.resized_crop(image, 30, 40, 300, 300, [224, 224]))
+    # At its edges ours has the neighbours that theirs has cut away.
+    difference = np.abs(resampled(image, box, 224).astype(int) - theirs)[2:-2, 2:-2]
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "crop",
+    [random_resized_crop, scale_jitter_crop, resize_and_center_crop, ten_crop],
+    ids=lambda crop: crop.__name__,
+)
+def test_what_a_crop_gives_depends_on_its_generator_alone(crop, channels: int) -> None:
+    image = photo(300, 400, channels)
+    cut = partial(crop, size=224)
+    one, again = cut(image, generator()), cut(image, generator())
+    assert one.dtype == np.uint8
+    assert one.shape[-3:] == (224, 224, channels)
+    assert (one == again).all()
+
+
+@given(SIDES, SIDES, st.integers(0, 2**32))
+def test_the_scale_is_jittered_within_its_bounds(width: int, height: int, seed: int) -> None:
+    side = int(generator(seed).integers(256, 481))
+    assert min(scaled((width, height), side)) == side
+    assert math.isclose(
+        max(scaled((width, height), side)),
+        max(width, height) * side / min(width, height),
+        abs_tol=1,
+    )
+
+
+def test_scale_jitter_crops_what_the_whole_image_resized_and_cropped_gives() -> None:
+    image = photo(500, 375)
+    for seed in range(20):
+        draws = generator(seed)
+        width, height = scaled(image.size, int(draws.integers(256, 481)))
+        left, top = int(draws.integers(width - 223)), int(draws.integers(height - 223))
+        whole = image.resize((width, height), Image.Resampling.BILINEAR)
+        expected = np.asarray(whole)[top : top + 224, left : left + 224].astype(int)
+        cut = scale_jitter_crop(image, generator(seed), size=224)
+        assert np.abs(cut - expected)[3:-3, 3:-3].max() <= 2
+
+
+def test_every_scale_and_place_comes_up() -> None:
+    """A gradient tells where a crop lay and how large it was."""
+    columns = np.linspace(0, 255, 480, dtype=np.uint8)
+    image = Image.fromarray(np.broadcast_to(columns, (480, 480)).copy())
+    cuts = [scale_jitter_crop(image, generator(seed), size=224)[0, :, 0] for seed in range(300)]
+    left = np.array([cut[0] for cut in cuts], int)
+    span = np.array([int(cut[-1]) - cut[0] for cut in cuts])
+    # 224 pixels of 480 to 256, from the left edge to the right one.
+    assert abs(span.min() - 255 * 224 / 480) < 4
+    assert abs(span.max() - 255 * 224 / 256) < 4
+    assert left.min() < 4
+    assert (left + span).max() > 251
+
+
+SIZES = [(500, 375), (375, 500), (256, 256), (333, 257), (100, 60)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_centre_crop_equals_torchvisions(size: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = photo(*size)
+    theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    ours = resize_and_center_crop(image, generator(), size=224)
+    assert (ours == np.asarray(theirs(image))).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ten_crops_equal_torchvisions(size: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = photo(*size)
+    theirs = transforms.Compose([transforms.Resize(256), transforms.TenCrop(224)])
+    assert (ten_crop(image, generator(), size=224) == np.stack(theirs(image))).all()
+
+
+def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image() -> None:
+    image = photo(500, 375)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    ten, of_mirrored = (ten_crop(each, generator(), size=64) for each in (image, mirrored))
+    assert ten.shape == (10, 64, 64, 3)
+    assert (ten == np.roll(of_mirrored, 5, axis=0)).all()
+    assert (ten[4] == resize_and_center_crop(image, generator(), size=64)).all()
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_a_crop_takes() -> None:
+    image = photo(1600, 1200)
+    reduced, whole = jpeg(image), jpeg(image)
+    whole.load()
+    box = Box(100, 50, 1500, 1100)
+    difference = np.abs(resampled(reduced, box, 224).astype(int) - resampled(whole, box, 224))
+    assert reduced.size == (800, 600)
+    assert difference.mean() < 1.5
+    assert difference.max() < 16
+
+
+def test_a_crop_is_made_of_at_least_twice_its_pixels_or_all_there_are() -> None:
+    for seed in range(50):
+        image = jpeg(Image.new("L", (2000, 1500)))
+        box = random_box(generator(seed), 2000, 1500)
+        resampled(image, box, 112)
+        shrunk = 2000 / image.width
+        sides = box.right - box.left, box.bottom - box.top
+        assert shrunk == 1 or min(sides) / shrunk >= 2 * 112
+        assert shrunk == 8 or min(sides) / (2 * shrunk) < 2 * 112 * 1.01

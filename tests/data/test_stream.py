@@ -1,0 +1,309 @@
+"""The streaming feed: its laws, its workers, and what it says when something is wrong."""
+
+import itertools
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from resjax.data import stream as streaming
+from resjax.data.crops import random_resized_crop
+from resjax.data.decoding import decode
+from resjax.data.examples import ArrayExamples, BadImageError, DataError, Split
+from resjax.data.own import FileExamples
+from resjax.data.stream import Batch, Crop, Feed, WorkerError, eval_batches, stream
+
+CROP = partial(random_resized_crop, size=16)
+SIZES = st.integers(1, 40)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    places = (streaming.SHARED_MEMORY, Path(tempfile.gettempdir()))
+    before = {folder for place in places for folder in place.glob("resjax-feed-*")}
+    yield
+    assert not multiprocessing.active_children()
+    assert {folder for place in places for folder in place.glob("resjax-feed-*")} == before
+
+
+def numbered(count: int) -> ArrayExamples:
+    """Noise whose labels are its place in the dataset."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3), np.uint8)
+    return ArrayExamples(Split(images, np.arange(count, dtype=np.int32)), "noise")
+
+
+def taken(feed: Feed, batches: int | None = None) -> list[Batch]:
+    with feed:
+        return list(itertools.islice(feed, batches))
+
+
+def labels(batches: list[Batch]) -> np.ndarray:
+    return np.concatenate([batch.labels for batch in batches])
+
+
+def same(ones: list[Batch], others: list[Batch]) -> bool:
+    return all(
+        (field == other).all()
+        for one, two in zip(ones, others, strict=True)
+        for field, other in zip(one[:3], two[:3], strict=True)
+    )
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    images, labels, weights, skipped = zip(*parts, strict=True)
+    return Batch(*map(np.concatenate, (images, labels, weights)), sum(skipped))
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=SIZES, batch_size=SIZES, seed=st.integers(0, 2**31 - 1))
+def test_every_example_comes_exactly_once_an_epoch(count: int, batch_size: int, seed: int) -> None:
+    epochs = 3
+    batches = taken(
+        stream(numbered(count), batch_size=batch_size, seed=seed), -(-epochs * count // batch_size)
+    )
+    for epoch in labels(batches)[: epochs * count].reshape(epochs, count):
+        assert sorted(epoch) == list(range(count))
+
+
+@settings(max_examples=8, deadline=None)
+@given(count=SIZES, each=st.integers(1, 8), processes=st.integers(2, 4))
+def test_the_shares_of_all_processes_are_the_batches_of_one(
+    count: int, each: int, processes: int
+) -> None:
+    for feed, batches in (
+        (partial(stream, seed=1, first_step=5, crop=CROP), 4),
+        (partial(eval_batches, crop=CROP), None),
+    ):
+        feed = partial(feed, numbered(count), batch_size=each * processes)
+        shares = [
+            taken(feed(process=process, processes=processes), batches)
+            for process in range(processes)
+        ]
+        united = [joined(parts) for parts in zip(*shares, strict=True)]
+        assert same(united, taken(feed(), batches))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_makes_the_same_batches(workers: int) -> None:
+    feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
+    assert same(taken(feed(workers=workers), 12), taken(feed(), 12))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_feed_that_resumes_gives_the_batches_that_would_have_come(workers: int) -> None:
+    feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
+    whole = taken(feed(), 12)
+    assert same(taken(feed(first_step=6, workers=workers), 6), whole[6:])
+
+
+def test_a_late_step_is_as_quick_as_the_first() -> None:
+    feed = partial(stream, numbered(1000), batch_size=100, seed=0)
+    seconds = []
+    for first_step in (0, 0, 10**6, 10**12):  # the first imports Grain
+        start = time.monotonic()
+        taken(feed(first_step=first_step), 1)
+        seconds.append(time.monotonic() - start)
+    assert max(seconds[2:]) < 10 * seconds[1]
+
+
+def test_epochs_and_runs_differ_in_their_order() -> None:
+    feed = partial(stream, numbered(50), batch_size=50)
+    # Two epochs of two runs whose seeds are neighbours.
+    orders = [batch.labels.tolist() for seed in (0, 1) for batch in taken(feed(seed=seed), 2)]
+    assert all(one != other for one, other in itertools.combinations(orders, 2))
+
+
+def test_every_order_of_examples_can_come() -> None:
+    epochs = taken(stream(numbered(3), batch_size=3, seed=0), 120)
+    assert len({tuple(epoch.labels) for epoch in epochs}) == 6
+
+
+def test_an_image_is_cropped_anew_in_every_epoch_and_run() -> None:
+    feed = partial(stream, numbered(1), batch_size=1, crop=CROP)
+    crops = [batch.images.tobytes() for seed in (0, 1) for batch in taken(feed(seed=seed), 3)]
+    assert len(set(crops)) == 6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_needs_no_crop_comes_as_it_is(channels: int) -> None:
+    examples = numbered(10)
+    examples = ArrayExamples(
+        Split(examples.split.images[..., :channels], examples.split.labels), "noise"
+    )
+    [batch] = taken(stream(examples, batch_size=10, seed=0, channels=channels), 1)
+    assert batch.images.dtype == np.uint8
+    assert batch.labels.dtype == np.int32
+    assert (batch.images == examples.split.images[batch.labels]).all()
+    assert (batch.weights == 1).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=SIZES, batch_size=SIZES)
+def test_an_evaluation_sees_every_example_once_in_order(count: int, batch_size: int) -> None:
+    batches = taken(eval_batches(numbered(count), batch_size=batch_size))
+    assert {len(batch.labels) for batch in batches} == {batch_size}
+    weights = np.concatenate([batch.weights for batch in batches])
+    assert labels(batches)[weights == 1].tolist() == list(range(count))
+    assert weights.sum() == count
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> FileExamples:
+    """Eight JPEGs, of which the second and the last are damaged; labels number them."""
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    for damaged in (paths[1], paths[7]):
+        damaged.write_bytes(damaged.read_bytes()[:-1500])
+    return FileExamples(tmp_path, [path.name for path in paths], range(8))
+
+
+@pytest.mark.parametrize("crop", [CROP, None])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_an_error_that_names_it(
+    photos: FileExamples, workers: int, crop: Crop | None
+) -> None:
+    with pytest.raises(BadImageError, match=r"/1\.jpg: .*truncated") as raised:
+        taken(eval_batches(photos, batch_size=2, crop=crop, workers=workers))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("crop", [CROP, None])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_next_good_image_stands_for_a_bad_one(
+    photos: FileExamples, workers: int, crop: Crop | None
+) -> None:
+    [batch] = taken(
+        stream(photos, batch_size=8, seed=0, crop=crop, workers=workers, on_bad_image="skip"), 1
+    )
+    assert sorted(batch.labels) == [0, 0, 2, 2, 3, 4, 5, 6]  # 2 for 1, and 0 for 7
+    assert batch.skipped == 2
+    if crop is None:
+        for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+            path = photos.root / photos.files[label]
+            assert (image == decode(path.read_bytes(), 3, "")).all()
+
+
+def test_a_bad_image_has_no_weight_in_an_evaluation(photos: FileExamples) -> None:
+    one, two = taken(eval_batches(photos, batch_size=5, crop=CROP, on_bad_image="skip"))
+    assert one.weights.tolist() == [1, 0, 1, 1, 1]
+    assert two.weights.tolist() == [1, 1, 0, 0, 0]
+    assert (one.skipped, two.skipped) == (1, 1)  # what fills up is not counted
+
+
+def test_where_no_image_is_good_there_is_nothing_to_skip_to(photos: FileExamples) -> None:
+    bad = FileExamples(photos.root, ["1.jpg", "7.jpg"], [0, 1])
+    with pytest.raises(DataError, match=r"none of 2 images can be decoded"):
+        taken(stream(bad, batch_size=1, seed=0, on_bad_image="skip"), 1)
+
+
+def test_images_of_different_sizes_are_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    for name, size in (("a.png", (20, 30)), ("b.png", (20, 31))):
+        Image.new("RGB", size).save(tmp_path / name)
+    examples = FileExamples(tmp_path, ["a.png", "b.png"], [0, 1])
+    with pytest.raises(DataError, match=r"b\.png is 31x20x3 .*a\.png 30x20x3.*data\.image_size"):
+        taken(eval_batches(examples, batch_size=2))
+
+
+def test_a_worker_that_is_killed_is_told_at_once() -> None:
+    with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
+        next(feed)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="a worker of the feed died of SIGKILL") as raised:
+            taken(feed, 100)
+    assert time.monotonic() - start < 5
+    assert "\n" not in str(raised.value)
+
+
+def test_a_worker_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
+        next(feed)
+        monkeypatch.setattr(streaming, "PATIENCE", 1.0)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="no batch came in 1 s"):
+            taken(feed, 100)
+    assert time.monotonic() - start < 5
+
+
+def test_ctrl_c_in_a_terminal_is_the_main_processs_alone() -> None:
+    with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
+        next(feed)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+        assert len(taken(feed, 20)) == 20
+
+
+def test_a_full_disk_is_told_with_the_mend() -> None:
+    """Of files, in this process and its workers, as many bytes as two of the images have."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 20 * 24 * 3, limits[1]))
+    try:
+        with pytest.raises(WorkerError, match=r"resjax-feed-.*lower data\.workers"):
+            taken(stream(numbered(30), batch_size=7, seed=0, workers=1), 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+SCRIPT = """
+import multiprocessing, time
+import numpy as np
+from resjax.data.examples import ArrayExamples, Split
+from resjax.data.stream import stream
+
+split = Split(np.zeros((30, 20, 24, 3), np.uint8), np.zeros(30, np.int32))
+with stream(ArrayExamples(split, "black"), batch_size=7, seed=0, workers=2) as feed:
+    next(feed)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    print(feed._folder.name, *workers, flush=True)
+    while True:
+        next(feed)
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_and_no_file_outlives_the_main_process(ending: signal.Signals) -> None:
+    """As from a terminal, whose Ctrl-C reaches every process; SIGKILL reaches the main one."""
+    main = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with main:
+        assert main.stdout is not None
+        folder, *workers = main.stdout.readline().split()
+        assert len(workers) == 2
+        (os.killpg if ending == signal.SIGINT else os.kill)(main.pid, ending)
+        _, said = main.communicate(timeout=10)
+    deadline = time.monotonic() + 10
+    while not all(gone(int(worker)) for worker in workers) or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if ending == signal.SIGINT:
+        assert said.count("Traceback") == 1  # the main process's own
+        assert said.rstrip().endswith("KeyboardInterrupt")
