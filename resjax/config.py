@@ -42,7 +42,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from resjax.data import DATASETS
+from resjax.data import why_unknown
 from resjax.models.presets import ARCHITECTURE, architecture, nearest
 
 
@@ -122,12 +122,30 @@ class Model:
 class Data:
     """The data set and what is done to its images."""
 
-    # A data set by name.
+    # A data set by name, or one of the user's: tfds:NAME, folder:PATH, npz:PATH.
     name: str = "digits"
+    # Trained and tested on, as TFDS writes it: train[:90%]. None: the data set's own splits.
+    train_split: str | None = None
+    test_split: str | None = None
     # Images a step, over all devices together.
     batch_size: Positive = 128
     # Images a step of the evaluation; changes its speed only.
     eval_batch_size: Positive = 256
+    # Where batches come from: the device, on which the whole data set lies; or the host, which
+    # reads and decodes them in time. auto: the device, if a quarter of its memory holds all.
+    feed: Literal["auto", "device", "stream"] = "auto"
+    # Processes of a host that decode for a stream; 0 is a thread. None: one a core.
+    workers: NotNegative | None = None
+    # Side in pixels to which images are brought; None leaves them as they are.
+    image_size: Positive | None = None
+    # Whether an image that cannot be decoded ends the run, or is left out and counted.
+    on_bad_image: Literal["error", "skip"] = "error"
+    # How a stream brings training images to image_size. none: scaled and cut, as for evaluation.
+    # random_resized: a random part of 8 to 100 % of the area (Szegedy et al. 2014). scale_jitter:
+    # a random part of the image scaled to a random size (He et al. 2015).
+    train_crop: Literal["none", "random_resized", "scale_jitter"] = "none"
+    # What of a streamed image is evaluated: its center, or the mean over ten crops.
+    eval_crop: Literal["center", "ten"] = "center"
     # Pixels of zeros around a training image before it is cropped at random; 0 crops nothing.
     crop_padding: NotNegative = 0
     # Whether training images are mirrored at random.
@@ -292,8 +310,8 @@ def resolve(config: ConfigDict) -> Config:
     """
     resolved: Config = _check(config.to_dict(), _Kind(Config), "")
     _check_combinations(resolved)
-    if resolved.data.name not in DATASETS:
-        raise UserError(_unknown("data.name", resolved.data.name, DATASETS))
+    if why := why_unknown(resolved.data.name):
+        raise UserError(f"data.name: {why}")
     asked = {name: getattr(resolved.model, name) for name in ARCHITECTURE}
     try:
         filled = architecture(**asked)

@@ -151,7 +151,7 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("optimizer.boundaries", (0.75, 0.5), "must increase"),
         ("optimizer.schedule", "step", "optimizer.schedule=step: unknown; did you mean 'steps'?"),
         ("optimizer.warmup_steps", 64_000, "must be below train.steps=64000"),
-        ("data.name", "cifar", "data.name=cifar: unknown; did you mean 'cifar10'?"),
+        ("data.name", "cifar", "data.name: no dataset 'cifar'; did you mean 'cifar10'?"),
         ("model.depth", 57, "model: depth 57 is not 6n + 2"),
         ("model.shortcut", "pads", "model: unknown shortcut 'pads'; did you mean 'pad'?"),
         ("model.name", "resnet5", "did you mean 'resnet50'?"),

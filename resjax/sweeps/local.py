@@ -22,6 +22,7 @@ from rich.table import Table
 
 from resjax.config import Config, UserError, digest, to_dict
 from resjax.data import datasets
+from resjax.data.examples import DataError
 from resjax.sweeps.experiment import Plan, Run
 from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records
@@ -181,8 +182,8 @@ def _seeds_together(plan: Plan) -> list[Run]:
 def _require_data(plan: Plan) -> None:
     for name in {run.config.data.name for run in plan.runs}:
         try:
-            datasets.load(name)
-        except datasets.NotPreparedError as error:
+            datasets.open_dataset(name)
+        except DataError as error:
             raise UserError(str(error)) from error
 
 

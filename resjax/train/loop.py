@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from resjax.config import Config, UserError, from_dict, to_dict
-from resjax.data.datasets import NotPreparedError
+from resjax.data.examples import DataError
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
 from resjax.train.checkpoints import Checkpoints
@@ -172,7 +172,7 @@ def require_program(config: Config) -> Program:
     """The config's program, or a UserError where its data or devices do not allow it."""
     try:
         return program(config)
-    except (NotPreparedError, ImpossibleNetworkError) as error:
+    except (DataError, ImpossibleNetworkError) as error:
         raise UserError(str(error)) from error
 
 

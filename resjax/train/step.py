@@ -58,7 +58,14 @@ class Program:
 
     def __init__(self, config: Config):
         self.backend = parallel.backend(config)
-        dataset = datasets.load(config.data.name)
+        data = config.data
+        dataset = datasets.load(
+            data.name,
+            data.train_split,
+            data.test_split,
+            image_size=data.image_size,
+            on_bad_image=data.on_bad_image,
+        )
         self.config = config
         self.train_split: datasets.Split = self.backend.everywhere(dataset.train)
         self.test_split: datasets.Split = self.backend.everywhere(dataset.test)
