@@ -86,8 +86,6 @@ def _builder(name: str, content: Content) -> Any:
     with registered.skip_registration():
 
         class Builder(stock):  # type: ignore[misc, valid-type]
-            pkg_dir_path = stock._get_pkg_dir_path()
-
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 for feature, names in content.names.items():
                     self.info.features[feature].names = list(names)

@@ -123,6 +123,33 @@ def test_what_cannot_be_prepared_is_told_in_one_line(name, message, data_folder,
     assert not data_folder.exists()
 
 
+def test_with_tensorflow_the_stock_builder_writes_array_record(monkeypatch, data_folder, tmp_path):
+    import tensorflow_datasets as tfds
+
+    asked = {}
+
+    class Builder:
+        def __init__(self, name, **options):
+            asked.update(options, name=name)
+
+        def download_and_prepare(self, download_config):
+            asked["manual_dir"] = download_config.manual_dir
+            folder = data_folder / "caltech101" / "1.0.0"
+            folder.mkdir(parents=True)
+            (folder / "dataset_info.json").touch()
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorflow")
+    monkeypatch.setattr(tfds, "builder", Builder)
+    folder = prepare("tfds:caltech101", tmp_path, lambda said: None)
+    assert folder == data_folder / "caltech101" / "1.0.0"
+    assert asked == {
+        "name": "caltech101",
+        "data_dir": data_folder,
+        "file_format": "array_record",
+        "manual_dir": tmp_path,
+    }
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow"), reason="TensorFlow is here")
 def test_other_sets_ask_for_tensorflow(data_folder):
     with pytest.raises(DataError, match=r"takes TensorFlow .*: pip install 'resjax\[tensorflow\]'"):
