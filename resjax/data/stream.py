@@ -2,7 +2,8 @@
 
 What a step sees is a pure function of the seed and the step's number, whatever the number of
 workers; so there is no state to save, and a run that resumes at any step sees the batches that
-would have come. The order is Grain's: its shuffle finds any element of any epoch in constant time.
+would have come. The order is Grain's, whose shuffle finds any element of any epoch by itself: in 5
+µs, but in 30 of a thousand examples, and in 1,000 of thirty.
 
 The processes are the standard library's. Grain's (0.2.18) wait for ever when one of them hangs, in
 `next` and in `close`; outlive a main process that is killed; and hold JAX, 190 MB each. These hold
@@ -75,8 +76,7 @@ class Maker:
     on_bad_image: OnBadImage
 
     def batch(self, share: Share) -> Batch:
-        positions = itertools.count(share.first)
-        made = [self.example(*at) for at in zip(positions, share.indices.tolist(), strict=False)]
+        made = [self.example(*at) for at in enumerate(share.indices.tolist(), share.first)]
         first = made[0]
         for other in made:
             if other.image.shape != first.image.shape:

@@ -67,7 +67,7 @@ def joined(parts: tuple[Batch, ...]) -> Batch:
     return Batch(*map(np.concatenate, (images, labels, weights)), sum(skipped))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(count=SIZES, batch_size=SIZES, seed=st.integers(0, 2**31 - 1))
 def test_every_example_comes_exactly_once_an_epoch(count: int, batch_size: int, seed: int) -> None:
     epochs = 3
@@ -116,7 +116,7 @@ def test_a_late_step_is_as_quick_as_the_first() -> None:
         start = time.monotonic()
         taken(feed(first_step=first_step), 1)
         seconds.append(time.monotonic() - start)
-    assert max(seconds[2:]) < 10 * seconds[1]
+    assert max(seconds[2:]) < seconds[1] + 1  # to walk there would take minutes
 
 
 def test_epochs_and_runs_differ_in_their_order() -> None:
@@ -127,7 +127,7 @@ def test_epochs_and_runs_differ_in_their_order() -> None:
 
 
 def test_every_order_of_examples_can_come() -> None:
-    epochs = taken(stream(numbered(3), batch_size=3, seed=0), 120)
+    epochs = taken(stream(numbered(3), batch_size=3, seed=0), 60)
     assert len({tuple(epoch.labels) for epoch in epochs}) == 6
 
 
