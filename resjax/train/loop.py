@@ -78,10 +78,11 @@ def _train(
     if announce:
         announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
     history = History(config, workdir / "metrics.jsonl", step, on_progress)
+    feed = compiled.feed(config.seed, step)
     try:
         while step < times.steps:
             taken = min(times.log_every, times.steps - step)
-            state, metrics = compiled.steps(state, taken)
+            state, metrics = feed.steps(state, taken)
             step += taken
             history.add(step, "train", metrics)
             last = step == times.steps
@@ -93,6 +94,7 @@ def _train(
             history.fetch(before=step)
         history.fetch()
     finally:
+        feed.close()
         history.close()
         checkpoints.close()
     summary = {
@@ -101,6 +103,7 @@ def _train(
         **compiled.counts._asdict(),
         "compile_seconds": compile_seconds,
         "peak_bytes": dispatch.peak_bytes,
+        "skipped_images": compiled.source.skipped,
         "seconds": time.monotonic() - started,
         "images_per_second": history.images_per_second,
     }

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from resjax.config import Config, UserError
+from resjax.train.parallel import device_memory
 from resjax.train.step import Program, State
 
 GIB = 2**30
@@ -26,7 +26,7 @@ def require_room(program: Program, state: State, steps: int) -> None:
     Raises:
       UserError: says how much is needed, how much is there, and the largest batch found to fit.
     """
-    room = limit()
+    room = device_memory()
     if room is None:
         return
     for field in ("batch_size", "eval_batch_size"):
@@ -58,23 +58,6 @@ def exhaustion_told(config: Config) -> Iterator[None]:
         ) from error
 
 
-def limit() -> int | None:
-    """Bytes that a run may use on one device; None where nobody says.
-
-    Of an accelerator, what its allocator may take. On a CPU, what the system and the container have
-    left for all devices together.
-    """
-    if statistics := jax.local_devices()[0].memory_stats():
-        return statistics.get("bytes_limit")
-    if jax.default_backend() != "cpu" or not (system := Path("/proc/meminfo")).is_file():
-        return None
-    rooms = [1024 * int(re.findall(r"MemAvailable:\s+(\d+)", system.read_text())[0])]
-    container = Path("/sys/fs/cgroup")  # version 2
-    if (most := container / "memory.max").is_file() and (text := most.read_text().strip()) != "max":
-        rooms.append(int(text) - int((container / "memory.current").read_text()))
-    return min(rooms) // jax.local_device_count()
-
-
 def _that_fits(program: Program, state: State, steps: int, field: str, peak: int, room: int) -> str:
     """The largest batch that fits, near enough: computed, then compiled to be sure."""
     asked = getattr(program.config.data, field)
@@ -97,6 +80,7 @@ def _with_batch(program: Program, field: str, size: int) -> Program:
     changed = copy.copy(program)
     batch: Any = {field: size}
     changed.config = replace(program.config, data=replace(program.config.data, **batch))
+    changed.train_split, changed.test_split = program.source.arrays(changed.config)
     changed.forget()
     return changed
 

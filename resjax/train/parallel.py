@@ -10,15 +10,18 @@ statistics.
 proves the other.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from resjax.config import Config, UserError
 from resjax.config import Parallel as ParallelConfig
@@ -36,6 +39,9 @@ class Backend(Protocol):
     def share(self, tree: Tree) -> Tree:
         """This device's part of arrays whose leading axis is the global batch."""
 
+    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
+        """This device's part of a batch, from what `rows` gave."""
+
     def mean(self, tree: Tree) -> Tree:
         """Over the devices, of what each computed from its share."""
 
@@ -49,8 +55,11 @@ class Backend(Protocol):
         """Of `BatchNorm`: which devices share statistics."""
 
     # Around it.
-    def everywhere(self, tree: Any) -> Any:
-        """Copies of a tree on every device."""
+    def rows(self, tree: Any) -> Any:
+        """A dataset's arrays, each device holding its part of the examples."""
+
+    def batches(self, tree: Any) -> Any:
+        """Batches (parts, batch, ...) from this host's arrays (parts, the host's share, ...)."""
 
     def one(self, state: Any) -> Any:
         """A state as a checkpoint holds it: one copy."""
@@ -75,6 +84,8 @@ class Jit:
     parameters; with more, each holds its part of parameters and optimiser state (FSDP).
     """
 
+    AXES = ("data", "shard")
+
     def __init__(self, config: ParallelConfig):
         self.devices = jax.device_count()
         shards = config.shard_parameters
@@ -83,12 +94,19 @@ class Jit:
                 f"parallel.shard_parameters={shards} does not divide {self.devices} devices"
             )
         shape = (self.devices // shards, shards)
-        self.mesh = jax.make_mesh(shape, ("data", "shard"), axis_types=(AxisType.Auto,) * 2)
+        self.mesh = jax.make_mesh(shape, self.AXES, axis_types=(AxisType.Auto,) * 2)
         self._shards = shards
         self._bn_groups = self.devices // _norm_devices(config, self.devices)
 
     def share(self, tree: Tree) -> Tree:
-        return lax.with_sharding_constraint(tree, self._sharding(("data", "shard")))
+        return lax.with_sharding_constraint(tree, self._sharding(self.AXES))
+
+    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
+        taking = partial(_take, axis=self.AXES, devices=self.devices)
+        specs = (PartitionSpec(self.AXES), PartitionSpec())
+        return jax.shard_map(taking, mesh=self.mesh, in_specs=specs, out_specs=specs[0])(
+            rows, chosen
+        )
 
     def mean(self, tree: Tree) -> Tree:
         return tree
@@ -102,8 +120,15 @@ class Jit:
     def norm_options(self) -> dict[str, Any]:
         return {"groups": self._bn_groups}
 
-    def everywhere(self, tree: Any) -> Any:
-        return jax.device_put(tree, self._sharding())
+    def rows(self, tree: Any) -> Any:
+        sharding = self._sharding(self.AXES)
+        return jax.tree.map(
+            lambda leaf: jax.device_put(_filled(leaf, self.devices), sharding), tree
+        )
+
+    def batches(self, tree: Any) -> Any:
+        sharding = self._sharding(None, self.AXES)
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
     def one(self, state: Any) -> Any:
         return state
@@ -158,6 +183,7 @@ class Pmap:
             )
         self.devices = jax.device_count()
         self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
+        self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
         self._together = _norm_devices(config, self.devices)
 
     def share(self, tree: Tree) -> Tree:
@@ -166,6 +192,9 @@ class Pmap:
             return lax.dynamic_slice_in_dim(whole, lax.axis_index(self.AXIS) * size, size)
 
         return jax.tree.map(own, tree)
+
+    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
+        return _take(rows, chosen, axis=self.AXIS, devices=self.devices)
 
     def mean(self, tree: Tree) -> Tree:
         return lax.pmean(tree, self.AXIS)
@@ -184,8 +213,22 @@ class Pmap:
         groups = np.arange(self.devices).reshape(-1, self._together).tolist()
         return {"axis_name": self.AXIS, "axis_index_groups": groups}
 
-    def everywhere(self, tree: Any) -> Any:
-        return self.spread(tree)
+    def rows(self, tree: Any) -> Any:
+        first = jax.process_index() * self._local.size
+
+        def own(leaf: np.ndarray) -> Array:
+            filled = _filled(leaf, self.devices)
+            parts = filled.reshape(self.devices, -1, *leaf.shape[1:])
+            return jax.device_put(parts[first : first + self._local.size], self._mapped)
+
+        return jax.tree.map(own, tree)
+
+    def batches(self, tree: Any) -> Any:
+        def own(leaf: np.ndarray) -> Array:
+            parts = leaf.reshape(len(leaf), self._local.size, -1, *leaf.shape[2:])
+            return jax.device_put(parts.swapaxes(0, 1), self._mapped)
+
+        return jax.tree.map(own, tree)
 
     def one(self, state: Any) -> Any:
         first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
@@ -199,12 +242,11 @@ class Pmap:
         # A restored state is tied to the device where it lies.
         here = NamedSharding(self._local, PartitionSpec())
         state = jax.device_put(jax.tree.map(_on_this_host, state), here)
-        sharding = NamedSharding(self._local, PartitionSpec(self.AXIS))
         count = self._local.size
 
-        @partial(jax.jit, out_shardings=sharding)
+        @partial(jax.jit, out_shardings=self._mapped)
         def copies(tree: Any) -> Any:
-            return jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (count, *x.shape)), tree)
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
 
         return copies(state)
 
@@ -241,6 +283,47 @@ def backend(config: Config) -> Backend:
             f"nearest: {near}"
         )
     return made
+
+
+def device_memory() -> int | None:
+    """Bytes that a run may use on one device; None where nobody says.
+
+    Of an accelerator, what its allocator may take. On a CPU, what the system and the container have
+    left for all devices together.
+    """
+    if statistics := jax.local_devices()[0].memory_stats():
+        return statistics.get("bytes_limit")
+    if jax.default_backend() != "cpu" or not (system := Path("/proc/meminfo")).is_file():
+        return None
+    rooms = [1024 * int(re.findall(r"MemAvailable:\s+(\d+)", system.read_text())[0])]
+    container = Path("/sys/fs/cgroup")  # version 2
+    if (most := container / "memory.max").is_file() and (text := most.read_text().strip()) != "max":
+        rooms.append(int(text) - int((container / "memory.current").read_text()))
+    return min(rooms) // jax.local_device_count()
+
+
+def _take(rows: Any, chosen: Int[Array, "batch"], axis: Any, devices: int) -> Any:
+    """The chosen rows, of which each device holds some and gets some.
+
+    Every device looks up the whole batch among its own rows; of what they find, zeros for the rows
+    of others, each gets the sum of its share.
+    """
+
+    def take(own: Array) -> Array:
+        if devices == 1:
+            return own[chosen]
+        place = chosen - lax.axis_index(axis) * len(own)
+        here = (place >= 0) & (place < len(own))
+        found = own[jnp.clip(place, 0, len(own) - 1)]
+        masked = jnp.where(here.reshape(-1, *[1] * (own.ndim - 1)), found, 0)
+        return lax.psum_scatter(masked, axis, tiled=True)
+
+    return jax.tree.map(take, rows)
+
+
+def _filled(leaf: np.ndarray, devices: int) -> np.ndarray:
+    """With rows of zeros at the end, so that all devices get as many."""
+    return np.pad(leaf, [(0, -len(leaf) % devices), *[(0, 0)] * (leaf.ndim - 1)])
 
 
 def _everywhere(leaf: Array, sharding: NamedSharding) -> Array:

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
-from resjax.data.feed import batch_indices, normalize, statistics
+from resjax.data.feed import batch_indices, normalize
 from resjax.models.count import Counts, count
 from resjax.models.resnet import build
 from resjax.train import optimizer, parallel
+from resjax.train.feeding import Streamed, source
 
 Metrics = dict[str, Float[Array, ""]]
 ERROR_MEMORY = 0.98  # of the running training error that ends the warm-up: some fifty batches
@@ -58,24 +59,14 @@ class Program:
 
     def __init__(self, config: Config):
         self.backend = parallel.backend(config)
-        data = config.data
-        dataset = datasets.load(
-            data.name,
-            data.train_split,
-            data.test_split,
-            image_size=data.image_size,
-            on_bad_image=data.on_bad_image,
-        )
         self.config = config
-        self.train_split: datasets.Split = self.backend.everywhere(dataset.train)
-        self.test_split: datasets.Split = self.backend.everywhere(dataset.test)
-        self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
-        self.image_shape = dataset.train.images.shape[1:]
-        self.statistics = statistics(
-            dataset.train.images, config.data.normalization, colors=config.data.pca_lighting > 0
-        )
+        self.source = source(config, self.backend)
+        self.train_split, self.test_split = self.source.arrays(config)
+        self.examples = self.source.examples
+        self.image_shape = self.source.image_shape
+        self.statistics = self.source.statistics
         self.augmentation = Augmentation.asked(config.data)
-        self.classes = classes = len(dataset.class_names)
+        self.classes = classes = self.source.classes
         self.model = build(config.model, classes=classes, norm_options=self.backend.norm_options())
         self.transformation = optimizer.transformation(config.optimizer)
         self.learning_rate = optimizer.learning_rate(config.optimizer, config.train.steps)
@@ -91,25 +82,45 @@ class Program:
     def init(self, seed: int) -> State:
         return self._init(jax.random.key(seed))
 
+    def feed(self, seed: int, first_step: int) -> "Feed":
+        """What a run takes its steps through; `seed` and `first_step` place a stream."""
+        return Feed(self, seed, first_step)
+
     def steps(self, state: State, steps: int) -> tuple[State, Metrics]:
-        """Takes `steps` steps; gives the mean of their metrics. `state` is donated."""
+        """Takes `steps` steps on resident data; gives the mean of their metrics.
+
+        `state` is donated.
+        """
         return self.compiled(state, steps).call(state, self.train_split)
 
     def compiled(self, state: State, steps: int) -> Compiled:
-        """A dispatch of `steps` steps; the first call for a number of steps compiles it."""
+        """A dispatch of `steps` steps; the first call for a number of steps compiles it.
+
+        A stream's dispatch has one step, whatever is asked for.
+        """
+        streams = isinstance(self.source, Streamed)
+        take, steps = (self.take_streamed, 1) if streams else (self.take_steps, steps)
         if steps not in self._steps:
-            function = self.backend.compile_steps(self.take_steps, steps)
+            function = self.backend.compile_steps(take, steps)
             self._steps[steps] = compiled(function, state, self.train_split)
         return self._steps[steps]
 
     def evaluate(self, state: State) -> Metrics:
         """Loss and error over the whole test split; those of the averaged weights beside."""
-        return self.compiled_evaluation(state).call(state, self.test_split)
+        call = self.compiled_evaluation(state).call
+        if not isinstance(self.source, Streamed):
+            return call(state, self.test_split)
+        totals = [call(state, batch) for batch in self.source.evaluation()]
+        sums = _sums(totals)
+        images = sums.pop("images")
+        return {name: value / images for name, value in sums.items()}
 
     def compiled_evaluation(self, state: State) -> Compiled:
-        """The evaluation; the first call compiles it."""
+        """The evaluation, or for a stream that of one batch; the first call compiles it."""
         if self._evaluation is None:
-            function = self.backend.compile_evaluate(self.evaluate_split)
+            streams = isinstance(self.source, Streamed)
+            evaluate = self.evaluate_streamed if streams else self.evaluate_split
+            function = self.backend.compile_evaluate(evaluate)
             self._evaluation = compiled(function, state, self.test_split)
         return self._evaluation
 
@@ -144,10 +155,15 @@ class Program:
         means = jax.tree.map(jnp.mean, metrics)
         return state, {**means, "learning_rate": metrics["learning_rate"][-1]}
 
+    def take_streamed(self, state: State, batch: Any, *, steps: int) -> tuple[State, Metrics]:
+        """One step on a batch that has come, in its parts."""
+        _, step_key = jax.random.split(state.key)
+        return self.take_step(state, batch, None, jax.random.fold_in(step_key, state.step))
+
     def take_step(
-        self, state: State, split: datasets.Split, chosen: Int[Array, "batch"], key: Key[Array, ""]
+        self, state: State, split: Any, chosen: Int[Array, "batch"] | None, key: Key[Array, ""]
     ) -> tuple[State, Metrics]:
-        """One step of the optimiser on the chosen examples."""
+        """One step of the optimiser on the chosen examples of a split, or on a streamed batch."""
         gradients, batch_stats, metrics = self.gradients(state, split, chosen, key)
         rate = self.learning_rate(state.step) * optimizer.warmup_factor(state.warm)
         updates, kept = self.transformation.update(
@@ -174,7 +190,7 @@ class Program:
         return optax.incremental_update(new, average, 1 - self.config.optimizer.ema_decay)
 
     def gradients(
-        self, state: State, split: datasets.Split, chosen: Int[Array, "batch"], key: Key[Array, ""]
+        self, state: State, split: Any, chosen: Int[Array, "batch"] | None, key: Key[Array, ""]
     ) -> tuple[Any, Any, Metrics]:
         """Of the mean loss over the batch, in as many equal parts as the config accumulates.
 
@@ -183,20 +199,25 @@ class Program:
         """
         image_key, dropout_key, batch_key = jax.random.split(key, 3)
         parts = self.config.train.accumulate
-        image_keys = jax.random.split(image_key, chosen.shape)
+        image_keys = jax.random.split(image_key, (parts, self.config.data.batch_size // parts))
         dropout_keys = jax.random.split(dropout_key, parts)
+        drawn = split if chosen is None else chosen.reshape(parts, -1)
 
         def body(batch_stats: Any, part: Any) -> tuple[Any, Any]:
+            part_drawn, *keys = part
+            # A stream's part is there; of a split it is looked up.
+            batch = part_drawn if chosen is None else self.backend.take(split, part_drawn)
             gradients, batch_stats, metrics = self.part_gradients(
-                state.params, batch_stats, split, batch_key, *part
+                state.params, batch_stats, batch, batch_key, *keys
             )
             return batch_stats, (gradients, metrics)
 
+        each = (drawn, image_keys, dropout_keys)
         if parts == 1:  # a scan of one would put the convolutions into a loop for nothing
-            part = (chosen, image_keys, dropout_keys[0])
-            return self.part_gradients(state.params, state.batch_stats, split, batch_key, *part)
-        divided = (chosen.reshape(parts, -1), image_keys.reshape(parts, -1), dropout_keys)
-        batch_stats, results = lax.scan(body, state.batch_stats, divided)
+            only = jax.tree.map(lambda stacked: stacked[0], each)
+            batch_stats, (gradients, metrics) = body(state.batch_stats, only)
+            return gradients, batch_stats, metrics
+        batch_stats, results = lax.scan(body, state.batch_stats, each)
         gradients, metrics = jax.tree.map(lambda stacked: stacked.mean(0), results)
         return gradients, batch_stats, metrics
 
@@ -204,19 +225,18 @@ class Program:
         self,
         params: Any,
         batch_stats: Any,
-        split: datasets.Split,
+        batch: datasets.Split,
         batch_key: Key[Array, ""],
-        chosen: Int[Array, "batch"],
         image_keys: Key[Array, "batch"],
         dropout_key: Key[Array, ""],
     ) -> tuple[Any, Any, Metrics]:
-        """Of the mean loss over the chosen examples, all devices together."""
-        chosen, image_keys = self.backend.share((chosen, image_keys))
+        """Of the mean loss over a batch, all devices together; this device has its share."""
+        batch_images, labels = batch
         images, targets = augment(
-            image_keys,
+            self.backend.share(image_keys),
             batch_key,
-            split.images[chosen],
-            jax.nn.one_hot(split.labels[chosen], self.classes),
+            batch_images,
+            jax.nn.one_hot(labels, self.classes),
             self.statistics,
             self.augmentation,
         )
@@ -238,14 +258,6 @@ class Program:
         return self.backend.mean((gradients, changed, {"loss": loss, "error": error}))
 
     def evaluate_split(self, state: State, split: datasets.Split) -> Metrics:
-        raw = {"params": state.params, "batch_stats": state.batch_stats}
-        metrics = self.evaluate_variables(raw, split)
-        if state.average is not None:
-            averaged = self.evaluate_variables(state.average, split)
-            metrics |= {f"ema_{name}": value for name, value in averaged.items()}
-        return metrics
-
-    def evaluate_variables(self, variables: Any, split: datasets.Split) -> Metrics:
         """Exact: the last batch is filled up by examples of no weight."""
         examples = self.examples["test"]
         batches = math.ceil(examples / self.config.data.eval_batch_size)
@@ -254,20 +266,93 @@ class Program:
         positions = jnp.arange(batches * size).reshape(batches, size)
 
         def body(sums: Metrics, position: Int[Array, "batch"]) -> tuple[Metrics, None]:
-            position = self.backend.share(position)
-            counted = position < examples
-            chosen = jnp.minimum(position, examples - 1)
-            labels = split.labels[chosen]
-            images = normalize(split.images[chosen], self.statistics)
-            logits = self.model.apply(variables, images)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            values = {"loss": losses, "error": wrong(logits, labels)}
-            # Not a product: a filling example's loss may be infinite.
-            totals = {name: jnp.where(counted, value, 0).sum() for name, value in values.items()}
-            return jax.tree.map(jnp.add, sums, totals), None
+            images, labels = self.backend.take(split, jnp.minimum(position, examples - 1))
+            counted = self.backend.share(position) < examples
+            return jax.tree.map(jnp.add, sums, self.totals(state, images, labels, counted)), None
 
-        sums, _ = lax.scan(body, {"loss": jnp.zeros(()), "error": jnp.zeros(())}, positions)
+        zeros = {name: jnp.zeros(()) for name in self.totals_names()}
+        sums, _ = lax.scan(body, zeros, positions)
         return jax.tree.map(lambda total: total / examples, self.backend.sum(sums))
+
+    def evaluate_streamed(self, state: State, batch: Any) -> Metrics:
+        """Sums over a streamed batch, and how many images count."""
+        images, labels, weights = jax.tree.map(lambda parts: parts[0], batch)
+        sums = self.totals(state, images, labels, weights > 0)
+        return self.backend.sum({**sums, "images": weights.sum()})
+
+    def totals_names(self) -> list[str]:
+        averages = ["ema_"] if self.config.optimizer.ema_decay else []
+        return [f"{prefix}{name}" for prefix in ("", *averages) for name in ("loss", "error")]
+
+    def totals(
+        self, state: State, images: Array, labels: Int[Array, "n"], counted: Bool[Array, "n"]
+    ) -> Metrics:
+        """Sums of loss and error over the images that count; those of averaged weights beside.
+
+        Args:
+          state: whose weights.
+          images: (n, h, w, c), or of several crops (n, crops, h, w, c): their mean logits count.
+          labels: of the images.
+          counted: whether an image counts.
+        """
+        raw = {"params": state.params, "batch_stats": state.batch_stats}
+        sums = self.totals_of(raw, images, labels, counted)
+        if state.average is not None:
+            averaged = self.totals_of(state.average, images, labels, counted)
+            sums |= {f"ema_{name}": value for name, value in averaged.items()}
+        return sums
+
+    def totals_of(
+        self, variables: Any, images: Array, labels: Int[Array, "n"], counted: Bool[Array, "n"]
+    ) -> Metrics:
+        flat = normalize(images.reshape(-1, *images.shape[-3:]), self.statistics)
+        logits = self.model.apply(variables, flat).reshape(*images.shape[:-3], -1)
+        logits = logits.mean(1) if images.ndim == 5 else logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        values = {"loss": losses, "error": wrong(logits, labels)}
+        # Not a product: a filling example's loss may be infinite.
+        return {name: jnp.where(counted, value, 0).sum() for name, value in values.items()}
+
+
+class Feed:
+    """A run's way to its steps: dispatches of many on resident data, one by one on a stream."""
+
+    def __init__(self, program: Program, seed: int, first_step: int):
+        self._program = program
+        self._batches: Any = None
+        if isinstance(program.source, Streamed):
+            self._batches = program.source.training(seed, first_step)
+            self._next = next(self._batches)
+
+    def steps(self, state: State, steps: int) -> tuple[State, Metrics]:
+        """Takes `steps` steps; gives the mean of their metrics. `state` is donated."""
+        if self._batches is None:
+            return self._program.steps(state, steps)
+        call = self._program.compiled(state, 1).call
+        taken: list[Metrics] = []
+        for _ in range(steps):
+            state, metrics = call(state, self._next)
+            taken.append(metrics)
+            self._next = next(self._batches)  # the step runs meanwhile
+            if len(taken) > 1:  # or batches would pile up on the device
+                jax.block_until_ready(taken[-2])
+        means = {name: value / steps for name, value in _sums(taken).items()}
+        return state, {**means, "learning_rate": taken[-1]["learning_rate"]}
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@jax.jit
+def _sums(terms: list[Metrics]) -> Metrics:
+    return {name: jnp.stack([term[name] for term in terms]).sum() for name in terms[0]}
 
 
 def wrong(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> Float[Array, "n"]:

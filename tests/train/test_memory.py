@@ -16,7 +16,7 @@ MEBI = 2**20
 @pytest.fixture
 def room(monkeypatch):
     """A function that sets how many bytes a device has."""
-    return lambda limit: monkeypatch.setattr(memory, "limit", lambda: limit)
+    return lambda limit: monkeypatch.setattr(memory, "device_memory", lambda: limit)
 
 
 def peak(config, field):
@@ -64,7 +64,7 @@ def test_the_size_that_fits_divides_among_the_accumulated_parts(configure, room,
 def test_a_cpu_has_the_memory_that_the_system_has_left():
     if jax.local_devices()[0].memory_stats():
         pytest.skip("the device counts its own")
-    assert 100 * MEBI < memory.limit() < 2**45
+    assert 100 * MEBI < memory.device_memory() < 2**45
 
 
 def test_what_the_allocator_refuses_is_told_in_one_line(configure, room, tmp_path):
