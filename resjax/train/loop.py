@@ -49,8 +49,11 @@ def train(
     refuse_another_run(config, workdir)
     if finished := records.read_summary(workdir / "summary.json"):
         return finished
-    with exhaustion_told(config):
-        return _train(config, workdir, started, on_progress, announce)
+    try:
+        with exhaustion_told(config):
+            return _train(config, workdir, started, on_progress, announce)
+    except DataError as error:  # of a stream, in the middle of a run
+        raise UserError(str(error)) from error
 
 
 def _train(

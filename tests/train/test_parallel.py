@@ -48,6 +48,22 @@ PMAP = {
     "pmap, bn in pairs": {"parallel.backend": "pmap", "parallel.bn_devices": 2},
     "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulate": 2},
 }
+STREAM = {"data.feed": "stream", "data.workers": 0}
+STREAMS = {
+    "one": {
+        "stream": STREAM,
+        "stream, accumulated": {**STREAM, "train.accumulate": 2},
+    },
+    "jit": {"stream, jit, accumulated": {**STREAM, "train.accumulate": 2}},
+    "pmap": {
+        "stream, pmap": {**STREAM, "parallel.backend": "pmap"},
+        "stream, pmap, accumulated": {
+            **STREAM,
+            "parallel.backend": "pmap",
+            "train.accumulate": 2,
+        },
+    },
+}
 EVERY_WAY = (*ONE, *JIT, *PMAP)
 UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
 REFUSED = {
@@ -81,10 +97,12 @@ def measured(tmp_path_factory):
     program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
     asked = {
-        "one": {"devices": 1, "ways": ONE, "saves": "one device", "refused": {}},
+        "one": {"devices": 1, "ways": ONE, "saves": "one device"},
         "jit": {"devices": 8, "ways": JIT, "saves": "jit, 8 shards", "refused": REFUSED},
-        "pmap": {"devices": 8, "ways": PMAP, "saves": "pmap", "refused": {}},
+        "pmap": {"devices": 8, "ways": PMAP, "saves": "pmap"},
     }
+    for name, streams in STREAMS.items():
+        asked[name] |= {"streams": streams, "epochs": [name] if name in ("jit", "pmap") else []}
     processes = {name: subprocess.Popen(program, **pipes) for name in asked}
     try:
         for name, process in processes.items():
@@ -121,6 +139,47 @@ same = partial(pytest.approx, rel=1e-4)
 def test_twenty_steps_have_the_same_losses(measured, way, reference):
     assert len(measured[way]["losses"]) == 10
     assert measured[way]["losses"] == same(measured[reference]["losses"])
+
+
+@pytest.mark.parametrize(
+    ("way", "reference"),
+    [
+        ("stream, pmap", "stream"),
+        ("stream, pmap, accumulated", "stream, accumulated"),
+        ("stream, jit, accumulated", "stream, accumulated"),
+    ],
+)
+def test_a_stream_gives_every_way_the_same_batches(measured, way, reference):
+    assert measured[way]["losses"] == same(measured[reference]["losses"])
+    assert measured[way]["test"] == same(measured[reference]["test"])
+
+
+def exactly_once(epoch):
+    return sorted(epoch["taken"][:75]) == list(range(75))
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_every_example_comes_exactly_once_an_epoch(measured, way):
+    assert exactly_once(measured[f"epoch of {way}"])
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_of_resident_data_a_device_holds_its_part_alone(measured, way):
+    assert measured[f"epoch of {way}"]["held"] == 10  # of 75
+
+
+def test_in_two_processes_every_example_comes_exactly_once_an_epoch(measured, coordinator):
+    program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
+    processes = [subprocess.Popen(program, **pipes) for _ in range(2)]
+    for number, process in enumerate(processes):
+        asked = {"devices": 4, "cluster": [coordinator, 2, number], "epochs": ["jit", "pmap"]}
+        ask(process, json.dumps(asked))
+    told = [process.communicate(timeout=100)[0].splitlines()[-1] for process in processes]
+    for found in map(json.loads, told):  # Gloo's own lines come before
+        for way in ("jit", "pmap"):
+            assert exactly_once(found[f"epoch of {way}"])
+            assert found[f"epoch of {way}"] == measured[f"epoch of {way}"]
 
 
 def test_bn_over_fewer_images_is_another_run(measured):
@@ -216,14 +275,19 @@ def test_what_does_not_divide_is_refused_with_the_nearest_that_does(measured, ca
 
 
 @pytest.fixture
-def launch(tmp_path):
+def coordinator():
+    """An address at which two processes may meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def launch(tmp_path, coordinator):
     """A function from overrides to two processes of four devices each that train one run."""
     (tmp_path / "config.py").write_text(
         "from resjax.config import default_config\nget_config = default_config\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = (sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())")
     started = []
 

@@ -10,11 +10,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from resjax.config import UserError, default_config, override, resolve
+from resjax.data.feed import batch_indices
 from resjax.train import parallel
 from resjax.train.checkpoints import Checkpoints
+from resjax.train.distributed import Cluster, join
 from resjax.train.step import Program
+
+EPOCH = 75  # examples, which eight devices cannot divide
 
 
 def take(program, state, steps):
@@ -56,6 +62,33 @@ def measure(program, state, folder):
     }
 
 
+def stream(program):
+    """The losses of six steps on a stream, means of every two, and the evaluation."""
+    state = program.init(0)
+    with program.feed(0, 0) as feed:
+        losses = []
+        for _ in range(3):
+            state, metrics = feed.steps(state, 2)
+            losses.append(float(metrics["loss"]))
+    test = {name: float(value) for name, value in program.evaluate(state).items()}
+    return {"losses": losses, "test": test}
+
+
+def one_epoch(way):
+    """The rows that an epoch's steps take, each its number, and how many one device holds."""
+    backend = parallel.backend(configured({"parallel.backend": way, "data.batch_size": 16}))
+    rows = backend.rows(np.arange(EPOCH, dtype=np.int32))
+    steps = EPOCH // 16 + 1
+    order = batch_indices(jax.random.key(0), jnp.int32(0), steps, 16, EPOCH)
+    if way == "jit":
+        take = jax.jit(backend.take)
+    else:
+        take = jax.pmap(backend.take, backend.AXIS, in_axes=(0, None))
+    taken = [process_allgather(take(rows, chosen), tiled=True) for chosen in np.asarray(order)]
+    held = max(shard.data.size for shard in rows.addressable_shards)
+    return {"taken": np.concatenate(list(map(np.ravel, taken))).tolist(), "held": held}
+
+
 def resume(program, state, folder):
     """The losses of the last ten steps, from a checkpoint of the tenth."""
     checkpoints = Checkpoints(folder)
@@ -71,17 +104,26 @@ def refusal(config):
         return str(error)
 
 
+def configured(overrides):
+    return resolve(override(default_config(), overrides))
+
+
 def main():
     asked = json.loads(input())
     jax.config.update("jax_num_cpu_devices", asked["devices"])
+    if asked.get("cluster"):
+        join(Cluster(*asked["cluster"]))
+    answer = {f"epoch of {way}": one_epoch(way) for way in asked.get("epochs", ())}
 
     def configure(overrides):
-        return resolve(override(default_config(), asked["run"] | overrides))
+        return configured(asked["run"] | overrides)
 
-    refused = asked["refused"].items()
-    answer = {"refused": {case: refusal(configure(overrides)) for case, overrides in refused}}
+    for way, overrides in asked.get("streams", {}).items():
+        answer[way] = stream(Program(configure(overrides)))
+    refused = asked.get("refused", {}).items()
+    answer["refused"] = {case: refusal(configure(overrides)) for case, overrides in refused}
     starts, saver = {}, None
-    for way, overrides in asked["ways"].items():
+    for way, overrides in asked.get("ways", {}).items():
         program = Program(configure(overrides))
         layout = program.config.parallel.shard_parameters
         if layout not in starts:  # whatever BN and accumulation do, a run starts alike
@@ -92,7 +134,8 @@ def main():
         folder = Path(asked["folder"]) if saves else None
         answer[way] = measure(program, jax.tree.map(jnp.copy, starts[layout]), folder)
     print(json.dumps(answer), flush=True)
-    print(json.dumps(resume(*saver, Path(input()))), flush=True)
+    if saver:
+        print(json.dumps(resume(*saver, Path(input()))), flush=True)
 
 
 if __name__ == "__main__":
