@@ -47,6 +47,7 @@ class Augmentation(NamedTuple):
         return self.mixup > 0 or self.cutmix > 0
 
 
+@enum.unique
 class Draw(enum.IntEnum):
     """Numbers the draws of an image, so that one more leaves those of the others as they are."""
 

@@ -83,12 +83,12 @@ def test_steps_are_those_of_softmax_regression_in_numpy(regression, smoothing, n
 def test_a_mixed_batch_has_the_loss_and_error_of_mixed_images_and_targets(regression, name):
     compiled = regression(**{name: 1.0, "train.label_smoothing": 0.1})
     state, split = compiled.init(0), compiled.train_split
-    chosen, key = np.arange(16), jax.random.key(4)
+    chosen, key = np.arange(200), jax.random.key(4)
     _, metrics = jax.jit(compiled.take_step)(state, split, chosen, key)
 
     image_key, _, batch_key = jax.random.split(key, 3)
     images, targets = augment(
-        jax.random.split(image_key, 16),
+        jax.random.split(image_key, 200),
         batch_key,
         split.images[chosen],
         np.eye(10, dtype=np.float32)[split.labels[chosen]],
@@ -98,7 +98,7 @@ def test_a_mixed_batch_has_the_loss_and_error_of_mixed_images_and_targets(regres
     images, targets = np.asarray(images), np.asarray(targets)
     assert 0.01 < targets.max(-1).min() < 0.99
     head = state.params["head"]
-    logits = images.reshape(16, -1) @ np.float64(head["kernel"]) + np.float64(head["bias"])
+    logits = images.reshape(200, -1) @ np.float64(head["kernel"]) + np.float64(head["bias"])
     loss = -((0.9 * targets + 0.01) * log_softmax(logits, -1)).sum(-1).mean()
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["error"] == pytest.approx(float(missed(logits, targets).mean()))
