@@ -20,12 +20,6 @@ class Statistics(NamedTuple):
     color_axes: Float[np.ndarray, "c c"] | None = None  # where they are asked for
 
 
-# Published with AlexNet: the columns of `color_axes` for ImageNet.
-IMAGENET_COLOR_AXES = np.array(
-    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
-) * np.array([0.2175, 0.0188, 0.0045], np.float32)
-
-
 def statistics(
     images: UInt8[np.ndarray, "n h w c"], kind: str, *, colors: bool = False
 ) -> Statistics:

@@ -26,7 +26,7 @@ from resjax.data.augmentation import (
     pca_lighting,
     random_erasing,
 )
-from resjax.data.feed import IMAGENET_COLOR_AXES, normalize, statistics
+from resjax.data.feed import normalize, statistics
 from resjax.models.convolution import quick_compile
 
 quick = partial(jax.jit, compiler_options=quick_compile())
@@ -34,6 +34,11 @@ crop = quick(pad_crop, static_argnames="padding")
 mirror = quick(flip)
 
 IMAGES = np.random.default_rng(0).uniform(1, 2, (400, 3, 4, 2)).astype(np.float32)
+
+# Published with AlexNet: the axes of ImageNet's colours, in columns.
+IMAGENET_COLOR_AXES = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+) * np.array([0.2175, 0.0188, 0.0045], np.float32)
 
 
 def keys(seed, count):
