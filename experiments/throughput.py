@@ -487,7 +487,7 @@ def section(file: dict[str, Any]) -> str:
     commit = f"commit {origin['commit']}" if origin["commit"] else "no git checkout"
     changed = " and changes" if origin["dirty"] else ""
     paragraphs = [
-        f"## {machine(origin)}",
+        f"## {setup(origin)}",
         f"{origin['start']}, `{' '.join([origin['xla_flags'], origin['command']]).strip()}`; "
         f"{commit}{changed}; Python {origin['python']}, {versions}.",
         *(
@@ -514,6 +514,11 @@ def stored(record: dict[str, Any]) -> Case:
 def machine(origin: dict[str, Any]) -> str:
     cpu = f"{origin['cpu']}, {origin['cores']} cores"
     return cpu if origin["device"] == "cpu" else f"{origin['device']} ({cpu})"
+
+
+def setup(origin: dict[str, Any]) -> str:
+    """The machine, and what compiled: releases of JAX differ more than machines do."""
+    return f"{machine(origin)}, jax {'.'.join(origin['versions']['jax'].split('.')[:2])}"
 
 
 def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
@@ -574,7 +579,7 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
 
     machines: dict[str, list[dict[str, Any]]] = {}
     for file in files:
-        machines.setdefault(machine(file["provenance"]), []).extend(file["cases"])
+        machines.setdefault(setup(file["provenance"]), []).extend(file["cases"])
     with draw.style():
         drawn, axes = draw.panels(len(machines), width=draw.COLUMN_WIDTH * min(len(machines), 2))
         for panel, (title, cases) in zip(axes, machines.items(), strict=True):
