@@ -580,6 +580,8 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
     machines: dict[str, list[dict[str, Any]]] = {}
     for file in files:
         machines.setdefault(setup(file["provenance"]), []).extend(file["cases"])
+    every = [stored(record) for cases in machines.values() for record in cases]
+    depths = sorted({case.depth for case in every if "cifar" in case.model})
     with draw.style():
         drawn, axes = draw.panels(len(machines), width=draw.COLUMN_WIDTH * min(len(machines), 2))
         for panel, (title, cases) in zip(axes, machines.items(), strict=True):
@@ -602,7 +604,6 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
                     panel.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3)
                     beside: Any = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
                     panel.annotate(loop, points[-1], color=color, **beside)
-            depths = sorted({case.depth for case in cifar})
             panel.set_xticks(depths, [str(depth) for depth in depths])
             panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
