@@ -42,6 +42,7 @@ from resjax.analysis.files import write_whole
 from resjax.config import Config, load, override, resolve
 from resjax.sweeps.workers import Place, fastest_workers, places
 from resjax.train.step import Program, State, compiled
+from resjax.train.step import program as program_of
 
 CONFIGS = HERE.parent / "configs"
 
@@ -108,7 +109,7 @@ def take(call: Any, state: State, program: Program, case: Case) -> tuple[State, 
 
 @contextmanager
 def in_turn(case: Case) -> Iterator[Contender]:
-    program = Program(case.config)
+    program = program_of(case.config)
     states = [program.init(seed) for seed in range(case.seeds)]
     step = program.compiled(states[0], case.steps)
 
@@ -124,7 +125,7 @@ def in_turn(case: Case) -> Iterator[Contender]:
 
 @contextmanager
 def vmapped(case: Case) -> Iterator[Contender]:
-    program = Program(case.config)
+    program = program_of(case.config)
     state = jax.tree.map(lambda *of: jnp.stack(of), *map(program.init, range(case.seeds)))
     steps = jax.vmap(partial(program.take_steps, steps=case.steps), in_axes=(0, None))
     step = compiled(jax.jit(steps, donate_argnums=0), state, program.train_split)
@@ -204,9 +205,9 @@ def compare(case: Case) -> dict[str, Any]:
     failed: dict[str, str] = {}
     with ExitStack() as ending:
         ready: dict[str, Contender] = {}
-        for name, contender in CONTENDERS.items():
+        for name, prepare in CONTENDERS.items():
             try:
-                ready[name] = ending.enter_context(contender(case))
+                ready[name] = ending.enter_context(prepare(case))
                 ready[name].train()  # the first dispatch is slower
             except (EOFError, RuntimeError) as error:  # a process is lost; too large for the device
                 ready.pop(name, None)

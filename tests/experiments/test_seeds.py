@@ -32,6 +32,7 @@ class Measured(NamedTuple):
 @pytest.fixture(scope="module")
 def measured(seeds: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """What measuring two seeds of the smallest network gave."""
+    before = multiprocessing.active_children()
     path = tmp_path_factory.mktemp("seeds") / "result.json"
     losses: dict[str, list[list[float]]] = {name: [] for name in seeds.CONTENDERS}
 
@@ -54,7 +55,8 @@ def measured(seeds: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mea
         case = seeds.Case("quickstart", 8, "float32", 2, steps=2, dispatches=2, rounds=2)
         seeds.measure([case], path, minutes=10)
     [record] = json.loads(path.read_text())["cases"]
-    return Measured(record, losses, multiprocessing.active_children())
+    left_behind = [child for child in multiprocessing.active_children() if child not in before]
+    return Measured(record, losses, left_behind)
 
 
 def test_every_contender_runs_in_every_round(measured: Measured) -> None:
