@@ -176,8 +176,9 @@ class Feed(Iterator[Batch]):
         return batch
 
     def _order(self, batches: int) -> None:
-        for share in itertools.islice(self._shares, batches):
-            self._pending.append(self._executor.submit(self._make, share))
+        with interrupt_held():  # what starts a worker, which inherits it
+            for share in itertools.islice(self._shares, batches):
+                self._pending.append(self._executor.submit(self._make, share))
 
     def _result(self, future: "futures.Future[Batch | Written]") -> Batch:
         if not futures.wait([future], PATIENCE).done:
@@ -222,6 +223,16 @@ class Feed(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C reaches all processes, but is the main one's affair: those begun here never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stream(
@@ -320,7 +331,6 @@ class Written(NamedTuple):
 def begin_worker(maker: Maker, folder: str) -> None:
     global _maker, _folder
     _maker, _folder = maker, folder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends this
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -133,11 +133,16 @@ def page(throughput: ModuleType, folder: Path, content: dict[str, Any]) -> str:
 def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
     throughput: ModuleType, tmp_path: Path
 ) -> None:
-    rates = {"scan": [400.0, 800.0], "run": [384.0, 776.0], "torch": [200.0, 400.0]}
+    rates = {
+        "scan": [400.0, 800.0],
+        "single": [300.0, 600.0],
+        "run": [384.0, 776.0],
+        "torch": [200.0, 400.0],
+    }
     text = page(throughput, tmp_path, result(throughput, **rates))
     assert (
         "| cifar_resnet20 | 128 | float32 | 1,000 (m) | 600 (400 to 800) | 60% "
-        "| 580 (384 to 776) | 96% | 300 (200 to 400) | 2.00 |"
+        "| 450 (300 to 600) | 75% | 580 (384 to 776) | 96% | 300 (200 to 400) | 2.00 |"
     ) in text
     assert "| cifar_resnet20 | 128 | float32 | 12.3 |  | 3 |  | 3 |" in text
     assert "cifar_resnet20 float32 batch 128: no unroll, out of memory." in text
