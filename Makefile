@@ -19,7 +19,8 @@ test-slow: $(READY)  ## run every test, those of minutes too
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
 	for script in throughput seeds feeds; do $(BIN)/python experiments/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json); do \
-		folder=$$(dirname $$run); $(BIN)/resjax report $$folder || exit; \
+		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
+		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
 		cp $$folder/figures/degradation.svg docs/$$(basename $$folder).svg; done
 
 lint: $(READY)  ## check style, types and layers

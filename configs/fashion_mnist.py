@@ -9,7 +9,9 @@ ResNet-20 with shortcut B, 300 epochs of batches of 128. Their test error, in %,
 over five runs: 4.82 +- .04, with random erasing 4.45 +- .04 (zhunzhong07/Random-Erasing, issue 10).
 Neither has been measured with resjax yet, nor has `degradation`: depths 20 to 110, plain and
 residual, in the 64,000 steps of He et al. 2015. `small` is what two CPU cores do of that within an
-hour: narrow networks, and little more than an epoch.
+hour: narrow networks, and little more than an epoch. Its training error at the last step, in %,
+mean and sample standard deviation over three seeds: plain 22.55 +- 1.34 (20 layers), 51.47 +- 13.70
+(56); residual 19.77 +- 1.08, 23.36 +- 3.47 (2026-11-23, commit 0067c6f).
 """
 
 from ml_collections import ConfigDict
