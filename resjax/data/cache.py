@@ -1,4 +1,4 @@
-"""Decoded splits beside the set that they were decoded from: reading records takes half a minute.
+"""What was decoded and computed, beside the set that it comes from: reading takes half a minute.
 
 An array is two files, `NAME.npy` and `NAME.sha256`; one whose digest does not fit is as good as
 none. Where the folder cannot be written nothing is kept.
@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +27,31 @@ def cached(folder: Path, key: str, examples: int, decode: Callable[[], Split]) -
       examples: how many it has; arrays that lack some, because they were bad, are not kept.
       decode: reads the split.
     """
-    paths = [folder / FOLDER / f"{key}-{part}.npy" for part in Split._fields]
-    arrays = [_read(path) for path in paths]
-    if all(array is not None for array in arrays):
-        return Split(*arrays)
-    split = decode()
-    if len(split.labels) == examples:
+    return Split(*kept(folder, key, Split._fields, decode, lambda split: len(split[1]) == examples))
+
+
+def kept(
+    folder: Path,
+    key: str,
+    parts: Sequence[str],
+    make: Callable[[], Sequence[np.ndarray]],
+    keeps: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
+) -> Sequence[np.ndarray]:
+    """Gives arrays, one for each of `parts`, from the cache; or makes them, and keeps them there.
+
+    Arguments as of `cached`; `keeps` says of what was made whether it is worth keeping.
+    """
+    paths = [folder / FOLDER / f"{key}-{part}.npy" for part in parts]
+    found = [array for path in paths if (array := _read(path)) is not None]
+    if len(found) == len(paths):
+        return found
+    made = make()
+    if keeps(made):
         with contextlib.suppress(OSError):  # read-only, or full
             (folder / FOLDER).mkdir(exist_ok=True)
-            for path, array in zip(paths, split, strict=True):
+            for path, array in zip(paths, made, strict=True):
                 _write(path, array)
-    return split
+    return made
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -43,6 +43,7 @@ __all__ = [
     "Split",
     "load",
     "open_dataset",
+    "prepared_folder",
 ]
 
 OnBadImage = Literal["error", "skip"]
@@ -120,6 +121,13 @@ def load(
     train, test = splits
     _require_same_size(f"{name}: the test split", test.images[0], train.images)
     return Dataset(train, test, source.class_names, skipped)
+
+
+def prepared_folder(examples: Examples) -> Path | None:
+    """Where the prepared set lies that examples are read from; None where they come from others."""
+    parts = [part for part, _, _ in examples.parts] if isinstance(examples, Pieces) else [examples]
+    folders = {part.folder if isinstance(part, PreparedExamples) else None for part in parts}
+    return folders.pop() if len(folders) == 1 else None
 
 
 def _source(name: str) -> Source:

@@ -6,6 +6,7 @@ its way. Both show a step what is a function of the seed and the step's number a
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 
 from resjax.config import Config, Data, UserError
 from resjax.data import crops, datasets
-from resjax.data.feed import statistics
+from resjax.data.cache import kept
+from resjax.data.feed import Statistics, statistics
 from resjax.data.stream import Crop, eval_batches, stream
 from resjax.train.parallel import Backend, device_memory
 
@@ -86,9 +88,7 @@ class Streamed:
         self.classes = len(opened.class_names)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
         self.skipped = 0
-        self.statistics = statistics(
-            self._sample(), data.normalization, colors=data.pca_lighting > 0
-        )
+        self.statistics = self._statistics()
 
     def training(self, seed: int, first_step: int) -> Iterator[Any]:
         """Batches on the devices, (parts, batch, ...) each, from a step on."""
@@ -155,6 +155,21 @@ class Streamed:
         """A multiple of the devices."""
         devices = self._backend.devices
         return -(-data.eval_batch_size // devices) * devices
+
+    def _statistics(self) -> Statistics:
+        """Of a sample of the training split; kept with a prepared set."""
+        data, colors = self._data, self._data.pca_lighting > 0
+
+        def computed() -> list[Any]:
+            made = statistics(self._sample(), data.normalization, colors=colors)
+            return [part for part in made if part is not None]
+
+        folder = datasets.prepared_folder(self._opened.train)
+        if folder is None:
+            return Statistics(*computed())
+        what = f"{data.train_split or 'train'}-{data.image_size}-{data.normalization}"
+        key = re.sub(r"[^\w-]+", "_", f"statistics-{what}")
+        return Statistics(*kept(folder, key, Statistics._fields[: 2 + colors], computed))
 
     def _sample(self) -> Any:
         """Images spread evenly over the training split, as an evaluation crops them."""

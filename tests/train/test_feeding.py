@@ -138,3 +138,21 @@ def test_a_bad_image_ends_the_run_or_is_counted(configure, cropped, photos, tmp_
         train(configure(cropped), tmp_path / "strict")
     summary = train(configure(cropped | {"data.on_bad_image": "skip"}), tmp_path / "lenient")
     assert summary["skipped_images"] > 0
+
+
+def test_a_prepared_sets_statistics_are_computed_once(
+    configure, cropped, tmp_path, write_images, noise, monkeypatch
+):
+    write_images(train=noise(40, (20, 20, 3)), test=noise(9, (20, 20, 3)), shape=(20, 20, 3))
+    config = configure(cropped | {"data.name": "tfds:shapes", "data.feed": "stream"})
+    first = Program(config).statistics
+    monkeypatch.setattr(feeding.Streamed, "_sample", lambda self: 1 / 0)
+    again = Program(config).statistics
+    np.testing.assert_array_equal(first.mean, again.mean)
+    assert again.mean.shape == (16, 16, 3)
+    with pytest.raises(ZeroDivisionError):  # those of another size are others
+        Program(
+            configure(
+                cropped | {"data.name": "tfds:shapes", "data.image_size": 12, "data.feed": "stream"}
+            )
+        )
