@@ -176,8 +176,8 @@ class Feed(Iterator[Batch]):
         return batch
 
     def _order(self, batches: int) -> None:
-        with interrupt_held():  # what starts a worker, which inherits it
-            for share in itertools.islice(self._shares, batches):
+        for share in itertools.islice(self._shares, batches):
+            with interrupt_held():  # by a worker that this starts, too
                 self._pending.append(self._executor.submit(self._make, share))
 
     def _result(self, future: "futures.Future[Batch | Written]") -> Batch:

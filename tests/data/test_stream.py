@@ -262,11 +262,12 @@ def test_a_full_disk_is_told_with_the_mend() -> None:
 
 
 SCRIPT = """
-import multiprocessing, time
+import multiprocessing, signal, time
 import numpy as np
 from resjax.data.examples import ArrayExamples, Split
 from resjax.data.stream import stream
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 split = Split(np.zeros((30, 20, 24, 3), np.uint8), np.zeros(30, np.int32))
 with stream(ArrayExamples(split, "black"), batch_size=7, seed=0, workers=2) as feed:
     next(feed)

@@ -122,7 +122,9 @@ def test_an_interrupt_stops_the_workers_and_fails_no_run(tmp_path):
     typed = ["sweep", f"{tmp_path / 'sweep.py'}", f"--config={tmp_path / 'config.py'}"]
     typed += [f"--workdir={tmp_path / 'w'}", "--workers=2"]
     typed += [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())"]
+    # A background job, such as this test may be one, ignores what Ctrl-C sends.
+    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heeds}; from resjax.cli import main; sys.exit(main())"]
     # A session of its own: the signal reaches launcher and workers, as Ctrl-C does.
     process = subprocess.Popen(
         [*command, *typed], stderr=subprocess.PIPE, text=True, start_new_session=True
