@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from resjax import __version__
 from resjax.config import Config, UserError, default_config, load, override, resolve
 from resjax.models.presets import PRESETS, architecture, nearest
+from resjax.train.signals import Stopped, stop_on_signals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"resjax: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"resjax: {error}; the same command goes on from here", file=sys.stderr)
+        return error.code
     except KeyboardInterrupt:
         print("resjax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -72,14 +76,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
     require_program(config)  # the last that can be refused, and nothing is written yet
     keep_compiled(arguments.workdir / "compiled")
-    with open(os.devnull, "w") as nowhere, distributed.ends_with_the_others():
+    with (
+        open(os.devnull, "w") as nowhere,
+        distributed.ends_with_the_others(),
+        stop_on_signals(together=joins, tell=_tell) as stop,
+    ):
         out = sys.stdout if distributed.leads() else nowhere
         if arguments.profile:
             _profile(config, arguments.profile, arguments.workdir / "profile", out)
+        announce = partial(print, file=out, flush=True)
         with console(out) as listener:
-            summary = train(
-                config, arguments.workdir, listener, announce=partial(print, file=out, flush=True)
-            )
+            summary = train(config, arguments.workdir, listener, announce, stop)
         _print_values(summary, out)
         print(f"run folder: {arguments.workdir}", file=out)
     return 0
@@ -107,7 +114,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from resjax.train.step import keep_compiled
 
     keep_compiled(arguments.workdir / "compiled")
-    failed = launch(planned, arguments.workdir, arguments.typed, arguments.workers)
+    with stop_on_signals(tell=_tell) as stop:
+        failed = launch(planned, arguments.workdir, arguments.typed, arguments.workers, stop)
     if failed < len(planned.runs):
         _write_report(arguments.workdir, experiment=None)
     if failed:
@@ -156,8 +164,19 @@ def _show(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from resjax.train.loop import evaluate
 
-    _print_values(evaluate(arguments.workdir))
+    _print_values(evaluate(arguments.workdir, arguments.checkpoint))
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from resjax.train.verify import verify
+
+    findings = verify(arguments.folder)
+    for finding in findings:
+        print(f"{finding.path}: {finding.what}")
+    damaged = sum(finding.damaged for finding in findings)
+    print(f"{damaged} damaged" if damaged else "all whole")
+    return 1 if damaged else 0
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -293,6 +312,10 @@ def _print_values(values: dict[str, Any], out: TextIO | None = None) -> None:
         print(f"{name:20}{form}", file=out)
 
 
+def _tell(text: str) -> None:
+    print(f"resjax: {text}", file=sys.stderr, flush=True)
+
+
 def _print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None
 ) -> None:
@@ -385,8 +408,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="DIR", help="a sweep or run folder")
     report.add_argument("--experiment", type=Path, metavar="FILE", help="whose figures to draw")
 
-    evaluate = command("evaluate", _evaluate, "Evaluate a run's last checkpoint.")
+    evaluate = command("evaluate", _evaluate, "Evaluate one of a run's checkpoints.")
     _add_workdir(evaluate, "the run folder")
+    evaluate.add_argument(
+        "--checkpoint",
+        type=_which,
+        default="last",
+        metavar="WHICH",
+        help="last, best (of the least test error), or a step; last if not given",
+    )
+
+    verify = command("verify", _verify, "Check every checkpoint and metrics file.")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="a run, a sweep, or any above")
 
     models = command("models", _models, "Architectures; of one, its layers.")
     models.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
@@ -419,6 +452,15 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "whole number from 1 up"  # what argparse calls it in its complaint
+
+
+def _which(text: str) -> str:
+    if text not in ("last", "best") and not text.isdecimal():
+        raise ValueError
+    return text
+
+
+_which.__name__ = "last, best or step"
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

@@ -181,6 +181,9 @@ class Train:
     eval_every: Positive = 400
     # Steps between two checkpoints, a multiple of log_every; 0 keeps the last step only.
     checkpoint_every: NotNegative = 4000
+    # When the loss is no finite number. stop: the run ends, and says where it began. skip: nor may
+    # a gradient be infinite; such a step changes nothing. record: null is written, and it goes on.
+    nonfinite: Literal["stop", "skip", "record"] = "stop"
     label_smoothing: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     # Equal parts of a batch that go through the network one after the other, to save memory; each
     # has BN statistics of its own.

@@ -6,12 +6,12 @@ fails is told and leaves its traceback in `error.txt`; the others go on.
 """
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,18 @@ from resjax.data.examples import DataError
 from resjax.sweeps.experiment import Plan, Run
 from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records
-from resjax.train.progress import Listener, Progress
+from resjax.train.lock import locked
+from resjax.train.progress import Listener, Progress, warn_user
+from resjax.train.signals import Stop, Stopped
 
 
-def launch(plan: Plan, workdir: Path, command: str, workers: int | None = None) -> int:
+def launch(
+    plan: Plan,
+    workdir: Path,
+    command: str,
+    workers: int | None = None,
+    stop: Stop | None = None,
+) -> int:
     """Runs what of `plan` is not finished in `workdir` yet, and returns how many runs failed.
 
     Writes `sweep.json`, a copy of the experiment file, so that `workdir` explains itself, and the
@@ -41,12 +49,19 @@ def launch(plan: Plan, workdir: Path, command: str, workers: int | None = None) 
       command: what the user typed, for the record.
       workers: processes that train at the same time, each on its share of the machine; 1 trains in
         this process. None: as many as were measured to be fastest.
+      stop: asked now and then whether to end here.
 
     Raises:
-      UserError: a dataset is not on this machine.
+      UserError: a dataset is not on this machine, or another launch is under way in `workdir`.
+      Stopped: it was asked to stop; the runs that were under way have saved.
     """
     _require_data(plan)
-    _record(plan, workdir, command)
+    with locked(workdir, warn_user):
+        _record(plan, workdir, command)
+        return _launch(plan, workdir, workers, stop or Stop())
+
+
+def _launch(plan: Plan, workdir: Path, workers: int | None, stop: Stop) -> int:
     rows = {digest(run.config): Row(run.name) for run in plan.runs}
     waiting: list[Job] = []
     with _board(list(rows.values())) as ended:
@@ -59,10 +74,10 @@ def launch(plan: Plan, workdir: Path, command: str, workers: int | None = None) 
                 waiting.append(job)
         several = min(fastest_workers() if workers is None else workers, len(waiting))
         if several > 1:
-            _train_at_once(waiting, several, workdir / "compiled", ended)
+            _train_at_once(waiting, several, workdir / "compiled", ended, stop)
         else:
             for job in waiting:
-                _train(job, attempt)
+                _train(job, partial(attempt, stop=stop))
                 ended(job.row)
     return sum(row.status == "failed" for row in rows.values())
 
@@ -114,6 +129,7 @@ class Job(NamedTuple):
         return digest(dataclasses.replace(self.run.config, seed=0))
 
 
+LOOKS = 0.2  # seconds between two looks at what the workers do
 COLUMNS = ("run", "status", "step", "train error", "test error", "images/s", "time")
 
 
@@ -122,7 +138,11 @@ def _percent(fraction: float | None) -> str:
 
 
 def _train_at_once(
-    jobs: list[Job], workers: int, compiled: Path, ended: Callable[[Row], None]
+    jobs: list[Job],
+    workers: int,
+    compiled: Path,
+    ended: Callable[[Row], None],
+    stop: Stop,
 ) -> None:
     """Keeps every worker busy: with what it has compiled already, else with what nobody has."""
     lock = threading.Lock()
@@ -148,14 +168,19 @@ def _train_at_once(
 
     made = [Worker(place, compiled) for place in places(workers)]
     threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in made]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        for worker in made:
-            worker.stop()
+    with stop.heeded():
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                if stop.signal:
+                    raise Stopped(stop.signal, "; the runs under way have saved")
+                time.sleep(LOOKS)
+        finally:
+            for worker in made:
+                worker.stop()
+            for worker in made:
+                worker.join()
 
 
 def _train(job: Job, attempt: Callable[[Config, Path, Listener], Failure | None]) -> None:
@@ -197,12 +222,10 @@ def _record(plan: Plan, workdir: Path, command: str) -> None:
 
 def _summary(folder: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a run that an earlier launch finished with the same config."""
-    try:
-        if json.loads((folder / "config.json").read_text()) != to_dict(config):
-            return None
-        return json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        return None
+    with suppress(UserError):  # damaged: training the run will say so
+        if records.read_json(folder / "config.json") == to_dict(config):
+            return records.read_summary(folder / "summary.json")
+    return None
 
 
 @contextmanager

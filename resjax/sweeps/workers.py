@@ -9,13 +9,16 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.train.progress import Listener, Progress
+from resjax.train.signals import Stop, Stopped, stop_on_signals
 
 GPU_MEMORY = 0.9  # the share of a GPU's memory that its workers take together
 
@@ -67,12 +70,18 @@ class Failure(NamedTuple):
     report: str  # with the traceback, where there is one
 
 
-def attempt(config: Config, folder: Path, on_progress: Listener) -> Failure | None:
-    """Trains one run here; whatever goes wrong is the run's affair alone."""
+def attempt(
+    config: Config, folder: Path, on_progress: Listener, stop: Stop | None = None
+) -> Failure | None:
+    """Trains one run here; whatever goes wrong is the run's affair alone.
+
+    Raises:
+      Stopped: it was asked to stop, and has saved.
+    """
     from resjax.train.loop import train  # takes seconds
 
     try:
-        train(config, folder, on_progress)
+        train(config, folder, on_progress, stop=stop)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Failure(text, traceback.format_exc())
@@ -116,9 +125,13 @@ class Worker:
             return Failure(text, text + "\n")
 
     def stop(self) -> None:
+        """Ends the process; a run in it saves first. `join` waits for that."""
         self._stopped = True
         if self._process is not None:
             self._process.terminate()
+
+    def join(self) -> None:
+        if self._process is not None:
             self._process.join()
 
     def _start(self) -> None:
@@ -134,11 +147,21 @@ class Worker:
 def _serve(link: Connection, place: Place, compiled: Path) -> None:
     """A worker's life: configs in; progress out, and how each run ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's affair
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.sched_setaffinity(0, place.cores)  # both before JAX looks for devices
     os.environ.update(place.environment)
     from resjax.train.step import keep_compiled
 
     keep_compiled(compiled)
-    while True:
-        config, folder = link.recv()
-        link.send(attempt(from_dict(config), folder, link.send))
+    with stop_on_signals((signal.SIGTERM,)) as stop, suppress(Stopped, BrokenPipeError):
+        while True:
+            config, folder = link.recv()
+            link.send(attempt(from_dict(config), folder, link.send, stop))
+
+
+def _end_with_launcher() -> None:
+    """A launcher that was killed leaves nobody to train for; launched again it goes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

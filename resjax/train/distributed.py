@@ -72,3 +72,15 @@ def leads() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def everywhere(ok: bool) -> bool:
+    """Whether it is so in every process; all of them must ask, and wait for each other."""
+    import jax
+
+    if jax.process_count() == 1:
+        return ok
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    return bool(np.all(process_allgather(np.array(ok))))

@@ -7,7 +7,7 @@ its way. Both show a step what is a function of the seed and the step's number a
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -90,7 +90,7 @@ class Streamed:
         self.skipped = 0
         self.statistics = self._statistics()
 
-    def training(self, seed: int, first_step: int) -> Iterator[Any]:
+    def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
         """Batches on the devices, (parts, batch, ...) each, from a step on."""
         size = self._data.batch_size // self._parts
         feed = stream(

@@ -1,27 +1,42 @@
 """The training loop: one run, from its config to its summary.
 
 The loop only dispatches: it fetches the metrics of one dispatch when the next is under way, so the
-device never waits for the host.
+device never waits for the host. A run may end at any moment and in any way; the same call goes on
+from the newest checkpoint that verifies, and finds what it would have found.
 """
 
-import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from resjax.config import Config, UserError, from_dict, to_dict
 from resjax.data.examples import DataError
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
-from resjax.train.checkpoints import Checkpoints
+from resjax.train.checkpoints import Checkpoints, Restored, free_name
 from resjax.train.distributed import leads
+from resjax.train.divergence import origin
+from resjax.train.lock import locked
 from resjax.train.memory import exhaustion_told, require_room
-from resjax.train.progress import Listener, Progress
-from resjax.train.step import Metrics, Program, program
+from resjax.train.progress import Listener, Progress, Warn, warn_user
+from resjax.train.signals import Stop, Stopped
+from resjax.train.step import Metrics, Program, State, program
+
+# What may change between two launches of a run; `train.steps` only upwards.
+MAY_DIFFER = (
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "data.eval_batch_size",
+    "data.workers",
+)
 
 
 def train(
@@ -29,6 +44,8 @@ def train(
     workdir: Path,
     on_progress: Listener | None = None,
     announce: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+    warn: Warn = warn_user,
 ) -> dict[str, Any]:
     """Trains one network, or goes on where `workdir` left off; a finished run stays as it is.
 
@@ -37,104 +54,217 @@ def train(
       workdir: the run folder; made where it is not there.
       on_progress: is told whenever metrics came in.
       announce: is told before the first step what it will cost.
+      stop: asked after every dispatch whether to end here.
+      warn: is told of what the run survives: damaged checkpoints, a full disk.
 
     Returns:
       The summary, as summary.json holds it.
 
     Raises:
-      UserError: `workdir` holds another config's run, the dataset is not here, or the batch does
-        not fit into the devices' memory.
+      UserError: `workdir` holds another config's run, or another process trains in it; the dataset
+        is not here; the batch does not fit into the devices' memory; the loss is not finite any
+        more; the end could not be saved.
+      Stopped: it was asked to stop, and has saved.
     """
     started = time.monotonic()
-    refuse_another_run(config, workdir)
-    if finished := records.read_summary(workdir / "summary.json"):
+    if finished := _finished(config, workdir):
         return finished
     try:
-        with exhaustion_told(config):
-            return _train(config, workdir, started, on_progress, announce)
+        with exhaustion_told(config), _disk_told(workdir), locked(workdir, warn):
+            if finished := _finished(config, workdir):  # by the process that held the lock
+                return finished
+            run = Run(config, workdir, started, stop or Stop(), warn)
+            return run.train(on_progress, announce)
     except DataError as error:  # of a stream, in the middle of a run
         raise UserError(str(error)) from error
 
 
-def _train(
-    config: Config,
-    workdir: Path,
-    started: float,
-    on_progress: Listener | None,
-    announce: Callable[[str], None] | None,
-) -> dict[str, Any]:
-    compiled, times = require_program(config), config.train
-    state = compiled.init(config.seed)
-    before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-    dispatch = compiled.compiled(state, min(times.log_every, times.steps))
-    compiled.compiled_evaluation(state)
-    compile_seconds = time.monotonic() - before
-    require_room(compiled, state, min(times.log_every, times.steps))
-    workdir.mkdir(parents=True, exist_ok=True)
-    if leads():
-        records.write_json(workdir / "config.json", to_dict(config))
-        records.write_json(workdir / "provenance.json", records.provenance())
-    checkpoints, backend = Checkpoints(workdir / "checkpoints"), compiled.backend
-    if (saved := checkpoints.restore(backend.one(state))) is not None:
-        state = backend.spread(saved)
-    step = int(backend.one(state.step))
-    if announce:
-        announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
-    history = History(config, workdir / "metrics.jsonl", step, on_progress)
-    feed = compiled.feed(config.seed, step)
+def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that has taken all the steps; refuses another config's run."""
+    refuse_another_run(config, workdir)
+    summary = records.read_summary(workdir / "summary.json")
+    return summary if summary and summary["steps"] >= config.train.steps else None
+
+
+class Run:
+    """One run in its folder, which is locked."""
+
+    def __init__(self, config: Config, workdir: Path, started: float, stop: Stop, warn: Warn):
+        self.config, self.workdir = config, workdir
+        self._started, self._stop, self._warn = started, stop, warn
+        self._seconds_before = 0.0
+
+    def train(
+        self, on_progress: Listener | None, announce: Callable[[str], None] | None
+    ) -> dict[str, Any]:
+        """From the newest checkpoint to the summary; as the function of that name."""
+        times = self.config.train
+        compiled = require_program(self.config)
+        state = compiled.init(self.config.seed)
+        before = time.monotonic()  # seeds share a program, so all but the first find it compiled
+        dispatch = compiled.compiled(state, min(times.log_every, times.steps))
+        compiled.compiled_evaluation(state)
+        compile_seconds = time.monotonic() - before
+        require_room(compiled, state, min(times.log_every, times.steps))
+        checkpoints = Checkpoints(self.workdir / "checkpoints", self._warn)
+        try:
+            state, metrics = self._resumed(compiled, checkpoints, state)
+            if announce:
+                announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
+            path = self.workdir / "metrics.jsonl" if leads() else None
+            file = records.MetricsFile(path, metrics, self._warn)
+            step = int(compiled.backend.one(state.step))
+            history = History(self.config, file, step, on_progress)
+            try:
+                self._loop(compiled, checkpoints, history, state)
+            finally:
+                history.close()
+        finally:
+            checkpoints.close()
+        summary = {
+            "steps": times.steps,
+            **history.summary(),
+            **compiled.counts._asdict(),
+            "compile_seconds": compile_seconds,
+            "peak_bytes": dispatch.peak_bytes,
+            "skipped_images": compiled.source.skipped,
+            "seconds": self._seconds(),
+            "images_per_second": history.images_per_second,
+        }
+        if leads():
+            records.write_json(self.workdir / "summary.json", summary)
+        return summary
+
+    def _resumed(
+        self, compiled: Program, checkpoints: Checkpoints, state: State
+    ) -> tuple[State, str]:
+        """The state to go on from, and the text of metrics.jsonl up to it; the folder fits both."""
+        backend, there = compiled.backend, bool(checkpoints.steps())
+        restored: Restored | None = checkpoints.restore(backend.one(state))
+        if restored:
+            refuse_differences(restored.record["config"], self.config, self.workdir)
+            state = backend.spread(restored.state)
+            self._seconds_before = restored.record["seconds"]
+        elif there:
+            self._warn(f"no checkpoint in {self.workdir} is whole; the run begins anew")
+        metrics = restored.record["metrics"] if restored else ""
+        if leads():
+            self._keep_damaged(metrics)
+            (self.workdir / "summary.json").unlink(missing_ok=True)  # it goes on
+            records.write_json(self.workdir / "config.json", to_dict(self.config))
+            records.write_provenance(
+                self.workdir / "provenance.json", restored.step if restored else 0
+            )
+        return state, metrics
+
+    def _keep_damaged(self, metrics: str) -> None:
+        """Moves a metrics.jsonl away that is not what the checkpoint remembers."""
+        path = self.workdir / "metrics.jsonl"
+        if not metrics or (path.exists() and path.read_bytes().startswith(metrics.encode())):
+            return
+        what = "is gone"
+        if path.exists():
+            aside = free_name(self.workdir / "damaged", path.name)
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
+            what = f"is not what the run wrote, and was moved to {aside}"
+        self._warn(f"{path} {what}; its lines come from the checkpoint")
+
+    def _loop(
+        self, compiled: Program, checkpoints: Checkpoints, history: "History", state: State
+    ) -> None:
+        times, backend = self.config.train, compiled.backend
+        step = int(backend.one(state.step))
+        feed = compiled.feed(self.config.seed, step)
+        try:
+            with self._stop.heeded():
+                while step < times.steps:
+                    taken = min(times.log_every, times.steps - step)
+                    state, metrics = feed.steps(state, taken)
+                    step += taken
+                    history.add(step, "train", metrics)
+                    last = step == times.steps
+                    if last or step % times.eval_every == 0:
+                        history.add(step, "test", compiled.evaluate(state))
+                    leave = self._stop.asked() and not last
+                    due = times.checkpoint_every and step % times.checkpoint_every == 0
+                    if last or leave or due or checkpoints.due():
+                        history.fetch()  # a resumed run must find the lines of every step behind it
+                        save = checkpoints.save_last if last or leave else checkpoints.save
+                        save(backend.one(state), step, self._record(history))
+                    if leave and self._stop.signal:
+                        raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
+                    history.fetch(before=step)
+                history.fetch()
+        except NotFiniteError as error:
+            raise UserError(self._diagnosis(compiled, checkpoints, state, error)) from error
+        finally:
+            feed.close()
+
+    def _record(self, history: "History") -> dict[str, Any]:
+        """What a checkpoint holds beside the state."""
+        return {
+            "config": to_dict(self.config),
+            "metrics": history.synced(),
+            "seconds": self._seconds(),
+        }
+
+    def _seconds(self) -> float:
+        """Of all the run's processes, up to the checkpoint from which the next went on."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _diagnosis(
+        self,
+        compiled: Program,
+        checkpoints: Checkpoints,
+        state: State,
+        error: "NotFiniteError",
+    ) -> str:
+        steps = checkpoints.steps()
+        last = f"that of step {steps[-1]}" if steps else "none"
+        return (
+            f"{error}: {origin(compiled, state, self.config.seed)}; last good checkpoint: {last}. "
+            "Lower optimizer.learning_rate, or set train.nonfinite=skip or record"
+        )
+
+
+@contextmanager
+def _disk_told(workdir: Path) -> Iterator[None]:
+    """What a disk refuses is one line; checkpoints that are there stay."""
     try:
-        while step < times.steps:
-            taken = min(times.log_every, times.steps - step)
-            state, metrics = feed.steps(state, taken)
-            step += taken
-            history.add(step, "train", metrics)
-            last = step == times.steps
-            if last or step % times.eval_every == 0:
-                history.add(step, "test", compiled.evaluate(state))
-            if last or (times.checkpoint_every and step % times.checkpoint_every == 0):
-                history.fetch()  # a resumed run must find the lines of every step behind it
-                checkpoints.save(backend.one(state), step)
-            history.fetch(before=step)
-        history.fetch()
-    finally:
-        feed.close()
-        history.close()
-        checkpoints.close()
-    summary = {
-        "steps": step,
-        **history.summary(),
-        **compiled.counts._asdict(),
-        "compile_seconds": compile_seconds,
-        "peak_bytes": dispatch.peak_bytes,
-        "skipped_images": compiled.source.skipped,
-        "seconds": time.monotonic() - started,
-        "images_per_second": history.images_per_second,
-    }
-    if leads():
-        records.write_json(workdir / "summary.json", summary)
-    return summary
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: cannot write there: {records.what_failed(error)}; mend that and launch "
+            "the same command again"
+        ) from error
 
 
-def evaluate(workdir: Path) -> dict[str, Any]:
-    """Loss and error of a run's last checkpoint over the whole test set.
+def evaluate(workdir: Path, which: str = "last", warn: Warn = warn_user) -> dict[str, Any]:
+    """Loss and error over the whole test set, of one of a run's checkpoints.
+
+    Args:
+      workdir: the run folder.
+      which: `last`, `best` (of the least test error among those that are kept), or a step's number.
+      warn: is told of damaged checkpoints, which are passed over.
 
     Raises:
-      UserError: there is no run in `workdir`, or it has no checkpoint yet.
+      UserError: there is no run in `workdir`, or no such checkpoint that verifies.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
+    content = records.read_json(workdir / "config.json")
+    if content is None:
         raise UserError(f"{workdir} is no run folder: it has no config.json")
-    config = from_dict(json.loads(path.read_text()))
+    config = from_dict(content)
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
-    checkpoints, backend = Checkpoints(folder), compiled.backend
-    state = checkpoints.restore(backend.one(compiled.init(config.seed)))
+    like = compiled.backend.one(compiled.init(config.seed))
+    checkpoints = Checkpoints(folder, warn, read_only=True)
+    restored = checkpoints.chosen(which, like)
     checkpoints.close()
-    if state is None:
-        raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    metrics = jax.device_get(compiled.evaluate(backend.spread(state)))
-    return {"step": int(state.step), **{f"test_{k}": float(v) for k, v in metrics.items()}}
+    refuse_differences(restored.record["config"], config, workdir)
+    metrics = jax.device_get(compiled.evaluate(compiled.backend.spread(restored.state)))
+    return {"step": restored.step, **{f"test_{k}": float(v) for k, v in metrics.items()}}
 
 
 def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) -> str:
@@ -150,20 +280,30 @@ def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) 
 
 def refuse_another_run(config: Config, workdir: Path) -> None:
     """A run folder belongs to one config; a UserError names what differs."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        return
-    there, here = _flat(json.loads(path.read_text())), _flat(to_dict(config))
+    if (there := records.read_json(workdir / "config.json")) is not None:
+        refuse_differences(there, config, workdir)
+
+
+def refuse_differences(there: dict[str, Any], config: Config, workdir: Path) -> None:
+    """Refuses to go on with a run of the config `there` under another one."""
+    theirs, ours = _flat(there), _flat(to_dict(config))
     differing = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and not _may_differ(key, theirs.get(key), ours)
     ]
     if differing:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(differing)}); "
-            "choose another --workdir"
+            f"choose another --workdir. What may differ: {', '.join(MAY_DIFFER)} (steps upwards)"
         )
+
+
+def _may_differ(key: str, there: Any, ours: dict[str, Any]) -> bool:
+    """Whether a run may go on although a field has changed."""
+    if key == "train.steps":
+        return isinstance(there, int) and there <= ours[key]
+    return key in MAY_DIFFER
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -182,6 +322,10 @@ def require_program(config: Config) -> Program:
         raise UserError(str(error)) from error
 
 
+class NotFiniteError(Exception):
+    """The training loss is no finite number."""
+
+
 class Pending(NamedTuple):
     step: int
     split: str
@@ -191,10 +335,15 @@ class Pending(NamedTuple):
 class History:
     """A run's metrics: pending on the device, then in metrics.jsonl."""
 
-    def __init__(self, config: Config, path: Path, first_step: int, listener: Listener | None):
-        self._config, self._listener = config, listener
-        self._lines = [line for line in records.read_metrics(path) if line["step"] <= first_step]
-        self._file = records.MetricsFile(path, self._lines) if leads() else None
+    def __init__(
+        self,
+        config: Config,
+        file: records.MetricsFile,
+        first_step: int,
+        listener: Listener | None,
+    ):
+        self._config, self._file, self._listener = config, file, listener
+        self._lines = records.parse_metrics(file.text)
         self._pending: deque[Pending] = deque()
         self._clock = first_step, time.monotonic()  # the rate counts from here
         self.images_per_second = 0.0
@@ -203,7 +352,11 @@ class History:
         self._pending.append(Pending(step, split, metrics))
 
     def fetch(self, before: int | None = None) -> None:
-        """Writes what is pending, up to what was added at the step `before`."""
+        """Writes what is pending, up to what was added at the step `before`.
+
+        Raises:
+          NotFiniteError: a training loss is not finite, and the config does not allow that.
+        """
         while self._pending and (before is None or self._pending[0].step < before):
             pending = self._pending.popleft()
             fetched = jax.device_get(pending.metrics)
@@ -213,12 +366,22 @@ class History:
                 **{name: float(value) for name, value in fetched.items()},
             }
             self._lines.append(line)
-            if self._file:
-                self._file.write(line)
+            self._file.write(line)
             if pending.split == "train":
                 self._rate(pending.step)
+                self._require_finite(line)
             if self._listener:
                 self._listener(self.progress(pending.step))
+
+    def _require_finite(self, line: dict[str, Any]) -> None:
+        if self._config.train.nonfinite != "record" and not np.isfinite(line["loss"]):
+            first = line["step"] - self._config.train.log_every + 1
+            raise NotFiniteError(f"the loss is not finite in steps {first} to {line['step']}")
+
+    def synced(self) -> str:
+        """The text of metrics.jsonl, after it has reached the disk."""
+        self._file.sync()
+        return self._file.text
 
     def _rate(self, step: int) -> None:
         since, start = self._clock
@@ -249,5 +412,4 @@ class History:
         return next((line for line in reversed(self._lines) if line["split"] == split), None)
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        self._file.close()

@@ -17,6 +17,12 @@ class Progress(NamedTuple):
 
 
 Listener = Callable[[Progress], None]
+Warn = Callable[[str], None]
+
+
+def warn_user(text: str) -> None:
+    """Tells of what a run survives."""
+    print(f"resjax: warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Every file appears whole or not at all; a metrics line is written in one piece. 
 last, so its presence means that the run is finished.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -11,11 +13,13 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from resjax.config import UserError
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -37,6 +41,22 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def write_provenance(path: Path, step: int) -> None:
+    """Writes provenance.json; that of a run which goes on keeps how it began.
+
+    Args:
+      path: of the file.
+      step: from which the run goes on.
+    """
+    content = provenance()
+    with contextlib.suppress(UserError):  # damaged: begun anew
+        if (there := read_json(path)) is not None:
+            before = there.get("resumed")
+            resumed = [*(before if isinstance(before, list) else []), {"step": step, **content}]
+            content = {**there, "resumed": resumed}
+    write_json(path, content)
 
 
 def provenance() -> dict[str, Any]:
@@ -73,18 +93,110 @@ def _git(*words: str) -> str | None:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended."""
+    """metrics.jsonl: one JSON object a line, appended.
 
-    def __init__(self, path: Path, lines: Iterable[Mapping[str, Any]]):
-        """Opens the file for more lines than these; others that it held are dropped."""
-        write_text(path, "".join(map(_line, lines)))
-        self._file = path.open("a", buffering=1)
+    A disk that is full or away ends no run: lines wait in memory until it takes them.
+    """
+
+    def __init__(self, path: Path | None, text: str, warn: Callable[[str], None] = lambda _: None):
+        """Opens the file for more lines than those of `text`; others that it held are dropped.
+
+        Args:
+          path: None where another process writes the file.
+          text: its first lines.
+          warn: is told when the file cannot be written.
+        """
+        self._path, self._warn = path, warn
+        self._lines = [text]
+        self._behind = False
+        self._file: Any = None
+        self._rewrite()
+
+    @property
+    def text(self) -> str:
+        """All lines, those too that wait."""
+        self._lines = ["".join(self._lines)]
+        return self._lines[0]
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(_line(line))
+        self._lines.append(_line(line))
+        if self._path is None:
+            return
+        with self._told():
+            if self._behind:
+                self._rewrite()
+            elif self._file.write(content := self._lines[-1].encode()) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def sync(self) -> None:
+        """Brings all lines to the disk, for a checkpoint must not be ahead of them."""
+        if self._path is None:
+            return
+        with self._told():
+            if self._behind or not self._path.exists():
+                self._rewrite()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError where lines still wait and the disk does not take them."""
+        try:
+            if self._behind:
+                self._rewrite()
+        finally:
+            if self._file:
+                self._file.close()
+
+    def _rewrite(self) -> None:
+        if self._path is None:
+            return
+        if self._file:
+            self._file.close()
+        write_text(self._path, self.text)
+        self._file = self._path.open("ab", buffering=0)
+        self._behind = False
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._behind:
+                why = what_failed(error)
+                self._warn(f"{self._path}: {why}; lines wait in memory until it can be written")
+            self._behind = True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: not a JSON object; move it away, or put back a copy")
+    return content
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, its nulls as NaN; None where the run is not finished.
+
+    Raises:
+      UserError: it is no summary.
+    """
+    content = read_json(path)
+    if content is None:
+        return None
+    summary = {name: math.nan if value is None else value for name, value in content.items()}
+    numbers = all(isinstance(value, int | float) for value in summary.values())
+    if not numbers or not summary.keys() >= {"steps", "images_per_second"}:
+        raise UserError(f"{path} is damaged: no summary; move it away, and launch the run again")
+    return summary
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -92,15 +204,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A null, which stands for a number that was not finite, is read as NaN.
     """
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text().split("\n")
+    return parse_metrics(path.read_text()) if path.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics file's text, likewise."""
+    *lines, _ = text.split("\n")
     return [_read(line) for line in lines]
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, its nulls as NaN; None where the run is not finished."""
-    return _read(path.read_text()) if path.exists() else None
+def what_failed(error: BaseException) -> str:
+    """An error of a disk in a few words, whichever library wrote to it."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
+        if os.strerror(code).lower() in str(error).lower():
+            return os.strerror(code)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _line(values: Mapping[str, Any]) -> str:

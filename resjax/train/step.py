@@ -10,7 +10,7 @@ import math
 import os
 import time
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -44,6 +44,7 @@ class State(NamedTuple):
     key: Key[Array, ""]  # of the run; every step folds its number in
     running_error: Float[Array, ""]
     warm: Bool[Array, ""]  # whether the warm-up of `optimizer.needs_warmup` is over
+    diverged: Bool[Array, ""]  # under train.nonfinite=stop; from then on nothing changes
 
 
 class Compiled(NamedTuple):
@@ -138,6 +139,7 @@ class Program:
             key=jax.random.fold_in(key, 1),
             running_error=jnp.ones(()),
             warm=jnp.asarray(not optimizer.needs_warmup(self.config)),
+            diverged=jnp.asarray(False),
         )
 
     def take_steps(
@@ -152,7 +154,7 @@ class Program:
             return self.take_step(state, split, chosen, key)
 
         state, metrics = lax.scan(body, state, indices)
-        means = jax.tree.map(jnp.mean, metrics)
+        means = of_taken(jax.tree.map(jnp.mean, metrics))
         return state, {**means, "learning_rate": metrics["learning_rate"][-1]}
 
     def take_streamed(self, state: State, batch: Any, *, steps: int) -> tuple[State, Metrics]:
@@ -180,8 +182,40 @@ class Program:
             key=state.key,
             running_error=running_error,
             warm=optimizer.warmed_up(state.warm, running_error),
+            diverged=state.diverged,
         )
+        new, metrics = self.guarded(state, new, gradients, metrics)
         return new, {**metrics, "learning_rate": rate}
+
+    def guarded(
+        self, old: State, new: State, gradients: Any, metrics: Metrics
+    ) -> tuple[State, Metrics]:
+        """The new state, or what `train.nonfinite` says where loss or gradients are not finite.
+
+        Under `stop` the old one stays, with its step, whatever comes after: so the state that a
+        dispatch returns is the one in which the loss was first not finite.
+        """
+        asked = self.config.train.nonfinite
+        if asked == "record":
+            return new, metrics
+        finite = jnp.isfinite(metrics["loss"]) & ~old.diverged
+        if asked == "skip":  # the norm costs a pass over the gradients
+            finite &= jnp.isfinite(optax.global_norm(gradients))
+        kept = jax.tree.map(partial(jnp.where, finite), new, old)
+        if asked == "stop":
+            return kept._replace(diverged=~finite), metrics
+        counted = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
+        return kept._replace(step=new.step), {**counted, "skipped": 1.0 - finite}
+
+    def probe(self, state: State, split: Any, *, steps: int) -> tuple[State, Any]:
+        """The gradients and BN statistics of the next step, which is not taken."""
+        order_key, step_key = jax.random.split(state.key)
+        key, chosen = jax.random.fold_in(step_key, state.step), None
+        if not isinstance(self.source, Streamed):
+            size, examples = self.config.data.batch_size, self.examples["train"]
+            chosen = batch_indices(order_key, state.step, steps, size, examples)[0]
+        gradients, batch_stats, metrics = self.gradients(state, split, chosen, key)
+        return state, {"params": gradients, "batch_stats": batch_stats, "loss": metrics["loss"]}
 
     def averaged(self, average: Any, new: Any) -> Any:
         """The moving average of the weights, a step on."""
@@ -336,7 +370,7 @@ class Feed:
             self._next = next(self._batches)  # the step runs meanwhile
             if len(taken) > 1:  # or batches would pile up on the device
                 jax.block_until_ready(taken[-2])
-        means = {name: value / steps for name, value in _sums(taken).items()}
+        means = of_taken({name: value / steps for name, value in _sums(taken).items()})
         return state, {**means, "learning_rate": taken[-1]["learning_rate"]}
 
     def close(self) -> None:
@@ -348,6 +382,14 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def of_taken(means: Metrics) -> Metrics:
+    """Means over the steps that were taken, where `skipped` is the share of those that were not."""
+    taken = 1 - means.get("skipped", jnp.zeros(()))
+    return {
+        name: value / taken if name in ("loss", "error") else value for name, value in means.items()
+    }
 
 
 @jax.jit

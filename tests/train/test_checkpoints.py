@@ -9,6 +9,9 @@ from resjax.train.checkpoints import KEPT, Checkpoints
 from resjax.train.step import State
 
 
+RECORD = {"metrics": ""}
+
+
 def state_at(step, seed=0):
     """A state with a layer of random numbers, and every dtype that a state can have."""
     key = jax.random.key(seed)
@@ -22,6 +25,7 @@ def state_at(step, seed=0):
         key=jax.random.fold_in(key, 1),
         running_error=jnp.float32(0.3),
         warm=jnp.asarray(True),
+        diverged=jnp.asarray(False),
     )
 
 
@@ -42,10 +46,10 @@ def bits(state):
 def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
     state = state_at(7)
     writer = Checkpoints(tmp_path / "checkpoints")
-    writer.save(state, 7)
+    writer.save(state, 7, RECORD)
     writer.close()
     reader = Checkpoints(tmp_path / "checkpoints")
-    restored = reader.restore(state_at(0, seed=1))
+    restored = reader.restore(state_at(0, seed=1)).state
     reader.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert bits(restored) == bits(state)
@@ -53,8 +57,8 @@ def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
 
 def test_a_restored_key_draws_what_the_saved_one_would_have(checkpoints):
     state = state_at(7)
-    checkpoints.save(state, 7)
-    restored = checkpoints.restore(state_at(0, seed=1))
+    checkpoints.save(state, 7, RECORD)
+    restored = checkpoints.restore(state_at(0, seed=1)).state
     assert restored.key.dtype == state.key.dtype
     np.testing.assert_array_equal(*(jax.random.bits(s.key, (8,)) for s in (state, restored)))
 
@@ -62,7 +66,7 @@ def test_a_restored_key_draws_what_the_saved_one_would_have(checkpoints):
 def test_the_newest_are_kept_and_the_newest_of_them_is_restored(checkpoints, tmp_path):
     steps = (2, 4, 6, 8)
     for step in steps:
-        checkpoints.save(state_at(step), step)
+        checkpoints.save(state_at(step), step, RECORD)
     assert checkpoints.restore(state_at(0)).step == 8
     checkpoints.close()
     kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
@@ -75,14 +79,14 @@ def test_where_nothing_was_saved_there_is_nothing_to_restore(checkpoints):
 
 def test_a_saved_state_may_be_donated_at_once(checkpoints):
     state, expected = state_at(2), bits(state_at(2))
-    checkpoints.save(state, 2)
+    checkpoints.save(state, 2, RECORD)
     jax.tree.map(lambda array: array.delete(), state)
-    assert bits(checkpoints.restore(state_at(0))) == expected
+    assert bits(checkpoints.restore(state_at(0)).state) == expected
 
 
 def test_a_folder_relative_to_the_working_directory_is_as_good(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = Checkpoints((tmp_path / "checkpoints").relative_to(tmp_path))
-    relative.save(state_at(2), 2)
+    relative.save(state_at(2), 2, RECORD)
     relative.close()
     assert (tmp_path / "checkpoints" / "2").is_dir()

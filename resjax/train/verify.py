@@ -1,0 +1,150 @@
+"""Checks what runs left on disk: every checkpoint, and every file that says what came of them.
+
+A checkpoint is read whole and its digests are compared. The newest that verifies remembers the
+config and the metrics, so that these files are checked against what was written, and not only for
+being JSON.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resjax.config import UserError
+from resjax.train import records
+from resjax.train.checkpoints import (
+    DamagedError,
+    Restored,
+    open_manager,
+    read_arrays,
+    read_record,
+    steps_in,
+)
+
+MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
+
+
+class Finding(NamedTuple):
+    """What was found at a path."""
+
+    path: Path
+    what: str
+    damaged: bool = True
+
+
+def verify(root: Path) -> list[Finding]:
+    """Checks every run at or under a folder.
+
+    Returns:
+      For every run what is damaged of it, or in one line what is there.
+
+    Raises:
+      UserError: there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    runs = sorted(
+        path
+        for path in (root, *(each for each in root.rglob("*") if each.is_dir()))
+        if any((path / mark).exists() for mark in MARKS) and "damaged" not in path.parts
+    )
+    if not runs:
+        raise UserError(f"{root}: no runs here (a run is a folder with a config.json)")
+    return [finding for run in runs for finding in _verify_run(run)]
+
+
+def _verify_run(run: Path) -> Iterator[Finding]:
+    findings: list[Finding] = []
+    whole = []
+    for step, restored in _checkpoints(run / "checkpoints"):
+        if isinstance(restored, DamagedError):
+            findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {restored}"))
+        else:
+            whole.append(restored)
+    newest = whole[-1].record if whole else None
+    findings += _verify_json(run, newest)
+    lines = _metrics(run / "metrics.jsonl", newest, findings)
+    findings += _verify_summary(run / "summary.json", lines, whole)
+    steps = ", ".join(str(each.step) for each in whole) or "none"
+    yield from findings or [
+        Finding(run, f"whole: {len(lines)} lines; checkpoints: {steps}", damaged=False)
+    ]
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[int, Restored | DamagedError]]:
+    """Every checkpoint of a folder: what it holds, arrays aside, or what is wrong with it."""
+    if not folder.is_dir():
+        return
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    manager = open_manager(folder, read_only=True)
+    for step in steps_in(folder):
+        try:
+            record = read_record(manager, step)
+            target = {
+                name: jax.ShapeDtypeStruct(each["shape"], np.dtype(each["dtype"]), sharding=here)
+                for name, each in record["arrays"].items()
+            }
+            read_arrays(manager, step, target, record)
+            yield step, Restored(step, None, record)
+        except DamagedError as error:
+            yield step, error
+    manager.close()
+
+
+def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
+    for name in ("config.json", "provenance.json"):
+        try:
+            content = records.read_json(run / name)
+        except UserError:
+            yield Finding(run / name, "damaged: not a JSON object")
+            continue
+        if content is None:
+            yield Finding(run / name, "missing")
+        elif newest and name == "config.json" and content != newest["config"]:
+            yield Finding(run / name, "damaged: the newest checkpoint has another config")
+
+
+def _metrics(
+    path: Path, newest: dict[str, Any] | None, findings: list[Finding]
+) -> list[dict[str, Any]]:
+    """The lines of a metrics file; adds to the findings what is wrong with them."""
+    remembered = newest["metrics"] if newest else ""
+    try:
+        text = path.read_bytes().decode()
+        lines = records.parse_metrics(text)
+        seen = [(line["step"], line["split"]) for line in lines]
+    except FileNotFoundError:
+        if newest:
+            findings.append(Finding(path, "missing"))
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        findings.append(Finding(path, "damaged: a line is no measurement"))
+        return []
+    if len(set(seen)) < len(seen) or seen != sorted(seen, key=lambda each: each[0]):
+        findings.append(Finding(path, "damaged: steps repeat, or go back"))
+    if not text.startswith(remembered):
+        findings.append(Finding(path, "damaged: the newest checkpoint remembers other lines"))
+    return lines
+
+
+def _verify_summary(
+    path: Path, lines: list[dict[str, Any]], whole: list[Restored]
+) -> Iterator[Finding]:
+    try:
+        summary = records.read_summary(path)
+    except UserError:
+        yield Finding(path, "damaged: no summary")
+        return
+    if summary is None:
+        return
+    if summary["steps"] not in [each.step for each in whole]:
+        yield Finding(path, f"says {summary['steps']} steps, of which there is no whole checkpoint")
+    for split in ("train", "test"):
+        last = next((line for line in reversed(lines) if line["split"] == split), None)
+        for name in ("loss", "error"):
+            told = summary.get(f"{split}_{name}", math.inf)
+            if last and not np.array_equal(told, last.get(name, math.inf), equal_nan=True):
+                yield Finding(path, f"damaged: {split}_{name} is not that of the last line")
