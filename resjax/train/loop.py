@@ -19,24 +19,16 @@ from resjax.config import Config, UserError, from_dict, to_dict
 from resjax.data.examples import DataError
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import records
-from resjax.train.checkpoints import Checkpoints, Restored, free_name
+from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import leads
 from resjax.train.divergence import origin
+from resjax.train.identity import refuse_another_run, refuse_differences
 from resjax.train.lock import locked
 from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, warn_user
 from resjax.train.signals import Stop, Stopped
 from resjax.train.step import Metrics, Program, State, program
-
-# What may change between two launches of a run; `train.steps` only upwards.
-MAY_DIFFER = (
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "data.eval_batch_size",
-    "data.workers",
-)
+from resjax.train.stored import Restored, Stored
 
 
 def train(
@@ -164,7 +156,7 @@ class Run:
             return
         what = "is gone"
         if path.exists():
-            aside = free_name(self.workdir / "damaged", path.name)
+            aside = records.free_name(self.workdir / "damaged", path.name)
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             what = f"is not what the run wrote, and was moved to {aside}"
@@ -259,9 +251,7 @@ def evaluate(workdir: Path, which: str = "last", warn: Warn = warn_user) -> dict
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
     like = compiled.backend.one(compiled.init(config.seed))
-    checkpoints = Checkpoints(folder, warn, read_only=True)
-    restored = checkpoints.chosen(which, like)
-    checkpoints.close()
+    restored = Stored(folder, warn).chosen(which, like)
     refuse_differences(restored.record["config"], config, workdir)
     metrics = jax.device_get(compiled.evaluate(compiled.backend.spread(restored.state)))
     return {"step": restored.step, **{f"test_{k}": float(v) for k, v in metrics.items()}}
@@ -276,42 +266,6 @@ def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) 
         f"{backend} on {compiled.backend.devices} x {jax.devices()[0].device_kind}{peak}; "
         f"compiled in {compile_seconds:.1f} s"
     )
-
-
-def refuse_another_run(config: Config, workdir: Path) -> None:
-    """A run folder belongs to one config; a UserError names what differs."""
-    if (there := records.read_json(workdir / "config.json")) is not None:
-        refuse_differences(there, config, workdir)
-
-
-def refuse_differences(there: dict[str, Any], config: Config, workdir: Path) -> None:
-    """Refuses to go on with a run of the config `there` under another one."""
-    theirs, ours = _flat(there), _flat(to_dict(config))
-    differing = [
-        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not _may_differ(key, theirs.get(key), ours)
-    ]
-    if differing:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differing)}); "
-            f"choose another --workdir. What may differ: {', '.join(MAY_DIFFER)} (steps upwards)"
-        )
-
-
-def _may_differ(key: str, there: Any, ours: dict[str, Any]) -> bool:
-    """Whether a run may go on although a field has changed."""
-    if key == "train.steps":
-        return isinstance(there, int) and there <= ours[key]
-    return key in MAY_DIFFER
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= nested if nested is not None else {prefix + key: value}
-    return flat
 
 
 def require_program(config: Config) -> Program:

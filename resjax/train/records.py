@@ -213,6 +213,12 @@ def parse_metrics(text: str) -> list[dict[str, Any]]:
     return [_read(line) for line in lines]
 
 
+def free_name(folder: Path, name: str) -> Path:
+    """A path in `folder` that is not taken."""
+    numbered = (folder / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(path for path in numbered if not path.exists())
+
+
 def what_failed(error: BaseException) -> str:
     """An error of a disk in a few words, whichever library wrote to it."""
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):

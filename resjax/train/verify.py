@@ -15,14 +15,8 @@ import numpy as np
 
 from resjax.config import UserError
 from resjax.train import records
-from resjax.train.checkpoints import (
-    DamagedError,
-    Restored,
-    open_manager,
-    read_arrays,
-    read_record,
-    steps_in,
-)
+from resjax.train.identity import differing
+from resjax.train.stored import DamagedError, Restored, Stored, read_arrays, read_record
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
 
@@ -59,7 +53,7 @@ def verify(root: Path) -> list[Finding]:
 def _verify_run(run: Path) -> Iterator[Finding]:
     findings: list[Finding] = []
     whole = []
-    for step, restored in _checkpoints(run / "checkpoints"):
+    for step, restored in _checkpoints((run / "checkpoints").resolve()):
         if isinstance(restored, DamagedError):
             findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {restored}"))
         else:
@@ -76,22 +70,18 @@ def _verify_run(run: Path) -> Iterator[Finding]:
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Restored | DamagedError]]:
     """Every checkpoint of a folder: what it holds, arrays aside, or what is wrong with it."""
-    if not folder.is_dir():
-        return
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    manager = open_manager(folder, read_only=True)
-    for step in steps_in(folder):
+    for step in Stored(folder).steps():
         try:
-            record = read_record(manager, step)
+            record = read_record(folder / str(step))
             target = {
                 name: jax.ShapeDtypeStruct(each["shape"], np.dtype(each["dtype"]), sharding=here)
                 for name, each in record["arrays"].items()
             }
-            read_arrays(manager, step, target, record)
+            read_arrays(folder / str(step), target, record)
             yield step, Restored(step, None, record)
         except DamagedError as error:
             yield step, error
-    manager.close()
 
 
 def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
@@ -103,7 +93,7 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
             continue
         if content is None:
             yield Finding(run / name, "missing")
-        elif newest and name == "config.json" and content != newest["config"]:
+        elif newest and name == "config.json" and differing(newest["config"], content):
             yield Finding(run / name, "damaged: the newest checkpoint has another config")
 
 
