@@ -18,7 +18,6 @@ Photographs are made, not downloaded: smooth shapes of three sizes, and noise. W
 installed is left out with a word.
 """
 
-import argparse
 import itertools
 import json
 import multiprocessing
@@ -388,18 +387,13 @@ def shown_memory(part: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure", help="measure on this machine")
+def main() -> None:
+    from throughput import command_line
+
+    parser, measuring = command_line(__doc__)
     measuring.add_argument("--only", choices=PARTS, help="one part; others are kept")
     measuring.add_argument("--out", type=Path, default=RESULTS / "feeds-cpu.json")
-    commands.add_parser("report", help="make the page in docs/ from all results")
-    return parser.parse_args()
-
-
-def main() -> None:
-    asked = arguments()
+    asked = parser.parse_args()
     if asked.command == "report":
         report(RESULTS, DOCS)
     else:

@@ -18,7 +18,6 @@ Contenders, which take turns, all with the same networks on the same batches:
 Everything runs on one device; where there are more, let one of them be seen.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from feeds import ratio, source, spread
-from throughput import DOCS, HERE, RESULTS, machine, provenance, table
+from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
 from resjax.analysis.files import write_whole
 from resjax.config import Config, load, override, resolve
@@ -308,12 +307,9 @@ def launcher(file: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure", help="measure on this machine")
+    parser, measuring = command_line(__doc__)
     measuring.add_argument("--minutes", type=float, default=10, help="begin no case after these")
     measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    commands.add_parser("report", help="make the page in docs/ from all results")
     asked = parser.parse_args()
     if asked.command == "report":
         report(RESULTS, DOCS)

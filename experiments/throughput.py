@@ -614,25 +614,28 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
     return content.getvalue()
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def command_line(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of a script that measures and reports, and that of `measure`, for its options."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="measure on this machine")
-    measuring.add_argument("--minutes", type=float, default=30, help="begin no case after these")
-    measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    measuring.add_argument("--out", type=Path, help="of experiments/results/ if not given")
     commands.add_parser("report", help="make the page in docs/ from all results")
-    return parser.parse_args()
+    return parser, measuring
 
 
 def main() -> None:
-    asked = arguments()
+    parser, measuring = command_line(__doc__)
+    measuring.add_argument("--minutes", type=float, default=30, help="begin no case after these")
+    measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
+    measuring.add_argument("--out", type=Path, help="of experiments/results/ if not given")
+    asked = parser.parse_args()
     if asked.command == "report":
         report(RESULTS, DOCS)
         return
     kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
     plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
-    chosen = [case for case in plan if re.search(asked.only, str(case))]
+    if not (chosen := [case for case in plan if re.search(asked.only, str(case))]):
+        parser.error(f"--only={asked.only} matches none of: {'; '.join(map(str, plan))}")
     measure(chosen, asked.out or RESULTS / f"throughput-{kind}.json", asked.minutes)
 
 

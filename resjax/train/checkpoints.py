@@ -18,7 +18,7 @@ from resjax.train.distributed import everywhere, leads
 from resjax.train.progress import Warn
 from resjax.train.records import free_name, what_failed
 from resjax.train.step import State
-from resjax.train.stored import Restored, Stored, description, named, sealed, test_errors
+from resjax.train.stored import Restored, Stored, description, named, seal, test_errors
 
 KEPT = 2  # newest ones, beside the best
 RETRY = 60.0  # seconds from a save that failed to the next try
@@ -37,6 +37,7 @@ class Checkpoints(Stored):
         super().__init__(folder, warn)
         self._errors: Mapping[int, float] = {}
         self._retry_at: float | None = None
+        self._saving: int | None = None  # the step whose seal is not complete yet
         self._manager = self._open()
 
     def save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
@@ -64,6 +65,7 @@ class Checkpoints(Stored):
         try:
             self._save(state, step, record)
             self._manager.wait_until_finished()
+            self._complete_seal()
         except Exception as error:
             self._manager = self._open()
             raise UserError(
@@ -79,15 +81,23 @@ class Checkpoints(Stored):
         if jax.process_count() > 1:
             return False
         if self._retry_at is None and not self._manager.is_saving_in_progress():
-            self._wait()
+            self.wait()
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
+    def wait(self) -> None:
+        """Until what is being saved is there, or has failed, which is told."""
+        try:
+            self._manager.wait_until_finished()
+            self._complete_seal()
+        except Exception as error:
+            self._failed(error)
+
     def restore(self, like: State) -> Restored | None:
-        self._wait()
+        self.wait()
         return super().restore(like)
 
     def close(self) -> None:
-        self._wait()
+        self.wait()
         self._manager.close()
 
     def _open(self) -> "_Manager":
@@ -96,8 +106,21 @@ class Checkpoints(Stored):
             preservation_policy=self,
             lightweight_initialize=True,  # what it would read may be damaged
             cleanup_tmp_directories=True,  # of saves that were killed
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         return _Manager(self.folder, options=options)
+
+    def _seal(self) -> None:
+        """Orbax calls it when all is written but the commit, so that a seal comes with it."""
+        if leads():
+            (uncommitted,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            seal(uncommitted)
+
+    def _complete_seal(self) -> None:
+        """Lists also what Orbax wrote at the commit; a process that was killed before does not."""
+        step, self._saving = self._saving, None
+        if step is not None and leads():
+            seal(self.folder / str(step))
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax asks after a save: the newest ones stay, and the one of the least test error."""
@@ -107,7 +130,7 @@ class Checkpoints(Stored):
         return [checkpoint.step in stays for checkpoint in checkpoints]
 
     def _save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
-        self._wait()
+        self.wait()
         if not everywhere(self._retry_at is None):  # whichever process saw it fail
             self._manager = self._open()
         if not self.folder.parent.is_dir():
@@ -119,15 +142,10 @@ class Checkpoints(Stored):
         described = {name: description(array) for name, array in arrays.items()}
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave(sealed({**record, "arrays": described})),
+            record=ocp.args.JsonSave({**record, "arrays": described}),
         )
+        self._saving = step
         self._manager.save(step, args=arguments, force=True)
-
-    def _wait(self) -> None:
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self._warn(

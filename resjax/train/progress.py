@@ -38,16 +38,18 @@ def console(stream: TextIO = sys.stdout, every: float = 10.0) -> Iterator[Listen
             yield listener
         return
     start, last = time.monotonic(), -every
+    origin: tuple[int, float] | None = None  # a run that goes on has steps behind it
 
     def line(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, origin
         elapsed = time.monotonic() - start
+        origin = origin or (progress.step, elapsed)
         if elapsed - last < every and progress.step < progress.steps:
             return
         last = elapsed
         print(
             f"step {progress.step}/{progress.steps}  {describe(progress)}  "
-            f"{elapsed:.0f} s, {_left(progress, elapsed)} left",
+            f"{elapsed:.0f} s, {_left(progress, elapsed, *origin)} left",
             file=stream,
             flush=True,
         )
@@ -65,10 +67,12 @@ def describe(progress: Progress) -> str:
     return "  ".join([*errors, f"{progress.images_per_second:,.0f} images/s"])
 
 
-def _left(progress: Progress, elapsed: float) -> str:
-    if not progress.step:
+def _left(progress: Progress, elapsed: float, since: int, start: float) -> str:
+    """Time left, at the rate from the first that was told."""
+    if progress.step == since:
         return "?"
-    return f"{elapsed / progress.step * (progress.steps - progress.step):.0f} s"
+    rate = (elapsed - start) / (progress.step - since)
+    return f"{rate * (progress.steps - progress.step):.0f} s"
 
 
 @contextmanager

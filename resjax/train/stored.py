@@ -2,7 +2,8 @@
 
 Orbax restores flipped bits without a word, and counts a truncated step as the latest. So every
 checkpoint comes with a record: digest, shape and dtype of every array, the config, and the metrics
-up to its step, all under a digest of the record's own.
+up to its step. A seal, SHA256SUMS, lists its files, as sha256sum writes it: Orbax is not asked to
+read a file that is not what was written.
 """
 
 import hashlib
@@ -19,8 +20,11 @@ from jax.experimental import multihost_utils
 from resjax.config import UserError
 from resjax.train.distributed import everywhere
 from resjax.train.progress import Warn
+from resjax.train.records import write_text
 from resjax.train.step import State
 
+SEAL = "SHA256SUMS"
+WRITTEN_LAST = "_CHECKPOINT_METADATA", "commit_success.txt"  # by Orbax, after its callback
 SHOWN = 5  # differences that a message lists
 
 
@@ -122,11 +126,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
       DamagedError: it is not that any more.
     """
+    require_seal(folder)
     try:
         record = _restored(folder, record=ocp.args.JsonRestore())
     except Exception as error:  # a damaged file fails in every way there is
         raise DamagedError(f"its record cannot be read ({_short(error)})") from error
-    if not isinstance(record, dict) or record != sealed(record):
+    if not isinstance(record, dict) or "arrays" not in record:
         raise DamagedError("its record is not what was saved")
     return record
 
@@ -172,11 +177,44 @@ def description(array: Any) -> dict[str, Any]:
     return {"shape": list(np.shape(array)), "dtype": str(host.dtype), "sha256": digest}
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with a digest of all the rest of it."""
-    content = json.loads(json.dumps({k: v for k, v in record.items() if k != "sha256"}))
-    text = json.dumps(content, sort_keys=True)
-    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+def seal(folder: Path) -> None:
+    """Lists a checkpoint's files, with their digests, in a file of their own."""
+    lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
+    write_text(folder / SEAL, "".join(lines))
+
+
+def require_seal(folder: Path) -> None:
+    """Compares a checkpoint's files with its seal.
+
+    Raises:
+      DamagedError: one is missing, is another, or is not of the checkpoint.
+    """
+    try:
+        lines = (folder / SEAL).read_text().splitlines()
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        there = {str(path.relative_to(folder)): path for path in _files(folder)}
+        if missing := sorted(listed.keys() - there.keys()):
+            raise DamagedError(f"{missing[0]} is missing")
+        if foreign := sorted(there.keys() - listed.keys() - {*WRITTEN_LAST}):
+            raise DamagedError(f"{foreign[0]} is not of it")
+        if not {*WRITTEN_LAST} <= there.keys():
+            raise DamagedError("it is incomplete")
+        for name, digest in listed.items():
+            if _digest(there[name]) != digest:
+                raise DamagedError(f"{name} changed since it was saved")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{SEAL} is missing") from error
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"its files cannot be read ({_short(error)})") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_errors(metrics: str) -> dict[int, float]:

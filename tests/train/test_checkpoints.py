@@ -8,7 +8,6 @@ import pytest
 from resjax.train.checkpoints import KEPT, Checkpoints
 from resjax.train.step import State
 
-
 RECORD = {"metrics": ""}
 
 

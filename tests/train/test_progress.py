@@ -44,7 +44,17 @@ def test_no_terminal_gets_a_plain_line_now_and_then(clock):
         ["step", "11/100"],
         ["step", "21/100"],
     ]
+    assert lines[0].endswith("1 s, ? left")
     assert lines[1].endswith("train error 12.30 %  5,120 images/s  11 s, 89 s left")
+
+
+def test_the_time_that_is_left_counts_no_steps_of_an_earlier_process(clock):
+    stream = io.StringIO()
+    with console(stream, every=1) as tell:
+        for step in (80, 81, 82):
+            clock.now += 2
+            tell(at(step))
+    assert stream.getvalue().splitlines()[-1].endswith("6 s, 36 s left")
 
 
 def test_the_last_step_is_always_told(clock):

@@ -46,7 +46,7 @@ def measure(program, state, folder):
     state, until_saved = take(program, state, 8)
     if folder:
         checkpoints = Checkpoints(folder)
-        checkpoints.save(program.backend.one(state), 10)
+        checkpoints.save(program.backend.one(state), 10, {"metrics": ""})
         checkpoints.close()
     state, after = take(program, state, 10)
     test = program.evaluate(state) if folder else {}
