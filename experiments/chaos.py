@@ -83,8 +83,8 @@ def small(**fields: Any) -> Config:
 def command(folder: Path, **fields: Any) -> list[str]:
     """`resjax train` of the small config."""
     options = [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
-    program = [sys.executable, "-m", "resjax.cli", "train"]
-    return [*program, f"--config={QUICKSTART}", f"--workdir={folder}", *options]
+    program = [sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())"]
+    return [*program, "train", f"--config={QUICKSTART}", f"--workdir={folder}", *options]
 
 
 def start(folder: Path, *options: str, **fields: Any) -> subprocess.Popen[str]:
@@ -247,31 +247,31 @@ def files(plan: Plan, folder: Path) -> dict[str, Any]:
     (sweep / "sweep.json").write_text(json.dumps({"runs": [{"folder": "runs/one"}]}))
     outcomes: dict[str, Counter[str]] = {name: Counter() for name in FILES}
 
-    def tried(name: str, content: bytes) -> None:
-        copy = folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(sweep, copy)
-        path = place(copy, name)
-        path.write_bytes(content)
-        if name != "summary.json":  # the run goes on
-            place(copy, "summary.json").unlink()
-        before = {each.name for each in copy.rglob("*.json*")}
-        for typed in commands(copy):
-            outcomes[name][answer(typed)] += 1
-        if gone := before - {each.name for each in copy.rglob("*.json*")}:
-            raise AssertionError(f"{', '.join(gone)} gone")
+    def trial(name: str) -> Callable[[bytes], None]:
+        def tried(content: bytes) -> None:
+            copy = folder / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(sweep, copy)
+            place(copy, name).write_bytes(content)
+            if name != "summary.json":  # the run goes on
+                place(copy, "summary.json").unlink()
+            before = {each.name for each in copy.rglob("*.json*")}
+            for typed in commands(copy):
+                outcomes[name][answer(typed)] += 1
+            if gone := before - {each.name for each in copy.rglob("*.json*")}:
+                raise AssertionError(f"{', '.join(gone)} gone")
 
+        return tried
+
+    asked = settings(
+        max_examples=plan.inputs,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     for name in FILES:
-        original = place(sweep, name).read_bytes()
-        given(bad(original))(
-            settings(
-                max_examples=plan.inputs,
-                deadline=None,
-                database=None,
-                derandomize=True,
-                suppress_health_check=list(HealthCheck),
-            )(lambda content, name=name: tried(name, content))
-        )()
+        asked(given(bad(place(sweep, name).read_bytes()))(trial(name)))()
     return {"outcomes": {name: dict(counted) for name, counted in outcomes.items()}}
 
 
@@ -386,10 +386,10 @@ def disk(plan: Plan, folder: Path) -> dict[str, Any]:
             ballast = small_disk / "ballast"
 
             def fill(progress: Any, ballast: Path = ballast, frees_at: Any = frees_at) -> None:
-                if progress.step == 100:
-                    write_until_full(ballast)
+                if 100 <= progress.step < (frees_at or progress.steps + 1):
+                    write_until_full(ballast)  # again: a save that failed gives its room back
                 elif progress.step == frees_at:
-                    ballast.unlink()
+                    ballast.unlink(missing_ok=True)
 
             error = ""
             try:
@@ -438,7 +438,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def write_until_full(path: Path) -> None:
-    with path.open("wb", buffering=0) as file, suppress(OSError):
+    with path.open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1024))
 

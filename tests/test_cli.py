@@ -22,7 +22,7 @@ def trained(monkeypatch):
     """The configs that `resjax train` trains."""
     configs = []
 
-    def train(config, workdir, on_progress=None, announce=None):
+    def train(config, workdir, on_progress=None, announce=None, stop=None):
         configs.append(config)
         return {"test_error": 0.125}
 
@@ -99,7 +99,7 @@ def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, 
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
-    def train(config, workdir, on_progress=None, announce=None):
+    def train(config, workdir, on_progress=None, announce=None, stop=None):
         raise ZeroDivisionError
 
     monkeypatch.setattr("resjax.train.loop.train", train)
@@ -108,7 +108,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
 
 def test_an_interrupt_is_told_in_one_line(monkeypatch, tmp_path, capsys):
-    def train(config, workdir, on_progress=None, announce=None):
+    def train(config, workdir, on_progress=None, announce=None, stop=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resjax.train.loop.train", train)

@@ -26,7 +26,7 @@ from resjax.analysis.runs import (
     describe,
     load_curves,
     load_runs,
-    read_json,
+    read_object,
     status,
     summarize,
     varying,
@@ -120,7 +120,7 @@ def _status(root: Path, runs: pd.DataFrame) -> str:
     counts = status(runs).value_counts()
     planned = len(runs)
     if (root / "sweep.json").exists():
-        planned = len(read_json(root / "sweep.json")["runs"])
+        planned = len(read_object(root / "sweep.json")["runs"])
     text = f"{int(runs['finished'].sum())} of {planned} runs finished"
     if counts.get("diverged"):
         text += f", {counts['diverged']} of them diverged"
@@ -255,17 +255,20 @@ def _provenance(root: Path, runs: pd.DataFrame) -> str:
             seen[name].append(text)
 
     if (root / "sweep.json").exists():
-        note("sweep", str(read_json(root / "sweep.json").get("command", "")))
+        note("sweep", str(read_object(root / "sweep.json").get("command", "")))
     for folder in runs["folder"]:
         file = Path(folder) / "provenance.json"
-        origin = read_json(file) if file.exists() else {}
+        origin = read_object(file) if file.exists() else {}
         changed = ", with uncommitted changes" if origin.get("dirty") else ""
         note("commit", f"{origin.get('commit') or 'unknown'}{changed}")
         for name in ("command", "python", "platform"):
             note(name, str(origin.get(name, "unknown")))
-        note("devices", ", ".join(origin.get("devices", [])) or "unknown")
+        devices = origin.get("devices")
+        listed = ", ".join(map(str, devices)) if isinstance(devices, list) else ""
+        note("devices", listed or "unknown")
         note("device kind", str(origin.get("device_kind", "unknown")))
-        for package, version in origin.get("versions", {}).items():
+        versions = origin.get("versions")
+        for package, version in versions.items() if isinstance(versions, dict) else ():
             note(package, str(version))
     starts = sorted(runs["start"].dropna())
     for start in starts[:1] + starts[-1:]:

@@ -5,7 +5,6 @@ A run folder holds `config.json`, `provenance.json`, `metrics.jsonl` and, once i
 Errors are fractions everywhere in these tables; per cent is a matter of showing them.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from resjax.run_files import read_config, read_measurements, read_object, read_summary
 
 FINAL = ("train_loss", "train_error", "test_loss", "test_error")
 """Values that a run ends with; all four are finite unless the run diverged."""
@@ -80,7 +81,7 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     lines = [
         {"folder": folder, **line}
         for folder in runs["folder"]
-        for line in _lines(Path(folder) / "metrics.jsonl")
+        for line in read_measurements(Path(folder) / "metrics.jsonl")
     ]
     further = dict.fromkeys(name for line in lines for name in line if name not in CURVE)
     curves = pd.DataFrame(lines, columns=[*CURVE, *further])
@@ -148,17 +149,6 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError naming the file if it holds something else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None
-    if isinstance(content, dict):
-        return content
-    raise ValueError(f"{path}: damaged, not a JSON object")
-
-
 def _groups(
     runs: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -172,7 +162,7 @@ def _run_folders(root: Path) -> list[Path]:
     listed = root / "sweep.json"
     if listed.exists():
         try:
-            folders = [root / run["folder"] for run in read_json(listed)["runs"]]
+            folders = [root / run["folder"] for run in read_object(listed)["runs"]]
         except (KeyError, TypeError):
             raise ValueError(f"{listed}: damaged, no list of runs with folders") from None
         # A run that was planned has no folder until it starts.
@@ -188,15 +178,18 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 def _row(folder: Path) -> dict[str, Any]:
     summary = folder / "summary.json"
     provenance = folder / "provenance.json"
-    origin = read_json(provenance) if provenance.exists() else {}
+    origin = read_object(provenance) if provenance.exists() else {}
     return {
         "folder": str(folder),
-        **_flatten(read_json(folder / "config.json")),
-        **(read_json(summary) if summary.exists() else {}),
+        **_flatten(read_config(folder / "config.json")),
+        **(read_summary(summary) if summary.exists() else {}),
         "finished": summary.exists(),
-        "commit": origin.get("commit"),
-        "start": origin.get("start"),
+        **{name: _text(origin.get(name)) for name in ("commit", "start")},
     }
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -205,32 +198,15 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            # Tuples, unlike JSON's lists, can be compared and grouped by.
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+            flat[prefix + name] = _hashable(value)
     return flat
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    *lines, tail = path.read_bytes().split(b"\n")
-    for number, text in enumerate(lines, start=1):
-        line = _measurement(text)
-        if line is None:
-            raise ValueError(f"{path}, line {number}: damaged, not a measurement")
-        yield line
-    # Without its newline the last line is still being written, or was when the run was killed.
-    if (line := _measurement(tail)) is not None:
-        yield line
-
-
-def _measurement(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    whole = isinstance(line, dict) and isinstance(line.get("step"), int) and "split" in line
-    return line if whole else None
+def _hashable(value: Any) -> Any:
+    """Tuples, unlike JSON's lists, can be compared and grouped by."""
+    if isinstance(value, dict):
+        return tuple((name, _hashable(item)) for name, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _missing(value: Any) -> bool:

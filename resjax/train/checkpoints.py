@@ -4,7 +4,9 @@ Orbax's commits are atomic. What does not verify when a run goes on is set aside
 the newest checkpoint that does is taken.
 """
 
+import errno
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from resjax.train.step import State
 from resjax.train.stored import Restored, Stored, description, named, seal, test_errors
 
 KEPT = 2  # newest ones, beside the best
+SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
 RETRY = 60.0  # seconds from a save that failed to the next try
 
 
@@ -139,6 +142,7 @@ class Checkpoints(Stored):
             return
         self._errors = test_errors(record["metrics"])
         arrays = named(state)
+        self._require_room(sum(array.nbytes for array in arrays.values()))
         described = {name: description(array) for name, array in arrays.items()}
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
@@ -146,6 +150,11 @@ class Checkpoints(Stored):
         )
         self._saving = step
         self._manager.save(step, args=arguments, force=True)
+
+    def _require_room(self, size: int) -> None:
+        """Refuses what would fill the disk: Orbax would say so in a hundred pages."""
+        if shutil.disk_usage(self.folder).free < size + SPARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _failed(self, error: Exception) -> None:
         self._warn(

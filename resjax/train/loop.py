@@ -8,7 +8,7 @@ from the newest checkpoint that verifies, and finds what it would have found.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from resjax.config import Config, UserError, from_dict, to_dict
 from resjax.data.examples import DataError
 from resjax.models.presets import ImpossibleNetworkError
+from resjax.run_files import measurement
 from resjax.train import records
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import leads
@@ -109,8 +110,11 @@ class Run:
             history = History(self.config, file, step, on_progress)
             try:
                 self._loop(compiled, checkpoints, history, state)
-            finally:
-                history.close()
+            except BaseException:
+                with suppress(OSError):  # the other says more
+                    history.close()
+                raise
+            history.close()
         finally:
             checkpoints.close()
         summary = {
@@ -297,7 +301,7 @@ class History:
         listener: Listener | None,
     ):
         self._config, self._file, self._listener = config, file, listener
-        self._lines = records.parse_metrics(file.text)
+        self._lines = [line for text in file.text.splitlines() if (line := measurement(text))]
         self._pending: deque[Pending] = deque()
         self._clock = first_step, time.monotonic()  # the rate counts from here
         self.images_per_second = 0.0

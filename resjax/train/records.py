@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resjax import run_files
 from resjax.config import UserError
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -172,45 +173,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it holds something else.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: not a JSON object; move it away, or put back a copy")
-    return content
+    return _read(run_files.read_object, path)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, its nulls as NaN; None where the run is not finished.
+    """The summary of a finished run; None where the run is not finished.
 
     Raises:
       UserError: it is no summary.
     """
-    content = read_json(path)
-    if content is None:
+    return _read(run_files.read_summary, path)
+
+
+def _read(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any] | None:
+    try:
+        return read(path)
+    except FileNotFoundError:
         return None
-    summary = {name: math.nan if value is None else value for name, value in content.items()}
-    numbers = all(isinstance(value, int | float) for value in summary.values())
-    if not numbers or not summary.keys() >= {"steps", "images_per_second"}:
-        raise UserError(f"{path} is damaged: no summary; move it away, and launch the run again")
-    return summary
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a half-written last one is left out.
-
-    A null, which stands for a number that was not finite, is read as NaN.
-    """
-    return parse_metrics(path.read_text()) if path.exists() else []
-
-
-def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """The lines of a metrics file's text, likewise."""
-    *lines, _ = text.split("\n")
-    return [_read(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{error}; put back a copy, or move it away") from error
 
 
 def free_name(folder: Path, name: str) -> Path:
@@ -229,11 +210,6 @@ def what_failed(error: BaseException) -> str:
 
 def _line(values: Mapping[str, Any]) -> str:
     return json.dumps(_finite(values)) + "\n"
-
-
-def _read(text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

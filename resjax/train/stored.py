@@ -7,7 +7,6 @@ read a file that is not what was written.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from resjax.config import UserError
+from resjax.run_files import measurement
 from resjax.train.distributed import everywhere
 from resjax.train.progress import Warn
 from resjax.train.records import write_text
@@ -219,8 +219,8 @@ def _digest(path: Path) -> str:
 
 def test_errors(metrics: str) -> dict[int, float]:
     """The test error of every step that was evaluated, from the text of metrics.jsonl."""
-    lines = map(json.loads, metrics.splitlines())
-    return {line["step"]: line["error"] for line in lines if line["split"] == "test"}
+    lines = map(measurement, metrics.splitlines())
+    return {line["step"]: line["error"] for line in lines if line and line["split"] == "test"}
 
 
 def _plain(state: State) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from resjax import run_files
 from resjax.config import UserError
 from resjax.train import records
 from resjax.train.identity import differing
@@ -101,22 +102,18 @@ def _metrics(
     path: Path, newest: dict[str, Any] | None, findings: list[Finding]
 ) -> list[dict[str, Any]]:
     """The lines of a metrics file; adds to the findings what is wrong with them."""
-    remembered = newest["metrics"] if newest else ""
     try:
-        text = path.read_bytes().decode()
-        lines = records.parse_metrics(text)
-        seen = [(line["step"], line["split"]) for line in lines]
-    except FileNotFoundError:
-        if newest:
-            findings.append(Finding(path, "missing"))
+        lines = run_files.read_measurements(path)
+    except ValueError as error:
+        findings.append(Finding(path, str(error).removeprefix(f"{path}").lstrip(",: ")))
         return []
-    except (ValueError, KeyError, TypeError, AttributeError):
-        findings.append(Finding(path, "damaged: a line is no measurement"))
-        return []
+    if newest and not path.exists():
+        findings.append(Finding(path, "missing"))
+    elif newest and not path.read_bytes().startswith(newest["metrics"].encode()):
+        findings.append(Finding(path, "damaged: the newest checkpoint remembers other lines"))
+    seen = [(line["step"], line["split"]) for line in lines]
     if len(set(seen)) < len(seen) or seen != sorted(seen, key=lambda each: each[0]):
         findings.append(Finding(path, "damaged: steps repeat, or go back"))
-    if not text.startswith(remembered):
-        findings.append(Finding(path, "damaged: the newest checkpoint remembers other lines"))
     return lines
 
 

@@ -37,7 +37,7 @@ def trained(monkeypatch):
     """The (depth, seed) that were trained, in order; training itself only writes its files."""
     runs = []
 
-    def train(config, workdir, on_progress=None):
+    def train(config, workdir, on_progress=None, stop=None):
         runs.append((config.model.depth, config.seed))
         if config.model.depth in train.failing:
             raise MemoryError("no room\nat all")
@@ -116,7 +116,7 @@ def test_a_traceback_goes_when_its_run_is_tried_again(planned, trained, tmp_path
 
 
 def test_an_interrupt_stops_the_sweep(planned, trained, tmp_path, monkeypatch):
-    def interrupted(config, workdir, on_progress=None):
+    def interrupted(config, workdir, on_progress=None, stop=None):
         trained.runs.append(config)
         raise KeyboardInterrupt
 

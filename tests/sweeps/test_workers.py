@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -111,7 +112,12 @@ def test_a_run_that_takes_its_process_along_stops_no_other(planned, tmp_path, ca
     assert len({summary["train_loss"] for summary in seeds}) == 3
 
 
-def test_an_interrupt_stops_the_workers_and_fails_no_run(tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "send"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
+    ids=["Ctrl-C to launcher and workers", "SIGTERM to the launcher"],
+)
+def test_a_sweep_that_is_stopped_saves_all_runs_and_fails_none(tmp_path, sent, send):
     (tmp_path / "sweep.py").write_text(
         "from resjax.sweeps import param\nsweep = lambda: param('seed', (0, 1))\n"
     )
@@ -125,22 +131,28 @@ def test_an_interrupt_stops_the_workers_and_fails_no_run(tmp_path):
     # A background job, such as this test may be one, ignores what Ctrl-C sends.
     heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{heeds}; from resjax.cli import main; sys.exit(main())"]
-    # A session of its own: the signal reaches launcher and workers, as Ctrl-C does.
+    # A session of its own, which a signal to all of it reaches alone.
     process = subprocess.Popen(
         [*command, *typed], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("w/runs/*/metrics.jsonl"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert told == "resjax: interrupted; the same command goes on from here\n"
-    assert not list(tmp_path.glob("w/runs/*/error.txt"))
-    while group_lives(process.pid):
-        assert time.monotonic() < deadline, "a worker goes on"
-        time.sleep(0.1)
+    try:
+        deadline = time.monotonic() + 90
+        while sum(bool(path.read_text()) for path in tmp_path.glob("w/runs/*/metrics.jsonl")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        send(process.pid, sent)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 128 + sent
+        assert "the runs under way have saved; the same command goes on from here" in told
+        assert "Traceback" not in told
+        assert not list(tmp_path.glob("w/runs/*/error.txt"))
+        assert len(list(tmp_path.glob("w/runs/*/checkpoints/*/SHA256SUMS"))) == 2
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline, "a worker goes on"
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def group_lives(group):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from resjax.run_files import read_measurements
 from resjax.train import records
 
 
@@ -84,7 +85,7 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = records.MetricsFile(path, "")
     file.write(line(1, loss=0.5))
-    assert records.read_metrics(path) == [line(1, loss=0.5)]
+    assert read_measurements(path) == [line(1, loss=0.5)]
     file.close()
 
 
@@ -92,15 +93,15 @@ def test_metrics_go_on_behind_the_lines_that_are_kept_and_others_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = [line(1), line(2), line(2, "test")]
     write_lines(path, [*kept, line(3), line(3, "test")])
-    write_lines(path, [line(3, again=True)], behind="".join(map(as_text, kept)))
-    assert records.read_metrics(path) == [*kept, line(3, again=True)]
+    write_lines(path, [line(3, again=1)], behind="".join(map(as_text, kept)))
+    assert read_measurements(path) == [*kept, line(3, again=1)]
 
 
 def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [line(1), line(2)])
     path.write_text(path.read_text() + '{"step": 2, "spl')
-    assert records.read_metrics(path) == [line(1), line(2)]
+    assert read_measurements(path) == [line(1), line(2)]
     write_lines(path, [line(3)], behind=as_text(line(1)) + as_text(line(2)))
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
 
@@ -110,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
     write_lines(path, [line(1, loss=math.nan), line(2, loss=math.inf)])
     texts = path.read_text().splitlines()
     assert [json.loads(text)["loss"] for text in texts] == [None, None]
-    assert all(math.isnan(each["loss"]) for each in records.read_metrics(path))
+    assert all(math.isnan(each["loss"]) for each in read_measurements(path))
 
 
 def test_provenance_says_where_a_result_comes_from(monkeypatch):

@@ -1,0 +1,93 @@
+"""What the files of a run folder hold: written by training, read by it again and by analysis.
+
+Whatever a file holds instead, reading it ends in a ValueError that names the file.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+LARGEST_STEP = 2**53
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: damaged, not a JSON object")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, at least in its outline; raises as `read_object`."""
+    content = read_object(path)
+    data = content.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise ValueError(f"{path}: damaged, no config: it has no data.name")
+    return content
+
+
+def read_summary(path: Path) -> dict[str, float]:
+    """A summary.json, its nulls, which stand for what was not finite, as NaN.
+
+    Raises as `read_object`.
+    """
+    content = read_object(path)
+    if not all(map(_is_number, content.values())) or not _is_step(content.get("steps")):
+        raise ValueError(f"{path}: damaged, not a summary")
+    return {name: math.nan if value is None else value for name, value in content.items()}
+
+
+def read_measurements(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, in order; none where there is no file.
+
+    Without its newline the last line is still being written, or was when the run was killed; if it
+    is not whole it is left out.
+
+    Raises:
+      ValueError: names the first line that is no measurement.
+    """
+    if not path.exists():
+        return []
+    *whole, tail = path.read_bytes().split(b"\n")
+    lines = list(map(measurement, whole))
+    if None in lines:
+        raise ValueError(f"{path}, line {lines.index(None) + 1}: damaged, not a measurement")
+    return [line for line in (*lines, measurement(tail)) if line is not None]
+
+
+def measurement(text: str | bytes) -> dict[str, Any] | None:
+    """One line of a metrics.jsonl, its nulls as NaN; None for anything else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not _is_step(line.get("step")):
+        return None
+    if line.get("split") not in ("train", "test"):
+        return None
+    values = {name: value for name, value in line.items() if name not in ("step", "split")}
+    if not all(map(_is_number, values.values())):
+        return None
+    nulls = {name: math.nan for name, value in values.items() if value is None}
+    return {**line, **nulls}
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_STEP
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold, or null."""
+    if type(value) is int:
+        return abs(value) <= LARGEST_STEP
+    return value is None or isinstance(value, float)
