@@ -1,0 +1,154 @@
+"""One process in a run folder: whoever comes second is refused, and a dead one's lock is taken."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from resjax.config import UserError
+from resjax.train import lock
+from resjax.train.lock import NAME, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from resjax.train.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process, which holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_process_is_refused_and_told_who_is_there(holder, tmp_path):
+    with (
+        pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
+        locked(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    told = []
+    start = time.monotonic()
+    with locked(tmp_path / "run", told.append):
+        assert time.monotonic() - start < 1
+    assert len(told) == 1
+    assert f"process {holder.pid}" in told[0]
+    assert "taken over" in told[0]
+
+
+def test_after_its_release_nothing_is_left_and_the_next_may_come(tmp_path):
+    told = []
+    for _ in range(2):
+        with locked(tmp_path / "new" / "run", told.append):
+            assert (tmp_path / "new" / "run" / NAME).exists()
+        assert not (tmp_path / "new").exists()
+    assert told == []
+
+
+def test_what_was_written_in_a_new_folder_stays(tmp_path):
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The lock file of a process on another machine, whose locks are not seen here."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    content = {"host": "elsewhere", "process": 7, "boot": "another"}
+    (tmp_path / NAME).write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_a_dead_process_on_another_machine_is_watched_then_its_lock_is_taken(elsewhere):
+    told = []
+    start = time.monotonic()
+    with locked(elsewhere, told.append):
+        assert time.monotonic() - start >= 0.5
+        assert json.loads((elsewhere / NAME).read_text())["process"] == os.getpid()
+    assert [("watching" in text, "taken over" in text) for text in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_a_process_on_another_machine_that_beats_is_left_alone(elsewhere):
+    over = threading.Event()
+
+    def beat():
+        stamp = 0  # no clock that runs: 1970, as after a jump
+        while not over.wait(0.05):
+            stamp += 1
+            os.utime(elsewhere / NAME, (stamp, stamp))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="process 7 on elsewhere"), locked(elsewhere):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    assert json.loads((elsewhere / NAME).read_text())["process"] == 7
+
+
+def test_the_holder_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with locked(tmp_path):
+        first = (tmp_path / NAME).stat().st_mtime_ns
+        deadline = time.monotonic() + 5
+        while (tmp_path / NAME).stat().st_mtime_ns == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"process": null}'])
+def test_a_damaged_lock_file_that_nobody_holds_stops_nobody(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    (tmp_path / NAME).write_text(content)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from resjax.config import UserError
+from resjax.train.lock import locked
+folder, done = Path(sys.argv[1]), 0
+while done < 20:
+    try:
+        with locked(folder):
+            value = int((folder / "count").read_text())
+            time.sleep(0.001)
+            (folder / "count").write_text(str(value + 1))
+            done += 1
+    except UserError:
+        time.sleep(0.001)
+"""
+
+
+def test_of_many_processes_one_at_a_time_is_inside(tmp_path):
+    (tmp_path / "count").write_text("0")
+    counting = [subprocess.Popen([sys.executable, "-c", COUNT, tmp_path]) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in counting] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "60"
