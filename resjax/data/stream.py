@@ -7,7 +7,8 @@ would have come. The order is Grain's, whose shuffle finds any element of any ep
 
 The processes are the standard library's. Grain's (0.2.18) wait for ever when one of them hangs, in
 `next` and in `close`; outlive a main process that is killed; and hold JAX, 190 MB each. These hold
-NumPy and Pillow, end with the main process, and one that dies or hangs is an error of one line.
+NumPy and Pillow, and end with the main process. One that dies is replaced, for what it had to make
+can be made again; one that hangs, or that dies again, is an error of one line.
 """
 
 import itertools
@@ -18,12 +19,14 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -151,34 +154,64 @@ class Feed(Iterator[Batch]):
         self._make: Callable[[Share], Batch | Written]
         self._workers: Mapping[int, BaseProcess] = {}
         if workers:
-            self._executor = pool = futures.ProcessPoolExecutor(
+            self._pool = partial(
+                futures.ProcessPoolExecutor,
                 workers,
                 multiprocessing.get_context("spawn"),
                 initializer=begin_worker,
                 initargs=(maker, self._folder.name),
             )
-            self._workers = pool._processes  # public, as `kill_workers`, from Python 3.14 on
+            self._begin_workers()
             self._make = make_in_worker
         else:
             self._executor = futures.ThreadPoolExecutor(1)
             self._make = maker.batch
-        self._pending: deque[futures.Future[Batch | Written]] = deque()
+        self._pending: deque[tuple[Share, futures.Future[Batch | Written]]] = deque()
+        self._came = False  # a batch, since workers were replaced
         with self._closed_by_errors():
-            self._order(AHEAD * max(workers, 1))
+            self._order(itertools.islice(shares, AHEAD * max(workers, 1)))
 
     def __next__(self) -> Batch:
         if not self._pending:
             self.close()
             raise StopIteration
         with self._closed_by_errors():
-            batch = self._result(self._pending.popleft())
-            self._order(1)
+            try:
+                batch = self._result(self._pending[0][1])
+            except BrokenProcessPool:
+                self._replace_workers()
+                batch = self._result(self._pending[0][1])
+            self._pending.popleft()
+            self._came = True
+            self._order(itertools.islice(self._shares, 1))
         return batch
 
-    def _order(self, batches: int) -> None:
-        for share in itertools.islice(self._shares, batches):
-            with interrupt_held():  # by a worker that this starts, too
-                self._pending.append(self._executor.submit(self._make, share))
+    def _order(self, shares: Iterable[Share]) -> None:
+        for share in shares:
+            with signals_held():  # by a worker that this starts, too
+                try:
+                    future = self._executor.submit(self._make, share)
+                except BrokenProcessPool as error:  # which the batch's turn will tell
+                    future = futures.Future()
+                    future.set_exception(error)
+            self._pending.append((share, future))
+
+    def _begin_workers(self) -> None:
+        self._executor = pool = self._pool()
+        self._workers = pool._processes  # public, as `kill_workers`, from Python 3.14 on
+
+    def _replace_workers(self) -> None:
+        """A worker died, perhaps for want of memory: others make what it and they had to make."""
+        if not self._came:
+            raise BrokenProcessPool
+        text = f"a worker of the feed died of {self._cause_of_death()}; others take its place"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        self._end_workers()
+        self._begin_workers()
+        waiting = [share for share, _ in self._pending]
+        self._pending.clear()
+        self._came = False
+        self._order(waiting)
 
     def _result(self, future: "futures.Future[Batch | Written]") -> Batch:
         if not futures.wait([future], PATIENCE).done:
@@ -213,10 +246,13 @@ class Feed(Iterator[Batch]):
     def close(self) -> None:
         """Ends the workers, whatever they are doing."""
         self._pending.clear()
+        self._end_workers()
+        self._folder.cleanup()
+
+    def _end_workers(self) -> None:
         for worker in self._workers.values():
             worker.kill()  # one that is stopped heeds nothing else
         self._executor.shutdown(cancel_futures=True)
-        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -226,9 +262,12 @@ class Feed(Iterator[Batch]):
 
 
 @contextmanager
-def interrupt_held() -> Iterator[None]:
-    """Ctrl-C reaches all processes, but is the main one's affair: those begun here never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def signals_held() -> Iterator[None]:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes, but are the main one's affair.
+
+    Those begun here never see them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

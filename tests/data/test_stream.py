@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -219,14 +220,38 @@ def test_images_of_different_sizes_are_an_error_that_names_the_setting(tmp_path:
         taken(eval_batches(examples, batch_size=2))
 
 
-def test_a_worker_that_is_killed_is_told_at_once() -> None:
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_no_batch_is_another() -> None:
+    expected = taken(stream(numbered(30), batch_size=7, seed=0), 40)
+    with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
+        found = list(itertools.islice(feed, 10))
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match="died of SIGKILL; others take its place"):
+            found += itertools.islice(feed, 30)
+    assert same(found, expected)
+
+
+def test_workers_that_die_again_before_a_batch_came_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         next(feed)
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        # What is made anew is an exit code, of the worker itself.
+        monkeypatch.setattr(feed, "_make", os._exit)
+        feed._shares = itertools.repeat(3)
+        feed._pending = deque((3, future) for _, future in feed._pending)
+        kill_workers()
         start = time.monotonic()
-        with pytest.raises(WorkerError, match="a worker of the feed died of SIGKILL") as raised:
+        with (
+            pytest.warns(RuntimeWarning),
+            pytest.raises(WorkerError, match="a worker of the feed died of exit code 3") as raised,
+        ):
             taken(feed, 100)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert "\n" not in str(raised.value)
 
 
@@ -242,11 +267,12 @@ def test_a_worker_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - start < 5
 
 
-def test_ctrl_c_in_a_terminal_is_the_main_processs_alone() -> None:
+def test_ctrl_c_and_sigterm_to_all_processes_are_the_main_ones_alone() -> None:
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         next(feed)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
         assert len(taken(feed, 20)) == 20
 
 
