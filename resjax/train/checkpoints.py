@@ -23,6 +23,7 @@ from resjax.train.step import State
 from resjax.train.stored import Restored, Stored, description, named, seal, test_errors
 
 KEPT = 2  # newest ones, beside the best
+PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump
 SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
 RETRY = 60.0  # seconds from a save that failed to the next try
 
@@ -109,7 +110,9 @@ class Checkpoints(Stored):
             preservation_policy=self,
             lightweight_initialize=True,  # what it would read may be damaged
             cleanup_tmp_directories=True,  # of saves that were killed
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=PATIENCE, post_finalization_callback=self._seal
+            ),
         )
         return _Manager(self.folder, options=options)
 

@@ -216,6 +216,7 @@ class Run:
         state: State,
         error: "NotFiniteError",
     ) -> str:
+        checkpoints.wait()
         steps = checkpoints.steps()
         last = f"that of step {steps[-1]}" if steps else "none"
         return (

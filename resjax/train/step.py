@@ -200,7 +200,7 @@ class Program:
             return new, metrics
         finite = jnp.isfinite(metrics["loss"]) & ~old.diverged
         if asked == "skip":  # the norm costs a pass over the gradients
-            finite &= jnp.isfinite(optax.global_norm(gradients))
+            finite &= jnp.isfinite(optax.tree.norm(gradients))
         kept = jax.tree.map(partial(jnp.where, finite), new, old)
         if asked == "stop":
             return kept._replace(diverged=~finite), metrics

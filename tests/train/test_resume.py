@@ -1,0 +1,329 @@
+"""A run that goes on is the run that it was, whatever happened; what is damaged is never used."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from resjax.config import UserError
+from resjax.train import checkpoints
+from resjax.train.loop import evaluate, train
+from resjax.train.signals import Stop, Stopped
+from resjax.train.verify import verify
+
+TIMES = ("seconds", "compile_seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def config(configure):
+    return configure({"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4})
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of a run that nothing interrupted, with checkpoints of steps 4, 8 and 10."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy that goes on from its last whole checkpoint."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    return workdir
+
+
+def found(workdir):
+    """All that must not depend on what happened to a run."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {name: value for name, value in summary.items() if name not in TIMES}, (
+        workdir / "metrics.jsonl"
+    ).read_bytes()
+
+
+def a_file_of(checkpoint):
+    """The largest: the arrays'."""
+    return max(filter(os.path.isfile, checkpoint.rglob("*")), key=os.path.getsize)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(config, finished, unfinished):
+    path = a_file_of(unfinished / "checkpoints" / "10")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    told, steps = [], []
+    train(config, unfinished, lambda progress: steps.append(progress.step), warn=told.append)
+    assert len(told) == 1
+    assert f"checkpoints/10 is damaged: {path.name}" not in told[0]  # it names the path within
+    assert "changed since it was saved" in told[0]
+    assert str(unfinished / "damaged" / "checkpoint-10") in told[0]
+    assert (unfinished / "damaged" / "checkpoint-10").is_dir()
+    assert steps[0] == 10  # after a restored 8
+    assert found(unfinished) == found(finished)
+
+
+def test_where_no_checkpoint_is_whole_the_run_begins_anew_and_says_so(config, finished, unfinished):
+    for checkpoint in (unfinished / "checkpoints").iterdir():
+        a_file_of(checkpoint).unlink()
+    told = []
+    train(config, unfinished, warn=told.append)
+    assert "begins anew" in told[-1]
+    assert len(list((unfinished / "damaged").iterdir())) == len(told) - 1
+    assert found(unfinished) == found(finished)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_metrics_that_are_not_what_was_written_come_from_the_checkpoint(
+    config, finished, unfinished, damage
+):
+    path = unfinished / "metrics.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        changed = content.replace(b"loss", b"lass", 1) if damage == "flipped" else content[:100]
+        path.write_bytes(changed)
+    told = []
+    train(config, unfinished, warn=told.append)
+    assert "its lines come from the checkpoint" in told[0]
+    assert found(unfinished) == found(finished)
+    kept = unfinished / "damaged" / "metrics.jsonl"
+    assert kept.exists() == (damage != "gone")
+
+
+def test_more_steps_go_on_and_a_finished_run_is_not_finished_any_more(configure, config, finished):
+    workdir = finished.parent / "longer"
+    shutil.copytree(finished, workdir)
+    longer = {"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4}
+    told = []
+    summary = train(configure(longer | {"train.steps": 14}), workdir, told.append)
+    assert (summary["steps"], told[0].step) == (14, 12)
+    lines = (workdir / "metrics.jsonl").read_bytes()
+    assert lines.startswith((finished / "metrics.jsonl").read_bytes())
+    with pytest.raises(UserError, match=r"train\.steps is 14 there and 10 here"):
+        train(config, workdir)
+
+
+def test_what_may_differ_is_told_with_what_does(configure, unfinished):
+    with pytest.raises(UserError) as raised:
+        train(configure({"seed": 3, "train.eval_every": 6}), unfinished)
+    told = str(raised.value)
+    assert "seed is 0 there and 3 here" in told
+    assert "eval_every is" not in told
+    assert "What may differ: train.steps, train.log_every, train.eval_every" in told
+
+
+def test_without_its_config_a_folder_still_knows_whose_it_is(configure, config, unfinished):
+    (unfinished / "config.json").unlink()
+    with pytest.raises(UserError, match="seed is 0 there and 3 here"):
+        train(configure({"seed": 3}), unfinished)
+    train(config, unfinished)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_damaged_file_is_refused_by_its_name_and_left_alone(config, finished, tmp_path, name):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / name).write_text('{"steps": 1')
+    before = sorted(path.name for path in workdir.iterdir())
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        train(config, workdir)
+    assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def asking(at):
+    """A stop, and a listener that asks for it at a step."""
+    stop = Stop()
+
+    def listen(progress):
+        if progress.step == at:
+            stop.signal = signal.SIGTERM
+
+    return stop, listen
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(config, finished, tmp_path, at):
+    stop, listen = asking(at)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step (\d+) of 10, saved") as raised:
+        train(config, tmp_path, listen, stop=stop)
+    assert raised.value.code == 143
+    saved = int(str(raised.value).split("step ")[1].split()[0])
+    assert at < saved < 10  # metrics are told a dispatch late
+    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+    told = []
+    train(config, tmp_path, told.append)
+    assert told[0].step == saved + 2
+    assert found(tmp_path) == found(finished)
+
+
+def test_a_run_that_is_asked_at_its_end_is_finished(config, finished, tmp_path):
+    stop, listen = asking(10)
+    train(config, tmp_path, listen, stop=stop)
+    assert found(tmp_path) == found(finished)
+
+
+def test_provenance_keeps_how_a_run_began_and_seconds_count_all_of_it(config, tmp_path):
+    stop, listen = asking(4)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, listen, stop=stop)
+    path = tmp_path / "provenance.json"
+    first = json.loads(path.read_text())
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda each: int(each.name))
+    before = json.loads((newest / "record" / "metadata").read_text())["seconds"]
+    assert before > 0
+    start = time.monotonic()
+    summary = train(config, tmp_path)
+    took = time.monotonic() - start
+    then = json.loads(path.read_text())
+    assert {name: then[name] for name in first} == first
+    assert [each["step"] for each in then["resumed"]] == [int(newest.name)]
+    assert before < summary["seconds"] <= before + took + 0.01
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """`disk.free` bytes are left where checkpoints are saved, and saves are tried again at once."""
+    state = SimpleNamespace(free=2**40)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: state)
+    monkeypatch.setattr(checkpoints, "RETRY", 0.0)
+    return state
+
+
+def test_a_full_disk_is_told_and_training_goes_on_until_there_is_room(
+    config, finished, tmp_path, disk
+):
+    def fill(progress):
+        disk.free = 0 if progress.step < 8 else 2**40
+
+    told = []
+    train(config, tmp_path, fill, warn=told.append)
+    assert "No space left on device" in told[0]
+    assert found(tmp_path) == found(finished)
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_what_cannot_be_saved_at_the_end_is_a_clear_failure(config, finished, tmp_path, disk):
+    def fill(progress):
+        disk.free = 0 if progress.step > 4 else 2**40
+
+    with pytest.raises(UserError) as raised:
+        train(config, tmp_path, fill, warn=lambda _: None)
+    told = str(raised.value)
+    assert "step 10 could not be saved" in told
+    assert "No space left on device; the checkpoint of step 4 is there" in told
+    assert not (tmp_path / "summary.json").exists()
+    disk.free = 2**40
+    train(config, tmp_path)
+    assert found(tmp_path) == found(finished)
+
+
+def test_a_folder_that_vanishes_is_told_and_not_made_again(config, tmp_path):
+    def vanish(progress):
+        if progress.step == 4:
+            os.rename(
+                tmp_path / "run", tmp_path / "elsewhere"
+            )  # at once, whatever is written there
+
+    told = []
+    with pytest.raises(UserError, match=r"could not be saved|cannot write there"):
+        train(config, tmp_path / "run", vanish, warn=told.append)
+    assert told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(config, finished, tmp_path, monkeypatch):
+    now, jumps = time.time, iter((-86_400, 86_400, -3, 7_200) * 9)
+    offset = [0]
+
+    def jump(progress):
+        offset[0] += next(jumps)
+
+    monkeypatch.setattr(time, "time", lambda: now() + offset[0])
+    stop, listen = asking(2)
+
+    def both(progress):
+        jump(progress)
+        listen(progress)
+
+    with pytest.raises(Stopped):
+        train(config, tmp_path, both, stop=stop)
+    train(config, tmp_path, jump)
+    assert found(tmp_path) == found(finished)
+
+
+def test_evaluate_takes_the_best_or_a_step_and_passes_over_what_is_damaged(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    errors = {line["step"]: line["error"] for line in lines if line["split"] == "test"}
+    kept = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    best = min(kept, key=errors.__getitem__)
+    assert errors[best] == min(errors.values())
+    assert evaluate(workdir, "best")["test_error"] == errors[best]
+    assert evaluate(workdir, "8") == evaluate(workdir, "8") | {"step": 8, "test_error": errors[8]}
+    with pytest.raises(UserError, match="no checkpoint of step 7; there: "):
+        evaluate(workdir, "7")
+    a_file_of(workdir / "checkpoints" / "10").unlink()
+    told = []
+    assert evaluate(workdir, "last", told.append)["step"] == 8
+    assert "passed over" in told[0]
+    assert (workdir / "checkpoints" / "10").is_dir()
+
+
+def test_verify_finds_a_whole_run_whole(finished):
+    (finding,) = verify(finished)
+    assert not finding.damaged
+    assert "8, 10" in finding.what
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("where", "do", "says"),
+    [
+        ("checkpoints/8/record/metadata", flip, "record/metadata changed since it was saved"),
+        ("checkpoints/10/commit_success.txt", flip, "commit_success.txt changed"),
+        ("checkpoints/10/state/_METADATA", os.unlink, "state/_METADATA is missing"),
+        ("checkpoints/10/SHA256SUMS", os.unlink, "SHA256SUMS is missing"),
+        ("checkpoints/10", shutil.rmtree, "of which there is no whole checkpoint"),
+        ("metrics.jsonl", flip, "damaged"),
+        ("metrics.jsonl", os.unlink, "missing"),
+        ("config.json", os.unlink, "missing"),
+        ("summary.json", lambda path: path.write_text("{}"), "damaged"),
+    ],
+)
+def test_verify_names_what_is_damaged(finished, tmp_path, where, do, says):
+    workdir = tmp_path / "above" / "run"
+    shutil.copytree(finished, workdir)
+    do(workdir / where)
+    findings = verify(tmp_path)
+    assert all(finding.damaged for finding in findings)
+    assert any(says in finding.what for finding in findings)
+    assert all("\n" not in finding.what for finding in findings)
+
+
+def test_verify_finds_numbers_that_are_not_those_of_the_run(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for name, field in (("summary.json", "test_loss"), ("config.json", "seed")):
+        content = json.loads((workdir / name).read_text())
+        (workdir / name).write_text(json.dumps(content | {field: 1}))
+    assert [finding.path.name for finding in verify(workdir)] == ["config.json", "summary.json"]
+
+
+def test_verify_refuses_a_folder_without_runs(tmp_path):
+    with pytest.raises(UserError, match="no runs here"):
+        verify(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        verify(tmp_path / "nowhere")
