@@ -60,6 +60,8 @@ SMALL = {
     "train.eval_every": 15,
     "train.checkpoint_every": 10,
 }
+# Trains for as long as it takes to start and to compile.
+LONGER = {"train.steps": 1500, "train.eval_every": 30, "train.checkpoint_every": 60}
 
 
 class Plan(NamedTuple):
@@ -109,7 +111,7 @@ def kills(plan: Plan, folder: Path) -> dict[str, Any]:
     chance = random.Random(plan.seed)
     whole = folder / "whole"
     began = time.monotonic()
-    process = start(whole)
+    process = start(whole, **LONGER)
     if process.wait():
         raise RuntimeError(process.communicate()[1])
     seconds = time.monotonic() - began
@@ -118,7 +120,7 @@ def kills(plan: Plan, folder: Path) -> dict[str, Any]:
     while sum(moments.values()) < plan.kills:
         run = folder / f"run{runs}"
         while True:
-            process = start(run)
+            process = start(run, **LONGER)
             with suppress(subprocess.TimeoutExpired):
                 _, errors = process.communicate(timeout=chance.uniform(0, seconds))
                 if process.returncode:

@@ -71,7 +71,6 @@ class Checkpoints(Stored):
             self._manager.wait_until_finished()
             self._complete_seal()
         except Exception as error:
-            self._manager = self._open()
             raise UserError(
                 f"step {step} could not be saved in {self.folder}: {what_failed(error)}; "
                 f"{self._intact()}. Mend that and launch the same command again"
@@ -137,10 +136,10 @@ class Checkpoints(Stored):
 
     def _save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
         self.wait()
+        if not self.folder.parent.is_dir():  # Orbax would make it again
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.folder.parent)
         if not everywhere(self._retry_at is None):  # whichever process saw it fail
             self._manager = self._open()
-        if not self.folder.parent.is_dir():
-            raise FileNotFoundError(f"{self.folder.parent} is gone")
         if step in self._manager.all_steps():
             return
         self._errors = test_errors(record["metrics"])

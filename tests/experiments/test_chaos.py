@@ -1,0 +1,106 @@
+"""The chaos script in small: what it does to runs happens, and the page says what came of it."""
+
+import importlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def chaos() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        yield importlib.import_module("chaos")
+
+
+@pytest.fixture(scope="module")
+def few(chaos: ModuleType) -> Any:
+    """As little of everything as shows something."""
+    return chaos.Plan(kills=2, flips=8, truncations=4, deletions=4, inputs=2, rounds=1)
+
+
+def test_a_run_that_is_killed_is_the_same_run_in_the_end(
+    chaos: ModuleType, few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    found = chaos.kills(few, tmp_path)
+    assert found["kills"] == 2
+    assert found["runs"] > 0
+    assert found["different"] == 0
+
+
+def test_damage_is_told_and_the_checkpoint_before_is_used(
+    chaos: ModuleType, few: Any, tmp_path: Path
+) -> None:
+    outcomes = chaos.damage(few, tmp_path)["outcomes"]
+    told = {kind: both["resjax"] for kind, both in outcomes.items()}
+    assert told == {
+        "bit flipped": {"told, and the one before restored": 8},
+        "file truncated": {"told, and the one before restored": 4},
+        "file deleted": {"told, and the one before restored": 4},
+    }
+
+
+def test_a_bad_file_gets_a_line_and_no_traceback(
+    chaos: ModuleType, few: Any, tmp_path: Path
+) -> None:
+    outcomes = chaos.files(few, tmp_path)["outcomes"]
+    for name, answers in outcomes.items():
+        assert sum(answers.values()) == 2 * 4
+        if name != "sweep.json":  # which is no run's
+            assert answers["verify 1"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step_and_do_not_wait_for_a_dead_one(
+    chaos: ModuleType, few: Any, tmp_path: Path
+) -> None:
+    signals = chaos.processes(few, tmp_path)["signals"]
+    stopped, killed = signals["SIGTERM"], signals["SIGKILL"]
+    assert stopped["codes"] == [128 + signal.SIGTERM] * 2
+    assert len(stopped["stopped"]) == 2
+    assert len(set(stopped["stopped"])) == 1  # the same step
+    assert killed["codes"] == [75, -signal.SIGKILL]
+    assert killed["seconds"] < 60
+    assert not stopped["different"]
+    assert not killed["different"]
+
+
+def test_a_full_disk_ends_no_run_that_can_go_on(
+    chaos: ModuleType, few: Any, tmp_path: Path
+) -> None:
+    try:
+        disks = chaos.disk(few, tmp_path)["disks"]
+    except PermissionError as error:
+        pytest.skip(str(error))
+    passing, lasting = disks["for a while"], disks["to the end"]
+    assert not passing["error"]
+    assert passing["warnings"] > 0
+    assert "could not be saved" in lasting["error"]
+    assert "No space left on device" in lasting["error"]
+    assert lasting["checkpoints"]
+    assert not passing["different"]
+    assert not lasting["different"]
+
+
+def test_saving_is_timed_beside_orbax(chaos: ModuleType, tmp_path: Path) -> None:
+    state = chaos.Program(chaos.small()).init(0)
+    took = chaos.one_round(tmp_path, state)
+    assert {name.split()[0] for name in took} == {"resjax", "Orbax"}
+    assert all(seconds > 0 for seconds in took.values())
+
+
+def test_the_page_shows_what_was_found(chaos: ModuleType, tmp_path: Path) -> None:
+    found = json.loads((EXPERIMENTS / "results" / "chaos-cpu.json").read_text())
+    chaos.report(EXPERIMENTS / "results", tmp_path)
+    page = (tmp_path / "chaos.md").read_text()
+    assert page == (EXPERIMENTS.parent / "docs" / "chaos.md").read_text()
+    assert f"{found['kills']['kills']} SIGKILLs" in page
+    assert f"Runs that ended differently: {found['kills']['different']}." in page
