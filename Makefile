@@ -5,7 +5,7 @@ READY := .venv/ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow figures lint lock clean help
+.PHONY: demo test test-slow chaos figures lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -16,8 +16,12 @@ test: lint  ## check style, types and layers, then run the tests
 test-slow: $(READY)  ## run every test, those of minutes too
 	$(BIN)/pytest -q -m ""
 
+chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write docs/chaos.md (an hour)
+	$(BIN)/python experiments/chaos.py measure
+	$(BIN)/python experiments/chaos.py report
+
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
-	for script in throughput seeds feeds; do $(BIN)/python experiments/$$script.py report || exit; done
+	for script in throughput seeds feeds chaos; do $(BIN)/python experiments/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
