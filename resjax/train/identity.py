@@ -38,15 +38,17 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not _may_differ(key, theirs.get(key), ours)
+        if theirs.get(key) != ours.get(key) and not _may_differ(key, theirs, ours)
     ]
 
 
-def _may_differ(key: str, there: Any, ours: dict[str, Any]) -> bool:
-    """Whether a run may go on although a field has changed."""
+def _may_differ(key: str, theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether a run may go on although a field has changed; one that is not there has not."""
+    if key not in MAY_DIFFER or key not in theirs.keys() & ours.keys():
+        return False
     if key == "train.steps":
-        return isinstance(there, int) and there <= ours[key]
-    return key in MAY_DIFFER
+        return type(theirs[key]) is type(ours[key]) is int and theirs[key] <= ours[key]
+    return True
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
