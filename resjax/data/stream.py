@@ -188,7 +188,7 @@ class Feed(Iterator[Batch]):
 
     def _order(self, shares: Iterable[Share]) -> None:
         for share in shares:
-            with signals_held():  # by a worker that this starts, too
+            with interrupt_held():  # by a worker that this starts, too
                 try:
                     future = self._executor.submit(self._make, share)
                 except BrokenProcessPool as error:  # which the batch's turn will tell
@@ -262,12 +262,12 @@ class Feed(Iterator[Batch]):
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Ctrl-C and a scheduler's SIGTERM reach all processes, but are the main one's affair.
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C reaches all processes, but is the main one's affair: those begun here never see it.
 
-    Those begun here never see them.
+    SIGTERM they must heed, for the executor ends them by it; what a scheduler's ends is replaced.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
