@@ -250,7 +250,7 @@ def test_workers_that_die_again_before_a_batch_came_are_told(
         start = time.monotonic()
         with (
             pytest.warns(RuntimeWarning),
-            pytest.raises(WorkerError, match="a worker of the feed died of exit code 3") as raised,
+            pytest.raises(WorkerError, match="a worker of the feed died of") as raised,
         ):
             taken(feed, 100)
     assert time.monotonic() - start < 20
