@@ -61,13 +61,14 @@ SMALL = {
     "train.checkpoint_every": 10,
 }
 # Trains for as long as it takes to start and to compile.
-LONGER = {"train.steps": 1500, "train.eval_every": 30, "train.checkpoint_every": 60}
+LONGER = {"train.eval_every": 30, "train.checkpoint_every": 60}
 
 
 class Plan(NamedTuple):
     """How much is done."""
 
     kills: int = 100
+    steps: int = 1500  # of a run that is killed
     flips: int = 200
     truncations: int = 50
     deletions: int = 50
@@ -106,21 +107,28 @@ def ends(folder: Path) -> tuple[dict[str, Any], bytes]:
     ).read_bytes()
 
 
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a process that ends well told."""
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors)
+    return errors
+
+
 def kills(plan: Plan, folder: Path) -> dict[str, Any]:
     """Kills runs at random moments."""
     chance = random.Random(plan.seed)
     whole = folder / "whole"
     began = time.monotonic()
-    process = start(whole, **LONGER)
-    if process.wait():
-        raise RuntimeError(process.communicate()[1])
+    longer = LONGER | {"train.steps": plan.steps}
+    ended(start(whole, **longer))
     seconds = time.monotonic() - began
     moments: Counter[str] = Counter()
     runs = different = 0
     while sum(moments.values()) < plan.kills:
         run = folder / f"run{runs}"
         while True:
-            process = start(run, **LONGER)
+            process = start(run, **longer)
             with suppress(subprocess.TimeoutExpired):
                 _, errors = process.communicate(timeout=chance.uniform(0, seconds))
                 if process.returncode:
@@ -334,8 +342,7 @@ def processes(plan: Plan, folder: Path) -> dict[str, Any]:
     """Stops, then kills, one of two processes that train together."""
     steps = {"train.steps": 60}  # collectives over a socket take their time
     for process in together(folder / "whole", **steps):
-        if process.wait():
-            raise RuntimeError(process.communicate()[1])
+        ended(process)
     found = {}
     for by in (signal.SIGTERM, signal.SIGKILL):
         run = folder / by.name
@@ -343,13 +350,12 @@ def processes(plan: Plan, folder: Path) -> dict[str, Any]:
         wait_for(lambda run=run: Stored(run / "checkpoints").steps(), pair)
         pair[1].send_signal(by)
         began = time.monotonic()
-        codes = [process.wait() for process in pair]
-        seconds = time.monotonic() - began
         told = [process.communicate()[1] for process in pair]
+        seconds = time.monotonic() - began
+        codes = [process.returncode for process in pair]
         stopped = [line for text in told for line in text.splitlines() if "stopped by" in line]
         for process in together(run, **steps):
-            if process.wait():
-                raise RuntimeError(process.communicate()[1])
+            ended(process)
         found[by.name] = {
             "codes": codes,
             "seconds": seconds,
@@ -370,8 +376,8 @@ def together(folder: Path, **fields: Any) -> list[subprocess.Popen[str]]:
 
 def wait_for(what: Callable[[], Any], pair: Iterable[subprocess.Popen[str]]) -> None:
     while not what():
-        if ended := [process for process in pair if process.poll() is not None]:
-            raise RuntimeError(ended[0].communicate()[1])
+        if gone := [process for process in pair if process.poll() is not None]:
+            raise RuntimeError(gone[0].communicate()[1])
         time.sleep(0.05)
 
 
