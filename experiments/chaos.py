@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from feeds import source, spread
+from feeds import source
 from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
 from resjax import cli
@@ -621,7 +621,7 @@ def shown_cost(part: dict[str, Any]) -> str:
             [
                 network,
                 f"{found['megabytes']:.1f}",
-                *(spread(found[name]) for name in names),
+                *(seconds(found[name]) for name in names),
                 f"{least:.2f}",
             ]
         )
@@ -632,6 +632,10 @@ def shown_cost(part: dict[str, Any]) -> str:
         "with a step of that length or longer, what training waits for saves at the default "
         "cadence is at most 2 % of the time.\n"
     )
+
+
+def seconds(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
