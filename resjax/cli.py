@@ -168,6 +168,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from resjax.train.predict import predict
+
+    found = predict(arguments.checkpoint, arguments.images, arguments.which, arguments.top)
+    rows = [
+        (str(each.path), name, f"{100 * probability:.2f} %")
+        for each in found
+        for name, probability in zip(each.classes, each.probabilities, strict=True)
+    ]
+    _print_table(("image", "class", "probability"), rows)
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from resjax.train.verify import verify
 
@@ -417,6 +430,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHICH",
         help="last, best (of the least test error), or a step; last if not given",
     )
+
+    predict = command("predict", _predict, "Classify images by a run's network.")
+    predict.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="the run folder"
+    )
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, ...")
+    predict.add_argument("--which", type=_which, default="last", help="last, best, or a step")
+    predict.add_argument("--top", type=_count, default=5, metavar="K", help="classes an image")
 
     verify = command("verify", _verify, "Check every checkpoint and metrics file.")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a run, a sweep, or any above")

@@ -51,6 +51,7 @@ class Resident:
             image_size=data.image_size,
             on_bad_image=data.on_bad_image,
         )
+        self.class_names = dataset.class_names
         self.classes = len(dataset.class_names)
         self.image_shape = dataset.train.images.shape[1:]
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
@@ -85,6 +86,7 @@ class Streamed:
         self._workers = _cores() if data.workers is None else data.workers
         self._channels = shape[2] if shape else 3
         self.image_shape = (size, size, self._channels) if size else shape
+        self.class_names = opened.class_names
         self.classes = len(opened.class_names)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
         self.skipped = 0

@@ -248,6 +248,13 @@ def evaluate(workdir: Path, which: str = "last", warn: Warn = warn_user) -> dict
     Raises:
       UserError: there is no run in `workdir`, or no such checkpoint that verifies.
     """
+    compiled, restored = restored_run(workdir, which, warn)
+    metrics = jax.device_get(compiled.evaluate(compiled.backend.spread(restored.state)))
+    return {"step": restored.step, **{f"test_{k}": float(v) for k, v in metrics.items()}}
+
+
+def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restored]:
+    """A run's program and one of its checkpoints; arguments and errors as of `evaluate`."""
     content = records.read_json(workdir / "config.json")
     if content is None:
         raise UserError(f"{workdir} is no run folder: it has no config.json")
@@ -258,8 +265,7 @@ def evaluate(workdir: Path, which: str = "last", warn: Warn = warn_user) -> dict
     like = compiled.backend.one(compiled.init(config.seed))
     restored = Stored(folder, warn).chosen(which, like)
     refuse_differences(restored.record["config"], config, workdir)
-    metrics = jax.device_get(compiled.evaluate(compiled.backend.spread(restored.state)))
-    return {"step": restored.step, **{f"test_{k}": float(v) for k, v in metrics.items()}}
+    return compiled, restored
 
 
 def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) -> str:
