@@ -1,12 +1,17 @@
 """A state goes to disk and comes back as it was."""
 
+import json
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resjax.config import UserError
 from resjax.train.checkpoints import KEPT, Checkpoints
 from resjax.train.step import State
+from resjax.train.stored import SEAL
 
 RECORD = {"metrics": ""}
 
@@ -89,3 +94,41 @@ def test_a_folder_relative_to_the_working_directory_is_as_good(tmp_path, monkeyp
     relative.save(state_at(2), 2, RECORD)
     relative.close()
     assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(checkpoints):
+    checkpoints.save(state_at(2), 2, RECORD)
+    like = state_at(0)
+    like.params["conv"]["kernel"] = jnp.zeros((3, 3, 2, 8))
+    like.params["head"]["kernel"] = like.params["head"].pop("bias")
+    with pytest.raises(UserError) as raised:
+        checkpoints.restore(like)
+    told = str(raised.value)
+    assert "checkpoints/2 holds another network: " in told
+    assert "params/conv/kernel is (3, 3, 2, 4) float32 there and (3, 3, 2, 8) float32" in told
+    assert "params/head/bias is only there" in told
+    assert "params/head/kernel is missing there" in told
+    assert "\n" not in told
+
+
+def test_the_best_stays_beside_the_newest(checkpoints, tmp_path):
+    metrics = ""
+    for step, error in ((2, 0.5), (4, 0.1), (6, 0.3), (8, 0.4), (10, 0.2)):
+        metrics += json.dumps({"step": step, "split": "test", "loss": 1.0, "error": error}) + "\n"
+        checkpoints.save(state_at(step), step, {"metrics": metrics})
+    checkpoints.wait()
+    assert checkpoints.steps() == [4, 8, 10]
+    assert checkpoints.chosen("best", state_at(0)).step == 4
+    assert checkpoints.chosen("last", state_at(0)).step == 10
+
+
+def test_sha256sum_understands_the_seal(checkpoints, tmp_path):
+    checkpoints.save(state_at(2), 2, RECORD)
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints" / "2"
+    assert {line.split("  ")[1] for line in (folder / SEAL).read_text().splitlines()} == {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != SEAL
+    }
+    subprocess.run(["sha256sum", "--check", "--quiet", SEAL], cwd=folder, check=True)
