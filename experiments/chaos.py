@@ -42,8 +42,8 @@ from feeds import source
 from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
 from resjax import cli
-from resjax.analysis.files import write_whole
 from resjax.config import Config, UserError, default_config, load, override, resolve
+from resjax.disk import write_whole
 from resjax.train import checkpoints, loop
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.step import Program

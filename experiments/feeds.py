@@ -34,10 +34,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.analysis.files import write_whole
 from resjax.data.crops import random_resized_crop
 from resjax.data.own import FileExamples
 from resjax.data.stream import SHARED_MEMORY, Maker, Share, stream
+from resjax.disk import write_whole
 
 # Nothing else at the top: worker processes import this script, and need not wait for JAX.
 

@@ -37,8 +37,8 @@ import numpy as np
 from feeds import ratio, source, spread
 from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
-from resjax.analysis.files import write_whole
 from resjax.config import Config, load, override, resolve
+from resjax.disk import write_whole
 from resjax.sweeps.workers import Place, fastest_workers, places
 from resjax.train.step import Program, State, compiled
 from resjax.train.step import program as program_of

@@ -53,8 +53,8 @@ import numpy as np
 import optax
 from jax.extend.core import jaxprs_in_params
 
-from resjax.analysis.files import write_whole
 from resjax.data import DATASETS, Spec
+from resjax.disk import write_whole
 from resjax.models.convolution import quick_compile
 from resjax.models.count import count
 from resjax.models.resnet import build, scans

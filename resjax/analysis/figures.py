@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from resjax.analysis.files import write_whole
+from resjax.disk import write_whole
 
 COLUMN_WIDTH = 3.3
 """Width of one column of a two-column paper, in inches."""
@@ -395,6 +395,7 @@ def spread_apart(
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes `figure` as `stem`.png, .pdf and .svg, each whole or not at all; returns the paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix in FORMATS:
         content = io.BytesIO()

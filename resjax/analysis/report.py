@@ -21,7 +21,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.files import write_whole
 from resjax.analysis.runs import (
     describe,
     load_curves,
@@ -31,6 +30,7 @@ from resjax.analysis.runs import (
     summarize,
     varying,
 )
+from resjax.disk import write_whole
 
 POINTS = 300
 """Measurements that the page holds of one split of one run; longer curves are thinned."""

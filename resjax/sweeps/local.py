@@ -23,6 +23,7 @@ from rich.table import Table
 from resjax.config import Config, UserError, digest, to_dict
 from resjax.data import datasets
 from resjax.data.examples import DataError
+from resjax.disk import write_whole
 from resjax.sweeps.experiment import Plan, Run
 from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records
@@ -190,7 +191,7 @@ def _train(job: Job, attempt: Callable[[Config, Path, Listener], Failure | None]
     if failure := attempt(job.run.config, job.folder, row.follow):
         row.status, row.error = "failed", failure.error
         job.folder.mkdir(parents=True, exist_ok=True)
-        records.write_text(report, failure.report)
+        write_whole(report, failure.report)
     else:
         row.status = "done"
     row.ended = time.monotonic()
@@ -214,7 +215,7 @@ def _require_data(plan: Plan) -> None:
 
 def _record(plan: Plan, workdir: Path, command: str) -> None:
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
-    records.write_text(workdir / "experiment.py", plan.experiment.read_text())
+    write_whole(workdir / "experiment.py", plan.experiment.read_text())
     runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
     content = {"experiment": plan.experiment.stem, "command": command, "runs": runs}
     records.write_json(workdir / "sweep.json", content)

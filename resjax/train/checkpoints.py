@@ -16,11 +16,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from resjax.config import UserError
+from resjax.disk import free_name, seal, what_failed
 from resjax.train.distributed import everywhere, leads
 from resjax.train.progress import Warn
-from resjax.train.records import free_name, what_failed
 from resjax.train.step import State
-from resjax.train.stored import Restored, Stored, description, named, seal, test_errors
+from resjax.train.stored import Restored, Stored, description, named, test_errors
 
 KEPT = 2  # newest ones, beside the best
 PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump

@@ -17,6 +17,7 @@ import numpy as np
 
 from resjax.config import Config, UserError, from_dict, to_dict
 from resjax.data.examples import DataError
+from resjax.disk import free_name, what_failed
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.run_files import measurement
 from resjax.train import records
@@ -160,7 +161,7 @@ class Run:
             return
         what = "is gone"
         if path.exists():
-            aside = records.free_name(self.workdir / "damaged", path.name)
+            aside = free_name(self.workdir / "damaged", path.name)
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             what = f"is not what the run wrote, and was moved to {aside}"
@@ -232,7 +233,7 @@ def _disk_told(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir}: cannot write there: {records.what_failed(error)}; mend that and launch "
+            f"{workdir}: cannot write there: {what_failed(error)}; mend that and launch "
             "the same command again"
         ) from error
 

@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
@@ -21,27 +20,14 @@ from typing import Any
 
 from resjax import run_files
 from resjax.config import UserError
+from resjax.disk import what_failed, write_whole
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; a number that is not finite becomes null."""
-    write_text(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text whole or not at all: under another name, then renamed."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
 
 
 def write_provenance(path: Path, step: int) -> None:
@@ -152,7 +138,7 @@ class MetricsFile:
             return
         if self._file:
             self._file.close()
-        write_text(self._path, self.text)
+        write_whole(self._path, self.text)
         self._file = self._path.open("ab", buffering=0)
         self._behind = False
 
@@ -192,20 +178,6 @@ def _read(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any] 
         return None
     except ValueError as error:
         raise UserError(f"{error}; put back a copy, or move it away") from error
-
-
-def free_name(folder: Path, name: str) -> Path:
-    """A path in `folder` that is not taken."""
-    numbered = (folder / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10**6))))
-    return next(path for path in numbered if not path.exists())
-
-
-def what_failed(error: BaseException) -> str:
-    """An error of a disk in a few words, whichever library wrote to it."""
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
-        if os.strerror(code).lower() in str(error).lower():
-            return os.strerror(code)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _line(values: Mapping[str, Any]) -> str:

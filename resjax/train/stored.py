@@ -2,8 +2,7 @@
 
 Orbax restores flipped bits without a word, and counts a truncated step as the latest. So every
 checkpoint comes with a record: digest, shape and dtype of every array, the config, and the metrics
-up to its step. A seal, SHA256SUMS, lists its files, as sha256sum writes it: Orbax is not asked to
-read a file that is not what was written.
+up to its step. A seal lists its files: Orbax is not asked to read one that is not what was written.
 """
 
 import hashlib
@@ -17,13 +16,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from resjax.config import UserError
+from resjax.disk import DamagedError, in_short, require_seal
 from resjax.run_files import measurement
 from resjax.train.distributed import everywhere
 from resjax.train.progress import Warn
-from resjax.train.records import write_text
 from resjax.train.step import State
 
-SEAL = "SHA256SUMS"
 WRITTEN_LAST = "_CHECKPOINT_METADATA", "commit_success.txt"  # by Orbax, after its callback
 SHOWN = 5  # differences that a message lists
 
@@ -34,10 +32,6 @@ class Restored(NamedTuple):
     step: int
     state: Any  # of the type that was asked for
     record: dict[str, Any]
-
-
-class DamagedError(Exception):
-    """A checkpoint is not what was saved; says what of it."""
 
 
 class Stored:
@@ -126,11 +120,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
       DamagedError: it is not that any more.
     """
-    require_seal(folder)
+    require_seal(folder, WRITTEN_LAST)
     try:
         record = _restored(folder, record=ocp.args.JsonRestore())
     except Exception as error:  # a damaged file fails in every way there is
-        raise DamagedError(f"its record cannot be read ({_short(error)})") from error
+        raise DamagedError(f"its record cannot be read ({in_short(error)})") from error
     if not isinstance(record, dict) or "arrays" not in record:
         raise DamagedError("its record is not what was saved")
     return record
@@ -146,7 +140,7 @@ def read_arrays(folder: Path, target: Any, record: Mapping[str, Any]) -> dict[st
         arrays = _restored(folder, state=ocp.args.StandardRestore(target))
         bad = [name for name in target if description(arrays[name]) != record["arrays"][name]]
     except Exception as error:
-        raise DamagedError(f"its arrays cannot be read ({_short(error)})") from error
+        raise DamagedError(f"its arrays cannot be read ({in_short(error)})") from error
     if bad:
         more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
         raise DamagedError(f"{bad[0]}{more} changed since it was saved")
@@ -177,46 +171,6 @@ def description(array: Any) -> dict[str, Any]:
     return {"shape": list(np.shape(array)), "dtype": str(host.dtype), "sha256": digest}
 
 
-def seal(folder: Path) -> None:
-    """Lists a checkpoint's files, with their digests, in a file of their own."""
-    lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
-    write_text(folder / SEAL, "".join(lines))
-
-
-def require_seal(folder: Path) -> None:
-    """Compares a checkpoint's files with its seal.
-
-    Raises:
-      DamagedError: one is missing, is another, or is not of the checkpoint.
-    """
-    try:
-        lines = (folder / SEAL).read_text().splitlines()
-        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-        there = {str(path.relative_to(folder)): path for path in _files(folder)}
-        if missing := sorted(listed.keys() - there.keys()):
-            raise DamagedError(f"{missing[0]} is missing")
-        if foreign := sorted(there.keys() - listed.keys() - {*WRITTEN_LAST}):
-            raise DamagedError(f"{foreign[0]} is not of it")
-        if not {*WRITTEN_LAST} <= there.keys():
-            raise DamagedError("it is incomplete")
-        for name, digest in listed.items():
-            if _digest(there[name]) != digest:
-                raise DamagedError(f"{name} changed since it was saved")
-    except FileNotFoundError as error:
-        raise DamagedError(f"{SEAL} is missing") from error
-    except (ValueError, OSError) as error:
-        raise DamagedError(f"its files cannot be read ({_short(error)})") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def test_errors(metrics: str) -> dict[int, float]:
     """The test error of every step that was evaluated, from the text of metrics.jsonl."""
     lines = map(measurement, metrics.splitlines())
@@ -238,8 +192,3 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
             ours = tuple(here[name].shape), str(here[name].dtype)
             if theirs != ours:
                 yield f"{name} is {' '.join(map(str, theirs))} there and {' '.join(map(str, ours))}"
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

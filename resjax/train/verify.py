@@ -15,9 +15,10 @@ import numpy as np
 
 from resjax import run_files
 from resjax.config import UserError
+from resjax.disk import DamagedError
 from resjax.train import records
 from resjax.train.identity import differing
-from resjax.train.stored import DamagedError, Restored, Stored, read_arrays, read_record
+from resjax.train.stored import Restored, Stored, read_arrays, read_record
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
 

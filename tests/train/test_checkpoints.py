@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from resjax.config import UserError
+from resjax.disk import SEAL
 from resjax.train.checkpoints import KEPT, Checkpoints
 from resjax.train.step import State
-from resjax.train.stored import SEAL
 
 RECORD = {"metrics": ""}
 
