@@ -1,0 +1,1 @@
+"""Pretrained weights: from foreign files and back, changed for another task, frozen and thawed."""

@@ -1,0 +1,143 @@
+"""A network's weights and what it takes to use them, in memory and as a folder.
+
+A weights folder is what `resjax import` makes: `weights.safetensors`, which holds every array under
+its path in the unrolled layout, `weights.json`, which says what network they are of and how images
+come to it, and a seal. It needs no resjax to be read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from resjax.config import UserError
+from resjax.data.feed import Statistics
+from resjax.disk import DamagedError, require_seal, seal, write_whole
+from resjax.models.layout import Variables
+from resjax.models.resnet import ResNet, build
+
+ARRAYS, DESCRIPTION = "weights.safetensors", "weights.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image goes through before the network, as those evaluate who trained it.
+
+    The shorter side is brought to `shorter_side`, and the square of `size` in the middle is cut.
+    """
+
+    size: int  # pixels, of the square that the network sees
+    shorter_side: int
+    channels: int = 3
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    squash: bool = False  # bring both sides to `shorter_side`, whatever that does to the image
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a network.
+
+    Attributes:
+      model: what `resjax.build` takes to make the network: architecture, `classes`, ...
+      variables: `params` and `batch_stats` in the unrolled layout, float32 NumPy arrays. Without
+        `params/head` they are a backbone.
+      statistics: for `resjax.data.feed.normalize`, of images in the order RGB.
+      preprocessing: what comes before that.
+      class_names: one a class; empty where nobody knows them.
+      source: where they come from: `file`, its `sha256`, `format`, ...
+    """
+
+    model: Mapping[str, Any]
+    variables: Variables
+    statistics: Statistics
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def network(self, **overrides: Any) -> ResNet:
+        """The network of these weights, such as with `loop="scan"` or `dtype="bfloat16"`."""
+        return build({**self.model, **overrides})
+
+
+def is_weights_folder(path: Path) -> bool:
+    return (path / DESCRIPTION).is_file()
+
+
+def save(weights: Weights, folder: Path) -> None:
+    """Writes a weights folder; what a file of it held before is replaced.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {
+        **flat(weights.variables),
+        "statistics/mean": weights.statistics.mean,
+        "statistics/std": weights.statistics.std,
+    }
+    description = {
+        "model": dict(weights.model),
+        "preprocessing": asdict(weights.preprocessing),
+        "class_names": list(weights.class_names),
+        "source": dict(weights.source),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    write_whole(folder / ARRAYS, to_bytes(contiguous))
+    write_whole(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    seal(folder)
+
+
+def load(folder: Path) -> Weights:
+    """Reads a weights folder.
+
+    Raises:
+      UserError: there is none, or it is not what was written.
+    """
+    from safetensors.numpy import load_file
+
+    if not is_weights_folder(folder):
+        raise UserError(f"{folder} is no weights folder: it has no {DESCRIPTION}")
+    try:
+        require_seal(folder)
+        described = json.loads((folder / DESCRIPTION).read_bytes())
+        arrays = load_file(folder / ARRAYS)
+    except DamagedError as error:
+        raise UserError(f"{folder} is damaged: {error}; import the weights again") from error
+    statistics = Statistics(arrays.pop("statistics/mean"), arrays.pop("statistics/std"))
+    return Weights(
+        model=described["model"],
+        variables=nested(arrays),
+        statistics=statistics,
+        preprocessing=Preprocessing(**described["preprocessing"]),
+        class_names=tuple(described["class_names"]),
+        source=described["source"],
+    )
+
+
+def flat(variables: Variables) -> dict[str, Float[np.ndarray, "..."]]:
+    """Arrays by path, such as `params/stage1/block1/Conv_0/kernel`."""
+    paths: dict[str, Any] = {}
+    for name, value in variables.items():
+        if isinstance(value, Mapping):
+            paths |= {f"{name}/{rest}": leaf for rest, leaf in flat(dict(value)).items()}
+        else:
+            paths[name] = np.asarray(value)
+    return paths
+
+
+def nested(arrays: Mapping[str, Any]) -> Variables:
+    """The inverse of `flat`."""
+    tree: Variables = {"params": {}, "batch_stats": {}}
+    for path, array in arrays.items():
+        *modules, name = path.split("/")
+        inner = tree
+        for module in modules:
+            inner = inner.setdefault(module, {})
+        inner[name] = array
+    return tree
