@@ -103,6 +103,10 @@ class Model:
     widen: Positive | None = None
     # What comes before the first stage.
     stem: str | None = None
+    # batch or group.
+    norm: str | None = None
+    # Whether every filter of a convolution is brought to mean 0 and variance 1.
+    standardize: bool | None = None
     # Layout of a stage's equal blocks: one after the other, or one scanned; the same network.
     loop: Literal["auto", "unroll", "scan"] = "auto"
     # Of the computation; parameters and BN statistics are always float32.
@@ -113,7 +117,8 @@ class Model:
     stochastic_depth: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     # Share of the old value in a step of the running statistics (0.9 here is PyTorch's 0.1).
     bn_momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
-    bn_epsilon: Annotated[float, Bounds(gt=0)] = 1e-5
+    # Of the norms; None: 1e-5.
+    bn_epsilon: Annotated[float, Bounds(gt=0)] | None = None
     # Keep only the convolutions' outputs for the gradients: less memory, more computation.
     remat: bool = False
 
