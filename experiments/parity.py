@@ -7,8 +7,10 @@
 installed. It builds their networks, fills them with random weights and BN statistics, saves them as
 each library saves, and imports the files. Compared are the logits and the features of every stage,
 of an even and an odd image size and of batches of two and one, and the gradients of a loss with
-respect to every weight; differences are the largest, relative to the largest of the original. What
-the original itself differs by between float32 and float64 stands beside.
+respect to every weight, in float64 (Keras: float32), for in float32 the sign of what goes into a
+ReLU may be chance, and a gradient is then off by parts in a hundred. Differences are the largest,
+relative to the largest of the original. What the original itself differs by between float32 and
+float64 stands beside.
 
 Every original's names, shapes and a sample of what it puts out go to experiments/results/parity/,
 and the tests hold the importer to them where no original is installed. `report` makes
@@ -17,10 +19,12 @@ docs/parity.md.
 
 import importlib
 import json
+import os
 import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +38,8 @@ from resjax.disk import write_whole
 from resjax.transfer.importing import import_weights
 from resjax.transfer.naming import translate
 from resjax.transfer.weights import Weights, flat
+
+os.environ["KERAS_BACKEND"] = "jax"  # without it Keras asks for TensorFlow
 
 PARITY = RESULTS / "parity"
 SHAPES = ((2, 64, 64, 3), (1, 65, 97, 3))  # of images: n, h, w, c
@@ -63,21 +69,14 @@ def filled(name: str, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     return generator.normal(0, 0.1, shape).astype(np.float32)
 
 
-def fill(shapes: Mapping[str, tuple[int, ...]], kernels_last: bool) -> Arrays:
-    """Random weights under an original's names.
-
-    Args:
-      shapes: of its arrays.
-      kernels_last: whether outputs are a kernel's last axis, and not its first.
-    """
-    arrays = {}
-    for name, shape in shapes.items():
-        if name.endswith("num_batches_tracked"):
-            arrays[name] = np.zeros(shape, np.int64)
-            continue
-        inputs = shape[:-1] if kernels_last else shape[1:]
-        arrays[name] = filled(name, tuple(shape), int(np.prod(inputs)))
-    return arrays
+def fill(shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Random weights under the names that PyTorch has for them, kernels (out, in, h, w)."""
+    return {
+        name: np.zeros(shape, np.int64)
+        if name.endswith("num_batches_tracked")
+        else filled(name, tuple(shape), int(np.prod(shape[1:])))
+        for name, shape in shapes.items()
+    }
 
 
 class Original(NamedTuple):
@@ -87,13 +86,15 @@ class Original(NamedTuple):
       arrays: its weights by their names.
       save: writes them to a folder as the library does, and gives the path.
       outputs: logits and features of images (n, h, w, c), channels last, in float32 or float64.
-      gradients: of `loss` with respect to the weights, by their names.
+      gradients: of a loss with respect to the weights, by their names.
+      precision: of the gradients.
     """
 
     arrays: Arrays
     save: Callable[[Path], Path]
     outputs: Callable[[np.ndarray, str], Arrays]
     gradients: Callable[[np.ndarray], Arrays]
+    precision: str = "float64"
 
 
 def weighting(classes: int) -> np.ndarray:
@@ -114,7 +115,7 @@ def of_torch(
     """
     import torch
 
-    arrays = fill({name: value.shape for name, value in model.state_dict().items()}, False)
+    arrays = fill({name: value.shape for name, value in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     model.eval()
     logits = logits or (lambda returned: returned)
@@ -142,10 +143,12 @@ def of_torch(
         return found
 
     def gradients(given: np.ndarray) -> Arrays:
-        model.zero_grad()
-        returned = logits(model(torch.from_numpy(given.transpose(0, 3, 1, 2).copy())))
+        model.to(torch.float64).zero_grad()
+        returned = logits(model(torch.from_numpy(given.transpose(0, 3, 1, 2).astype("float64"))))
         (returned * torch.from_numpy(weighting(returned.shape[-1]))).sum().backward()
-        return {name: value.grad.numpy() for name, value in model.named_parameters()}
+        found = {name: value.grad.numpy() for name, value in model.named_parameters()}
+        model.to(torch.float32)
+        return found
 
     return Original(arrays, lambda folder: save(model, folder), outputs, gradients)
 
@@ -231,21 +234,22 @@ def hugging_face(layer_type: str, **fields: Any) -> Original:
 
 
 def keras(name: str) -> Original:
-    import os
-
-    os.environ["KERAS_BACKEND"] = "jax"
     import keras as library
 
-    # The images' size is open: odd ones go through too.
-    model = getattr(library.applications, name)(
-        weights=None, input_shape=(None, None, 3), classifier_activation=None
-    )
-    arrays = fill({weight.path: weight.shape for weight in model.weights}, True)
-    for weight in model.weights:
-        weight.assign(arrays[weight.path])
+    @lru_cache
+    def made(shape: tuple[int, ...]) -> Any:
+        """A model is of one size of images."""
+        model = getattr(library.applications, name)(
+            weights=None, input_shape=shape, classifier_activation=None
+        )
+        for weight in model.weights:
+            weight.assign(filled(weight.path, weight.shape, int(np.prod(weight.shape[:-1]))))
+        return model
+
+    model = made((64, 64, 3))
+    arrays = {weight.path: np.asarray(weight) for weight in model.weights}
     ends = ("pool1_pool", "conv2_block3_out", "conv3_block4_out", "conv4_block6_out")
     layers = [*ends, "conv5_block3_out", "predictions"]
-    inner = library.Model(model.input, [model.get_layer(layer).output for layer in layers])
     names = ["stem", *(f"stage{n}" for n in range(1, 5)), "logits"]
 
     def save(folder: Path) -> Path:
@@ -253,21 +257,23 @@ def keras(name: str) -> Original:
         return folder / "model.keras"
 
     def outputs(given: np.ndarray, dtype: str = "float32") -> Arrays:
-        found = inner(given, training=False)
+        sized = made(given.shape[1:])
+        inner = library.Model(sized.input, [sized.get_layer(layer).output for layer in layers])
+        found = inner(given[..., ::-1], training=False)  # its images are BGR
         return dict(zip(names, map(np.asarray, found), strict=True))
 
     def gradients(given: np.ndarray) -> Arrays:
         fixed = [variable.value for variable in model.non_trainable_variables]
 
         def loss(weights: Any) -> Any:
-            logits, _ = model.stateless_call(weights, fixed, given, training=False)
+            logits, _ = model.stateless_call(weights, fixed, given[..., ::-1], training=False)
             return (logits * weighting(logits.shape[-1])).sum()
 
         found = jax.grad(loss)([variable.value for variable in model.trainable_variables])
         paths = [variable.path for variable in model.trainable_variables]
         return dict(zip(paths, map(np.asarray, found), strict=True))
 
-    return Original(arrays, save, outputs, gradients)
+    return Original(arrays, save, outputs, gradients, "float32")
 
 
 BASIC = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
@@ -330,7 +336,8 @@ def compare(original: Original) -> dict[str, Any]:
             for name in theirs
         }
         samples[size] = {name: sample(array) for name, array in theirs.items()}
-    found, expected = gradients(weights, images(SHAPES[0])), original.gradients(images(SHAPES[0]))
+    found = gradients(weights, images(SHAPES[0]), original.precision)
+    expected = original.gradients(images(SHAPES[0]))
     renamed = translate({**original.arrays, **expected})
     assert renamed
     differences["gradients"] = max(
@@ -353,14 +360,17 @@ def outputs(weights: Weights, given: np.ndarray) -> Arrays:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def gradients(weights: Weights, given: np.ndarray) -> Arrays:
-    network = weights.network(loop="unroll")
+def gradients(weights: Weights, given: np.ndarray, precision: str) -> Arrays:
+    """Of the same loss with respect to our weights."""
+    network = weights.network(loop="unroll", dtype=precision)
 
     def loss(params: Any) -> jax.Array:
         logits = network.apply({**weights.variables, "params": params}, given)
         return (logits * jnp.asarray(weighting(logits.shape[-1]))).sum()
 
-    return flat(jax.jit(jax.grad(loss))(weights.variables["params"]))
+    with jax.enable_x64(precision == "float64"):
+        params = jax.tree.map(lambda leaf: leaf.astype(precision), weights.variables["params"])
+        return flat(jax.jit(jax.grad(loss))(params))
 
 
 def largest(these: np.ndarray, those: np.ndarray) -> float:

@@ -66,7 +66,7 @@ def import_weights(
         missing, left over, or of a wrong shape; one line.
     """
     options = options or Options()
-    path = sources.local(source)
+    path = sources.local(source, tell)
     file = read_arrays(path)
     for note in file.notes:
         tell(f"{source}: {note}")
@@ -89,7 +89,7 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     if translated is None:
         raise UserError(_why_unknown(arrays, options.prefix))
     library = translated.naming.library
-    described = json.loads(file.metadata.get("resjax", "null"))  # what `exporting` wrote
+    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))  # what `exporting` wrote
     if described:
         fields, epsilon = dict(described["model"]), {}
     else:
