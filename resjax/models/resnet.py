@@ -72,12 +72,14 @@ class ResNet(nn.Module):
         return self.forward(images, train)["logits"]
 
     def features(self, images: Images, train: bool = False) -> Features:
-        """What the stem and every stage put out: {"stem": ..., "stage1": ..., ...}."""
-        every = self.forward(images, train)
-        return {name: value for name, value in every.items() if name != "logits"}
+        """What the stem and every stage put out: {"stem": ..., "stage1": ..., ...}.
+
+        It asks for no head's parameters.
+        """
+        return self.forward(images, train, with_head=False)
 
     @nn.compact
-    def forward(self, images: Images, train: bool) -> dict[str, Array]:
+    def forward(self, images: Images, train: bool, with_head: bool = True) -> dict[str, Array]:
         conv = partial(convolution, dtype=self.dtype, standardize=self.standardize)
         running = partial(
             BatchNorm,
@@ -125,10 +127,10 @@ class ResNet(nn.Module):
             outputs[f"stage{index + 1}"] = x
         if preactivation:  # the last addition is not activated yet [H16 appendix]
             x = outputs[f"stage{len(self.stages)}"] = act(norm(name="norm")(x))
-        x = x.mean((1, 2))
-        x = jnp.asarray(x, jnp.float32)
-        head = nn.Dense(self.classes, kernel_init=he_normal, name="head") if self.classes else None
-        outputs["logits"] = head(x) if head else x
+        if with_head:
+            x = jnp.asarray(x.mean((1, 2)), jnp.float32)
+            head = nn.Dense(self.classes, kernel_init=he_normal, name="head")
+            outputs["logits"] = head(x) if self.classes else x
         return outputs
 
 
