@@ -126,7 +126,11 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("optimiser.momentum", 0, "did you mean optimizer.momentum?"),
         ("model.steps", 10, "model.steps: no such field; did you mean train.steps?"),
         ("sed", 1, "did you mean seed?"),
-        ("qqq", 1, "the sections are seed, model, data, train, optimizer, parallel, sweep"),
+        (
+            "qqq",
+            1,
+            "the sections are seed, model, data, train, optimizer, transfer, parallel",
+        ),
         ("model", 8, "model is a section"),
         ("model.depth.x", 8, "model.depth holds an integer or None"),
         ("model.depth", "deep", "model.depth=deep: expected an integer or None"),

@@ -1,5 +1,7 @@
 """Batch normalisation whose statistics may be those of parts of a batch; group normalisation."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -17,12 +19,16 @@ class BatchNorm(nn.BatchNorm):
 
     Attributes:
       groups: must divide the batch. Of no meaning where running averages are used.
+      frozen: of a layer's path, whether it uses and keeps its running averages in training too.
     """
 
     groups: int = 1
+    frozen: Callable[[tuple[str, ...]], bool] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        if self.frozen is not None and self.frozen(self.path):
+            return super().__call__(x, use_running_average=True)
         if self.groups == 1 or self.use_running_average:
             return super().__call__(x)
         channels = x.shape[-1]

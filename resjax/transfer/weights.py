@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import UserError
 from resjax.data.feed import Statistics
 from resjax.disk import DamagedError, require_seal, seal, write_whole
 from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, build
 
-ARRAYS, DESCRIPTION = "weights.safetensors", "weights.json"
+ARRAYS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
