@@ -106,6 +106,10 @@ class Model:
     widen: Positive | None = None
     # What comes before the first stage.
     stem: str | None = None
+    # batch or group.
+    norm: str | None = None
+    # Whether every filter of a convolution is brought to mean 0 and variance 1.
+    standardize: bool | None = None
     # Layout of a stage's equal blocks: one after the other, or one scanned; the same network.
     loop: Literal["auto", "unroll", "scan"] = "auto"
     # Of the computation; parameters and BN statistics are always float32.
@@ -116,7 +120,8 @@ class Model:
     stochastic_depth: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     # Share of the old value in a step of the running statistics (0.9 here is PyTorch's 0.1).
     bn_momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
-    bn_epsilon: Annotated[float, Bounds(gt=0)] = 1e-5
+    # Of the norms; None: 1e-5.
+    bn_epsilon: Annotated[float, Bounds(gt=0)] | None = None
     # Keep only the convolutions' outputs for the gradients: less memory, more computation.
     remat: bool = False
 
@@ -130,6 +135,13 @@ class Data:
     # Trained and tested on, as TFDS writes it: train[:90%]. None: the data set's own splits.
     train_split: str | None = None
     test_split: str | None = None
+    # Classes to keep, by number, of training and test set, as 5,6,7; the first becomes class 0, and
+    # so on. () keeps all.
+    classes: Annotated[tuple[int, ...], Bounds(ge=0)] = ()
+    # Training examples to keep of every class. None keeps all.
+    per_class: Positive | None = None
+    # Number of the draw that per_class makes; the same draw of more examples holds those of fewer.
+    subset: NotNegative = 0
     # Images a step, over all devices together.
     batch_size: Positive = 128
     # Images a step of the evaluation; changes its speed only.
@@ -429,6 +441,7 @@ class _Kind(NamedTuple):
 
     type: Any
     optional: bool = False
+    item: type = float  # of a tuple
     choices: tuple[str, ...] = ()
     bounds: Bounds = Bounds()
 
@@ -442,7 +455,7 @@ class _Kind(NamedTuple):
             int: "an integer",
             float: "a number",
             str: "a name",
-            tuple: "numbers, as in 0.5,0.75",
+            tuple: {float: "numbers, as in 0.5,0.75", int: "integers, as in 5,6"}[self.item],
         }
         return words.get(self.type, "a section with fields") + " or None" * self.optional
 
@@ -457,6 +470,8 @@ def _kind(annotation: Any) -> _Kind:
         return _kind(arguments[0])._replace(bounds=arguments[1])
     if origin is Literal:
         return _Kind(str, choices=arguments)
+    if origin is tuple:
+        return _Kind(tuple, item=arguments[0])
     if origin in (types.UnionType, typing.Union):
         (inner,) = (argument for argument in arguments if argument is not types.NoneType)
         return _kind(inner)._replace(optional=True)
@@ -498,7 +513,7 @@ def _parse(text: str, kind: _Kind, path: str) -> Any:
         if kind.type in (int, float):
             return kind.type(text)
         if kind.type is tuple:
-            return tuple(float(item) for item in text.strip("()").split(",") if item.strip())
+            return tuple(kind.item(item) for item in text.strip("()").split(",") if item.strip())
         if kind.type is str:
             return text
     except (KeyError, ValueError):
@@ -533,7 +548,7 @@ def _check(value: Any, kind: _Kind, path: str) -> Any:
     if kind.type is object or (kind.type is dict and isinstance(value, Mapping)):
         return _plain(value, path)
     if kind.type is tuple and isinstance(value, (list, tuple)):
-        return tuple(_check(item, _Kind(float, bounds=kind.bounds), path) for item in value)
+        return tuple(_check(item, _Kind(kind.item, bounds=kind.bounds), path) for item in value)
     if kind.type is bool and isinstance(value, bool):
         return value
     if kind.type is str and isinstance(value, str):
@@ -592,6 +607,7 @@ def _check_combinations(config: Config) -> None:
         )
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+    _check_subset(config.data)
     if len(jitter := config.data.color_jitter) not in (0, 3):
         strengths = ",".join(f"{strength:g}" for strength in jitter)
         raise UserError(
@@ -667,6 +683,18 @@ def _over(described: Mapping[str, Any], model: Model) -> Model:
         known = {name: value for name, value in known.items() if name not in ARCHITECTURE}
     left = {name: value for name, value in known.items() if asked[name] is None}
     return Model(**{**asked, **left, **options})
+
+
+def _check_subset(data: Data) -> None:
+    given = f"data.classes={','.join(map(str, data.classes))}"
+    if len(data.classes) == 1:
+        raise UserError(f"{given}: one class is nothing to tell apart; name two, or none for all")
+    if len(set(data.classes)) < len(data.classes):
+        raise UserError(f"{given}: names a class twice")
+    if data.subset and data.per_class is None:
+        raise UserError(
+            f"data.subset={data.subset}: the number of a draw; set how many data.per_class draws"
+        )
 
 
 def _config_dict(content: dict[str, Any]) -> ConfigDict:

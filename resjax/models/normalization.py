@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics may be those of parts of a batch."""
+"""Batch normalisation whose statistics may be those of parts of a batch; group normalisation."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
+
+from resjax.models.presets import ImpossibleNetworkError
 
 
 class BatchNorm(nn.BatchNorm):
@@ -47,3 +49,16 @@ class BatchNorm(nn.BatchNorm):
         spread = (slice(None), None, None, None)  # (groups, c) over a group's images
         normal = (grouped - mean[spread]) * (lax.rsqrt(var + self.epsilon) * scale)[spread] + bias
         return normal.reshape(x.shape).astype(self.dtype or x.dtype)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Flax's, in 32 groups of channels (Wu & He 2018, arXiv 1803.08494)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        if x.shape[-1] % self.num_groups:
+            raise ImpossibleNetworkError(
+                f"a group norm has {self.num_groups} groups and cannot divide {x.shape[-1]} "
+                "channels among them; set a width that is a multiple"
+            )
+        return super().__call__(x)

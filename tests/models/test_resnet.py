@@ -252,6 +252,14 @@ def test_logits_are_a_linear_function_of_the_last_stages_means(draw):
     np.testing.assert_allclose(logits, last @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
 
 
+def test_features_need_no_head(draw):
+    model = network((1, 1))
+    variables = draw(model, IMAGES)
+    expected = features_of(model, variables)
+    del variables["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, features_of(model, variables), expected)
+
+
 @pytest.mark.parametrize(
     ("block", "shortcut"),
     [
