@@ -192,6 +192,25 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    _require_writable(arguments.out, "--out")
+    from resjax.transfer import weights
+    from resjax.transfer.importing import Options, import_weights
+
+    options = Options(
+        prefix=arguments.prefix,
+        v1=arguments.v1 or None,
+        without_head=arguments.backbone,
+        class_names=arguments.class_names,
+        image_size=arguments.image_size,
+    )
+    found = import_weights(arguments.weights, options, _tell)
+    weights.save(found, arguments.out)
+    print(weights.describe(found))
+    print(f"weights folder: {arguments.out}")
+    return 0
+
+
 def _models(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         header = ("name", "depth", "parameters", "MACs", "pixels", "source")
@@ -429,6 +448,32 @@ def _parser() -> argparse.ArgumentParser:
         default="last",
         metavar="WHICH",
         help="last, best (of the least test error), or a step; last if not given",
+    )
+
+    importing = command(
+        "import",
+        _import,
+        "Turn weights of torchvision, timm, Hugging Face, Keras or BiT into a weights folder.",
+    )
+    importing.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help=".pth, .safetensors, .h5, .keras, .npz, a folder of Hugging Face, a run folder, "
+        "hub:OWNER/NAME or https://...",
+    )
+    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder")
+    importing.add_argument("--backbone", action="store_true", help="leave out the head")
+    importing.add_argument(
+        "--prefix", default="", help="of the network's names in a file of more, as backbone.body."
+    )
+    importing.add_argument(
+        "--v1", action="store_true", help="bottlenecks stride in their first 1x1"
+    )
+    importing.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="text with the name of a class a line"
+    )
+    importing.add_argument(
+        "--image-size", type=_count, metavar="N", help="pixels, if not those of the evaluation"
     )
 
     predict = command("predict", _predict, "Classify images by a run's network.")

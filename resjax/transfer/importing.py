@@ -19,7 +19,7 @@ from resjax.data.feed import Statistics
 from resjax.disk import digest
 from resjax.models.presets import architecture
 from resjax.models.resnet import build
-from resjax.transfer import preprocessing, sources
+from resjax.transfer import conventions, sources
 from resjax.transfer.files import Arrays, read_arrays
 from resjax.transfer.naming import NAMINGS, Translated, translate
 from resjax.transfer.recognition import UnknownNetworkError, recognize
@@ -89,7 +89,8 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     if translated is None:
         raise UserError(_why_unknown(arrays, options.prefix))
     library = translated.naming.library
-    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))  # what `exporting` wrote
+    # What `exporting` wrote.
+    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))
     if described:
         fields, epsilon = dict(described["model"]), {}
     else:
@@ -187,10 +188,10 @@ def _preprocessing(
     library: str, path: Path, metadata: Mapping[str, Any], channels: int
 ) -> tuple[Statistics, Preprocessing]:
     if given := metadata.get("config", {}).get("pretrained_cfg"):
-        return preprocessing.of_timm(given, channels)
+        return conventions.of_timm(given, channels)
     if given := metadata.get("preprocessor"):
-        return preprocessing.of_hugging_face(given, channels)
-    return preprocessing.of_library(library, path.name, channels)
+        return conventions.of_hugging_face(given, channels)
+    return conventions.of_library(library, path.name, channels)
 
 
 def _class_names(

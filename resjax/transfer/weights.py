@@ -120,6 +120,21 @@ def load(folder: Path) -> Weights:
     )
 
 
+def describe(weights: Weights) -> str:
+    """In two lines: the network, and how images come to it."""
+    model, made = weights.model, weights.preprocessing
+    parameters = sum(array.size for array in flat(weights.variables["params"]).values())
+    options = {**model.get("block_options", {})}
+    told = "".join(f", {name}={value}" for name, value in sorted(options.items()))
+    how = "squashed" if made.squash else f"of a shorter side of {made.shorter_side}"
+    return (
+        f"{model['family']} depth {model['depth']}, {model['block']} blocks{told}, "
+        f"{model['shortcut']} shortcuts, {model['norm']} norms; {parameters:,} parameters, "
+        f"{model['classes']:,} classes\n"
+        f"images of {made.size} pixels {how}, {made.interpolation}, {made.channels} channels"
+    )
+
+
 def flat(variables: Variables, leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
     """Arrays by path, such as `params/stage1/block1/Conv_0/kernel`.
 
