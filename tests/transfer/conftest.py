@@ -1,4 +1,6 @@
-"""A small network's weights, and files of them."""
+"""A small network's weights; files that other libraries wrote, of which files/make.py made some."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,10 @@ import numpy as np
 import pytest
 
 import resjax
+from resjax.config import UserError
 from resjax.data.feed import Statistics
 from resjax.models.presets import architecture
+from resjax.transfer.files import read_arrays
 from resjax.transfer.weights import Preprocessing, Weights, flat, nested
 
 
@@ -47,3 +51,50 @@ def make_weights():
 @pytest.fixture(scope="session")
 def weights(make_weights):
     return make_weights()
+
+
+@pytest.fixture(scope="session")
+def foreign() -> Path:
+    return Path(__file__).parent / "files"
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Holds arrays to those of an .npz file, types and shapes included."""
+
+    def check(arrays, path):
+        with np.load(path) as expected:
+            assert arrays.keys() == set(expected)
+            for name, array in arrays.items():
+                assert array.dtype == expected[name].dtype, name
+                np.testing.assert_array_equal(array, expected[name], name)
+                assert array.shape == expected[name].shape, name
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """The line by which a file is refused, which names it."""
+
+    def line(path):
+        with pytest.raises(UserError) as refused:
+            read_arrays(path)
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(str(path))
+        return line
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def outcome():
+    """The line by which a file is refused, or that it holds arrays; anything else is a fault."""
+
+    def lines(path):
+        try:
+            return ["arrays"] if read_arrays(path).arrays else []
+        except UserError as error:
+            return str(error).splitlines()
+
+    return lines
