@@ -27,9 +27,8 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        if self.frozen is not None and self.frozen(self.path):
-            return super().__call__(x, use_running_average=True)
-        if self.groups == 1 or self.use_running_average:
+        frozen = self.frozen is not None and self.frozen(self.path)
+        if self.use_running_average or (self.groups == 1 and not frozen):
             return super().__call__(x)
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -37,10 +36,13 @@ class BatchNorm(nn.BatchNorm):
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", self.bias_init, (channels,))
 
-        grouped = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
-        mean = grouped.mean((1, 2, 3))
-        var = jnp.maximum((grouped**2).mean((1, 2, 3)) - mean**2, 0)
-        if not self.is_initializing():
+        grouped = x.astype(jnp.float32).reshape(1 if frozen else self.groups, -1, *x.shape[1:])
+        if frozen:
+            mean, var = running_mean.value[None], running_var.value[None]
+        else:
+            mean = grouped.mean((1, 2, 3))
+            var = jnp.maximum((grouped**2).mean((1, 2, 3)) - mean**2, 0)
+        if not self.is_initializing() and not frozen:
             for running, value in ((running_mean, mean), (running_var, var)):
                 old = self.momentum * running.value
                 running.value = old + (1 - self.momentum) * value.mean(0)

@@ -7,8 +7,9 @@ from the newest checkpoint that verifies, and finds what it would have found.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,11 +97,15 @@ class Run:
         compiled = require_program(self.config)
         state = compiled.start(self.config.seed)
         before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-        dispatches = self._compiled(compiled, state)
+        saved = Stored(self.workdir / "checkpoints").steps()
+        largest = max(plan(compiled, 0))
+        dispatches = {
+            each: compiled.compiled(compiled.thawed(state, each.phase), each.steps)
+            for each in {largest, *plan(compiled, saved[-1] if saved else 0)}
+        }
         compiled.compiled_evaluation(state)
         compile_seconds = time.monotonic() - before
-        (phase, steps), widest = max(dispatches.items(), key=lambda each: each[1].peak_bytes or 0)
-        require_room(compiled, compiled.thawed(state, phase), steps)
+        require_room(compiled, compiled.thawed(state, largest.phase), largest.steps)
         checkpoints = Checkpoints(self.workdir / "checkpoints", self._warn)
         try:
             state, metrics = self._resumed(compiled, checkpoints, state)
@@ -124,7 +129,7 @@ class Run:
             **history.summary(),
             **compiled.counts._asdict(),
             "compile_seconds": compile_seconds,
-            "peak_bytes": widest.peak_bytes,
+            "peak_bytes": dispatches[largest].peak_bytes,
             "skipped_images": compiled.source.skipped,
             "seconds": self._seconds(),
             "images_per_second": history.images_per_second,
@@ -132,22 +137,6 @@ class Run:
         if leads():
             records.write_json(self.workdir / "summary.json", summary)
         return summary
-
-    def _compiled(self, compiled: Program, state: State) -> Mapping[tuple[int, int], Compiled]:
-        """Every dispatch to come, by its phase and number of steps, compiled before the first."""
-        saved = Stored(self.workdir / "checkpoints").steps()
-        step, dispatches = saved[-1] if saved else 0, {}
-        for end in [*self._ends(compiled, step)] or [step]:
-            phase = compiled.phase_at(step)
-            key = phase, end - step
-            dispatches[key] = compiled.compiled(compiled.thawed(state, phase), end - step)
-            step = end
-        return dispatches
-
-    def _ends(self, compiled: Program, step: int) -> list[int]:
-        """The steps at which dispatches end, from a step on."""
-        thaws = [phase.first_step for phase in compiled.phases]
-        return ends(step, self.config.train.steps, self.config.train.log_every, thaws)
 
     def _resumed(
         self, compiled: Program, checkpoints: Checkpoints, state: State
@@ -194,10 +183,10 @@ class Run:
         feed = compiled.feed(self.config.seed, step)
         try:
             with self._stop.heeded():
-                for end in self._ends(compiled, step):
-                    state = compiled.thawed(state, compiled.phase_at(step))
-                    state, metrics = feed.steps(state, end - step)
-                    step = end
+                for dispatch in plan(compiled, step):
+                    state = compiled.thawed(state, dispatch.phase)
+                    state, metrics = feed.steps(state, dispatch.steps)
+                    step += dispatch.steps
                     history.add(step, "train", metrics)
                     last = step == times.steps
                     if last or step % times.eval_every == 0:
@@ -288,18 +277,30 @@ def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restor
     return compiled, restored
 
 
-def ends(first: int, last: int, every: int, cuts: Collection[int]) -> list[int]:
-    """The steps at which dispatches end, from the step `first` to `last`.
+class Dispatch(NamedTuple):
+    """Steps that are taken together; a larger one trains more parameters, or takes more steps."""
 
-    They end at the multiples of `every`, at the last step, and at `cuts`: a dispatch is of one
-    phase.
+    phase: int
+    steps: int
+
+
+def plan(compiled: Program, first: int) -> list[Dispatch]:
+    """A run's dispatches from a step on.
+
+    They end at the multiples of `train.log_every` and with the run; and before a thaw, because each
+    is of one phase.
     """
-    multiples = range(first - first % every + every, last, every)
-    return sorted({*multiples, *(cut for cut in cuts if first < cut < last), last} - {first})
+    times = compiled.config.train
+    every = range(first - first % times.log_every, times.steps, times.log_every)
+    cuts = {*every, *(phase.first_step for phase in compiled.phases), times.steps}
+    ends = sorted(cut for cut in cuts if first < cut <= times.steps)
+    return [
+        Dispatch(compiled.phase_at(begin), end - begin) for begin, end in pairwise([first, *ends])
+    ]
 
 
 def describe(
-    compiled: Program, dispatches: Mapping[tuple[int, int], Compiled], compile_seconds: float
+    compiled: Program, dispatches: Mapping[Dispatch, Compiled], compile_seconds: float
 ) -> str:
     """What is about to be trained, where, and what compiling it said and took."""
     backend, counts = compiled.config.parallel.backend, compiled.counts
@@ -312,8 +313,8 @@ def describe(
         lines += [
             f"from step {compiled.phases[phase].first_step:,}: "
             f"{compiled.trainable(phase):,} parameters train"
-            f"{_peak(made for (of, _), made in dispatches.items() if of == phase)}"
-            for phase in sorted({phase for phase, _ in dispatches})
+            f"{_peak(made for each, made in dispatches.items() if each.phase == phase)}"
+            for phase in sorted({each.phase for each in dispatches})
         ]
     return "\n".join(lines)
 
