@@ -25,7 +25,7 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 	for run in $(wildcard experiments/results/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
-		cp $$folder/figures/degradation.svg docs/$$(basename $$folder).svg; done
+		cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg; done
 
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check

@@ -192,7 +192,7 @@ def damage(plan: Plan, folder: Path) -> dict[str, Any]:
     """Damages the newest of a run's checkpoints; a file is drawn first, then a place in it."""
     chance = random.Random(plan.seed)
     program = Program(small())
-    like = program.backend.one(program.init(0))
+    like = program.saved(program.init(0))
     loop.train(small(train__steps=40), folder / "run")
     stored = Stored(folder / "run" / "checkpoints")
     steps = stored.steps()
@@ -231,7 +231,7 @@ def by_resjax(folder: Path, like: Any, truth: dict[int, list[bytes]]) -> str:
 
 
 def by_orbax(folder: Path, like: Any, truth: list[bytes]) -> str:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named(like))
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named(like(0)))
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -488,7 +488,7 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
     with timed("resjax saves, in the background"):
         ours.wait()
     with timed("resjax restores"):
-        assert ours.restore(state)
+        assert ours.restore(lambda _: state)
     ours.close()
     manager = ocp.CheckpointManager(folder / "theirs")
     with timed("Orbax saves, training waits"):

@@ -44,6 +44,9 @@ from ml_collections import ConfigDict
 
 from resjax.data import why_unknown
 from resjax.models.presets import ARCHITECTURE, architecture, nearest
+from resjax.run_files import read_object
+
+WEIGHTS_DESCRIPTION = "weights.json"  # of a weights folder; its "model" is what the weights are of
 
 
 class UserError(Exception):
@@ -103,6 +106,10 @@ class Model:
     widen: Positive | None = None
     # What comes before the first stage.
     stem: str | None = None
+    # batch or group.
+    norm: str | None = None
+    # Whether every filter of a convolution is brought to mean 0 and variance 1.
+    standardize: bool | None = None
     # Layout of a stage's equal blocks: one after the other, or one scanned; the same network.
     loop: Literal["auto", "unroll", "scan"] = "auto"
     # Of the computation; parameters and BN statistics are always float32.
@@ -113,7 +120,8 @@ class Model:
     stochastic_depth: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     # Share of the old value in a step of the running statistics (0.9 here is PyTorch's 0.1).
     bn_momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
-    bn_epsilon: Annotated[float, Bounds(gt=0)] = 1e-5
+    # Of the norms; None: 1e-5.
+    bn_epsilon: Annotated[float, Bounds(gt=0)] | None = None
     # Keep only the convolutions' outputs for the gradients: less memory, more computation.
     remat: bool = False
 
@@ -127,6 +135,13 @@ class Data:
     # Trained and tested on, as TFDS writes it: train[:90%]. None: the data set's own splits.
     train_split: str | None = None
     test_split: str | None = None
+    # Classes to keep, by number, of training and test set, as 5,6,7; the first becomes class 0, and
+    # so on. () keeps all.
+    classes: Annotated[tuple[int, ...], Bounds(ge=0)] = ()
+    # Training examples to keep of every class. None keeps all.
+    per_class: Positive | None = None
+    # Number of the draw that per_class makes; the same draw of more examples holds those of fewer.
+    subset: NotNegative = 0
     # Images a step, over all devices together.
     batch_size: Positive = 128
     # Images a step of the evaluation; changes its speed only.
@@ -166,8 +181,8 @@ class Data:
     # Boxes are pasted from one training image into another, their share of Beta(cutmix, cutmix); 0
     # pastes nothing. Where mixup is on too, each batch takes either with probability a half.
     cutmix: Annotated[float, Bounds(ge=0, lt=math.inf)] = 0.0
-    # Subtract the mean image, or standardise every channel.
-    normalization: Literal["pixel_mean", "channel"] = "pixel_mean"
+    # Subtract the mean image, standardise every channel, or do as with the pretrained weights.
+    normalization: Literal["pixel_mean", "channel", "weights"] = "pixel_mean"
 
 
 @dataclass(frozen=True)
@@ -222,6 +237,34 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """What training starts from, which parameters train and when, and how fast each stage does.
+
+    Patterns are module names (`stage4`, `stage4/block1`), whole paths of parameters as the unrolled
+    network has them (`stage4/block1/Conv_0/kernel`), or either with `*`, `?` and `[...]`; `*` alone
+    is every parameter.
+    """
+
+    # A weights folder, as `resjax import` makes it, or a run folder, whose last checkpoint counts.
+    weights: str | None = None
+    # keep: of the weights. new: drawn anew, for other classes. zero: new, and its kernel is zero.
+    head: Literal["keep", "new", "zero"] = "keep"
+    # Patterns of what never trains, separated by commas.
+    freeze: str = ""
+    # From a pattern to the epoch from which what it matches trains, whatever `freeze` says; of
+    # several patterns that match a parameter the longest counts, of equally long ones the later.
+    thaw: dict[str, Any] = field(default_factory=dict)
+    # BN layers that do not train: eval keeps and uses their running statistics, train goes on to
+    # use and average those of the batches.
+    frozen_norm: Literal["eval", "train"] = "eval"
+    # Factor on the rate for every stage away from the head: of the last stage once.
+    stage_factor: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1.0
+    # The stem's rate; that of the stages lies between it and optimizer.learning_rate, the head's,
+    # by equal factors.
+    first_rate: Annotated[float, Bounds(gt=0, lt=math.inf)] | None = None
+
+
+@dataclass(frozen=True)
 class Parallel:
     """How training is spread over the devices that are found."""
 
@@ -243,6 +286,7 @@ class Config:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    transfer: Transfer = field(default_factory=Transfer)
     parallel: Parallel = field(default_factory=Parallel)
     # Says which runs there are, not what one of them is: no part of a run's identity.
     sweep: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -307,21 +351,30 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 def resolve(config: ConfigDict) -> Config:
     """Fills what `config` leaves open and checks all of it.
 
+    With `transfer.weights` the network is that of the weights, wherever the model section leaves a
+    field open.
+
     Raises:
       UserError: a misspelt field, a wrong type, a value out of bounds, an unknown architecture,
-        depth or data set, or values that cannot go together.
+        depth or data set, values that cannot go together, or weights that are not there.
     """
     resolved: Config = _check(config.to_dict(), _Kind(Config), "")
     _check_combinations(resolved)
     if why := why_unknown(resolved.data.name):
         raise UserError(f"data.name: {why}")
-    asked = {name: getattr(resolved.model, name) for name in ARCHITECTURE}
+    model, transfer = resolved.model, resolved.transfer
     try:
-        filled = architecture(**asked)
+        if transfer.weights is not None:
+            model = _over(_model_of(Path(transfer.weights)), model)
+        filled = architecture(**{name: getattr(model, name) for name in ARCHITECTURE})
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    model = dataclasses.replace(resolved.model, **(filled | {"name": None}))
-    return dataclasses.replace(resolved, model=model)
+    model = dataclasses.replace(model, **(filled | {"name": None}))
+    # As numbers of one type, so that epoch 2 and epoch 2.0 are one run.
+    thaw = {pattern: float(epoch) for pattern, epoch in transfer.thaw.items()}
+    return dataclasses.replace(
+        resolved, model=model, transfer=dataclasses.replace(transfer, thaw=thaw)
+    )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -388,6 +441,7 @@ class _Kind(NamedTuple):
 
     type: Any
     optional: bool = False
+    item: type = float  # of a tuple
     choices: tuple[str, ...] = ()
     bounds: Bounds = Bounds()
 
@@ -401,7 +455,7 @@ class _Kind(NamedTuple):
             int: "an integer",
             float: "a number",
             str: "a name",
-            tuple: "numbers, as in 0.5,0.75",
+            tuple: {float: "numbers, as in 0.5,0.75", int: "integers, as in 5,6"}[self.item],
         }
         return words.get(self.type, "a section with fields") + " or None" * self.optional
 
@@ -416,6 +470,8 @@ def _kind(annotation: Any) -> _Kind:
         return _kind(arguments[0])._replace(bounds=arguments[1])
     if origin is Literal:
         return _Kind(str, choices=arguments)
+    if origin is tuple:
+        return _Kind(tuple, item=arguments[0])
     if origin in (types.UnionType, typing.Union):
         (inner,) = (argument for argument in arguments if argument is not types.NoneType)
         return _kind(inner)._replace(optional=True)
@@ -457,7 +513,7 @@ def _parse(text: str, kind: _Kind, path: str) -> Any:
         if kind.type in (int, float):
             return kind.type(text)
         if kind.type is tuple:
-            return tuple(float(item) for item in text.strip("()").split(",") if item.strip())
+            return tuple(kind.item(item) for item in text.strip("()").split(",") if item.strip())
         if kind.type is str:
             return text
     except (KeyError, ValueError):
@@ -492,7 +548,7 @@ def _check(value: Any, kind: _Kind, path: str) -> Any:
     if kind.type is object or (kind.type is dict and isinstance(value, Mapping)):
         return _plain(value, path)
     if kind.type is tuple and isinstance(value, (list, tuple)):
-        return tuple(_check(item, _Kind(float, bounds=kind.bounds), path) for item in value)
+        return tuple(_check(item, _Kind(kind.item, bounds=kind.bounds), path) for item in value)
     if kind.type is bool and isinstance(value, bool):
         return value
     if kind.type is str and isinstance(value, str):
@@ -551,6 +607,7 @@ def _check_combinations(config: Config) -> None:
         )
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+    _check_subset(config.data)
     if len(jitter := config.data.color_jitter) not in (0, 3):
         strengths = ",".join(f"{strength:g}" for strength in jitter)
         raise UserError(
@@ -558,10 +615,92 @@ def _check_combinations(config: Config) -> None:
             "saturation; set 0 for one that stays"
         )
 
+    _check_transfer(config)
+
+
+def _check_transfer(config: Config) -> None:
+    transfer = config.transfer
+    for pattern, epoch in transfer.thaw.items():
+        if isinstance(epoch, bool) or not isinstance(epoch, Real) or epoch < 0:
+            raise UserError(
+                f"transfer.thaw.{pattern}={epoch!r}: must be an epoch, a number of at least 0"
+            )
+    if transfer.first_rate is not None and transfer.stage_factor != 1:
+        raise UserError(
+            f"transfer.stage_factor={transfer.stage_factor:g} and "
+            f"transfer.first_rate={transfer.first_rate:g}: either says how fast each stage trains; "
+            "set one of them"
+        )
+    if transfer.weights is None:
+        if transfer.head != "keep":
+            raise UserError(f"transfer.head={transfer.head}: needs transfer.weights")
+        if config.data.normalization == "weights":
+            raise UserError("data.normalization=weights: needs transfer.weights")
+
+
+# What describes the network of a weights folder and of a run folder, under the key "model".
+DESCRIPTIONS = WEIGHTS_DESCRIPTION, "config.json"
+
+
+def _model_of(folder: Path) -> Mapping[str, Any]:
+    """The model that a folder of weights, or a run folder, says it holds."""
+    where = f"transfer.weights={folder}"
+    if folder.is_file():
+        raise UserError(
+            f"{where}: is a file; import it first: `resjax import {folder} --out=DIR`, then "
+            "transfer.weights=DIR"
+        )
+    if not folder.is_dir():
+        raise UserError(f"{where}: no such folder; `resjax import FILE --out={folder}` makes it")
+    found = [folder / name for name in DESCRIPTIONS if (folder / name).is_file()]
+    if not found:
+        raise UserError(
+            f"{where}: holds neither weights nor a run: it has no {' and no '.join(DESCRIPTIONS)}"
+        )
+    try:
+        model = read_object(found[0]).get("model")
+    except ValueError as error:
+        raise UserError(f"transfer.weights: {error}") from error
+    if not isinstance(model, dict):
+        raise UserError(f"transfer.weights: {found[0]}: damaged, describes no model")
+    return model
+
+
+def _over(described: Mapping[str, Any], model: Model) -> Model:
+    """The fields of `model`, and for those that it leaves open the described network's."""
+    known = {
+        name: _check(value, _kinds(Model)[name], f"transfer.weights: model.{name}")
+        for name, value in described.items()
+        if name in _kinds(Model)
+    }
+    asked, options = vars(model), {}
+    if model.name is None:
+        known |= architecture(**{name: known.get(name) for name in ARCHITECTURE})
+        for kind in ("block", "shortcut"):  # options belong to the class they were written for
+            if asked[kind] in (None, known[kind]):
+                options[f"{kind}_options"] = known[f"{kind}_options"] | asked[f"{kind}_options"]
+    else:  # a preset says all of the architecture
+        known = {name: value for name, value in known.items() if name not in ARCHITECTURE}
+    left = {name: value for name, value in known.items() if asked[name] is None}
+    return Model(**{**asked, **left, **options})
+
+
+def _check_subset(data: Data) -> None:
+    given = f"data.classes={','.join(map(str, data.classes))}"
+    if len(data.classes) == 1:
+        raise UserError(f"{given}: one class is nothing to tell apart; name two, or none for all")
+    if len(set(data.classes)) < len(data.classes):
+        raise UserError(f"{given}: names a class twice")
+    if data.subset and data.per_class is None:
+        raise UserError(
+            f"data.subset={data.subset}: the number of a draw; set how many data.per_class draws"
+        )
+
 
 def _config_dict(content: dict[str, Any]) -> ConfigDict:
     config = ConfigDict(content).lock()
-    for free in (config.model.block_options, config.model.shortcut_options, config.sweep):
+    model, thaw = config.model, config.transfer.thaw
+    for free in (model.block_options, model.shortcut_options, thaw, config.sweep):
         free.unlock()
     return config
 

@@ -80,6 +80,7 @@ def test_a_field_beside_a_preset_wins():
         ("optimizer.boundaries", "(0.25, 0.5)", (0.25, 0.5)),
         ("optimizer.boundaries", "", ()),
         ("data.color_jitter", "0.4,0.4,0", (0.4, 0.4, 0.0)),
+        ("data.classes", "5,0", (5, 0)),
         ("data.random_erasing", "1", 1.0),
         ("model.block_options.groups", "32", 32),
         ("model.block_options", "{'groups': 32}", {"groups": 32}),
@@ -125,7 +126,11 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("optimiser.momentum", 0, "did you mean optimizer.momentum?"),
         ("model.steps", 10, "model.steps: no such field; did you mean train.steps?"),
         ("sed", 1, "did you mean seed?"),
-        ("qqq", 1, "the sections are seed, model, data, train, optimizer, parallel, sweep"),
+        (
+            "qqq",
+            1,
+            "the sections are seed, model, data, train, optimizer, transfer, parallel",
+        ),
         ("model", 8, "model is a section"),
         ("model.depth.x", 8, "model.depth holds an integer or None"),
         ("model.depth", "deep", "model.depth=deep: expected an integer or None"),
@@ -146,6 +151,13 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("data.color_jitter", (0.4, -0.1, 0), "must be at least 0"),
         ("data.color_jitter", (0.4,), "data.color_jitter=0.4: needs three strengths"),
         ("data.mixup", "inf", "must be at least 0"),
+        ("data.classes", "5,6.5", "data.classes=5,6.5: expected integers, as in 5,6"),
+        ("data.classes", (5, 6.0), "data.classes=6.0: expected an integer"),
+        ("data.classes", (-1, 0), "must be at least 0"),
+        ("data.classes", (5,), "data.classes=5: one class is nothing to tell apart"),
+        ("data.classes", (5, 6, 5), "data.classes=5,6,5: names a class twice"),
+        ("data.per_class", 0, "must be at least 1"),
+        ("data.subset", 1, "data.subset=1: the number of a draw; set how many data.per_class"),
         ("train.label_smoothing", 1, "must be at least 0 and below 1"),
         ("optimizer.boundaries", (0.5, 1.0), "must be above 0 and below 1"),
         ("optimizer.boundaries", (0.75, 0.5), "must increase"),
@@ -256,6 +268,9 @@ CONFIG = st.fixed_dictionaries(
             st.floats(0.01, 0.99), max_size=3, unique=True
         ).map(lambda fractions: tuple(sorted(fractions))),
         "data.flip": st.booleans(),
+        "data.classes": st.lists(
+            st.integers(0, 99), min_size=2, max_size=4, unique=True
+        ).map(tuple),
     }
 )  # fmt: skip
 

@@ -31,6 +31,9 @@ SUMMARY = (
 )
 """The fields of `summary.json`."""
 
+REPEATS = ("data.subset",)
+"""What tells repetitions of a run apart, beside the seed: another draw of its examples."""
+
 CURVE = ("folder", "step", "split", "loss", "error", "learning_rate")
 """The columns that every table of curves has; what else a run logged follows them."""
 
@@ -90,9 +93,9 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Returns the config columns in which the runs differ, the seed aside."""
+    """Returns the config columns in which the runs differ, the seed and REPEATS aside."""
     # Only the config is nested, so only its names have dots.
-    columns = [str(name) for name in runs if "." in str(name)]
+    columns = [str(name) for name in runs if "." in str(name) and name not in REPEATS]
     return [name for name in columns if runs[name].nunique(dropna=False) > 1]
 
 
@@ -118,7 +121,7 @@ def status(runs: pd.DataFrame) -> pd.Series:
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """Averages the runs that differ only in their seed.
+    """Averages the runs that differ only in their seed, or in their draw of as many examples.
 
     A run that is not finished or that diverged is counted but not averaged: the mean of a
     result and a failure is neither.

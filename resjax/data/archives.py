@@ -9,8 +9,6 @@ import hashlib
 import io
 import pickle
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resjax.data.download import download
 from resjax.data.examples import DataError, in_one_line
 
 Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
@@ -377,28 +376,13 @@ def fetch(name: str, folder: Path, announce: Callable[[str], None]) -> None:
         path = folder / file.name
         if file.optional or path.exists():
             continue
-        partial_path = path.with_name(f"{file.name}.part")
         try:
-            with (
-                urllib.request.urlopen(file.url, timeout=60) as response,
-                partial_path.open("wb") as out,
-            ):
-                size = int(response.headers.get("Content-Length", 0))
-                announce(f"fetching {file.url} ({size / 1e6:,.1f} MB)")
-                while block := response.read(1 << 20):
-                    out.write(block)
-                if size and out.tell() != size:
-                    raise OSError(f"the connection ended after {out.tell():,} of {size:,} bytes")
-        except OSError as error:  # URLError is one
-            if isinstance(error, urllib.error.HTTPError):  # which holds its connection
-                error.close()
-            reason = getattr(error, "reason", error)
-            partial_path.unlink(missing_ok=True)
+            download(file.url, path, announce)
+        except OSError as error:
             raise DataError(
-                f"cannot fetch {file.url}: {reason}; have it fetched elsewhere and name its folder "
-                "with --from=DIR"
+                f"cannot fetch {file.url}: {in_one_line(error)}; have it fetched elsewhere and "
+                "name its folder with --from=DIR"
             ) from error
-        partial_path.rename(path)
 
 
 def _find(folder: Path, file: File) -> Path | None:

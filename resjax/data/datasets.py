@@ -1,9 +1,10 @@
-"""Datasets by name: opened, to read their images one by one, or loaded whole.
+"""Datasets by name: opened, to read their images one by one, or loaded, whole or in part.
 
 Every source (scikit-learn's digits, what TFDS prepared, folders and .npz files of one's own) gives
 its splits as rows of examples. TFDS's split expressions, such as `train[:90%]`, work on all.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,7 @@ from resjax.data.examples import (
 )
 from resjax.data.own import open_folder, open_npz
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
+from resjax.data.subsets import few, of_classes
 
 __all__ = [
     "BadImageError",
@@ -94,8 +96,11 @@ def load(
     *,
     image_size: int | None = None,
     on_bad_image: OnBadImage = "error",
+    classes: Sequence[int] = (),
+    per_class: int | None = None,
+    subset: int = 0,
 ) -> Dataset:
-    """Reads a dataset whole.
+    """Reads a dataset, and gives all or part of it.
 
     What had to be decoded from a prepared set is kept beside it, and verified when it is read.
 
@@ -105,13 +110,23 @@ def load(
       test_split: likewise.
       image_size: side in pixels of the square to which images are scaled and cut.
       on_bad_image: whether an image that cannot be decoded is an error, or left out and counted.
+      classes: numbers of the classes to keep, each once; they are renumbered in this order. ()
+        keeps all.
+      per_class: training examples to keep of every class; None keeps all.
+      subset: number of the draw that `per_class` makes.
 
     Raises:
       NotPreparedError: its files are not here.
-      DataError: no such dataset or split; its files are not what they should be; or its images
-        have different sizes and no `image_size` is asked for.
+      DataError: no such dataset, split or class; its files are not what they should be; a class
+        has fewer than `per_class` examples; or its images have different sizes and no `image_size`
+        is asked for.
     """
     source = _source(name)
+    if strange := [number for number in classes if number >= len(source.class_names)]:
+        raise DataError(
+            f"data.classes: {name} has no class {strange[0]}, its classes are 0 to "
+            f"{len(source.class_names) - 1}"
+        )
     splits, skipped = [], 0
     for expression in _expressions(name, source, train_split, test_split):
         asked = pieces(expression, source.splits)
@@ -120,7 +135,13 @@ def load(
         skipped += sum(piece.stop - piece.start for piece in asked) - len(splits[-1].labels)
     train, test = splits
     _require_same_size(f"{name}: the test split", test.images[0], train.images)
-    return Dataset(train, test, source.class_names, skipped)
+    class_names = source.class_names
+    if classes:
+        train, test = of_classes(train, classes), of_classes(test, classes)
+        class_names = tuple(class_names[number] for number in classes)
+    if per_class is not None:
+        train = few(train, per_class, subset, class_names)
+    return Dataset(train, test, class_names, skipped)
 
 
 def prepared_folder(examples: Examples) -> Path | None:

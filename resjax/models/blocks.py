@@ -135,7 +135,12 @@ class PreActBasicBlock(PreActBlock):
 
 
 class PreActBottleneckBlock(PreActBlock):
-    """1x1, 3x3 and 1x1 convolutions, each after norm and activation [H16]; stride in the first."""
+    """1x1, 3x3 and 1x1 convolutions, each after norm and activation [H16].
+
+    The stride is in the first 1x1 [H16, the authors' code] or in the 3x3, as in BiT.
+    """
+
+    stride_in_1x1: bool = True
 
     expansion: ClassVar[int] = 4
     layers: ClassVar[int] = 3
@@ -143,8 +148,9 @@ class PreActBottleneckBlock(PreActBlock):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         out = self.features * self.expansion
+        first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
         y, carried = self.split(x)
-        y = self.conv(self.features, 1, self.strides)(y)
-        y = self.conv(self.features, 3)(self.act(self.norm()(y)))
+        y = self.conv(self.features, 1, first)(y)
+        y = self.conv(self.features, 3, second)(self.act(self.norm()(y)))
         y = self.conv(out, 1)(self.act(self.norm()(y)))
         return y + self.shortcut(out, self.strides)(carried)

@@ -30,6 +30,7 @@ def conv(
     *,
     use_bias: bool = False,
     kernel_init: Any = he_normal,
+    standardize: bool = False,
     **options: Any,
 ) -> nn.Conv:
     """A convolution padded by half its kernel: stride 1 keeps height and width.
@@ -38,6 +39,7 @@ def conv(
       features: channels out.
       kernel_size: side, or (height, width), in pixels.
       strides: in both directions, pixels.
+      standardize: every filter to mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
       **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
 
     Raises:
@@ -53,9 +55,17 @@ def conv(
         padding=[((side - 1) // 2, side // 2) for side in (height, width)],
         use_bias=use_bias,
         kernel_init=kernel_init,
-        conv_general_dilated=_convolution,
+        conv_general_dilated=_standardized if standardize else _convolution,
         **options,
     )
+
+
+def _standardized(x: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
+    """A convolution with standardised filters; epsilon as in BiT (arXiv 1912.11370)."""
+    weights = kernel.astype(jnp.float32)
+    centered = weights - weights.mean((0, 1, 2))
+    filters = centered * lax.rsqrt((centered**2).mean((0, 1, 2)) + 1e-10)
+    return _convolution(x, filters.astype(kernel.dtype), *arguments, **options)
 
 
 def _convolution(

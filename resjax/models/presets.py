@@ -3,7 +3,8 @@
 Imports no JAX, so that a misspelt name or an impossible depth is refused before anything heavy
 loads. Sources: [H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027;
 [Z16] Zagoruyko & Komodakis 2016, arXiv 1605.07146; [X17] Xie et al. 2017, arXiv 1611.05431;
-[Hu18] Hu et al. 2018, arXiv 1709.01507; [He19] He et al. 2019, arXiv 1812.01187.
+[Hu18] Hu et al. 2018, arXiv 1709.01507; [He19] He et al. 2019, arXiv 1812.01187; [K20] Kolesnikov
+et al. 2020, arXiv 1912.11370.
 """
 
 import dataclasses
@@ -46,19 +47,30 @@ SHORTCUTS = {
     "dropout": Named("resjax.models.shortcuts:DropShortcut"),
 }
 
-STEMS = ("cifar", "imagenet", "deep")
+STEMS = ("cifar", "imagenet", "deep", "bit")
+NORMS = ("batch", "group")
+NORM = {"norm": "batch", "standardize": False}
 
 # What a family gives to every field that neither a preset nor the user sets.
 FAMILIES: dict[str, dict[str, Any]] = {
-    "cifar": dict(depth=20, block="basic", shortcut="pad", width=16, widen=1, stem="cifar"),
-    "wide": dict(depth=28, block="preact_basic", shortcut="project", width=16, widen=10, stem="cifar"),
-    "imagenet": dict(depth=50, block="bottleneck", shortcut="project", width=64, widen=1, stem="imagenet"),
+    "cifar": dict(depth=20, block="basic", shortcut="pad", width=16, widen=1, stem="cifar", **NORM),
+    "wide": dict(depth=28, block="preact_basic", shortcut="project", width=16, widen=10, stem="cifar", **NORM),
+    "imagenet": dict(depth=50, block="bottleneck", shortcut="project", width=64, widen=1, stem="imagenet", **NORM),
 }  # fmt: skip
 
-# Blocks a stage of the ImageNet networks, by weight layers of a block and depth [H15 table 1, H16].
+# Blocks a stage of the ImageNet networks, by weight layers of a block and depth [H15 table 1, H16];
+# 10, 14, 26 and 269 are common in collections of pretrained weights.
 IMAGENET_STAGES = {
-    2: {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
-    3: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)},
+    2: {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
+    3: {
+        14: (1, 1, 1, 1),
+        26: (2, 2, 2, 2),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        200: (3, 24, 36, 3),
+        269: (3, 30, 48, 8),
+    },
 }
 # CIFAR depths are layers * 3 * n + offset: the first convolution and the classifier; a wide network
 # counts its three projections, but not the classifier [Z16].
@@ -96,6 +108,11 @@ def _wide(depth: int, widen: int) -> dict[str, Any]:
 
 def _imagenet(depth: int, **fields: Any) -> dict[str, Any]:
     return {"family": "imagenet", "depth": depth, "block": "bottleneck", **fields}
+
+
+def _bit(depth: int, **fields: Any) -> dict[str, Any]:
+    block = {"block": "preact_bottleneck", "block_options": {"stride_in_1x1": False}}
+    return _imagenet(depth, **block, stem="bit", norm="group", standardize=True, **fields)
 
 
 V1 = {"stride_in_1x1": True}  # of bottlenecks, as [H15] has it; without it they are v1.5
@@ -167,6 +184,9 @@ PRESETS: dict[str, Preset] = {
     "resnet50d": Preset(
         _imagenet(50, stem="deep", shortcut="project_avg"), 25_576_264, 4_328_824_832, "He19"
     ),
+    "bit_r50x1": Preset(_bit(50), 25_549_352, 4_089_184_256, "K20"),
+    "bit_r101x1": Preset(_bit(101), 44_541_480, 7_801_405_440, "K20"),
+    "bit_r50x3": Preset(_bit(50, width=192), 217_319_080, 36_082_286_592, "K20"),
 }
 
 # The fields that say what a network is; the others of a config's model say how it computes.
@@ -181,6 +201,8 @@ ARCHITECTURE = (
     "width",
     "widen",
     "stem",
+    "norm",
+    "standardize",
     "zero_init_residual",
     "stochastic_depth",
 )
@@ -192,8 +214,8 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
     Args:
       name: a key of `PRESETS`, or None.
       **fields: `family`, `depth`, `block`, `block_options`, `shortcut`, `shortcut_options`, `width`
-        (of the first stage), `widen` (factor of every stage's width), `stem`; None means unset.
-        Options, of preset and user, are merged. `zero_init_residual` and `stochastic_depth` are
+        (of the first stage), `widen` (factor of every stage's width), `stem`, `norm`,
+        `standardize` (filters of convolutions); None means unset. Options, of preset and user, are merged. `zero_init_residual` and `stochastic_depth` are
         only checked against the rest.
 
     Returns:
@@ -294,6 +316,10 @@ def _check(fields: Mapping[str, Any]) -> None:
     stage_sizes(fields["family"], fields["depth"], block)
     if fields["stem"] not in STEMS:
         raise ValueError(f"unknown stem {fields['stem']!r}{nearest(fields['stem'], STEMS)}")
+    if fields["norm"] not in NORMS:
+        raise ValueError(f"unknown norm {fields['norm']!r}{nearest(fields['norm'], NORMS)}")
+    if not isinstance(fields["standardize"], bool):
+        raise ValueError(f"standardize must be true or false, not {fields['standardize']!r}")
     if fields.get("zero_init_residual") and getattr(find(block, BLOCKS), "preactivation", False):
         raise ValueError(
             "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from resjax.models import presets, shortcuts
 from resjax.models.convolution import conv as convolution
 from resjax.models.convolution import he_normal
-from resjax.models.normalization import BatchNorm
+from resjax.models.normalization import BatchNorm, GroupNorm
 
 Images = Float[Array, "n h w c"]
 Features = dict[str, Float[Array, "n h w c"]]
@@ -31,13 +31,15 @@ class ResNet(nn.Module):
       stages: blocks in each stage.
       block: a block class, or a partial of one (see `resjax.models.blocks.Block`).
       shortcut: a shortcut class, or a partial of one (see `resjax.models.shortcuts`).
-      classes: logits out.
+      classes: logits out; without any there is no head, and the mean of the last stage comes out.
       width: features of the first stage; each further stage doubles them.
-      stem: "cifar" (3x3 convolution), "imagenet" (7x7 of stride 2, max-pooling) or "deep"
-        (three 3x3 in its place: ResNet-D).
+      stem: "cifar" (3x3 convolution), "imagenet" (7x7 of stride 2, max-pooling), "deep" (three 3x3
+        in its place: ResNet-D) or "bit" (as "imagenet", but zeros around what is pooled).
       stem_width: channels out of the stem.
       loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `scans`.
       dtype: of the computation; parameters and BN statistics stay float32.
+      norm: "batch" or "group".
+      standardize: every filter of a convolution to mean 0 and variance 1.
       zero_init_residual: start every block as its shortcut; its branch must end in a norm.
       stochastic_depth: rate at which the last block is dropped in training; the l-th of L has l / L
         of it (Huang et al. 2016). Needs a `dropout` key in `apply`; so does dropout.
@@ -56,6 +58,8 @@ class ResNet(nn.Module):
     stem_width: int = 16
     loop: str = "auto"
     dtype: Any = jnp.float32
+    norm: str = "batch"
+    standardize: bool = False
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
     bn_momentum: float = 0.9
@@ -76,15 +80,19 @@ class ResNet(nn.Module):
 
     @nn.compact
     def forward(self, images: Images, train: bool, with_head: bool = True) -> dict[str, Array]:
-        conv = partial(convolution, dtype=self.dtype)
-        norm = partial(
-            batch_norm,
+        conv = partial(convolution, dtype=self.dtype, standardize=self.standardize)
+        running = partial(
+            BatchNorm,
             **(self.norm_options or {}),
             use_running_average=not train,
             momentum=self.bn_momentum,
+        )
+        norm = partial(
+            normalization,
+            kind=running if self.norm == "batch" else GroupNorm,
+            zero_last=self.zero_init_residual,
             epsilon=self.bn_epsilon,
             dtype=self.dtype,
-            zero_last=self.zero_init_residual,
         )
         act = nn.relu
         preactivation = getattr(block_class(self.block), "preactivation", False)
@@ -120,8 +128,9 @@ class ResNet(nn.Module):
         if preactivation:  # the last addition is not activated yet [H16 appendix]
             x = outputs[f"stage{len(self.stages)}"] = act(norm(name="norm")(x))
         if with_head:
+            x = jnp.asarray(x.mean((1, 2)), jnp.float32)
             head = nn.Dense(self.classes, kernel_init=he_normal, name="head")
-            outputs["logits"] = head(jnp.asarray(x.mean((1, 2)), jnp.float32))
+            outputs["logits"] = head(x) if self.classes else x
         return outputs
 
 
@@ -141,14 +150,17 @@ class Stem(nn.Module):
             x = self.act(self.norm()(self.conv(self.features // 2, 3, 2)(x)))
             x = self.act(self.norm()(self.conv(self.features // 2, 3)(x)))
             x = self.conv(self.features, 3)(x)
-        elif self.kind == "imagenet":
-            x = self.conv(self.features, 7, 2)(x)
-        else:
+        elif self.kind == "cifar":
             x = self.conv(self.features, 3)(x)
+        else:
+            x = self.conv(self.features, 7, 2)(x)
         if not self.preactivation:
             x = self.act(self.norm()(x))
+        if self.kind == "bit":  # its authors pad negative values with zeros, and a maximum shows it
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         if self.kind != "cifar":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            rim = 0 if self.kind == "bit" else 1
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((rim, rim), (rim, rim)))
         return x
 
 
@@ -205,10 +217,10 @@ def _at_rate(block: Any, rate: Any) -> Any:
     return partial(block, shortcut=shortcut)
 
 
-def batch_norm(*, last: bool = False, zero_last: bool = False, **options: Any) -> BatchNorm:
-    """BN whose scale starts at 1, or at 0 where `zero_last` and it is a branch's last."""
+def normalization(*, kind: Any, last: bool = False, zero_last: bool = False, **options: Any) -> Any:
+    """A norm whose scale starts at 1, or at 0 where `zero_last` and it is a branch's last."""
     start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
-    return BatchNorm(scale_init=start, **options)
+    return kind(scale_init=start, **options)
 
 
 def rematerialised(block: Any, scan: bool) -> Any:
@@ -290,6 +302,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         width=spec["width"] * spec["widen"],
         stem=spec["stem"],
         stem_width=spec["width"],
+        norm=spec["norm"],
+        standardize=spec["standardize"],
         zero_init_residual=fields.get("zero_init_residual") or False,
         stochastic_depth=fields.get("stochastic_depth") or 0.0,
         **options,

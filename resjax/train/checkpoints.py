@@ -20,7 +20,7 @@ from resjax.disk import free_name, seal, what_failed
 from resjax.train.distributed import everywhere, leads
 from resjax.train.progress import Warn
 from resjax.train.step import State
-from resjax.train.stored import Restored, Stored, description, named, test_errors
+from resjax.train.stored import Like, Restored, Stored, description, named, test_errors
 
 KEPT = 2  # newest ones, beside the best
 PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump
@@ -95,7 +95,7 @@ class Checkpoints(Stored):
         except Exception as error:
             self._failed(error)
 
-    def restore(self, like: State) -> Restored | None:
+    def restore(self, like: Like) -> Restored | None:
         self.wait()
         return super().restore(like)
 

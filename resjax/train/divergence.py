@@ -29,6 +29,7 @@ def origin(program: Program, state: State, seed: int) -> str:
     if isinstance(program.source, Streamed):
         with closing(program.source.training(seed, step)) as batches:
             split = next(batches)
+    state = program.thawed(state, program.phase_at(step))
     _, found = program.backend.compile_steps(program.probe, 1)(state, split)
     found = jax.device_get(found)
     where = [f"first in step {step + 1}"]

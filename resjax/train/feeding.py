@@ -50,6 +50,9 @@ class Resident:
             data.test_split,
             image_size=data.image_size,
             on_bad_image=data.on_bad_image,
+            classes=data.classes,
+            per_class=data.per_class,
+            subset=data.subset,
         )
         self.class_names = dataset.class_names
         self.classes = len(dataset.class_names)
@@ -215,6 +218,11 @@ def source(config: Config, backend: Backend) -> Resident | Streamed:
     opened = datasets.open_dataset(data.name, data.train_split, data.test_split)
     if data.feed == "auto" and _fits(data, opened, backend.devices):
         return Resident(config, backend)
+    if data.classes or data.per_class:
+        raise UserError(
+            f"data.classes and data.per_class cannot choose from {data.name} as a stream, whose "
+            "labels are not known before all is read; set data.feed=device"
+        )
     return Streamed(config, backend, opened)
 
 

@@ -7,7 +7,7 @@ from the newest checkpoint that verifies, and finds what it would have found.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from resjax.data.examples import DataError
 from resjax.disk import free_name, what_failed
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.run_files import measurement
-from resjax.train import records
+from resjax.train import pretrained, records
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import leads
 from resjax.train.divergence import origin
@@ -29,7 +29,7 @@ from resjax.train.lock import locked
 from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, warn_user
 from resjax.train.signals import Stop, Stopped
-from resjax.train.step import Metrics, Program, State, program
+from resjax.train.step import Compiled, Metrics, Program, State, program
 from resjax.train.stored import Restored, Stored
 
 
@@ -56,8 +56,8 @@ def train(
 
     Raises:
       UserError: `workdir` holds another config's run, or another process trains in it; the dataset
-        is not here; the batch does not fit into the devices' memory; the loss is not finite any
-        more; the end could not be saved.
+        is not here; pretrained weights do not fit; the batch does not fit into the devices' memory;
+        the loss is not finite any more; the end could not be saved.
       Stopped: it was asked to stop, and has saved.
     """
     started = time.monotonic()
@@ -94,17 +94,18 @@ class Run:
         """From the newest checkpoint to the summary; as the function of that name."""
         times = self.config.train
         compiled = require_program(self.config)
-        state = compiled.init(self.config.seed)
+        state = compiled.start(self.config.seed)
         before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-        dispatch = compiled.compiled(state, min(times.log_every, times.steps))
+        dispatches = self._compiled(compiled, state)
         compiled.compiled_evaluation(state)
         compile_seconds = time.monotonic() - before
-        require_room(compiled, state, min(times.log_every, times.steps))
+        (phase, steps), widest = max(dispatches.items(), key=lambda each: each[1].peak_bytes or 0)
+        require_room(compiled, compiled.thawed(state, phase), steps)
         checkpoints = Checkpoints(self.workdir / "checkpoints", self._warn)
         try:
             state, metrics = self._resumed(compiled, checkpoints, state)
             if announce:
-                announce(describe(compiled, dispatch.peak_bytes, compile_seconds))
+                announce(describe(compiled, dispatches, compile_seconds))
             path = self.workdir / "metrics.jsonl" if leads() else None
             file = records.MetricsFile(path, metrics, self._warn)
             step = int(compiled.backend.one(state.step))
@@ -123,7 +124,7 @@ class Run:
             **history.summary(),
             **compiled.counts._asdict(),
             "compile_seconds": compile_seconds,
-            "peak_bytes": dispatch.peak_bytes,
+            "peak_bytes": widest.peak_bytes,
             "skipped_images": compiled.source.skipped,
             "seconds": self._seconds(),
             "images_per_second": history.images_per_second,
@@ -132,12 +133,28 @@ class Run:
             records.write_json(self.workdir / "summary.json", summary)
         return summary
 
+    def _compiled(self, compiled: Program, state: State) -> Mapping[tuple[int, int], Compiled]:
+        """Every dispatch to come, by its phase and number of steps, compiled before the first."""
+        saved = Stored(self.workdir / "checkpoints").steps()
+        step, dispatches = saved[-1] if saved else 0, {}
+        for end in [*self._ends(compiled, step)] or [step]:
+            phase = compiled.phase_at(step)
+            key = phase, end - step
+            dispatches[key] = compiled.compiled(compiled.thawed(state, phase), end - step)
+            step = end
+        return dispatches
+
+    def _ends(self, compiled: Program, step: int) -> list[int]:
+        """The steps at which dispatches end, from a step on."""
+        thaws = [phase.first_step for phase in compiled.phases]
+        return ends(step, self.config.train.steps, self.config.train.log_every, thaws)
+
     def _resumed(
         self, compiled: Program, checkpoints: Checkpoints, state: State
     ) -> tuple[State, str]:
         """The state to go on from, and the text of metrics.jsonl up to it; the folder fits both."""
         backend, there = compiled.backend, bool(checkpoints.steps())
-        restored: Restored | None = checkpoints.restore(backend.one(state))
+        restored: Restored | None = checkpoints.restore(compiled.saved(state))
         if restored:
             refuse_differences(restored.record["config"], self.config, self.workdir)
             state = backend.spread(restored.state)
@@ -150,7 +167,9 @@ class Run:
             (self.workdir / "summary.json").unlink(missing_ok=True)  # it goes on
             records.write_json(self.workdir / "config.json", to_dict(self.config))
             records.write_provenance(
-                self.workdir / "provenance.json", restored.step if restored else 0
+                self.workdir / "provenance.json",
+                restored.step if restored else 0,
+                pretrained.origin(self.config),
             )
         return state, metrics
 
@@ -175,10 +194,10 @@ class Run:
         feed = compiled.feed(self.config.seed, step)
         try:
             with self._stop.heeded():
-                while step < times.steps:
-                    taken = min(times.log_every, times.steps - step)
-                    state, metrics = feed.steps(state, taken)
-                    step += taken
+                for end in self._ends(compiled, step):
+                    state = compiled.thawed(state, compiled.phase_at(step))
+                    state, metrics = feed.steps(state, end - step)
+                    step = end
                     history.add(step, "train", metrics)
                     last = step == times.steps
                     if last or step % times.eval_every == 0:
@@ -263,21 +282,46 @@ def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restor
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
-    like = compiled.backend.one(compiled.init(config.seed))
+    like = compiled.saved(compiled.init(config.seed))
     restored = Stored(folder, warn).chosen(which, like)
     refuse_differences(restored.record["config"], config, workdir)
     return compiled, restored
 
 
-def describe(compiled: Program, peak_bytes: int | None, compile_seconds: float) -> str:
+def ends(first: int, last: int, every: int, cuts: Collection[int]) -> list[int]:
+    """The steps at which dispatches end, from the step `first` to `last`.
+
+    They end at the multiples of `every`, at the last step, and at `cuts`: a dispatch is of one
+    phase.
+    """
+    multiples = range(first - first % every + every, last, every)
+    return sorted({*multiples, *(cut for cut in cuts if first < cut < last), last} - {first})
+
+
+def describe(
+    compiled: Program, dispatches: Mapping[tuple[int, int], Compiled], compile_seconds: float
+) -> str:
     """What is about to be trained, where, and what compiling it said and took."""
     backend, counts = compiled.config.parallel.backend, compiled.counts
-    peak = "" if peak_bytes is None else f", {peak_bytes / 2**20:,.0f} MiB a device"
-    return (
+    lines = [
         f"{counts.parameters:,} parameters, {counts.macs / 1e6:,.1f} M multiply-adds an image; "
-        f"{backend} on {compiled.backend.devices} x {jax.devices()[0].device_kind}{peak}; "
-        f"compiled in {compile_seconds:.1f} s"
-    )
+        f"{backend} on {compiled.backend.devices} x {jax.devices()[0].device_kind}"
+        f"{_peak(dispatches.values())}; compiled in {compile_seconds:.1f} s"
+    ]
+    if compiled.trainable(0) < counts.parameters:
+        lines += [
+            f"from step {compiled.phases[phase].first_step:,}: "
+            f"{compiled.trainable(phase):,} parameters train"
+            f"{_peak(made for (of, _), made in dispatches.items() if of == phase)}"
+            for phase in sorted({phase for phase, _ in dispatches})
+        ]
+    return "\n".join(lines)
+
+
+def _peak(dispatches: Iterable[Compiled]) -> str:
+    """The memory that the one of them needs that needs most, where the compiler says it."""
+    peaks = [made.peak_bytes for made in dispatches if made.peak_bytes is not None]
+    return f", {max(peaks) / 2**20:,.0f} MiB a device" if peaks else ""
 
 
 def require_program(config: Config) -> Program:

@@ -23,6 +23,11 @@ GIB = 2**30
 def require_room(program: Program, state: State, steps: int) -> None:
     """Compiles a run's dispatch and evaluation, and refuses what its devices cannot hold.
 
+    Args:
+      program: of the run.
+      state: of the phase that needs most.
+      steps: of the dispatch.
+
     Raises:
       UserError: says how much is needed, how much is there, and the largest batch found to fit.
     """

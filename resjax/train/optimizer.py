@@ -1,6 +1,6 @@
 """Optimisers, from Optax, and the learning rate's course; SGD is that of He et al. 2015 [H15]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from resjax.config import Config
 from resjax.config import Optimizer as OptimizerConfig
+from resjax.transfer.freezing import path_name
 
 # [H15 section 4.2]: ResNet-110 starts at a tenth of the rate, until its training error is
 # below 80 %.
@@ -18,29 +19,44 @@ WARMUP_ERROR = 0.8
 WARMUP_FACTOR = 0.1
 
 
-def transformation(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+def transformation(
+    config: OptimizerConfig, factors: Mapping[str, float] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """From gradients to what is added to the weights; `update` takes the learning `rate`.
+
+    What is frozen is None in gradients and weights, and nothing is kept of it.
 
     - sgd: the decay is the gradient of an L2 penalty, so it passes through the momentum. [H15]
       decays every weight, BN's too.
     - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
       kernel's update is scaled by the kernel's norm over the update's.
     - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): the decay passes the moments by.
+
+    Args:
+      config: of the optimiser.
+      factors: on the rate of each parameter, by path; 1 where there is none.
     """
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=kernels if config.weight_decay_on == "kernels" else None
     )
     momentum = optax.trace(config.momentum, config.nesterov)
     moments = optax.scale_by_adam(config.momentum, config.beta2, nesterov=config.nesterov)
-    rate = scale_by_rate()
+    rate = scale_by_rate(factors or {})
     steps = {
         "sgd": (decay, momentum, rate),
         "lars": (decay, trust_ratio(LARS_COEFFICIENT), rate, momentum),
         "lamb": (moments, decay, trust_ratio(), rate),
         "adamw": (moments, decay, rate),
     }[config.name]
-    clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
-    return optax.chain(*clip, *steps)
+    return optax.chain(*steps)
+
+
+def clipped(config: OptimizerConfig, gradients: Any) -> Any:
+    """The gradients, of no larger global norm than `clip_norm`; of all that trains together."""
+    if not config.clip_norm:
+        return gradients
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return clip.update(gradients, optax.EmptyState())[0]
 
 
 LARS_COEFFICIENT = 0.001  # You et al. 2017
@@ -50,15 +66,19 @@ def trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
     return optax.masked(optax.scale_by_trust_ratio(trust_coefficient=coefficient), kernels)
 
 
-def scale_by_rate() -> optax.GradientTransformationExtraArgs:
-    """Against the gradient, by the `rate` that `update` is given.
+def scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
+    """Against the gradient, by the `rate` that `update` is given and each parameter's factor.
 
     The rate is none of Optax's schedules, because the warm-up of [H15] depends on the training
     error.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **_: Any) -> Any:
-        return jax.tree.map(lambda update: -rate * update, updates), state
+        def scaled(path: Any, update: Array) -> Array:
+            factor = factors.get(path_name(path), 1.0)
+            return -(rate if factor == 1 else factor * rate) * update
+
+        return jax.tree.map_with_path(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 

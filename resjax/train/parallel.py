@@ -70,6 +70,9 @@ class Backend(Protocol):
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
         """`init(key)` gives a state, `spread` already."""
 
+    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
+        """`init(params)` gives what an optimiser keeps of parameters of such shapes."""
+
     def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
         """`take(state, split, steps=steps)` gives a state and metrics; has `lower`."""
 
@@ -140,6 +143,10 @@ class Jit:
         layout = self._layout(jax.eval_shape(init, jax.random.key(0)))
         return jax.jit(init, out_shardings=layout, compiler_options=quick_compile())
 
+    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
+        layout = jax.tree.map(self._in_parts, jax.eval_shape(init, params))
+        return jax.jit(init, out_shardings=layout)
+
     def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
         def taken(state: Any, split: Any) -> Any:
             new, metrics = take(state, split, steps=steps)
@@ -156,19 +163,18 @@ class Jit:
 
     def _layout(self, state: Any) -> Any:
         """Parameters, and what the optimiser keeps of each, in parts; the rest everywhere."""
-
-        def in_parts(leaf: Any) -> NamedSharding:
-            for axis in reversed(range(leaf.ndim)):
-                if self._shards > 1 and leaf.shape[axis] % self._shards == 0:
-                    return self._sharding(*[None] * axis, "shard")
-            return self._sharding()
-
         layout = jax.tree.map(lambda _: self._sharding(), state)
         parts = {
-            name: jax.tree.map(in_parts, getattr(state, name))
+            name: jax.tree.map(self._in_parts, getattr(state, name))
             for name in ("params", "optimizer", "average")
         }
         return layout._replace(**parts)
+
+    def _in_parts(self, leaf: Any) -> NamedSharding:
+        for axis in reversed(range(leaf.ndim)):
+            if self._shards > 1 and leaf.shape[axis] % self._shards == 0:
+                return self._sharding(*[None] * axis, "shard")
+        return self._sharding()
 
 
 class Pmap:
@@ -253,6 +259,9 @@ class Pmap:
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
         once = jax.jit(init, compiler_options=quick_compile())
         return lambda key: self.spread(once(key))
+
+    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
+        return jax.pmap(init, self.AXIS)
 
     def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
         return jax.pmap(partial(take, steps=steps), self.AXIS, out_axes=(0, None), donate_argnums=0)

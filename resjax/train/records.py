@@ -30,14 +30,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
 
 
-def write_provenance(path: Path, step: int) -> None:
+def write_provenance(path: Path, step: int, further: Mapping[str, Any]) -> None:
     """Writes provenance.json; that of a run which goes on keeps how it began.
 
     Args:
       path: of the file.
       step: from which the run goes on.
+      further: what else the run comes from.
     """
-    content = provenance()
+    content = {**provenance(), **further}
     with contextlib.suppress(UserError):  # damaged: begun anew
         if (there := read_json(path)) is not None:
             before = there.get("resumed")

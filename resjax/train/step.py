@@ -3,14 +3,19 @@
 A `Program` serves every run whose config differs in the seed alone: the seed comes in at run time,
 so a sweep compiles once for all seeds. The dataset lies on the device; each dispatch takes many
 steps in a scan and returns the mean of their metrics, so no step waits for the host.
+
+Where parameters are frozen or thaw, training has phases (`resjax.transfer.freezing`), and a step of
+each phase is a program of its own. A state always has all parameters; what the optimiser keeps of
+them has one entry a phase that has begun, so that the state says which phase it is in.
 """
 
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,9 +30,11 @@ from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.feed import batch_indices, normalize
 from resjax.models.count import Counts, count
-from resjax.models.resnet import build
-from resjax.train import optimizer, parallel
+from resjax.models.resnet import ResNet, build
+from resjax.train import optimizer, parallel, pretrained
 from resjax.train.feeding import Streamed, source
+from resjax.transfer import freezing
+from resjax.transfer.weights import Weights
 
 Metrics = dict[str, Float[Array, ""]]
 ERROR_MEMORY = 0.98  # of the running training error that ends the warm-up: some fifty batches
@@ -39,7 +46,7 @@ class State(NamedTuple):
     step: Int[Array, ""]
     params: Any
     batch_stats: Any
-    optimizer: Any
+    optimizer: tuple[Any, ...]  # of the parameters that each phase thawed, up to this one
     average: Any  # moving average of parameters and BN statistics, or None
     key: Key[Array, ""]  # of the run; every step folds its number in
     running_error: Float[Array, ""]
@@ -65,11 +72,31 @@ class Program:
         self.train_split, self.test_split = self.source.arrays(config)
         self.examples = self.source.examples
         self.image_shape = self.source.image_shape
-        self.statistics = self.source.statistics
+        self.statistics = pretrained.statistics(config, self.source.statistics, self.image_shape)
         self.augmentation = Augmentation.asked(config.data)
         self.classes = classes = self.source.classes
-        self.model = build(config.model, classes=classes, norm_options=self.backend.norm_options())
-        self.transformation = optimizer.transformation(config.optimizer)
+        self.model = self._network()
+        # Traced once for all that ask for the shapes of the variables.
+        self._variables = jax.jit(lambda key, images: self.model.init(key, images))
+        key, image = jax.random.key(0), jnp.zeros((1, *self.image_shape))
+        self.shapes = jax.eval_shape(self._variables, key, image)
+        paths = freezing.unrolled_paths(self.shapes["params"])
+        self.phases = freezing.phases(
+            freezing.starts(paths, config.transfer),
+            self.examples["train"] / config.data.batch_size,
+        )
+        stays = config.transfer.frozen_norm == "eval"
+        self._at_rest = [
+            freezing.at_rest(paths, phase.trains) if stays else frozenset[str]()
+            for phase in self.phases
+        ]
+        self._trained = [self._network(at_rest) for at_rest in self._at_rest]
+        factors = freezing.rate_factors(paths, config.transfer, config.optimizer.learning_rate)
+        self.transformation = optimizer.transformation(config.optimizer, factors)
+        self._kept = [
+            self.backend.compile_kept(partial(self.kept, phase=phase), self.shapes["params"])
+            for phase in self.phases
+        ]
         self.learning_rate = optimizer.learning_rate(config.optimizer, config.train.steps)
         self.counts: Counts = count(build(config.model, classes=classes), self.image_shape)
         self._init = self.backend.compile_init(self.init_state)
@@ -77,11 +104,61 @@ class Program:
 
     def forget(self) -> None:
         """Drops the compiled steps and evaluation."""
-        self._steps: dict[int, Compiled] = {}
+        self._steps: dict[tuple[int, int], Compiled] = {}
         self._evaluation: Compiled | None = None
 
+    def _network(self, at_rest: frozenset[str] = frozenset()) -> ResNet:
+        """The network, whose BN layers `at_rest` use and keep their running averages."""
+        options = self.backend.norm_options()
+        if at_rest:
+            options["frozen"] = lambda path: "/".join(path) in at_rest
+        return build(self.config.model, classes=self.classes, norm_options=options)
+
     def init(self, seed: int) -> State:
+        """A state drawn at random, in the first phase."""
         return self._init(jax.random.key(seed))
+
+    @cached_property
+    def pretrained(self) -> Weights | None:
+        """The weights that training starts from, as they are; None where it starts at random.
+
+        Raises:
+          UserError: they are not there, or do not fit.
+        """
+        return pretrained.fitting(self.config, self.shapes, self.classes, self.image_shape)
+
+    def start(self, seed: int) -> State:
+        """The state at step 0: pretrained weights, where the config says so, over drawn ones."""
+        if (found := self.pretrained) is None:  # asked before anything compiles
+            return self.init(seed)
+        drawn = self.backend.one(self.init(seed))
+        return self.backend.spread(pretrained.replaced(drawn, found, self.config.transfer))
+
+    def phase_at(self, step: int) -> int:
+        """The phase in which a step, counted from 0, is taken."""
+        return sum(phase.first_step <= step for phase in self.phases) - 1
+
+    def trainable(self, phase: int) -> int:
+        """How many parameters train in a phase."""
+        trained, _ = freezing.split(self.shapes["params"], self.phases[phase].trains.__contains__)
+        return sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+    def thawed(self, state: State, phase: int) -> State:
+        """The state at the beginning of a phase, from one of an earlier phase.
+
+        What the optimiser kept stays; of what comes to train it knows nothing yet.
+        """
+        coming = self._kept[len(state.optimizer) : phase + 1]
+        return state._replace(
+            optimizer=(*state.optimizer, *(kept(state.params) for kept in coming))
+        )
+
+    def saved(self, state: State) -> Callable[[int], State]:
+        """From a step to a state of the structure that its checkpoint has, from any first one.
+
+        A checkpoint is of the phase in which its last step was taken.
+        """
+        return lambda step: self.backend.one(self.thawed(state, self.phase_at(max(step - 1, 0))))
 
     def feed(self, seed: int, first_step: int) -> "Feed":
         """What a run takes its steps through; `seed` and `first_step` place a stream."""
@@ -95,20 +172,22 @@ class Program:
         return self.compiled(state, steps).call(state, self.train_split)
 
     def compiled(self, state: State, steps: int) -> Compiled:
-        """A dispatch of `steps` steps; the first call for a number of steps compiles it.
+        """A dispatch of `steps` steps; the first call for a phase and a number compiles it.
 
         A stream's dispatch has one step, whatever is asked for.
         """
         streams = isinstance(self.source, Streamed)
         take, steps = (self.take_streamed, 1) if streams else (self.take_steps, steps)
-        if steps not in self._steps:
+        key = len(state.optimizer) - 1, steps
+        if key not in self._steps:
             function = self.backend.compile_steps(take, steps)
-            self._steps[steps] = compiled(function, state, self.train_split)
-        return self._steps[steps]
+            self._steps[key] = compiled(function, state, self.train_split)
+        return self._steps[key]
 
     def evaluate(self, state: State) -> Metrics:
         """Loss and error over the whole test split; those of the averaged weights beside."""
         call = self.compiled_evaluation(state).call
+        state = state._replace(optimizer=())
         if not isinstance(self.source, Streamed):
             return call(state, self.test_split)
         totals = [call(state, batch) for batch in self.source.evaluation()]
@@ -117,23 +196,27 @@ class Program:
         return {name: value / images for name, value in sums.items()}
 
     def compiled_evaluation(self, state: State) -> Compiled:
-        """The evaluation, or for a stream that of one batch; the first call compiles it."""
+        """The evaluation, or for a stream that of one batch; the first call compiles it.
+
+        It takes a state without the optimiser's part, so that one serves all phases.
+        """
         if self._evaluation is None:
             streams = isinstance(self.source, Streamed)
             evaluate = self.evaluate_streamed if streams else self.evaluate_split
             function = self.backend.compile_evaluate(evaluate)
-            self._evaluation = compiled(function, state, self.test_split)
+            weights = state._replace(optimizer=())
+            self._evaluation = compiled(function, weights, self.test_split)
         return self._evaluation
 
     def init_state(self, key: Key[Array, ""]) -> State:
         image = jnp.zeros((1, *self.image_shape))
-        variables = self.model.init(jax.random.fold_in(key, 0), image)
+        variables = self._variables(jax.random.fold_in(key, 0), image)
         averages = self.config.optimizer.ema_decay > 0
         return State(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            optimizer=self.transformation.init(variables["params"]),
+            batch_stats=variables.get("batch_stats", {}),
+            optimizer=(self.kept(variables["params"], self.phases[0]),),
             # A copy: a buffer is donated once.
             average=jax.tree.map(jnp.copy, dict(variables)) if averages else None,
             key=jax.random.fold_in(key, 1),
@@ -141,6 +224,10 @@ class Program:
             warm=jnp.asarray(not optimizer.needs_warmup(self.config)),
             diverged=jnp.asarray(False),
         )
+
+    def kept(self, params: Any, phase: freezing.Phase) -> Any:
+        """What the optimiser keeps of the parameters that a phase thaws, at its beginning."""
+        return self.transformation.init(freezing.split(params, phase.thaws.__contains__)[0])
 
     def take_steps(
         self, state: State, split: datasets.Split, *, steps: int
@@ -168,17 +255,14 @@ class Program:
         """One step of the optimiser on the chosen examples of a split, or on a streamed batch."""
         gradients, batch_stats, metrics = self.gradients(state, split, chosen, key)
         rate = self.learning_rate(state.step) * optimizer.warmup_factor(state.warm)
-        updates, kept = self.transformation.update(
-            gradients, state.optimizer, state.params, rate=rate
-        )
-        params = optax.apply_updates(state.params, updates)
+        params, kept = self.updated(state, gradients, rate)
         running_error = ERROR_MEMORY * state.running_error + (1 - ERROR_MEMORY) * metrics["error"]
         new = State(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             optimizer=kept,
-            average=self.averaged(state.average, {"params": params, "batch_stats": batch_stats}),
+            average=self.averaged(state, {"params": params, "batch_stats": batch_stats}),
             key=state.key,
             running_error=running_error,
             warm=optimizer.warmed_up(state.warm, running_error),
@@ -186,6 +270,20 @@ class Program:
         )
         new, metrics = self.guarded(state, new, gradients, metrics)
         return new, {**metrics, "learning_rate": rate}
+
+    def updated(
+        self, state: State, gradients: Any, rate: Float[Array, ""]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The parameters after a step, and what the optimiser keeps then, phase by phase."""
+        gradients = optimizer.clipped(self.config.optimizer, gradients)
+        params, kept = state.params, []
+        for phase, before in zip(self.phases, state.optimizer, strict=False):
+            training, rest = freezing.split(params, phase.thaws.__contains__)
+            own, _ = freezing.split(gradients, phase.thaws.__contains__)
+            added, after = self.transformation.update(own, before, training, rate=rate)
+            params = freezing.merge(optax.apply_updates(training, added), rest)
+            kept.append(after)
+        return params, tuple(kept)
 
     def guarded(
         self, old: State, new: State, gradients: Any, metrics: Metrics
@@ -215,13 +313,29 @@ class Program:
             size, examples = self.config.data.batch_size, self.examples["train"]
             chosen = batch_indices(order_key, state.step, steps, size, examples)[0]
         gradients, batch_stats, metrics = self.gradients(state, split, chosen, key)
+        # A parameter that does not train has no gradient; here it counts as one that is finite.
+        gradients = freezing.merge(gradients, jax.tree.map(jnp.zeros_like, state.params))
         return state, {"params": gradients, "batch_stats": batch_stats, "loss": metrics["loss"]}
 
-    def averaged(self, average: Any, new: Any) -> Any:
-        """The moving average of the weights, a step on."""
-        if average is None:
+    def averaged(self, state: State, new: Any) -> Any:
+        """The moving average of the weights, a step on; what does not move stays bit by bit."""
+        if state.average is None:
             return None
-        return optax.incremental_update(new, average, 1 - self.config.optimizer.ema_decay)
+        phase = len(state.optimizer) - 1
+        (old, rest), (new, _) = (self.moving(each, phase) for each in (state.average, new))
+        moved = optax.incremental_update(new, old, 1 - self.config.optimizer.ema_decay)
+        return freezing.merge(moved, rest)
+
+    def moving(self, variables: Any, phase: int) -> tuple[Any, Any]:
+        """Variables that change in a step of a phase, and those that do not."""
+
+        def moves(path: str) -> bool:
+            collection, _, name = path.partition("/")
+            if collection == "params":
+                return name in self.phases[phase].trains
+            return name.rpartition("/")[0] not in self._at_rest[phase]
+
+        return freezing.split(variables, moves)
 
     def gradients(
         self, state: State, split: Any, chosen: Int[Array, "batch"] | None, key: Key[Array, ""]
@@ -229,7 +343,7 @@ class Program:
         """Of the mean loss over the batch, in as many equal parts as the config accumulates.
 
         Returns:
-          Gradients, new BN statistics, mean metrics.
+          Gradients of what trains, None for what does not, new BN statistics, mean metrics.
         """
         image_key, dropout_key, batch_key = jax.random.split(key, 3)
         parts = self.config.train.accumulate
@@ -241,8 +355,9 @@ class Program:
             part_drawn, *keys = part
             # A stream's part is there; of a split it is looked up.
             batch = part_drawn if chosen is None else self.backend.take(split, part_drawn)
+            variables = {"params": state.params, "batch_stats": batch_stats}
             gradients, batch_stats, metrics = self.part_gradients(
-                state.params, batch_stats, batch, batch_key, *keys
+                variables, len(state.optimizer) - 1, batch, batch_key, *keys
             )
             return batch_stats, (gradients, metrics)
 
@@ -257,8 +372,8 @@ class Program:
 
     def part_gradients(
         self,
-        params: Any,
-        batch_stats: Any,
+        variables: Any,
+        phase: int,
         batch: datasets.Split,
         batch_key: Key[Array, ""],
         image_keys: Key[Array, "batch"],
@@ -275,9 +390,11 @@ class Program:
             self.augmentation,
         )
 
-        def loss_of(params: Any) -> tuple[Array, Any]:
-            logits, changed = self.model.apply(
-                {"params": params, "batch_stats": batch_stats},
+        moving, rest = self.moving(variables, phase)
+
+        def loss_of(trained: Any) -> tuple[Array, Any]:
+            logits, changed = self._trained[phase].apply(
+                freezing.merge({**moving, "params": trained}, rest),
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -285,11 +402,15 @@ class Program:
             )
             smooth = optax.smooth_labels(targets, self.config.train.label_smoothing)
             loss = optax.softmax_cross_entropy(logits, smooth).mean()
-            return loss, (changed["batch_stats"], missed(logits, targets).mean())
+            return loss, (changed.get("batch_stats", {}), missed(logits, targets).mean())
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (changed, error)), gradients = gradient(params)
-        return self.backend.mean((gradients, changed, {"loss": loss, "error": error}))
+        (loss, (changed, error)), gradients = gradient(moving["params"])
+        averaged, _ = self.moving({"batch_stats": changed}, phase)
+        gradients, averaged, metrics = self.backend.mean(
+            (gradients, averaged["batch_stats"], {"loss": loss, "error": error})
+        )
+        return gradients, freezing.merge(averaged, rest["batch_stats"]), metrics
 
     def evaluate_split(self, state: State, split: datasets.Split) -> Metrics:
         """Exact: the last batch is filled up by examples of no weight."""

@@ -6,7 +6,7 @@ up to its step. A seal lists its files: Orbax is not asked to read one that is n
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,10 @@ from resjax.train.step import State
 
 WRITTEN_LAST = "_CHECKPOINT_METADATA", "commit_success.txt"  # by Orbax, after its callback
 SHOWN = 5  # differences that a message lists
+
+
+# From a checkpoint's step to a state of the shapes that it has, on the devices where it is to lie.
+Like = Callable[[int], State]
 
 
 class Restored(NamedTuple):
@@ -47,11 +51,8 @@ class Stored:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def restore(self, like: State) -> Restored | None:
+    def restore(self, like: Like) -> Restored | None:
         """The newest checkpoint that verifies, or None where there is none.
-
-        Args:
-          like: a state of the same shapes, on the devices where the restored one is to lie.
 
         Raises:
           UserError: a checkpoint verifies, but is of another network.
@@ -61,7 +62,7 @@ class Stored:
                 return restored
         return None
 
-    def chosen(self, which: str, like: State) -> Restored:
+    def chosen(self, which: str, like: Like) -> Restored:
         """The `last` checkpoint that verifies, the `best` of them, or that of a step.
 
         Raises:
@@ -83,16 +84,17 @@ class Stored:
             raise UserError(f"{self.folder} has no checkpoint that is whole; `resjax train` again")
         return found
 
-    def verified(self, step: int, like: State) -> Restored | None:
+    def verified(self, step: int, like: Like) -> Restored | None:
         """The checkpoint of a step; None where it is damaged, which is told."""
-        arrays = named(like)
+        state = like(step)
+        arrays = named(state)
         why = ""
         try:
             restored = self._read(step, arrays)
         except DamagedError as error:
             why = str(error)
         if everywhere(not why):
-            treedef = jax.tree.structure(_plain(like))
+            treedef = jax.tree.structure(_plain(state))
             plain = jax.tree.unflatten(treedef, restored.state.values())
             state = State(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
             return restored._replace(state=state)
@@ -145,6 +147,21 @@ def read_arrays(folder: Path, target: Any, record: Mapping[str, Any]) -> dict[st
         more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
         raise DamagedError(f"{bad[0]}{more} changed since it was saved")
     return {name: arrays[name] for name in target}
+
+
+def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a checkpoint by name, whatever they are of, on a CPU; and its record.
+
+    Raises:
+      DamagedError: it is not what was saved.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    record = read_record(folder)
+    target = {
+        name: jax.ShapeDtypeStruct(each["shape"], np.dtype(each["dtype"]), sharding=here)
+        for name, each in record["arrays"].items()
+    }
+    return read_arrays(folder, target, record), record
 
 
 def _restored(folder: Path, **items: Any) -> Any:

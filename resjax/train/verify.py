@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from resjax import run_files
@@ -18,7 +17,7 @@ from resjax.config import UserError
 from resjax.disk import DamagedError
 from resjax.train import records
 from resjax.train.identity import differing
-from resjax.train.stored import Restored, Stored, read_arrays, read_record
+from resjax.train.stored import Restored, Stored, read_whole
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
 
@@ -72,15 +71,9 @@ def _verify_run(run: Path) -> Iterator[Finding]:
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Restored | DamagedError]]:
     """Every checkpoint of a folder: what it holds, arrays aside, or what is wrong with it."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     for step in Stored(folder).steps():
         try:
-            record = read_record(folder / str(step))
-            target = {
-                name: jax.ShapeDtypeStruct(each["shape"], np.dtype(each["dtype"]), sharding=here)
-                for name, each in record["arrays"].items()
-            }
-            read_arrays(folder / str(step), target, record)
+            _, record = read_whole(folder / str(step))
             yield step, Restored(step, None, record)
         except DamagedError as error:
             yield step, error

@@ -6,14 +6,14 @@ come to it, and a seal. It needs no resjax to be read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import UserError
 from resjax.data.decoding import Interpolation
 from resjax.data.feed import Statistics
@@ -21,7 +21,7 @@ from resjax.disk import DamagedError, require_seal, seal, write_whole
 from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, build
 
-ARRAYS, DESCRIPTION = "weights.safetensors", "weights.json"
+ARRAYS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,20 @@ def load(folder: Path) -> Weights:
     )
 
 
-def flat(variables: Variables) -> dict[str, Float[np.ndarray, "..."]]:
-    """Arrays by path, such as `params/stage1/block1/Conv_0/kernel`."""
+def flat(variables: Variables, leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+    """Arrays by path, such as `params/stage1/block1/Conv_0/kernel`.
+
+    Args:
+      variables: or any tree of dicts.
+      leaf: what to give of an array.
+    """
     paths: dict[str, Any] = {}
     for name, value in variables.items():
         if isinstance(value, Mapping):
-            paths |= {f"{name}/{rest}": leaf for rest, leaf in flat(dict(value)).items()}
+            below = flat(dict(value), leaf)
+            paths |= {f"{name}/{rest}": inner for rest, inner in below.items()}
         else:
-            paths[name] = np.asarray(value)
+            paths[name] = leaf(value)
     return paths
 
 

@@ -164,6 +164,13 @@ def test_only_the_seed_may_differ_within_a_group(make_sweep: Maker) -> None:
     assert (results["seeds"] == 3).all()
 
 
+def test_draws_of_as_many_examples_are_averaged_together(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    runs["data.subset"] = runs["seed"]
+    assert varying(runs) == ["model.depth", "model.shortcut"]
+    assert (summarize(runs)["seeds"] == 3).all()
+
+
 def test_means_and_sample_deviations_are_those_of_the_seeds(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
     result = summarize(runs).iloc[0]

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from resjax.data import DATASETS
-from resjax.data.datasets import DataError, NotPreparedError, load
+from resjax.data.datasets import DataError, NotPreparedError, Split, load
+from resjax.data.subsets import few
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,65 @@ def test_parts_of_splits_can_be_loaded(digits):
 def test_arrays_are_brought_to_another_size():
     data = load("digits", image_size=12)
     assert data.train.images.shape == (1_437, 12, 12, 1)
+
+
+def test_kept_classes_are_numbered_in_the_order_asked_for(digits):
+    part = load("digits", classes=(7, 3))
+    assert part.class_names == ("7", "3")
+    for split, whole in ((part.train, digits.train), (part.test, digits.test)):
+        kept = np.isin(whole.labels, (3, 7))
+        assert (split.images == whole.images[kept]).all()
+        assert (np.array([7, 3])[split.labels] == whole.labels[kept]).all()
+        assert split.labels.dtype == np.int32
+
+
+def test_a_few_examples_of_each_class_are_drawn_and_the_test_stays_whole(digits):
+    part = load("digits", classes=(7, 3, 5), per_class=4)
+    assert np.bincount(part.train.labels).tolist() == [4, 4, 4]
+    assert (part.test.labels == load("digits", classes=(7, 3, 5)).test.labels).all()
+    of_label = {
+        label: {image.tobytes() for image in digits.train.images[digits.train.labels == number]}
+        for label, number in enumerate((7, 3, 5))
+    }
+    images, labels = part.train
+    assert all(
+        image.tobytes() in of_label[label] for image, label in zip(images, labels, strict=True)
+    )
+
+
+def test_a_draw_is_repeated_by_its_number_and_another_differs():
+    first, again, other = (load("digits", per_class=3, subset=n).train for n in (1, 1, 2))
+    assert (first.images == again.images).all()
+    assert (first.images != other.images).any()
+
+
+@given(
+    st.permutations(4 * [0, 1, 2] + [0, 0, 2]),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)).map(sorted),
+    st.integers(0, 9),
+)
+def test_a_draw_of_more_examples_holds_those_of_fewer(labels, counts, draw):
+    rows = np.arange(len(labels)).reshape(-1, 1, 1, 1)  # images that tell their row
+    split = Split(rows, np.array(labels))
+    smaller, larger = (few(split, count, draw, "abc").images.ravel() for count in counts)
+    assert set(smaller) <= set(larger)
+    assert (np.diff(larger) > 0).all()
+    assert np.bincount(split.labels[larger]).tolist() == 3 * [counts[1]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"classes": (0, 10)}, "data.classes: digits has no class 10, its classes are 0 to 9"),
+        ({"per_class": 143}, "data.per_class=143: class '2' has 142 training examples"),
+        ({"classes": (8, 9), "test_split": "test[:3]"}, "no example of the classes 8, 9"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused_in_one_line(asked, message):
+    with pytest.raises(DataError) as refused:
+        load("digits", **asked)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def gradient(height, width):

@@ -53,7 +53,7 @@ def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
     writer.save(state, 7, RECORD)
     writer.close()
     reader = Checkpoints(tmp_path / "checkpoints")
-    restored = reader.restore(state_at(0, seed=1)).state
+    restored = reader.restore(lambda _: state_at(0, seed=1)).state
     reader.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert bits(restored) == bits(state)
@@ -62,7 +62,7 @@ def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
 def test_a_restored_key_draws_what_the_saved_one_would_have(checkpoints):
     state = state_at(7)
     checkpoints.save(state, 7, RECORD)
-    restored = checkpoints.restore(state_at(0, seed=1)).state
+    restored = checkpoints.restore(lambda _: state_at(0, seed=1)).state
     assert restored.key.dtype == state.key.dtype
     np.testing.assert_array_equal(*(jax.random.bits(s.key, (8,)) for s in (state, restored)))
 
@@ -71,21 +71,21 @@ def test_the_newest_are_kept_and_the_newest_of_them_is_restored(checkpoints, tmp
     steps = (2, 4, 6, 8)
     for step in steps:
         checkpoints.save(state_at(step), step, RECORD)
-    assert checkpoints.restore(state_at(0)).step == 8
+    assert checkpoints.restore(state_at).step == 8
     checkpoints.close()
     kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
     assert kept == list(steps[-KEPT:])
 
 
 def test_where_nothing_was_saved_there_is_nothing_to_restore(checkpoints):
-    assert checkpoints.restore(state_at(0)) is None
+    assert checkpoints.restore(state_at) is None
 
 
 def test_a_saved_state_may_be_donated_at_once(checkpoints):
     state, expected = state_at(2), bits(state_at(2))
     checkpoints.save(state, 2, RECORD)
     jax.tree.map(lambda array: array.delete(), state)
-    assert bits(checkpoints.restore(state_at(0)).state) == expected
+    assert bits(checkpoints.restore(state_at).state) == expected
 
 
 def test_a_folder_relative_to_the_working_directory_is_as_good(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(checkpoint
     like.params["conv"]["kernel"] = jnp.zeros((3, 3, 2, 8))
     like.params["head"]["kernel"] = like.params["head"].pop("bias")
     with pytest.raises(UserError) as raised:
-        checkpoints.restore(like)
+        checkpoints.restore(lambda _: like)
     told = str(raised.value)
     assert "checkpoints/2 holds another network: " in told
     assert "params/conv/kernel is (3, 3, 2, 4) float32 there and (3, 3, 2, 8) float32" in told
@@ -118,8 +118,8 @@ def test_the_best_stays_beside_the_newest(checkpoints, tmp_path):
         checkpoints.save(state_at(step), step, {"metrics": metrics})
     checkpoints.wait()
     assert checkpoints.steps() == [4, 8, 10]
-    assert checkpoints.chosen("best", state_at(0)).step == 4
-    assert checkpoints.chosen("last", state_at(0)).step == 10
+    assert checkpoints.chosen("best", state_at).step == 4
+    assert checkpoints.chosen("last", state_at).step == 10
 
 
 def test_sha256sum_understands_the_seal(checkpoints, tmp_path):

@@ -55,6 +55,35 @@ def test_a_small_dataset_lies_on_the_device_and_a_large_one_streams(configure, m
     assert not isinstance(Program(configure()).source, feeding.Streamed)
 
 
+def test_a_part_of_a_dataset_is_all_that_lies_on_the_device(configure):
+    part = {"data.classes": (7, 3), "data.per_class": 4}
+    source = Program(configure(part)).source
+    assert source.examples == {"train": 8, "test": 73}
+    assert source.class_names == ("7", "3")
+    train, _ = source.arrays(configure(part))
+    assert np.bincount(train.labels).tolist() == [4, 4]
+
+
+def test_a_batch_may_be_larger_than_the_part(configure, tmp_path):
+    part = {"data.classes": (0, 1), "data.per_class": 2, "data.batch_size": 16}
+    summary = train(configure(part), tmp_path / "run")
+    assert np.isfinite(summary["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.classes": (3, 10)}, "digits has no class 10, its classes are 0 to 9"),
+        ({"data.per_class": 143}, "data.per_class=143: class '2' has 142 training examples"),
+        ({"data.per_class": 5} | STREAM, "cannot choose from digits as a stream"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(configure, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        train(configure(overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_cropped_at_random_on_the_host_stream(configure, cropped):
     cropped |= {"data.train_crop": "random_resized"}
     assert isinstance(Program(configure(cropped)).source, feeding.Streamed)

@@ -141,8 +141,10 @@ def test_a_gradient_is_clipped_to_a_global_norm_before_anything_else_is_done_wit
     norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients)))
     gradients = jax.tree.map(lambda leaf: leaf * (size / norm), gradients)
     params = random_tree(np.random.default_rng(1))
-    transformation = optimizer.transformation(Optimizer(clip_norm=1.0, weight_decay=0.1))
-    added, _ = transformation.update(gradients, transformation.init(params), params, rate=1.0)
+    config = Optimizer(clip_norm=1.0, weight_decay=0.1)
+    transformation = optimizer.transformation(config)
+    clipped = optimizer.clipped(config, gradients)
+    added, _ = transformation.update(clipped, transformation.init(params), params, rate=1.0)
     expected = jax.tree.map(lambda g, w: -(g / max(size, 1) + 0.1 * w), gradients, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), added, expected

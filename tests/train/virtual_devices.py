@@ -92,7 +92,7 @@ def one_epoch(way):
 def resume(program, state, folder):
     """The losses of the last ten steps, from a checkpoint of the tenth."""
     checkpoints = Checkpoints(folder)
-    saved = checkpoints.restore(program.backend.one(state)).state
+    saved = checkpoints.restore(program.saved(state)).state
     checkpoints.close()
     return take(program, program.backend.spread(saved), 10)[1]
 

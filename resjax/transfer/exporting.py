@@ -1,0 +1,58 @@
+"""Weights out, in torchvision's format: what torch reads back, and what we do, to the last bit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resjax.config import UserError
+from resjax.disk import write_whole
+from resjax.transfer.naming import to_torchvision
+from resjax.transfer.weights import Weights, flat
+
+
+def export_torchvision(weights: Weights, path: Path) -> None:
+    """Writes a safetensors file whose names and shapes are those of torchvision, or timm.
+
+    `model.load_state_dict(safetensors.torch.load_file(path))` takes it. What a state dict does not
+    tell (architecture, preprocessing, names of classes) is in the file's metadata, for us.
+
+    Raises:
+      UserError: torchvision has no such network.
+      OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    model = weights.model
+    if why := _why_not(model):
+        raise UserError(f"torchvision has no such network: {why}")
+    deep, averages = model.get("stem") == "deep", model.get("shortcut") == "project_avg"
+    arrays = {
+        name: np.ascontiguousarray(array)
+        for ours, value in flat(weights.variables).items()
+        for name, array in to_torchvision(ours, value, deep=deep, averages=averages)
+    }
+    description = {
+        "model": dict(model),
+        "preprocessing": asdict(weights.preprocessing),
+        "mean": np.asarray(weights.statistics.mean).tolist(),
+        "std": np.asarray(weights.statistics.std).tolist(),
+        "class_names": list(weights.class_names),
+    }
+    write_whole(path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(description)}))
+
+
+def _why_not(model: Mapping[str, Any]) -> str | None:
+    block = model.get("block")
+    if block not in ("basic", "bottleneck"):
+        return f"its blocks are {block}"
+    if model.get("block_options", {}).get("stride_in_1x1"):
+        return "its bottlenecks stride in their first 1x1, torchvision's in the 3x3"
+    if model.get("norm", "batch") != "batch" or model.get("standardize"):
+        return "it has no batch norms, or standardised filters"
+    if model.get("shortcut") not in ("project", "project_avg", "project_all", "pad", "none"):
+        return f"its shortcuts are {model.get('shortcut')}"
+    return None

@@ -1,0 +1,242 @@
+"""Weights files of other libraries as arrays by name, whatever the format; nothing is executed.
+
+What a file is, its content says, not its name. Arrays keep the names that they have in the file;
+what these mean is for others to know.
+"""
+
+import io
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from resjax.config import UserError
+from resjax.disk import in_short, what_failed
+from resjax.transfer import keras_file, torch_file
+from resjax.transfer.zipped import Archive
+
+Format = Literal["safetensors", "torch", "keras", "npz"]
+
+# What Hugging Face and timm keep beside a safetensors file, by the name in `metadata`.
+BESIDE = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# Files that are taken for weights, by how they begin, and what became of them.
+_MISTAKEN = (
+    (
+        b"version https://git-lfs",
+        "is a pointer of Git LFS; fetch the file itself with git lfs pull",
+    ),
+    (b"<", "is a page of the web; download the file itself"),
+    (b"\x1f\x8b", "is compressed; unpack it with gunzip"),
+    (b"\x80", "is a pickle that torch.save did not write; refused, nothing was executed"),
+)
+
+_SAFETENSORS_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a weights file holds.
+
+    Attributes:
+      arrays: by the file's names. Floats are float32; integers are as they were.
+      format: of the file.
+      metadata: what the file says of itself, by where it says it: `config`, the model's as Hugging
+        Face, timm or Keras describe it; `preprocessor`; `header`, what safetensors hold besides
+        arrays.
+      notes: what was chosen or converted, one line each.
+    """
+
+    arrays: dict[str, np.ndarray]
+    format: Format
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Reads a weights file, or a folder as Hugging Face's hub keeps them.
+
+    Raises:
+      UserError: it is missing, damaged, of no known kind, holds no weights, or asks for code to be
+        run.
+    """
+    try:
+        found = _read_folder(path) if path.is_dir() else _read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {what_failed(error)}") from error
+    if not any(_is_float(array) for array in found.arrays.values()):
+        raise UserError(f"{path}: holds no weights: none of its arrays is of floats")
+    return _in_float32(found, path)
+
+
+def _read_file(path: Path) -> Arrays:
+    with path.open("rb") as file:
+        start = file.read(64)
+        file.seek(0)
+        if not start:
+            raise UserError(f"{path}: is empty")
+        if start.startswith(b"PK"):
+            return _read_zip(Archive(path, file))
+        if start.startswith(b"\x89HDF"):
+            arrays, config = keras_file.read_h5(path)
+            return Arrays(arrays, "keras", {"config": config} if config else {})
+        if torch_file.is_legacy(start):
+            arrays, notes = torch_file.read_legacy(path, file)
+            return Arrays(arrays, "torch", notes=notes)
+        if start[8:9] == b"{":
+            return _read_safetensors(path)
+    for beginning, what in _MISTAKEN:
+        if start.lstrip().startswith(beginning):
+            raise UserError(f"{path}: {what}")
+    raise UserError(
+        f"{path}: is no weights file that is known; known are safetensors, torch's .pth, Keras's "
+        ".h5 and .keras, and .npz"
+    )
+
+
+def _read_zip(archive: Archive) -> Arrays:
+    if any(name.endswith("data.pkl") for name in archive.sizes):
+        arrays, notes = torch_file.read_zip(archive)
+        return Arrays(arrays, "torch", notes=notes)
+    if keras_file.WEIGHTS in archive.sizes:
+        arrays, config = keras_file.read_zip(archive)
+        return Arrays(arrays, "keras", {"config": config})
+    if archive.sizes and all(name.endswith(".npy") for name in archive.sizes):
+        return Arrays(dict(_read_npz(archive)), "npz")
+    raise UserError(f"{archive.path}: is a zip archive without weights of torch, Keras or NumPy")
+
+
+def _read_npz(archive: Archive) -> Iterator[tuple[str, np.ndarray]]:
+    """np.load would make an array of the size that the header claims before it reads one."""
+    for name in archive.sizes:
+        content = archive.read(name)
+        try:
+            yield name.removesuffix(".npy"), _npy(content)
+        except ValueError as error:
+            raise UserError(f"{archive.path}: {name[:80]!r}: {str(error)[:160]}") from error
+
+
+def _npy(content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"is of an unknown version, {version}")
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"holds {dtype.kind!r} objects, no numbers; refused")
+    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError("is truncated or damaged, its size is not that of its shape")
+    array = np.frombuffer(content, dtype, offset=file.tell())
+    return array.reshape(shape, order="F" if fortran_order else "C").copy()
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    from safetensors import SafetensorError, deserialize
+
+    content = path.read_bytes()
+    try:
+        tensors = deserialize(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: truncated or damaged safetensors ({in_short(error)})") from error
+    arrays = {}
+    for name, tensor in sorted(tensors):
+        if tensor["dtype"] not in _SAFETENSORS_TYPES:
+            raise UserError(
+                f"{path}: {name[:80]!r} is of type {tensor['dtype']}, which is not known"
+            )
+        flat = np.frombuffer(tensor["data"], _SAFETENSORS_TYPES[tensor["dtype"]])
+        arrays[name] = flat.reshape(tensor["shape"])
+    metadata = {"header": header} if header else {}
+    return Arrays(arrays, "safetensors", metadata | _beside(path.parent))
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    there = {key: folder / name for key, name in BESIDE.items() if (folder / name).is_file()}
+    return {key: _json(path) for key, path in there.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no JSON, it is damaged ({in_short(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no object of JSON")
+    return content
+
+
+def _read_folder(folder: Path) -> Arrays:
+    if (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
+        return _read_shards(folder)
+    candidates = [folder / WHOLE] if (folder / WHOLE).is_file() else []
+    candidates = candidates or sorted(folder.glob("*.safetensors"))
+    if len(candidates) != 1:
+        what = "several safetensors files" if candidates else "no safetensors file"
+        raise UserError(f"{folder}: has {what}; name one weights file")
+    return _read_file(candidates[0])
+
+
+def _read_shards(folder: Path) -> Arrays:
+    placed = _json(folder / INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{folder / INDEX}: damaged, it lists no weights")
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted({str(name) for name in placed.values()}):
+        if Path(name).name != name:
+            raise UserError(f"{folder / INDEX}: {name[:80]!r} is not in the folder; refused")
+        arrays |= _read_safetensors(folder / name).arrays
+    if missing := sorted(placed.keys() - arrays.keys()):
+        raise UserError(f"{folder}: damaged, its files lack {missing[0][:80]!r}")
+    return Arrays(arrays, "safetensors", _beside(folder))
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def _in_float32(found: Arrays, path: Path) -> Arrays:
+    arrays: dict[str, np.ndarray] = {}
+    converted: set[np.dtype] = set()
+    for name, array in found.arrays.items():
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        arrays[name] = native
+        if not _is_float(native) or native.dtype == np.float32:
+            continue
+        with np.errstate(over="ignore"):
+            arrays[name] = native.astype(np.float32)
+        if (np.isinf(arrays[name]) & ~np.isinf(native)).any():
+            raise UserError(f"{path}: {name[:80]!r} holds numbers that float32 cannot hold")
+        converted.add(native.dtype)
+    notes = [
+        f"its weights are {dtype.name}; they are held as float32, "
+        f"{'exactly' if dtype.itemsize < 4 else 'rounded'}"
+        for dtype in sorted(converted, key=str)
+    ]
+    return replace(found, arrays=arrays, notes=(*found.notes, *notes))

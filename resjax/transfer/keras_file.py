@@ -1,0 +1,212 @@
+"""Weights that Keras wrote: arrays named `LAYER/kernel`, `LAYER/gamma`, ... whatever the layout.
+
+Three layouts are in use. Keras 1 and 2, and the files of `keras.applications`, keep a group a layer
+with the names of its weights as attributes. `.weights.h5` of Keras 3 keeps groups named by class
+and counter and numbers their variables; the layer's name is an attribute. A `.keras` file is a zip
+of such weights and the model's config.json (keras-team/keras `saving/saving_lib.py` and
+`legacy/saving/legacy_h5_format.py`).
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from resjax.config import UserError
+from resjax.disk import in_short
+from resjax.transfer.zipped import Archive
+
+WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # within a .keras file
+
+# What the numbered variables of a layer are, by its class as the groups write it.
+_VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+# Keras 1 wrote other names; its `running_std` holds variances.
+_OLD_NAMES = {
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+}
+_MAX_DEPTH = 32  # of groups in groups; a hard link may lead back to where it is
+
+_Json = Mapping[str, Any]
+
+
+class KerasFile(NamedTuple):
+    arrays: dict[str, np.ndarray]  # of the file's types
+    config: _Json  # the model's, empty where the file has none
+
+
+def read_zip(archive: Archive) -> KerasFile:
+    """Reads a `.keras` file.
+
+    Raises:
+      UserError: h5py is not installed, or the file is damaged or holds no weights.
+    """
+    try:
+        config = json.loads(archive.read(CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{archive.path}: damaged, its {CONFIG} is no JSON") from error
+    config = config if isinstance(config, dict) else {}
+    weights = archive.read(WEIGHTS)
+    with _open(archive.path, io.BytesIO(weights)) as root:
+        return KerasFile(_arrays(root, archive.path, len(weights), config), config)
+
+
+def read_h5(path: Path) -> KerasFile:
+    """Reads a `.h5` file of Keras: weights alone, or a whole model.
+
+    Raises:
+      UserError: h5py is not installed, or the file is damaged, holds no weights, or holds numbered
+        ones without the names of layers.
+    """
+    with _open(path, path) as root:
+        config = root.attrs.get("model_config", "{}")
+        try:
+            config = json.loads(config)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: damaged, its model_config is no JSON") from error
+        config = config if isinstance(config, dict) else {}
+        return KerasFile(_arrays(root, path, path.stat().st_size, config), config)
+
+
+@contextmanager
+def _open(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            f"{path}: Keras's files need h5py; install it with pip install 'resjax[keras]'"
+        ) from error
+    try:
+        with h5py.File(file, "r") as root:
+            yield root
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: truncated or damaged HDF5 file ({in_short(error)})") from error
+
+
+def _arrays(root: Any, path: Path, size: int, config: _Json) -> dict[str, np.ndarray]:
+    if "model_weights" in root:
+        root = _Group(root, path).open("model_weights")
+    group = _Group(root, path)
+    if "layer_names" in root.attrs:
+        found = dict(_by_name(group))
+    else:
+        found = dict(_by_number(group, _layer_names(config)))
+    if not found:
+        raise UserError(f"{path}: is no file of Keras's weights: it names no layers")
+    if sum(dataset.nbytes for dataset in found.values()) > size:
+        raise UserError(f"{path}: its arrays would fill more than the file; refused")
+    return {name: dataset[()] for name, dataset in found.items()}
+
+
+class _Group:
+    """A group of an HDF5 file whose links all stay in the file.
+
+    External and soft links, external storage and virtual datasets would read whatever file the
+    author names; compressed ones may grow without bound. Keras writes none of them.
+    """
+
+    def __init__(self, group: Any, path: Path, depth: int = 0):
+        self.group, self.path, self.depth = group, path, depth
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{path}: damaged, its groups are nested without end")
+
+    def open(self, name: str) -> Any:
+        """What lies under a name, which may have slashes: a group or a dataset of h5py."""
+        import h5py
+
+        item = self.group
+        for part in name.split("/"):
+            if not isinstance(item, h5py.Group) or part not in item:
+                raise UserError(f"{self.path}: damaged, it lacks {name[:80]!r}")
+            if not isinstance(item.get(part, getlink=True), h5py.HardLink):
+                raise UserError(f"{self.path}: {name[:80]!r} is a link; refused")
+            item = item[part]
+        if isinstance(item, h5py.Dataset):
+            plain = item.chunks is None and not item.external and not item.is_virtual
+            if not plain or item.dtype.kind not in "biufc":
+                raise UserError(f"{self.path}: {name[:80]!r} is no plain array; refused")
+        return item
+
+    def groups(self) -> Iterator[tuple[str, "_Group"]]:
+        import h5py
+
+        for name in self.group:
+            if isinstance(item := self.open(name), h5py.Group):
+                yield name, _Group(item, self.path, self.depth + 1)
+
+
+def _by_name(root: _Group) -> Iterator[tuple[str, Any]]:
+    """The layout of Keras 1 and 2: a group a layer, which lists its weights."""
+    for layer in map(_text, root.group.attrs["layer_names"]):
+        group = _Group(root.open(layer), root.path)
+        weights = [_text(name) for name in group.group.attrs["weight_names"]]
+        modules = {name.rpartition("/")[0] for name in weights}
+        # A model within the model has several layers. A layer that was made twice in a session has
+        # `conv1_1/kernel:0` in the group `conv1`.
+        alone = len(modules) == 1 and "/" not in modules.copy().pop()
+        for name in weights:
+            module, _, variable = name.rpartition("/")
+            owner = layer if alone else module.rpartition("/")[2]
+            variable = variable.partition(":")[0].removeprefix(f"{layer}_")
+            yield f"{owner}/{_OLD_NAMES.get(variable, variable)}", group.open(name)
+
+
+def _by_number(
+    group: _Group, names: Mapping[str, str], path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The layout of Keras 3: groups by class and counter, each with its variables under `vars`."""
+    for part, inner in group.groups():
+        here = f"{path}{part}"
+        if here == "optimizer":
+            continue
+        if part != "vars":
+            yield from _by_number(inner, names, f"{here}/")
+            continue
+        owner = path.rstrip("/")
+        numbers = sorted(inner.group, key=lambda number: (len(number), number))
+        layer = _text(inner.group.attrs.get("name", "")) or names.get(owner)
+        if numbers and not layer:
+            raise UserError(
+                f"{group.path}: its layers have no names ({owner or 'the model'}); save the model "
+                "as .keras, or its weights with a newer Keras 3"
+            )
+        kind = re.sub(r"_\d+$", "", owner.rpartition("/")[2])
+        variables = _VARIABLES.get(kind, ())
+        # A normalisation without scale or centre has fewer, and no telling which.
+        if kind == "batch_normalization" and len(numbers) != len(variables):
+            variables = ()
+        for number in numbers:
+            known = dict(zip(map(str, range(len(numbers))), variables, strict=False))
+            yield f"{layer}/{known.get(number, number)}", inner.open(number)
+
+
+def _layer_names(config: _Json) -> dict[str, str]:
+    """The names of a model's layers by their groups, as the first versions of Keras 3 need them."""
+    counts: Counter[str] = Counter()
+    names = {}
+    inner = config.get("config")
+    for layer in inner.get("layers", ()) if isinstance(inner, dict) else ():
+        match layer:
+            case {"class_name": str(kind), "config": {"name": str(name)}}:
+                snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+                snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
+                suffix = f"_{counts[snake]}" if counts[snake] else ""
+                counts[snake] += 1
+                names[f"layers/{snake}{suffix}"] = name
+    return names
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

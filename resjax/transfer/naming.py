@@ -1,0 +1,266 @@
+"""What libraries call the arrays of a residual network, and what we call them.
+
+A library's names are a table of patterns of modules; every array of a file is translated, known to
+have no counterpart, or left over.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Naming(NamedTuple):
+    """The names of one library.
+
+    Attributes:
+      library: as users know it.
+      marks: names that none but its residual networks have all of.
+      modules: patterns of its modules, and their paths here; `{1}` stands for a number of the name,
+        as do `{1+}` for one more, `{1-}` for one less, and `{1/3}` for a third. `Norm` is a norm of
+        either kind, `Either` a convolution or a norm.
+      leaves: its name of a module's array, to ours.
+      separator: between modules.
+      unused: a pattern of arrays that nothing depends on.
+      change: what else must be done to the arrays, once they have our names.
+    """
+
+    library: str
+    marks: tuple[str, ...]
+    modules: tuple[tuple[str, str], ...]
+    leaves: Mapping[str, str]
+    separator: str = "."
+    unused: str = r"(.*\.)?num_batches_tracked"
+    change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict
+
+
+class Translated(NamedTuple):
+    """A file's arrays under our paths, and the names that no pattern fits."""
+
+    naming: Naming
+    arrays: dict[str, np.ndarray]
+    left_over: list[str]
+    averages: bool  # shortcuts average before they project: their convolution comes second
+
+
+def translate(arrays: Arrays) -> Translated | None:
+    """Translates a file's names; None where they are those of no residual network that we know."""
+    naming = next((naming for naming in NAMINGS if arrays.keys() >= {*naming.marks}), None)
+    if naming is None:
+        return None
+    norm = "GroupNorm" if not any(re.search(STATISTICS, name) for name in arrays) else "BatchNorm"
+    ours, left_over = {}, []
+    for name, array in arrays.items():
+        if path := _path(naming, name, array):
+            ours[path.replace("Norm_", f"{norm}_")] = _ordered(naming, path, array)
+        elif not re.fullmatch(naming.unused, name):
+            left_over.append(name)
+    averages = any(
+        re.search(r"downsample\.1\.weight$", name) and array.ndim == 4
+        for name, array in arrays.items()
+    )
+    return Translated(naming, naming.change(ours), left_over, averages)
+
+
+STATISTICS = r"running_mean$|moving_mean$"  # which group norms have none of
+
+
+def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
+    """Our path of an array."""
+    module, _, leaf = name.rpartition(naming.separator)
+    matches = ((re.fullmatch(pattern, module), ours) for pattern, ours in naming.modules)
+    match, template = next((found for found in matches if found[0]), (None, ""))
+    if match is None:
+        return None
+    if leaf == "weight":
+        leaf = "scale" if array.ndim == 1 else "kernel"
+    elif leaf not in naming.leaves:
+        return None
+    ours = naming.leaves.get(leaf, leaf)
+    collection = "batch_stats" if ours in ("mean", "var") else "params"
+    either = "Conv_" if array.ndim == 4 else "Norm_"
+    return f"{collection}/{_filled(template, match)}/{ours}".replace("Either_", either)
+
+
+def _filled(template: str, match: re.Match[str]) -> str:
+    def number(field: re.Match[str]) -> str:
+        value = int(match[int(field[1])])
+        return str({"": value, "+": value + 1, "-": value - 1, "/3": value // 3}[field[2]])
+
+    return re.sub(r"\{(\d)(|\+|-|/3)\}", number, template)
+
+
+def _ordered(naming: Naming, path: str, array: np.ndarray) -> np.ndarray:
+    """With the axes as ours: (h, w, in, out) and (in, out)."""
+    if not path.endswith("/kernel"):
+        return array
+    if naming.leaves is TORCH:
+        array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    # Some write their head as a convolution of 1x1 pixels.
+    return array[0, 0] if path == "params/head/kernel" and array.ndim == 4 else array
+
+
+TORCH = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
+KERAS = {
+    "kernel": "kernel",
+    "bias": "bias",
+    "gamma": "scale",
+    "beta": "bias",
+    "moving_mean": "mean",
+    "moving_variance": "var",
+}
+
+
+def _keras_changes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without biases of convolutions, and for images in RGB: neither changes what comes out.
+
+    A bias before a norm is as good as a smaller mean in it. Keras feeds BGR.
+    """
+    changed = dict(arrays)
+    for path in arrays:
+        if match := re.fullmatch(r"params/(.*)/Conv_(\d)/bias", path):
+            mean = f"batch_stats/{match[1]}/BatchNorm_{match[2]}/mean"
+            if mean in changed:
+                changed[mean] = changed[mean] - changed.pop(path)
+    if (first := "params/stem/Conv_0/kernel") in changed:
+        changed[first] = changed[first][:, :, ::-1]
+    return changed
+
+
+STEM = ((r"conv1", "stem/Conv_0"), (r"bn1", "stem/Norm_0"))
+DEEP_STEM = (  # three convolutions, and the norms between them
+    (r"conv1\.([036])", "stem/Conv_{1/3}"),
+    (r"conv1\.([14])", "stem/Norm_{1/3}"),
+    (r"bn1", "stem/Norm_2"),
+)
+TORCHVISION = (
+    (r"layer(\d+)\.(\d+)\.conv(\d)", "stage{1}/block{2+}/Conv_{3-}"),
+    (r"layer(\d+)\.(\d+)\.bn(\d)", "stage{1}/block{2+}/Norm_{3-}"),
+    (r"layer(\d+)\.(\d+)\.se\.fc(\d)", "stage{1}/block{2+}/SqueezeExcite_0/Conv_{3-}"),
+    (r"layer(\d+)\.(\d+)\.downsample\.\d", "stage{1}/block{2+}/shortcut/Either_0"),
+    (r"fc", "head"),
+)
+HUGGING_FACE_STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)"
+
+NAMINGS = (
+    Naming("timm", ("layer1.0.conv1.weight", "conv1.0.weight"), DEEP_STEM + TORCHVISION, TORCH),
+    Naming("torchvision", ("layer1.0.conv1.weight", "conv1.weight"), STEM + TORCHVISION, TORCH),
+    Naming(
+        "timm, ResNetV2",
+        ("stages.0.blocks.0.conv1.weight",),
+        (
+            (r"stem\.conv", "stem/Conv_0"),
+            (r"stages\.(\d+)\.blocks\.(\d+)\.conv(\d)", "stage{1+}/block{2+}/Conv_{3-}"),
+            (r"stages\.(\d+)\.blocks\.(\d+)\.norm(\d)", "stage{1+}/block{2+}/Norm_{3-}"),
+            (
+                r"stages\.(\d+)\.blocks\.(\d+)\.downsample\.conv",
+                "stage{1+}/block{2+}/shortcut/Conv_0",
+            ),
+            (r"norm", "norm"),
+            (r"head\.fc", "head"),
+        ),
+        TORCH,
+    ),
+    *(
+        Naming(
+            "Hugging Face",
+            (prefix + "encoder.stages.0.layers.0.layer.0.convolution.weight",),
+            (
+                (r"(?:resnet\.)?embedder\.embedder\.convolution", "stem/Conv_0"),
+                (r"(?:resnet\.)?embedder\.embedder\.normalization", "stem/Norm_0"),
+                (
+                    HUGGING_FACE_STAGE + r"\.layer\.(\d)\.convolution",
+                    "stage{1+}/block{2+}/Conv_{3}",
+                ),
+                (
+                    HUGGING_FACE_STAGE + r"\.layer\.(\d)\.normalization",
+                    "stage{1+}/block{2+}/Norm_{3}",
+                ),
+                (
+                    HUGGING_FACE_STAGE + r"\.shortcut\.(?:convolution|normalization)",
+                    "stage{1+}/block{2+}/shortcut/Either_0",
+                ),
+                (r"classifier\.1", "head"),
+            ),
+            TORCH,
+        )
+        for prefix in ("resnet.", "")
+    ),
+    Naming(
+        "Keras",
+        ("conv2_block1_1_conv/kernel",),
+        (
+            (r"conv1_conv", "stem/Conv_0"),
+            (r"conv1_bn", "stem/Norm_0"),
+            (r"conv(\d)_block(\d+)_0_conv", "stage{1-}/block{2}/shortcut/Conv_0"),
+            (r"conv(\d)_block(\d+)_0_bn", "stage{1-}/block{2}/shortcut/Norm_0"),
+            (r"conv(\d)_block(\d+)_(\d)_conv", "stage{1-}/block{2}/Conv_{3-}"),
+            (r"conv(\d)_block(\d+)_(\d)_bn", "stage{1-}/block{2}/Norm_{3-}"),
+            (r"predictions", "head"),
+        ),
+        KERAS,
+        separator="/",
+        change=_keras_changes,
+    ),
+    Naming(
+        "BiT",
+        ("resnet/block1/unit01/a/standardized_conv2d/kernel",),
+        (
+            (r"resnet/root_block/standardized_conv2d", "stem/Conv_0"),
+            (
+                r"resnet/block(\d)/unit(\d+)/a/proj/standardized_conv2d",
+                "stage{1}/block{2}/shortcut/Conv_0",
+            ),
+            *(
+                (
+                    rf"resnet/block(\d)/unit(\d+)/{letter}/{theirs}",
+                    f"stage{{1}}/block{{2}}/{ours}_{index}",
+                )
+                for index, letter in enumerate("abc")
+                for theirs, ours in (("standardized_conv2d", "Conv"), ("group_norm", "Norm"))
+            ),
+            (r"resnet/group_norm", "norm"),
+            (r"resnet/head/conv2d", "head"),
+        ),
+        KERAS,
+        separator="/",
+    ),
+)
+
+
+def to_torchvision(
+    path: str, array: np.ndarray, *, deep: bool, averages: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The inverse of `translate`, of an array of a network that torchvision or timm can hold.
+
+    Args:
+      path: ours.
+      array: ours.
+      deep: whether the stem has three convolutions, as ResNet-D's.
+      averages: whether shortcuts average before they project, as ResNet-D's.
+    """
+    _, *modules, leaf = path.split("/")
+    last, _, index = modules[-1].rpartition("_")
+    kind = {"Conv": "conv", "BatchNorm": "bn"}.get(last, "")
+    if modules == ["head"]:
+        name = "fc"
+    elif modules[0] == "stem" and deep:
+        name = f"conv1.{3 * int(index) + (kind == 'bn')}" if (kind, index) != ("bn", "2") else "bn1"
+    elif modules[0] == "stem":
+        name = f"{kind}1"
+    else:
+        stage, block = (int(re.sub(r"\D", "", module)) for module in modules[:2])
+        name = f"layer{stage}.{block - 1}."
+        if modules[2] == "shortcut":
+            name += f"downsample.{(kind == 'bn') + averages}"
+        else:
+            name += f"{'se.fc' if modules[2] == 'SqueezeExcite_0' else kind}{int(index) + 1}"
+    if leaf == "kernel":
+        array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+    theirs = {"kernel": "weight", "scale": "weight", **{ours: it for it, ours in TORCH.items()}}
+    yield f"{name}.{theirs[leaf]}", array
+    if leaf == "mean":
+        yield f"{name}.num_batches_tracked", np.zeros((), np.int64)

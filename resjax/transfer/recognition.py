@@ -1,0 +1,112 @@
+"""Which network a file's weights are of: read from the names and shapes of its arrays."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from resjax.models.presets import BLOCKS, CIFAR_OFFSETS, IMAGENET_STAGES
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class UnknownNetworkError(ValueError):
+    """The arrays are of no network that `resjax.build` can make; says what is strange."""
+
+
+def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> dict[str, Any]:
+    """The fields of `resjax.build` for weights under our paths.
+
+    Args:
+      arrays: by path, in the unrolled layout, such as `params/stage1/block1/Conv_0/kernel`.
+      v1: whether bottlenecks stride in their first 1x1, which shapes do not tell.
+      averages: whether shortcuts average before they project, which shapes do not tell either.
+
+    Raises:
+      UnknownNetworkError: there is no such network.
+    """
+    shapes = {path.removeprefix("params/"): array.shape for path, array in arrays.items()}
+    blocks = _blocks(shapes)
+    first, equal = "stage1/block1/", "stage2/block1/"
+    norm = "group" if any("/GroupNorm_" in path for path in shapes) else "batch"
+    preactivation = "norm/scale" in shapes
+    bottleneck = first + "Conv_2/kernel" in shapes
+    stem = _stem(shapes, bit=norm == "group" and preactivation)
+    expansion = 4 if bottleneck else 1
+    out = _of(shapes, first + f"Conv_{2 if bottleneck else 1}/kernel")[-1]
+    stem_width = _of(shapes, f"stem/Conv_{2 if stem == 'deep' else 0}/kernel")[-1]
+    name = f"{'preact_' if preactivation else ''}{'bottleneck' if bottleneck else 'basic'}"
+    family = "imagenet" if len(blocks) == 4 else "cifar"
+    fields: dict[str, Any] = {
+        "family": family,
+        "depth": _depth(family, blocks, BLOCKS[name].layers),
+        "block": name,
+        "block_options": {},
+        "shortcut": _shortcut(shapes, equal, averages),
+        "shortcut_options": {},
+        "width": stem_width,
+        "widen": max(out // expansion // stem_width, 1),
+        "stem": stem,
+        "norm": norm,
+        "standardize": stem == "bit",
+    }
+    if bottleneck and preactivation:
+        fields["block_options"] = {"stride_in_1x1": v1}
+    elif bottleneck:
+        fields["block_options"] = _bottleneck_options(shapes, first, out // expansion, v1)
+    if squeezed := shapes.get(first + "SqueezeExcite_0/Conv_0/kernel"):
+        fields["block_options"]["se_reduction"] = squeezed[2] // squeezed[3]
+    return {**fields, "classes": shapes.get("head/kernel", (0,))[-1]}
+
+
+def _blocks(shapes: Mapping[str, Any]) -> tuple[int, ...]:
+    """Blocks in each stage."""
+    found = [re.match(r"stage(\d+)/block(\d+)/", path) for path in shapes]
+    numbers = {(int(match[1]), int(match[2])) for match in found if match}
+    stages = max((stage for stage, _ in numbers), default=0)
+    return tuple(sum(stage == number for number, _ in numbers) for stage in range(1, stages + 1))
+
+
+def _depth(family: str, blocks: tuple[int, ...], layers: int) -> int:
+    if family == "cifar" and len(blocks) == 3 and len({*blocks}) == 1:
+        return layers * sum(blocks) + CIFAR_OFFSETS[family]
+    for depth, sizes in IMAGENET_STAGES[layers].items():
+        if sizes == blocks:
+            return depth
+    raise UnknownNetworkError(
+        f"no published depth has stages of {', '.join(map(str, blocks))} blocks"
+    )
+
+
+def _stem(shapes: Mapping[str, Any], bit: bool) -> str:
+    if "stem/Conv_2/kernel" in shapes:
+        return "deep"
+    if bit:
+        return "bit"
+    return "cifar" if _of(shapes, "stem/Conv_0/kernel")[0] == 3 else "imagenet"
+
+
+def _shortcut(shapes: Mapping[str, Any], changing: str, averages: bool) -> str:
+    if changing + "shortcut/Conv_0/kernel" not in shapes:
+        raise UnknownNetworkError(
+            "it has no projections, and whether its shortcuts are padded or missing, arrays do not "
+            "tell"
+        )
+    if changing.replace("block1", "block2") + "shortcut/Conv_0/kernel" in shapes:
+        return "project_all"
+    return "project_avg" if averages else "project"
+
+
+def _bottleneck_options(
+    shapes: Mapping[str, Any], block: str, features: int, v1: bool
+) -> dict[str, Any]:
+    _, _, in_group, inner = _of(shapes, block + "Conv_1/kernel")
+    groups = inner // in_group
+    return {"groups": groups, "group_width": inner * 64 // (features * groups), "stride_in_1x1": v1}
+
+
+def _of(shapes: Mapping[str, Any], path: str) -> tuple[int, ...]:
+    if path not in shapes:
+        raise UnknownNetworkError(f"it has no {path}")
+    return shapes[path]
