@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import UserError
+from resjax.data.decoding import Interpolation
 from resjax.data.feed import Statistics
 from resjax.disk import DamagedError, require_seal, seal, write_whole
 from resjax.models.layout import Variables
@@ -33,7 +34,7 @@ class Preprocessing:
     size: int  # pixels, of the square that the network sees
     shorter_side: int
     channels: int = 3
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     squash: bool = False  # bring both sides to `shorter_side`, whatever that does to the image
 
 
