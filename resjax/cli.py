@@ -267,8 +267,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _import(arguments: argparse.Namespace) -> int:
     _require_writable(arguments.out, "--out")
+    from resjax.inference.loading import weights_from
     from resjax.transfer import weights
-    from resjax.transfer.importing import Options, import_weights
+    from resjax.transfer.importing import Options
 
     options = Options(
         prefix=arguments.prefix,
@@ -277,7 +278,7 @@ def _import(arguments: argparse.Namespace) -> int:
         class_names=arguments.class_names,
         image_size=arguments.image_size,
     )
-    found = import_weights(arguments.weights, options, _tell)
+    found = weights_from(arguments.weights, warn=_tell, options=options)
     weights.save(found, arguments.out)
     print(weights.describe(found))
     print(f"weights folder: {arguments.out}")

@@ -12,34 +12,41 @@ from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, scans
 from resjax.train.progress import Warn, warn_user
 from resjax.transfer import surgery
+from resjax.transfer.importing import Options, changed, import_weights
 from resjax.transfer.weights import Weights, is_weights_folder, load
 
 
-def weights_from(source: str | Path, which: str = "last", warn: Warn = warn_user) -> Weights:
+def weights_from(
+    source: str | Path,
+    which: str = "last",
+    warn: Warn = warn_user,
+    options: Options | None = None,
+) -> Weights:
     """Reads weights, whatever holds them.
 
     Args:
       source: a weights folder, a run folder, or what `resjax import` takes: a file of foreign
         weights, `hub:NAME`, `https://...`.
       which: of a run's checkpoints: `last`, `best`, or a step's number.
-      warn: is told of a run's damaged checkpoints, which are passed over.
+      warn: is told of a run's damaged checkpoints, which are passed over, and of what is worth
+        knowing of a file.
+      options: what the user knows of the weights.
 
     Raises:
       UserError: there is nothing such, or it is damaged.
     """
+    options = options or Options()
     folder = Path(source)
     if not is_weights_folder(folder):
         from resjax.train.trained import is_run_folder, weights_of_run  # takes seconds
 
         if is_run_folder(folder):
-            return weights_of_run(folder, which, warn)
+            return changed(weights_of_run(folder, which, warn), options)
     if which != "last":
         raise UserError(f"{source} is no run folder: it has no checkpoint {which!r} to choose")
     if is_weights_folder(folder):
-        return load(folder)
-    from resjax.transfer.importing import import_weights  # many readers
-
-    return import_weights(str(source))
+        return changed(load(folder), options)
+    return import_weights(str(source), options, warn)
 
 
 def load_pretrained(
