@@ -8,9 +8,16 @@ import jax
 import numpy as np
 import pytest
 
+import resjax
 from resjax.cli import main
+from resjax.data.feed import Statistics
+from resjax.inference.loading import weights_from
 from resjax.inference.predict import classifier
 from resjax.inference.program import export_program
+from resjax.models.convolution import quick_compile
+from resjax.models.layout import unrolled
+from resjax.models.presets import architecture
+from resjax.transfer.weights import Preprocessing, Weights, flat, save
 
 ELSEWHERE = """
 import importlib.abc, sys
@@ -65,7 +72,20 @@ def test_its_description_says_what_comes_in_and_out(weights, tmp_path):
     assert described["preprocessing"]["shorter_side"] == 8
 
 
-def test_the_torchvision_file_is_written(run, tmp_path):
+def test_a_torchvision_file_comes_back_as_the_same_network(tmp_path):
+    fields = {**architecture("resnet18", width=4), "classes": 3}
+    model = resjax.build(fields)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(model.init, compiler_options=quick_compile())(jax.random.key(0), images)
+    made = Weights(
+        model=fields,
+        variables=jax.device_get(unrolled(variables)),
+        statistics=Statistics(np.zeros(3, np.float32), np.ones(3, np.float32)),
+        preprocessing=Preprocessing(32, 32),
+    )
+    save(made, tmp_path / "weights")
     out = tmp_path / "net.safetensors"
-    # A network of CIFAR's has no counterpart there.
-    assert main(["export", str(run), "--format=torchvision", f"--out={out}"]) == 2
+    assert main(["export", str(tmp_path / "weights"), "--format=torchvision", f"--out={out}"]) == 0
+    back, expected = flat(weights_from(out).variables), flat(made.variables)
+    assert back.keys() == expected.keys()
+    assert all(np.array_equal(back[name], expected[name]) for name in expected)
