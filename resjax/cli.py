@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from resjax.data.prepared import Prepared
+    from resjax.transfer.importing import Options
+    from resjax.transfer.weights import Weights
+
+
+REMOTE = ("hub:", "https:", "http:")  # sources of weights that are no paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,13 +177,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     out = arguments.out
     if out and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out={out}: the name must end in .csv or .json")
+    _require_there(arguments.checkpoint)
     if out:
         _require_writable(out.parent, "--out")
     from resjax.disk import write_whole
-    from resjax.inference.loading import weights_from
     from resjax.inference.predict import FORMATS, predict
 
-    weights = weights_from(arguments.checkpoint, arguments.which)
+    weights = _weights(arguments.checkpoint, arguments.which)
     found, left_out = predict(weights, arguments.images, arguments.top, **_batches(arguments))
     _tell_left_out(list(map(str, left_out)))
     if out:
@@ -198,6 +203,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _features(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.checkpoint)
     out = arguments.out
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"--out={out}: the name must end in .npz or .parquet")
@@ -207,11 +213,10 @@ def _features(arguments: argparse.Namespace) -> int:
         raise UserError(f"--split={arguments.split} is of a dataset: it needs --data=NAME")
     _require_writable(out.parent, "--out")
     from resjax.inference.features import features, of_dataset, of_files, save_features
-    from resjax.inference.loading import weights_from
 
     split = arguments.split or "train"
     images = of_dataset(arguments.data, split) if arguments.data else of_files(arguments.images)
-    weights = weights_from(arguments.checkpoint, arguments.which)
+    weights = _weights(arguments.checkpoint, arguments.which)
     found = features(weights, images, arguments.stage, **_batches(arguments))
     _tell_left_out(sorted({*images.origins} - {*found.origins}))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -231,10 +236,10 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.checkpoint)
     _require_writable(arguments.out.parent, "--out")
-    from resjax.inference.loading import weights_from
 
-    weights = weights_from(arguments.checkpoint, arguments.which)
+    weights = _weights(arguments.checkpoint, arguments.which)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.format == "torchvision":
         from resjax.transfer.exporting import export_torchvision
@@ -265,9 +270,22 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    _require_writable(arguments.out, "--out")
+def _weights(source: str, which: str = "last", options: "Options | None" = None) -> "Weights":
+    """Reads weights, wherever they are."""
     from resjax.inference.loading import weights_from
+
+    return weights_from(source, which, _tell, options)
+
+
+def _require_there(source: str) -> None:
+    """Refuses a file that is not there before it takes seconds to say so."""
+    if not source.startswith(REMOTE) and not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.weights)
+    _require_writable(arguments.out, "--out")
     from resjax.transfer import weights
     from resjax.transfer.importing import Options
 
@@ -278,7 +296,7 @@ def _import(arguments: argparse.Namespace) -> int:
         class_names=arguments.class_names,
         image_size=arguments.image_size,
     )
-    found = weights_from(arguments.weights, warn=_tell, options=options)
+    found = _weights(arguments.weights, options=options)
     weights.save(found, arguments.out)
     print(weights.describe(found))
     print(f"weights folder: {arguments.out}")
