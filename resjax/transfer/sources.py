@@ -113,8 +113,9 @@ def _from_hub(source: str) -> Path:
             snapshot_download(named["name"], revision=named["revision"], allow_patterns=_WANTED)
         )
     except LocalEntryNotFoundError as error:
+        why = in_short(error.__cause__ or error)
         raise UserError(
-            f"{source}: the hub cannot be reached, and its files were not fetched before"
+            f"{source}: cannot be had from the hub ({why}), and was not fetched before"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be fetched: {in_short(error)}") from error
