@@ -238,6 +238,15 @@ def test_frozen_parameters_do_not_change_and_thaw_at_exactly_their_step(folder):
     }
 
 
+def test_a_thaw_keeps_what_the_optimiser_has_and_begins_the_rest_at_zero(folder):
+    made = program(gradual(folder))
+    state, _ = made.steps(made.start(0), 2)
+    thawed = made.thawed(state, 1)
+    assert thawed.optimizer[0] is state.optimizer[0]
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(thawed.optimizer[0]))
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(thawed.optimizer[1]))
+
+
 def test_the_lines_of_a_run_say_when_it_thawed(finished):
     workdir, told = finished
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
