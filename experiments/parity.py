@@ -365,12 +365,12 @@ def gradients(weights: Weights, given: np.ndarray, precision: str) -> Arrays:
     network = weights.network(loop="unroll", dtype=precision)
 
     def loss(params: Any) -> jax.Array:
-        logits = network.apply({**weights.variables, "params": params}, given)
+        logits = network.apply({**variables, "params": params}, given)
         return (logits * jnp.asarray(weighting(logits.shape[-1]))).sum()
 
     with jax.enable_x64(precision == "float64"):
-        params = jax.tree.map(lambda leaf: leaf.astype(precision), weights.variables["params"])
-        return flat(jax.jit(jax.grad(loss))(params))
+        variables = jax.tree.map(lambda leaf: leaf.astype(precision), weights.variables)
+        return flat(jax.jit(jax.grad(loss))(variables["params"]))
 
 
 def largest(these: np.ndarray, those: np.ndarray) -> float:
