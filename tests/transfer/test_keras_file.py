@@ -7,9 +7,10 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resjax.transfer import keras_file
 from resjax.transfer.files import read_arrays
 
 
@@ -187,11 +188,9 @@ def test_a_config_that_is_none_is_refused_or_of_no_use(config, without_names, tm
 
 
 def test_layers_of_a_config_are_counted_by_class():
-    from resjax.transfer.keras_file import _layer_names
-
     kinds = {"a": "Conv2D", "b": "BatchNormalization", "c": "Conv2D", "d": "GlobalAveragePooling2D"}
     layers = [{"class_name": kind, "config": {"name": name}} for name, kind in kinds.items()]
-    assert _layer_names(json.loads(json.dumps({"config": {"layers": layers}}))) == {
+    assert keras_file._layer_names(json.loads(json.dumps({"config": {"layers": layers}}))) == {
         "layers/conv2d": "a",
         "layers/batch_normalization": "b",
         "layers/conv2d_1": "c",
@@ -202,12 +201,13 @@ def test_layers_of_a_config_are_counted_by_class():
 @pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "model.keras"])
 def test_a_file_that_was_cut_is_refused(name, foreign, tmp_path, refusal):
     content = (foreign / name).read_bytes()
-    for length in (*range(0, 200, 7), *range(200, len(content), 131), len(content) - 1):
+    for length in (3, 9, 100, 700, 3000, 9000, len(content) - 1):
         (tmp_path / name).write_bytes(content[:length])
         refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "model.keras"])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_flipped_bytes_give_arrays_or_one_line(name, data, foreign, tmp_path_factory, outcome):
     content = bytearray((foreign / name).read_bytes())
@@ -216,3 +216,26 @@ def test_flipped_bytes_give_arrays_or_one_line(name, data, foreign, tmp_path_fac
     path = tmp_path_factory.getbasetemp() / f"flipped-{name}"
     path.write_bytes(content)
     assert len(outcome(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("trial", "says"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "does not survive it"),
+        ("while True: pass", "does not come to its end"),
+    ],
+)
+def test_a_file_on_which_the_library_crashes_or_loops_is_refused(
+    trial, says, foreign, monkeypatch, refusal
+):
+    monkeypatch.setattr(keras_file, "_TRIAL", trial)
+    monkeypatch.setattr(keras_file, "_SECONDS", 1)
+    assert says in refusal(foreign / "keras2.h5")
+
+
+def test_a_named_type_in_place_of_an_array_is_refused(write, refusal):
+    def change(file):
+        del file["conv/conv/kernel"]
+        file["conv/conv/kernel"] = np.dtype("f4")
+
+    assert "no plain array; refused" in refusal(write({"conv": {"conv/kernel": ONES}}, change))

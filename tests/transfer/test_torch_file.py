@@ -23,6 +23,9 @@ def test_tensors_of_every_type_and_stride_are_those_that_torch_saved(name, forei
     found = read_arrays(foreign / name)
     same(found.arrays, foreign / "torch.npz")
     assert found.format == "torch"
+    assert all(
+        array.flags.writeable and array.flags.c_contiguous for array in found.arrays.values()
+    )
     assert "its weights are bfloat16; they are held as float32, exactly" in found.notes
     assert "its weights are float64; they are held as float32, rounded" in found.notes
 
