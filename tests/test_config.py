@@ -21,6 +21,7 @@ from resjax.config import (
     resolve,
     to_dict,
 )
+from resjax.models.presets import ARCHITECTURE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -57,7 +58,7 @@ def test_neither_the_schema_nor_a_refusal_imports_jax():
 def test_every_open_field_of_the_architecture_is_filled():
     model = resolved(model__name="cifar_plain56").model
     assert (model.family, model.depth, model.shortcut, model.width) == ("cifar", 56, "none", 16)
-    open_fields = [name for name, value in vars(model).items() if value is None]
+    open_fields = [name for name in ARCHITECTURE if getattr(model, name) is None]
     assert open_fields == ["name"]
 
 
