@@ -89,7 +89,9 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     if translated is None:
         raise UserError(_why_unknown(arrays, options.prefix))
     library = translated.naming.library
-    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))  # what `exporting` wrote
+    described = json.loads(
+        file.metadata.get("header", {}).get("resjax", "null")
+    )  # what `exporting` wrote
     if described:
         fields, epsilon = dict(described["model"]), {}
     else:
