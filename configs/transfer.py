@@ -7,8 +7,8 @@
 
 `rates` chooses the learning rate of every method, at 20 examples a class, before any test image is
 looked at: it trains on the first four fifths of the training images and is evaluated on the last
-fifth, with a seed and draws that the experiment does not use. The rate of the least error is written
-down in the experiment.
+fifth, with a seed and a draw that the experiment does not use. The rate of the least error is
+written down in the experiment.
 """
 
 from ml_collections import ConfigDict
