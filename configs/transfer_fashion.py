@@ -2,8 +2,10 @@
 
     resjax data prepare fashion_mnist
     resjax train --config=configs/transfer_fashion.py:pretrain --workdir=runs/pretrained
-    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py:rates --workdir=runs/rates
-    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py --workdir=runs/transfer
+    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py:rates \\
+        --workdir=runs/rates
+    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py \\
+        --workdir=runs/transfer
 
 `rates` chooses the learning rate of every method, at 20 examples a class, before any test image is
 looked at: it trains on the first four fifths of the training images and is evaluated on the last

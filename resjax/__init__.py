@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resjax.analysis.runs import load_runs as load_runs
+    from resjax.inference.loading import load_pretrained as load_pretrained
     from resjax.models.count import count as count
     from resjax.models.resnet import build as build
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": "resjax.models.resnet",
     "count": "resjax.models.count",
+    "load_pretrained": "resjax.inference.loading",
     "load_runs": "resjax.analysis.runs",
 }
 
-__all__ = ["__version__", "build", "count", "load_runs"]
+__all__ = ["__version__", "build", "count", "load_pretrained", "load_runs"]
 
 
 def __getattr__(name: str) -> Any:

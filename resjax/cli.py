@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from resjax.data.prepared import Prepared
+    from resjax.transfer.importing import Options
+    from resjax.transfer.weights import Weights
+
+
+REMOTE = ("hub:", "https:", "http:")  # sources of weights that are no paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,16 +174,89 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from resjax.train.predict import predict
+    out = arguments.out
+    if out and out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out={out}: the name must end in .csv or .json")
+    _require_there(arguments.checkpoint)
+    if out:
+        _require_writable(out.parent, "--out")
+    from resjax.disk import write_whole
+    from resjax.inference.predict import FORMATS, predict
 
-    found = predict(arguments.checkpoint, arguments.images, arguments.which, arguments.top)
-    rows = [
-        (str(each.path), name, f"{100 * probability:.2f} %")
-        for each in found
-        for name, probability in zip(each.classes, each.probabilities, strict=True)
-    ]
-    _print_table(("image", "class", "probability"), rows)
+    weights = _weights(arguments.checkpoint, arguments.which)
+    found, left_out = predict(weights, arguments.images, arguments.top, **_batches(arguments))
+    _tell_left_out(list(map(str, left_out)))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, FORMATS[out.suffix[1:]](found))
+        print(f"predictions: {out}")
+    elif arguments.format == "table":
+        rows = [
+            (str(each.path), name, f"{100 * probability:.2f} %")
+            for each in found
+            for name, probability in zip(each.classes, each.probabilities, strict=True)
+        ]
+        _print_table(("image", "class", "probability"), rows)
+    else:
+        print(FORMATS[arguments.format](found), end="")
     return 0
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.checkpoint)
+    out = arguments.out
+    if out.suffix not in (".npz", ".parquet"):
+        raise UserError(f"--out={out}: the name must end in .npz or .parquet")
+    if bool(arguments.images) == bool(arguments.data):
+        raise UserError("`resjax features`: give images, or --data=NAME, one of the two")
+    if arguments.images and arguments.split:
+        raise UserError(f"--split={arguments.split} is of a dataset: it needs --data=NAME")
+    _require_writable(out.parent, "--out")
+    from resjax.inference.features import features, of_dataset, of_files, save_features
+
+    split = arguments.split or "train"
+    images = of_dataset(arguments.data, split) if arguments.data else of_files(arguments.images)
+    weights = _weights(arguments.checkpoint, arguments.which)
+    found = features(weights, images, arguments.stage, **_batches(arguments))
+    _tell_left_out(sorted({*images.origins} - {*found.origins}))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_features(found, out)
+    rows, columns = found.values.shape
+    print(f"features of {rows:,} images, {columns:,} numbers each: {out}")
+    return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from resjax.inference.features import load_features
+    from resjax.inference.probes import probe
+
+    train, test = load_features(arguments.train), load_features(arguments.test)
+    _print_values(probe(train, test, arguments.kind))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.checkpoint)
+    _require_writable(arguments.out.parent, "--out")
+
+    weights = _weights(arguments.checkpoint, arguments.which)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.format == "torchvision":
+        from resjax.transfer.exporting import export_torchvision
+
+        export_torchvision(weights, arguments.out)
+    else:
+        from resjax.inference.program import export_program
+
+        print(f"description: {export_program(weights, arguments.out)}")
+    print(f"{arguments.format}: {arguments.out}")
+    return 0
+
+
+def _batches(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How images go through a network: keywords of `resjax.inference.images.each_image`."""
+    names = ("batch_size", "on_bad_image", "workers")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -190,6 +268,39 @@ def _verify(arguments: argparse.Namespace) -> int:
     damaged = sum(finding.damaged for finding in findings)
     print(f"{damaged} damaged" if damaged else "all whole")
     return 1 if damaged else 0
+
+
+def _weights(source: str, which: str = "last", options: "Options | None" = None) -> "Weights":
+    """Reads weights, wherever they are."""
+    from resjax.inference.loading import weights_from
+
+    return weights_from(source, which, _tell, options)
+
+
+def _require_there(source: str) -> None:
+    """Refuses a file that is not there before it takes seconds to say so."""
+    if not source.startswith(REMOTE) and not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    _require_there(arguments.weights)
+    _require_writable(arguments.out, "--out")
+    from resjax.transfer import weights
+    from resjax.transfer.importing import Options
+
+    options = Options(
+        prefix=arguments.prefix,
+        v1=arguments.v1 or None,
+        without_head=arguments.backbone,
+        class_names=arguments.class_names,
+        image_size=arguments.image_size,
+    )
+    found = _weights(arguments.weights, options=options)
+    weights.save(found, arguments.out)
+    print(weights.describe(found))
+    print(f"weights folder: {arguments.out}")
+    return 0
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -329,6 +440,12 @@ def _tell(text: str) -> None:
     print(f"resjax: {text}", file=sys.stderr, flush=True)
 
 
+def _tell_left_out(images: Sequence[str]) -> None:
+    if images:
+        more = ", ..." * (len(images) > 10)
+        _tell(f"{len(images)} left out, cannot be decoded: {', '.join(images[:10])}{more}")
+
+
 def _print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None
 ) -> None:
@@ -431,13 +548,69 @@ def _parser() -> argparse.ArgumentParser:
         help="last, best (of the least test error), or a step; last if not given",
     )
 
-    predict = command("predict", _predict, "Classify images by a run's network.")
-    predict.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="the run folder"
+    importing = command(
+        "import",
+        _import,
+        "Turn weights of torchvision, timm, Hugging Face, Keras or BiT into a weights folder.",
     )
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, ...")
-    predict.add_argument("--which", type=_which, default="last", help="last, best, or a step")
+    importing.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help=".pth, .safetensors, .h5, .keras, .npz, a folder of Hugging Face, a run folder, "
+        "hub:OWNER/NAME or https://...",
+    )
+    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder")
+    importing.add_argument("--backbone", action="store_true", help="leave out the head")
+    importing.add_argument(
+        "--prefix", default="", help="of the network's names in a file of more, as backbone.body."
+    )
+    importing.add_argument(
+        "--v1", action="store_true", help="bottlenecks stride in their first 1x1"
+    )
+    importing.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="text with the name of a class a line"
+    )
+    importing.add_argument(
+        "--image-size", type=_count, metavar="N", help="pixels, if not those of the evaluation"
+    )
+
+    predict = command("predict", _predict, "Classify images by a trained network.")
+    _add_checkpoint(predict, "--checkpoint", required=True)
+    _add_images(predict, "+")
     predict.add_argument("--top", type=_count, default=5, metavar="K", help="classes an image")
+    either = predict.add_mutually_exclusive_group()
+    either.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    either.add_argument("--out", type=Path, metavar="FILE", help="predictions.csv or .json")
+
+    features = command("features", _features, "What a network makes of images before its head.")
+    _add_checkpoint(features, "--checkpoint", required=True)
+    _add_images(features, "*")
+    features.add_argument("--data", metavar="NAME", help="a dataset in place of images")
+    features.add_argument("--split", help="of it: train, test, or such as train[:20%%]")
+    features.add_argument("--stage", help="such as stage3; the last if not given")
+    features.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="features.npz or .parquet"
+    )
+
+    probe = command("probe", _probe, "How well features tell classes.")
+    probe.add_argument("train", type=Path, metavar="TRAIN", help="features that are learned from")
+    probe.add_argument("test", type=Path, metavar="TEST", help="features whose classes are told")
+    probe.add_argument(
+        "--kind",
+        choices=("linear", "knn"),
+        default="linear",
+        help="logistic regression, or the nearest neighbours",
+    )
+
+    export = command("export", _export, "A network for other programs.")
+    _add_checkpoint(export, "checkpoint")
+    export.add_argument(
+        "--format",
+        choices=("stablehlo", "torchvision"),
+        required=True,
+        help="a program with its weights, or a safetensors file of torchvision's names",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="is replaced")
 
     verify = command("verify", _verify, "Check every checkpoint and metrics file.")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a run, a sweep, or any above")
@@ -475,6 +648,15 @@ def _count(text: str) -> int:
 _count.__name__ = "whole number from 1 up"  # what argparse calls it in its complaint
 
 
+def _cardinal(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError
+    return number
+
+
+_cardinal.__name__ = "whole number from 0 up"
+
+
 def _which(text: str) -> str:
     if text not in ("last", "best") and not text.isdecimal():
         raise ValueError
@@ -490,3 +672,32 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _add_workdir(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--workdir", type=Path, required=True, metavar="DIR", help=what)
+
+
+def _add_checkpoint(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    command.add_argument(
+        name, metavar="WEIGHTS", help="a run folder, a weights folder, or a weights file", **options
+    )
+    command.add_argument(
+        "--which", type=_which, default="last", help="of a run: last, best, or a step"
+    )
+
+
+def _add_images(command: argparse.ArgumentParser, number: str) -> None:
+    """What goes through a network, and how."""
+    command.add_argument(
+        "images", type=Path, nargs=number, metavar="IMAGE", help="PNG, JPEG, ..., or a folder"
+    )
+    command.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error", help="if one is damaged"
+    )
+    command.add_argument(
+        "--batch-size", type=_count, default=64, metavar="N", help="images at a time"
+    )
+    command.add_argument(
+        "--workers",
+        type=_cardinal,
+        default=0,
+        metavar="N",
+        help="processes that decode; 0 is a thread",
+    )

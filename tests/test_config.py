@@ -21,6 +21,7 @@ from resjax.config import (
     resolve,
     to_dict,
 )
+from resjax.models.presets import ARCHITECTURE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -57,7 +58,7 @@ def test_neither_the_schema_nor_a_refusal_imports_jax():
 def test_every_open_field_of_the_architecture_is_filled():
     model = resolved(model__name="cifar_plain56").model
     assert (model.family, model.depth, model.shortcut, model.width) == ("cifar", 56, "none", 16)
-    open_fields = [name for name, value in vars(model).items() if value is None]
+    open_fields = [name for name in ARCHITECTURE if getattr(model, name) is None]
     assert open_fields == ["name"]
 
 
@@ -245,8 +246,11 @@ def test_a_config_file_may_hold_a_dataclass(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_of_ours_resolves_and_tells_its_command(path):
-    resolve(load(path))
+def test_every_config_of_ours_resolves_and_tells_its_command(path, weights_folder):
+    config = load(path)
+    if config.transfer.head != "keep":  # of weights that the user has
+        config.transfer.weights = str(weights_folder)
+    resolve(config)
     assert f"--config=configs/{path.name}" in path.read_text()
 
 
@@ -256,6 +260,117 @@ def test_the_two_imagenet_recipes_differ_in_where_bottlenecks_stride():
     )
     assert paper.model.block_options == {"stride_in_1x1": True}
     assert today.model.block_options == {}
+
+
+@pytest.mark.parametrize("what", ["finetune", "frozen", "gradual", "bit,3680,224"])
+def test_every_way_to_transfer_resolves_and_asks_for_weights(what, weights_folder):
+    config = load(f"{CONFIGS / 'transfer.py'}:{what}")
+    assert "needs transfer.weights" in refusal(lambda: resolve(config))
+    config.transfer.weights = str(weights_folder)
+    assert resolve(config).model.depth == 29
+
+
+@pytest.mark.parametrize(
+    ("what", "steps", "decays", "side", "mixup"),
+    [
+        ("bit,10,32", 500, (200, 300, 400), 128, 0),
+        ("bit,19999,95", 500, (200, 300, 400), 128, 0),
+        ("bit,20000,96", 10_000, (3_000, 6_000, 9_000), 480, 0.1),
+        ("bit,1281167,400", 20_000, (6_000, 12_000, 18_000), 480, 0.1),
+    ],
+)
+def test_the_rule_of_bit_follows_from_examples_and_size(what, steps, decays, side, mixup):
+    config = load(f"{CONFIGS / 'transfer.py'}:{what}")
+    assert (config.train.steps, config.data.image_size, config.data.mixup) == (steps, side, mixup)
+    found = [round(share * steps) for share in config.optimizer.boundaries]
+    assert tuple(found) == decays
+
+
+@pytest.mark.parametrize("what", ["fintune", "bit", "bit,many,32", "bit,10"])
+def test_an_unknown_way_to_transfer_is_refused_with_those_there_are(what):
+    assert "bit,EXAMPLES,SIDE" in refusal(lambda: load(f"{CONFIGS / 'transfer.py'}:{what}"))
+
+
+@pytest.fixture
+def weights_folder(tmp_path):
+    """What describes a network in a folder of weights; the arrays are not looked at."""
+    model = {
+        **{"family": "cifar", "depth": 29, "block": "bottleneck", "width": 8},
+        **{"block_options": {"se_reduction": 4}, "bn_epsilon": 1e-3, "classes": 7, "loop": "scan"},
+    }
+    (tmp_path / "weights.json").write_text(json.dumps({"model": model}))
+    return tmp_path
+
+
+def test_what_the_model_leaves_open_is_as_the_weights_have_it(weights_folder):
+    model = resolved(transfer__weights=str(weights_folder)).model
+    assert (model.family, model.depth, model.block, model.width) == ("cifar", 29, "bottleneck", 8)
+    assert (model.block_options, model.bn_epsilon) == ({"se_reduction": 4}, 1e-3)
+    assert model.loop == "auto"  # says how it computes, not what it is
+
+
+def test_what_the_user_says_of_the_model_goes_over_the_weights(weights_folder):
+    given = {"transfer__weights": str(weights_folder)}
+    assert resolved(**given, model__depth=20, model__bn_epsilon=1e-4).model.depth == 20
+    other = resolved(**given, model__block="preact_basic", model__depth=14).model
+    assert (other.block, other.block_options) == ("preact_basic", {})
+    named = resolved(**given, model__name="cifar_resnet20").model
+    assert (named.depth, named.width, named.block_options) == (20, 16, {})
+
+
+def test_a_run_folder_describes_weights_as_well(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(resolved(model__depth=44))))
+    assert resolved(transfer__weights=str(tmp_path)).model.depth == 44
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no such folder; `resjax import FILE --out="),
+        ({"other.txt": ""}, "it has no weights.json and no config.json"),
+        ({"weights.json": "{"}, "weights.json: damaged, not a JSON object"),
+        ({"weights.json": "{}"}, "weights.json: damaged, describes no model"),
+        (
+            {"weights.json": '{"model": {"depth": "x"}}'},
+            "model.depth='x': expected an integer",
+        ),
+        ({"weights.json": '{"model": {"depth": 21}}'}, "depth 21 is not 6n + 2"),
+    ],
+)
+def test_weights_that_are_not_there_or_damaged_are_one_line(tmp_path, content, told):
+    folder = tmp_path / "weights"
+    for name, text in (content or {}).items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    assert told in refusal(lambda: resolved(transfer__weights=str(folder)))
+
+
+def test_a_foreign_file_has_to_be_imported_first(tmp_path):
+    (tmp_path / "r50.pth").write_bytes(b"")
+    told = refusal(lambda: resolved(transfer__weights=str(tmp_path / "r50.pth")))
+    assert f"`resjax import {tmp_path / 'r50.pth'} --out=DIR`" in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"transfer__thaw": {"head": -1}}, "transfer.thaw.head=-1: must be an epoch"),
+        ({"transfer__thaw": {"head": "soon"}}, "transfer.thaw.head='soon': must be an epoch"),
+        ({"transfer__stage_factor": 0.5, "transfer__first_rate": 0.1}, "set one of them"),
+        ({"transfer__head": "new"}, "transfer.head=new: needs transfer.weights"),
+        ({"data__normalization": "weights"}, "needs transfer.weights"),
+    ],
+)
+def test_transfer_that_cannot_be_is_refused(fields, told):
+    assert told in refusal(lambda: resolved(**fields))
+
+
+def test_thaw_is_read_from_the_command_line_and_epochs_are_numbers():
+    typed = {"transfer.thaw.head": "0", "transfer.thaw.stage3/block1": "1.5"}
+    read = resolve(override(default_config(), typed))
+    assert read.transfer.thaw == {"head": 0.0, "stage3/block1": 1.5}
+    assert digest(read) == digest(resolved(transfer__thaw={"stage3/block1": 1.5, "head": 0}))
+    assert digest(read) != digest(resolved())
 
 
 CONFIG = st.fixed_dictionaries(

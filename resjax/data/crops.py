@@ -95,7 +95,11 @@ def resize_and_center_crop(
       size: of the square.
       shorter_side: what it is brought to; None is 8/7 of `size`, 256 pixels for 224.
     """
-    image = with_shorter_side(image, size, shorter_side)
+    return center(with_shorter_side(image, size, shorter_side), size)
+
+
+def center(image: "Image", size: int) -> Pixels:
+    """The square of `size` in the middle."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return as_array(image.crop((left, top, left + size, top + size)))
 
@@ -126,8 +130,13 @@ def with_shorter_side(image: "Image", size: int, shorter_side: int | None) -> "I
     """The whole image, resampled."""
     from PIL.Image import Resampling
 
-    side = shorter_side or round(size * 8 / 7)
+    side = shorter_side or usual_shorter_side(size)
     return image.resize(scaled(image.size, side), Resampling.BILINEAR)
+
+
+def usual_shorter_side(size: int) -> int:
+    """To which an image is brought before a square of `size` is cut: 256 pixels for 224."""
+    return round(size * 8 / 7)
 
 
 def scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ what cannot be read is told by its origin. Pillow does the work.
 
 import io
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +15,8 @@ from resjax.data.examples import BadImageError, in_one_line
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 def decode(data: bytes, channels: int, origin: str) -> UInt8[np.ndarray, "h w c"]:
@@ -70,8 +72,10 @@ def as_image(array: UInt8[np.ndarray, "h w c"]) -> "Image.Image":
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def resize(image: "Image.Image", size: int) -> "Image.Image":
+def resize(
+    image: "Image.Image", size: int, interpolation: Interpolation = "bilinear"
+) -> "Image.Image":
     """Brings the shorter side to `size` pixels and cuts the longer one to it, at both ends."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return ImageOps.fit(image, (size, size), Image.Resampling[interpolation.upper()])

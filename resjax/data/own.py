@@ -91,16 +91,22 @@ def _images(root: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            path.relative_to(root).as_posix()
-            for path in (root / name).rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
+        found = [path.relative_to(root).as_posix() for path in image_files(root / name)]
         if not found:
             raise DataError(f"{root / name}: holds no image (.jpg, .png, ...)")
         files += found
         labels += [label] * len(found)
     return files, labels
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images by their names, in the folder and those below, sorted."""
+    images = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    return sorted(images, key=Path.as_posix)  # paths themselves sort part by part
 
 
 def open_npz(path: Path) -> Source:

@@ -170,7 +170,7 @@ def _adapted(found: Weights, channels: int) -> Weights:
     """Weights whose first convolution takes images of so many channels."""
     if found.preprocessing.channels == channels:
         return found
-    from resjax.transfer.surgery import with_channels  # type: ignore[import-not-found]
+    from resjax.transfer.surgery import with_channels
 
     return with_channels(found, channels)
 

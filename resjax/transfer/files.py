@@ -99,7 +99,7 @@ def _read_file(path: Path) -> Arrays:
         if start.startswith(b"PK"):
             return _read_zip(Archive(path, file))
         if start.startswith(b"\x89HDF"):
-            arrays, config = keras_file.read_h5(path)
+            arrays, config = keras_file.read(path)
             return Arrays(arrays, "keras", {"config": config} if config else {})
         if torch_file.is_legacy(start):
             arrays, notes = torch_file.read_legacy(path, file)
@@ -120,7 +120,7 @@ def _read_zip(archive: Archive) -> Arrays:
         arrays, notes = torch_file.read_zip(archive)
         return Arrays(arrays, "torch", notes=notes)
     if keras_file.WEIGHTS in archive.sizes:
-        arrays, config = keras_file.read_zip(archive)
+        arrays, config = keras_file.read(archive.path)
         return Arrays(arrays, "keras", {"config": config})
     if archive.sizes and all(name.endswith(".npy") for name in archive.sizes):
         return Arrays(dict(_read_npz(archive)), "npz")
@@ -229,9 +229,10 @@ def _in_float32(found: Arrays, path: Path) -> Arrays:
         arrays[name] = native
         if not _is_float(native) or native.dtype == np.float32:
             continue
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # NaNs stay NaNs
             arrays[name] = native.astype(np.float32)
-        if (np.isinf(arrays[name]) & ~np.isinf(native)).any():
+            overflown = np.isinf(arrays[name]) & ~np.isinf(native)
+        if overflown.any():
             raise UserError(f"{path}: {name[:80]!r} holds numbers that float32 cannot hold")
         converted.add(native.dtype)
     notes = [

@@ -78,8 +78,8 @@ def starts(paths: Mapping[str, tuple[str, ...]], transfer: Transfer) -> dict[str
     epochs = {name: start(unrolled[0]) for name, unrolled in paths.items()}
     if min(epochs.values()) > 0:
         raise UserError(
-            f"transfer.freeze={transfer.freeze}: nothing trains at the start; let something, such "
-            "as transfer.thaw.head=0"
+            "transfer.freeze and transfer.thaw: nothing trains at the start; let something, "
+            "such as transfer.thaw.head=0"
         )
     return epochs
 

@@ -19,7 +19,7 @@ from resjax.data.feed import Statistics
 from resjax.disk import digest
 from resjax.models.presets import architecture
 from resjax.models.resnet import build
-from resjax.transfer import preprocessing, sources
+from resjax.transfer import conventions, sources
 from resjax.transfer.files import Arrays, read_arrays
 from resjax.transfer.naming import NAMINGS, Translated, translate
 from resjax.transfer.recognition import UnknownNetworkError, recognize
@@ -76,7 +76,7 @@ def import_weights(
         raise UserError(f"{source}: is no ResNet that is known: {error}") from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    return _changed(made, options)
+    return changed(made, options)
 
 
 def _made(path: Path, file: Arrays, options: Options) -> Weights:
@@ -89,9 +89,8 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     if translated is None:
         raise UserError(_why_unknown(arrays, options.prefix))
     library = translated.naming.library
-    described = json.loads(
-        file.metadata.get("header", {}).get("resjax", "null")
-    )  # what `exporting` wrote
+    # What `exporting` wrote.
+    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))
     if described:
         fields, epsilon = dict(described["model"]), {}
     else:
@@ -117,7 +116,7 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
         variables=nested(translated.arrays),
         statistics=statistics,
         preprocessing=prepared,
-        class_names=_class_names(options, described, file.metadata, model["classes"]),
+        class_names=_class_names(described, file.metadata, model["classes"]),
         source={"file": path.name, "sha256": _digest(path), "format": f"{file.format}, {library}"},
     )
 
@@ -189,24 +188,14 @@ def _preprocessing(
     library: str, path: Path, metadata: Mapping[str, Any], channels: int
 ) -> tuple[Statistics, Preprocessing]:
     if given := metadata.get("config", {}).get("pretrained_cfg"):
-        return preprocessing.of_timm(given, channels)
+        return conventions.of_timm(given, channels)
     if given := metadata.get("preprocessor"):
-        return preprocessing.of_hugging_face(given, channels)
-    return preprocessing.of_library(library, path.name, channels)
+        return conventions.of_hugging_face(given, channels)
+    return conventions.of_library(library, path.name, channels)
 
 
-def _class_names(
-    options: Options, described: Any, metadata: Mapping[str, Any], classes: int
-) -> tuple[str, ...]:
-    """What the user gave, what is beside the weights, or the 1,000 of ImageNet for as many."""
-    if options.class_names:
-        try:
-            given = options.class_names.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{options.class_names}: cannot be read as text") from error
-        if len(given) != classes:
-            raise UserError(f"{options.class_names} names {len(given)} classes of {classes}")
-        return tuple(given)
+def _class_names(described: Any, metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """What is written beside the weights, or the 1,000 of ImageNet for as many."""
     if described:
         return tuple(described["class_names"])
     config = metadata.get("config", {})
@@ -216,18 +205,36 @@ def _class_names(
         return tuple(map(str, names))
     if classes == 1000:
         # Of ILSVRC 2012, in its order, as torchvision writes them.
-        names = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text()
-        return tuple(names.splitlines())
+        text = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text()
+        return tuple(text.splitlines())
     return ()
 
 
-def _changed(weights: Weights, options: Options) -> Weights:
+def changed(weights: Weights, options: Options) -> Weights:
+    """The weights with what the user says of them: names of classes, size of images, no head.
+
+    Raises:
+      UserError: the names cannot be read, or are not as many as the classes.
+    """
+    if options.class_names:
+        names = _read_names(options.class_names, weights.model["classes"])
+        weights = replace(weights, class_names=names)
     if options.image_size:
         before = weights.preprocessing
         shorter = round(before.shorter_side * options.image_size / before.size)
-        changed = replace(before, size=options.image_size, shorter_side=shorter)
-        weights = replace(weights, preprocessing=changed)
+        sized = replace(before, size=options.image_size, shorter_side=shorter)
+        weights = replace(weights, preprocessing=sized)
     return backbone(weights) if options.without_head else weights
+
+
+def _read_names(file: Path, classes: int) -> tuple[str, ...]:
+    try:
+        names = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text") from error
+    if len(names) != classes:
+        raise UserError(f"{file} names {len(names):,} classes of {classes:,}")
+    return tuple(names)
 
 
 def _digest(path: Path) -> str:

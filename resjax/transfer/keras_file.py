@@ -5,11 +5,16 @@ with the names of its weights as attributes. `.weights.h5` of Keras 3 keeps grou
 and counter and numbers their variables; the layer's name is an attribute. A `.keras` file is a zip
 of such weights and the model's config.json (keras-team/keras `saving/saving_lib.py` and
 `legacy/saving/legacy_h5_format.py`).
+
+The HDF5 library loops without end, or crashes, on some damaged files (a flipped byte in 1 of some
+thousands), so another process reads a file first.
 """
 
 import io
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +44,14 @@ _OLD_NAMES = {
 }
 _MAX_DEPTH = 32  # of groups in groups; a hard link may lead back to where it is
 
+_TRIAL = """
+import sys, pathlib
+from resjax.transfer import keras_file
+sys.exit(keras_file.try_out(pathlib.Path(sys.argv[1])))
+"""
+_REFUSED = 2  # the exit code of a trial
+_SECONDS, _SECONDS_PER_BYTE = 20, 1 / 10e6  # that the trial may take; it reads 300 MB a second
+
 _Json = Mapping[str, Any]
 
 
@@ -47,47 +60,74 @@ class KerasFile(NamedTuple):
     config: _Json  # the model's, empty where the file has none
 
 
-def read_zip(archive: Archive) -> KerasFile:
-    """Reads a `.keras` file.
-
-    Raises:
-      UserError: h5py is not installed, or the file is damaged or holds no weights.
-    """
-    try:
-        config = json.loads(archive.read(CONFIG))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{archive.path}: damaged, its {CONFIG} is no JSON") from error
-    config = config if isinstance(config, dict) else {}
-    weights = archive.read(WEIGHTS)
-    with _open(archive.path, io.BytesIO(weights)) as root:
-        return KerasFile(_arrays(root, archive.path, len(weights), config), config)
-
-
-def read_h5(path: Path) -> KerasFile:
-    """Reads a `.h5` file of Keras: weights alone, or a whole model.
+def read(path: Path) -> KerasFile:
+    """Reads a `.keras` file, or a `.h5` file of weights alone or of a whole model.
 
     Raises:
       UserError: h5py is not installed, or the file is damaged, holds no weights, or holds numbered
         ones without the names of layers.
     """
-    with _open(path, path) as root:
-        config = root.attrs.get("model_config", "{}")
-        try:
-            config = json.loads(config)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: damaged, its model_config is no JSON") from error
-        config = config if isinstance(config, dict) else {}
-        return KerasFile(_arrays(root, path, path.stat().st_size, config), config)
-
-
-@contextmanager
-def _open(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
     try:
-        import h5py
+        import h5py  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"{path}: Keras's files need h5py; install it with pip install 'resjax[keras]'"
         ) from error
+    command = [sys.executable, "-c", _TRIAL, str(path)]
+    limit = _SECONDS + _SECONDS_PER_BYTE * path.stat().st_size
+    try:
+        trial = subprocess.run(command, capture_output=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{path}: damaged, the HDF5 library does not come to its end") from None
+    if trial.returncode < 0:  # a signal
+        raise UserError(f"{path}: damaged, the HDF5 library does not survive it")
+    if trial.returncode == _REFUSED:
+        raise UserError(trial.stdout.decode())
+    return _read(path)
+
+
+def try_out(path: Path) -> int:
+    """Reads a file, or prints why not; in a process of its own, whose exit code this returns."""
+    try:
+        _read(path)
+    except UserError as error:
+        sys.stdout.buffer.write(str(error).encode())
+        return _REFUSED
+    return 0
+
+
+def _read(path: Path) -> KerasFile:
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            return _read_zip(Archive(path, file))
+    return _read_h5(path)
+
+
+def _read_zip(archive: Archive) -> KerasFile:
+    config = _config(archive.read(CONFIG), archive.path)
+    weights = archive.read(WEIGHTS)
+    with _open(archive.path, io.BytesIO(weights)) as root:
+        return KerasFile(_arrays(root, archive.path, len(weights), config), config)
+
+
+def _read_h5(path: Path) -> KerasFile:
+    with _open(path, path) as root:
+        config = _config(root.attrs.get("model_config", "{}"), path)
+        return KerasFile(_arrays(root, path, path.stat().st_size, config), config)
+
+
+def _config(content: Any, path: Path) -> _Json:
+    try:
+        config = json.loads(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, the model's config is no JSON") from error
+    return config if isinstance(config, dict) else {}
+
+
+@contextmanager
+def _open(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
+    import h5py
+
     try:
         with h5py.File(file, "r") as root:
             yield root
@@ -133,8 +173,9 @@ class _Group:
             if not isinstance(item.get(part, getlink=True), h5py.HardLink):
                 raise UserError(f"{self.path}: {name[:80]!r} is a link; refused")
             item = item[part]
-        if isinstance(item, h5py.Dataset):
-            plain = item.chunks is None and not item.external and not item.is_virtual
+        if not isinstance(item, h5py.Group):
+            plain = isinstance(item, h5py.Dataset)  # else a named type
+            plain = plain and item.chunks is None and not item.external and not item.is_virtual
             if not plain or item.dtype.kind not in "biufc":
                 raise UserError(f"{self.path}: {name[:80]!r} is no plain array; refused")
         return item

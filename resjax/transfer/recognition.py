@@ -28,7 +28,7 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
     """
     shapes = {path.removeprefix("params/"): array.shape for path, array in arrays.items()}
     blocks = _blocks(shapes)
-    first, equal = "stage1/block1/", "stage2/block1/"
+    first = "stage1/block1/"
     norm = "group" if any("/GroupNorm_" in path for path in shapes) else "batch"
     preactivation = "norm/scale" in shapes
     bottleneck = first + "Conv_2/kernel" in shapes
@@ -43,7 +43,7 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
         "depth": _depth(family, blocks, BLOCKS[name].layers),
         "block": name,
         "block_options": {},
-        "shortcut": _shortcut(shapes, equal, averages),
+        "shortcut": _shortcut(shapes, first if out == stem_width else "stage1/block2/", averages),
         "shortcut_options": {},
         "width": stem_width,
         "widen": max(out // expansion // stem_width, 1),
@@ -87,13 +87,14 @@ def _stem(shapes: Mapping[str, Any], bit: bool) -> str:
     return "cifar" if _of(shapes, "stem/Conv_0/kernel")[0] == 3 else "imagenet"
 
 
-def _shortcut(shapes: Mapping[str, Any], changing: str, averages: bool) -> str:
-    if changing + "shortcut/Conv_0/kernel" not in shapes:
+def _shortcut(shapes: Mapping[str, Any], equal: str, averages: bool) -> str:
+    """Args: `equal` is a block that does not change the shape, if there is one."""
+    if "stage2/block1/shortcut/Conv_0/kernel" not in shapes:
         raise UnknownNetworkError(
             "it has no projections, and whether its shortcuts are padded or missing, arrays do not "
             "tell"
         )
-    if changing.replace("block1", "block2") + "shortcut/Conv_0/kernel" in shapes:
+    if equal + "shortcut/Conv_0/kernel" in shapes:
         return "project_all"
     return "project_avg" if averages else "project"
 

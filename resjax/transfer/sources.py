@@ -22,6 +22,7 @@ _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _WANTED = [WHOLE, INDEX, "model-*-of-*.safetensors", *BESIDE.values()]
 # torch.hub's convention: the first digits of the SHA-256 end the name, as in resnet50-0676ba61.pth.
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt)$")
+_PATIENCE = 10  # seconds
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -102,19 +103,28 @@ def _from_hub(source: str) -> Path:
             f"{source}: a source on the hub is hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
         )
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
         raise UserError(
             f"{source}: needs huggingface_hub; install it with pip install 'resjax[hub]'"
         ) from error
+    name, revision = named["name"], named["revision"]
+    # snapshot_download waits without end for a hub that takes the connection and says nothing.
+    refusal = None
     try:
-        return Path(
-            snapshot_download(named["name"], revision=named["revision"], allow_patterns=_WANTED)
+        HfApi().repo_info(name, revision=revision, timeout=_PATIENCE)
+    except Exception as error:  # of whichever HTTP library the client is built on
+        refusal = error
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_WANTED,
+            local_files_only=refusal is not None,
         )
-    except LocalEntryNotFoundError as error:
+    except Exception as error:
+        why = in_short(refusal or error)
         raise UserError(
-            f"{source}: the hub cannot be reached, and its files were not fetched before"
+            f"{source}: cannot be had from the hub ({why}), and was not fetched before"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot be fetched: {in_short(error)}") from error
+    return Path(folder)

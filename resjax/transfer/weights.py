@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import UserError
+from resjax.data.decoding import Interpolation
 from resjax.data.feed import Statistics
 from resjax.disk import DamagedError, require_seal, seal, write_whole
 from resjax.models.layout import Variables
@@ -33,7 +34,7 @@ class Preprocessing:
     size: int  # pixels, of the square that the network sees
     shorter_side: int
     channels: int = 3
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     squash: bool = False  # bring both sides to `shorter_side`, whatever that does to the image
 
 
@@ -117,6 +118,21 @@ def load(folder: Path) -> Weights:
         preprocessing=Preprocessing(**described["preprocessing"]),
         class_names=tuple(described["class_names"]),
         source=described["source"],
+    )
+
+
+def describe(weights: Weights) -> str:
+    """In two lines: the network, and how images come to it."""
+    model, made = weights.model, weights.preprocessing
+    parameters = sum(array.size for array in flat(weights.variables["params"]).values())
+    options = {**model.get("block_options", {})}
+    told = "".join(f", {name}={value}" for name, value in sorted(options.items()))
+    how = "squashed" if made.squash else f"of a shorter side of {made.shorter_side}"
+    return (
+        f"{model['family']} depth {model['depth']}, {model['block']} blocks{told}, "
+        f"{model['shortcut']} shortcuts, {model['norm']} norms; {parameters:,} parameters, "
+        f"{model['classes']:,} classes\n"
+        f"images of {made.size} pixels {how}, {made.interpolation}, {made.channels} channels"
     )
 
 

@@ -130,7 +130,7 @@ def test_a_depth_is_valid_or_the_nearest_valid_ones_are_named(depth, family, blo
 
 @given(st.integers(1, 300), st.sampled_from(["basic", "bottleneck"]))
 def test_an_imagenet_depth_is_valid_or_all_valid_ones_are_named(depth, block):
-    valid = {"basic": "18, 34", "bottleneck": "50, 101, 152, 200"}[block]
+    valid = {"basic": "10, 18, 34", "bottleneck": "14, 26, 50, 101, 152, 200, 269"}[block]
     if str(depth) in valid.split(", "):
         assert len(stage_sizes("imagenet", depth, block)) == 4
     else:

@@ -1,0 +1,220 @@
+"""Embeddings of images: what a network makes of them before its head, as a file for other tools."""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, UInt8
+
+from resjax.config import UserError
+from resjax.data.datasets import OnBadImage, open_dataset
+from resjax.data.examples import DataError, Examples
+from resjax.data.feed import normalize
+from resjax.disk import in_short, write_whole
+from resjax.inference.images import Function, each_image, find_images
+from resjax.inference.loading import on_device
+from resjax.models.layout import Variables
+from resjax.models.presets import nearest
+from resjax.transfer.weights import Weights
+
+
+class Features(NamedTuple):
+    """Embeddings of images, and what the images are."""
+
+    values: Float32[np.ndarray, "n d"]
+    origins: tuple[str, ...]  # a file's path, or "cifar10 train[17]"
+    labels: Int32[np.ndarray, "n"] | None = None  # where the images are of a dataset
+    class_names: tuple[str, ...] = ()
+
+
+class Images(NamedTuple):
+    """Images to be embedded; without class names their labels mean nothing."""
+
+    examples: Examples
+    origins: Sequence[str]
+    class_names: tuple[str, ...] = ()
+
+
+def of_files(paths: Iterable[Path]) -> Images:
+    """Image files, and those in folders; raises as `find_images`."""
+    found = find_images(paths)
+    return Images(found, found.files)
+
+
+def of_dataset(name: str, split: str) -> Images:
+    """A dataset's part.
+
+    Args:
+      name: of a dataset, as `data.name` has it.
+      split: "train" or "test", whatever these are called there; or TFDS's expression, such as
+        "train[:20%]".
+
+    Raises:
+      UserError: there is no such dataset or split.
+    """
+    try:
+        if split in ("train", "test"):
+            opened = open_dataset(name)
+        else:
+            opened = open_dataset(name, train_split=split, test_split=split)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    examples = opened.test if split == "test" else opened.train
+    origins = [f"{name} {split}[{index}]" for index in range(len(examples))]
+    return Images(examples, origins, opened.class_names)
+
+
+def features(
+    weights: Weights,
+    images: Images,
+    stage: str | None = None,
+    *,
+    batch_size: int = 64,
+    on_bad_image: OnBadImage = "error",
+    workers: int = 0,
+) -> Features:
+    """The mean over each image of what a stage puts out.
+
+    Args:
+      weights: with or without a head.
+      images: of any size.
+      stage: such as "stage3", or "stem"; the last stage if not given.
+      batch_size: images that go through the network together, at most.
+      on_bad_image: whether an image that cannot be decoded is an error, or left out.
+      workers: processes that decode; 0 is a thread.
+
+    Raises:
+      UserError: there is no such stage, or an image cannot be read.
+    """
+    outputs = each_image(
+        embedding(weights, stage),
+        images.examples,
+        weights.preprocessing,
+        batch_size=batch_size,
+        on_bad_image=on_bad_image,
+        workers=workers,
+    )
+    origins = tuple(compress(images.origins, outputs.good))
+    labels = outputs.labels if images.class_names else None
+    return Features(outputs.values, origins, labels, images.class_names)
+
+
+def embedding(weights: Weights, stage: str | None = None) -> Function:
+    """A compiled function from images as bytes, prepared, to embeddings (n, d) in float32.
+
+    Raises:
+      UserError: there is no such stage.
+    """
+    model, variables = on_device(weights)
+    stages = ["stem", *(f"stage{index + 1}" for index in range(len(model.stages)))]
+    chosen = stages[-1] if stage is None else stage
+    if chosen not in stages:
+        known = ", ".join(stages)
+        raise UserError(f"no stage {chosen!r}{nearest(chosen, stages)}; the network has {known}")
+
+    @jax.jit
+    def means(variables: Variables, images: UInt8[Array, "n h w c"]) -> Float[Array, "n d"]:
+        normalized = normalize(images, weights.statistics)
+        every = model.apply(variables, normalized, method="features")
+        return every[chosen].astype(jnp.float32).mean((1, 2))
+
+    return partial(means, variables)
+
+
+def save_features(found: Features, path: Path) -> None:
+    """Writes a file as its suffix says: NumPy's .npz, or .parquet with an embedding a row.
+
+    Raises:
+      UserError: it has another suffix.
+      OSError: it cannot be written.
+    """
+    write_whole(path, _format(path).write(found))
+
+
+def load_features(path: Path) -> Features:
+    """Reads what `save_features` wrote.
+
+    Raises:
+      UserError: there is no such file, or it is another.
+    """
+    read = _format(path).read
+    try:
+        return read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or in_short(error)}") from error
+    # What NumPy and Arrow raise for files that are damaged or of another kind.
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        why = in_short(error)
+        raise UserError(f"{path}: is no file that `resjax features` wrote ({why})") from error
+
+
+def _write_npz(found: Features) -> bytes:
+    arrays: dict[str, Any] = {"features": found.values, "origins": np.array(found.origins)}
+    if found.labels is not None:
+        arrays |= {"labels": found.labels, "class_names": np.array(found.class_names)}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _read_npz(path: Path) -> Features:
+    with path.open("rb") as file, np.load(file) as arrays:
+        found = Features(arrays["features"], tuple(arrays["origins"].tolist()))
+        if "labels" not in arrays:
+            return found
+        names = tuple(arrays["class_names"].tolist())
+        return found._replace(labels=arrays["labels"], class_names=names)
+
+
+def _write_parquet(found: Features) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    flat = pa.array(found.values.reshape(-1))
+    columns = {
+        "origin": pa.array(found.origins),
+        "features": pa.FixedSizeListArray.from_arrays(flat, found.values.shape[1]),
+    }
+    if found.labels is not None:
+        names = pa.array(found.class_names)
+        columns["label"] = pa.array(found.labels)
+        # A dictionary, so that a class without an image keeps its name.
+        columns["class"] = pa.DictionaryArray.from_arrays(columns["label"], names)
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def _read_parquet(path: Path) -> Features:
+    from pyarrow import parquet
+
+    with path.open("rb") as file:  # Arrow's own errors have no number
+        table = parquet.read_table(file).combine_chunks()
+    flat = table["features"].combine_chunks().flatten().to_numpy()
+    values = flat.reshape(len(table), -1)
+    found = Features(values, tuple(table["origin"].to_pylist()))
+    if "label" not in table.column_names:
+        return found
+    names = tuple(table["class"].combine_chunks().dictionary.to_pylist())
+    return found._replace(labels=table["label"].to_numpy(), class_names=names)
+
+
+class Format(NamedTuple):
+    write: Callable[[Features], bytes]
+    read: Callable[[Path], Features]
+
+
+FORMATS = {".npz": Format(_write_npz, _read_npz), ".parquet": Format(_write_parquet, _read_parquet)}
+
+
+def _format(path: Path) -> Format:
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: the name must end in {' or '.join(FORMATS)}")
+    return FORMATS[path.suffix]

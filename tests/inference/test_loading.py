@@ -1,0 +1,93 @@
+"""Weights from whatever holds them, and networks that are ready to use."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import resjax
+from resjax.config import UserError
+from resjax.data.feed import normalize
+from resjax.inference.loading import weights_from
+from resjax.inference.predict import classifier
+from resjax.models.convolution import quick_compile
+from resjax.models.layout import unrolled
+from resjax.train.trained import is_run_folder
+from resjax.transfer.weights import flat, save
+
+
+def test_a_saved_run_comes_back_bit_for_bit(run, weights, tmp_path):
+    save(weights, tmp_path)
+    for source in (run, tmp_path, str(tmp_path)):
+        found = weights_from(source)
+        arrays, expected = flat(found.variables), flat(weights.variables)
+        assert arrays.keys() == expected.keys()
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+        for name in ("model", "preprocessing", "class_names", "source"):
+            assert getattr(found, name) == getattr(weights, name)
+
+
+@pytest.mark.parametrize("loop", ["unroll", "scan"])
+def test_variables_come_in_the_layout_that_the_loop_needs(weights, tmp_path, loop):
+    deep = replace(weights, model={**weights.model, "depth": 14})
+    init = jax.jit(deep.network(loop="unroll").init, compiler_options=quick_compile())
+    drawn = init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    save(replace(deep, variables=jax.device_get(drawn)), tmp_path)
+    model, variables = resjax.load_pretrained(tmp_path, loop=loop)
+    assert ("blocks" in variables["params"]["stage1"]) == (loop == "scan")
+    jax.tree.map(np.testing.assert_array_equal, unrolled(variables), drawn)
+    assert jax.eval_shape(model.apply, variables, np.zeros((2, 8, 8, 1))).shape == (2, 10)
+
+
+def test_a_loaded_network_says_what_the_run_says(run, weights, digits):
+    model, variables = resjax.load_pretrained(run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    logits = model.apply(variables, normalize(images, weights.statistics))
+    expected = classifier(weights)(images)
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4)
+
+
+def test_the_checkpoint_asked_for_is_loaded(run):
+    assert weights_from(run, "40").source["step"] == 40
+    with pytest.raises(UserError, match="has no checkpoint of step 7; there: "):
+        weights_from(run, "7")
+
+
+def test_another_number_of_classes_gets_a_new_head(run):
+    old, _ = resjax.load_pretrained(run, classes=10)
+    model, variables = resjax.load_pretrained(run, classes=3)
+    assert (old.classes, model.classes) == (10, 3)
+    assert model.apply(variables, np.zeros((2, 8, 8, 1))).shape == (2, 3)
+
+
+def test_a_backbone_gives_features_and_no_classes(run):
+    model, variables = resjax.load_pretrained(run, backbone=True, channels=3)
+    assert "head" not in variables["params"]
+    stages = model.apply(variables, np.zeros((2, 8, 8, 3)), method="features")
+    assert stages["stage3"].shape == (2, 2, 2, 16)
+    with pytest.raises(UserError, match="a backbone has no classes"):
+        resjax.load_pretrained(run, backbone=True, classes=3)
+
+
+def test_a_folder_of_hugging_faces_is_no_run(run, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_run_folder(tmp_path)
+    assert is_run_folder(run)
+
+
+def test_a_run_of_images_that_are_not_square_is_refused(train_small, tmp_path):
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (10, 6, 8), np.uint8), np.arange(10) % 2
+    np.savez(tmp_path / "wide.npz", images=images, labels=labels)
+    run = train_small(
+        tmp_path / "run",
+        data__name=f"npz:{tmp_path / 'wide.npz'}",
+        data__batch_size=8,
+        train__steps=1,
+        train__log_every=1,
+        train__eval_every=1,
+        train__checkpoint_every=1,
+    )
+    with pytest.raises(UserError, match="images of 6x8 pixels; weights take square ones"):
+        weights_from(run)

@@ -1,0 +1,431 @@
+"""Training from pretrained weights: what is frozen stays, what thaws trains from its step on."""
+
+import json
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from resjax.config import Optimizer, UserError, default_config, override, resolve
+from resjax.data.feed import Statistics
+from resjax.models.layout import scanned, unrolled
+from resjax.models.normalization import BatchNorm
+from resjax.models.resnet import build
+from resjax.train import optimizer
+from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
+from resjax.train.signals import Stop, Stopped
+from resjax.train.step import Program, program
+from resjax.train.stored import named
+from resjax.train.verify import verify
+from resjax.transfer import freezing, weights
+from resjax.transfer.weights import Preprocessing, Weights, flat
+
+STEPS_AN_EPOCH = 1437 / 16  # of the digits
+TIMES = ("seconds", "compile_seconds", "images_per_second")
+SMALL = {
+    "data.batch_size": 16,
+    "train.steps": 8,
+    "train.log_every": 2,
+    "train.eval_every": 4,
+    "train.checkpoint_every": 2,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.schedule": "constant",
+    "optimizer.ema_decay": 0.9,
+}
+THAW = 5  # the step at which stage 3 thaws
+
+
+def random_weights(depth=8, classes=10, channels=1, seed=0, **fields):
+    """Of a narrow network, with statistics that are no network's first ones."""
+    model = {"family": "cifar", "depth": depth, "width": 4, "classes": classes, **fields}
+    images = np.zeros((1, 8, 8, channels), np.float32)
+    drawn = build({**model, "loop": "unroll"}).init(jax.random.key(seed), images)
+    random = np.random.default_rng(seed)
+    variables = {
+        "params": jax.tree.map(np.asarray, drawn["params"]),
+        "batch_stats": jax.tree.map(  # zeros are a mean's, ones a variance's
+            lambda leaf: (leaf + random.uniform(-0.1, 0.1, leaf.shape)).astype(np.float32),
+            drawn["batch_stats"],
+        ),
+    }
+    mean, std = (np.full(channels, value, np.float32) for value in (0.3, 0.4))
+    return Weights(
+        model, variables, Statistics(mean, std), Preprocessing(8, 8, channels), source={"file": "w"}
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w8"
+    weights.save(random_weights(), path)
+    return path
+
+
+def configured(folder=None, **fields):
+    """The small run from a weights folder; `__` stands for the dot."""
+    given = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    if folder is None:
+        given = {"model.depth": 8, "model.width": 4} | given
+    else:
+        given["transfer.weights"] = str(folder)
+    return resolve(override(default_config(), given))
+
+
+def gradual(folder, **fields):
+    thaw = {"head": 0, "stage3": (THAW - 0.5) / STEPS_AN_EPOCH}
+    return configured(folder, transfer__freeze="*", transfer__thaw=thaw, **fields)
+
+
+def refusal(action):
+    with pytest.raises(UserError) as refused:
+        action()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def arrays(state):
+    """Copies, because a state is donated to its step."""
+    return {name: np.array(array) for name, array in named(state).items()}
+
+
+def changed(before, after):
+    """The modules, by collection, some of whose arrays are not the same bit by bit."""
+    return {
+        re.sub(r"^((average/)?\w+/\w+)/.*", r"\1", name)
+        for name, array in before.items()
+        if name.startswith(("params", "batch_stats", "average"))
+        and array.tobytes() != after[name].tobytes()
+    }
+
+
+def states_of(workdir, steps):
+    return {step: restored_run(workdir, str(step), print)[1].state for step in steps}
+
+
+# Start.
+
+
+@pytest.mark.parametrize("loop", ["unroll", "scan"])
+def test_training_starts_exactly_from_the_weights(tmp_path, loop):
+    given = random_weights(depth=14)
+    weights.save(given, tmp_path / "w")
+    made = Program(configured(tmp_path / "w", model__loop=loop))
+    assert made.config.model.depth == 14
+    state = made.start(0)
+    layout = scanned if loop == "scan" else dict
+    expected = flat(layout(given.variables))
+    for variables in (
+        {"params": state.params, "batch_stats": state.batch_stats},
+        state.average,
+    ):
+        found = flat(variables)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_new_head_is_drawn_and_a_zero_head_is_zero(folder):
+    drawn = program(configured()).init(1).params["head"]["kernel"]
+    new, zero = (
+        Program(configured(folder, transfer__head=head)).start(1).params for head in ("new", "zero")
+    )
+    np.testing.assert_array_equal(new["head"]["kernel"], drawn)
+    assert not np.asarray(zero["head"]["kernel"]).any()
+    stem = random_weights().variables["params"]["stem"]["Conv_0"]["kernel"]
+    for params in (new, zero):
+        np.testing.assert_array_equal(params["stem"]["Conv_0"]["kernel"], stem)
+
+
+def test_images_are_normalised_as_the_weights_ask(folder):
+    made = Program(configured(folder, data__normalization="weights"))
+    np.testing.assert_array_equal(made.statistics.mean, np.float32([0.3]))
+    np.testing.assert_array_equal(made.statistics.std, np.float32([0.4]))
+
+
+def test_weights_for_other_channels_are_adapted(tmp_path):
+    weights.save(random_weights(channels=3), tmp_path / "w")
+    made = Program(configured(tmp_path / "w"))
+    kernel = random_weights(channels=3).variables["params"]["stem"]["Conv_0"]["kernel"]
+    found = made.start(0).params["stem"]["Conv_0"]["kernel"]
+    np.testing.assert_allclose(found, kernel.sum(2, keepdims=True), rtol=1e-6)
+
+
+def wrong(tmp_path, what):
+    """A config that cannot start from its weights."""
+    folder = tmp_path / "w"
+    if what == "classes":
+        weights.save(random_weights(classes=1000), folder)
+        return configured(folder)
+    if what == "no head":
+        given = random_weights()
+        del given.variables["params"]["head"]
+        weights.save(given, folder)
+        return configured(folder)
+    weights.save(random_weights(), folder)
+    return configured(folder, model__width=8)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("classes", "have 1,000 classes, the data 10; set transfer.head=new"),
+        ("no head", "have no head, the data 10; set transfer.head=new"),
+        (
+            "network",
+            "are of another network: batch_stats/stage1/block1/BatchNorm_0/mean is (4,)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line_and_nothing_is_written(tmp_path, what, told):
+    config = wrong(tmp_path, what)
+    assert told in refusal(lambda: train(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_a_mean_image_need_images_of_its_size(tmp_path):
+    given = random_weights()
+    mean = np.zeros((9, 9, 1), np.float32)
+    weights.save(
+        Weights(
+            given.model,
+            given.variables,
+            Statistics(mean, np.ones((), np.float32)),
+            given.preprocessing,
+        ),
+        tmp_path / "w",
+    )
+    config = configured(tmp_path / "w", data__normalization="weights")
+    assert "images of 9 x 9 pixels" in refusal(lambda: Program(config))
+
+
+# Freezing and thawing.
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """The folder of a gradual run that nothing interrupted, what it told, and its states."""
+    workdir, told = tmp_path_factory.mktemp("gradual") / "run", []
+    config = gradual(folder)
+    train(config, workdir, announce=told.append)
+    return workdir, "".join(told)
+
+
+def test_a_dispatch_ends_at_a_thaw_and_every_log_at_its_multiple(folder):
+    made = program(gradual(folder))
+    frozen, thawed = (2, 2, 1), (1, 2)
+    assert plan(made, 0) == [
+        *(Dispatch(0, steps) for steps in frozen),
+        *(Dispatch(1, steps) for steps in thawed),
+    ]
+    assert plan(made, THAW) == [Dispatch(1, steps) for steps in thawed]
+    assert plan(made, 8) == []
+
+
+def test_frozen_parameters_do_not_change_and_thaw_at_exactly_their_step(folder):
+    made = program(gradual(folder))
+    state = made.start(0)
+    first = arrays(state)
+    for steps in (2, 2, 1):
+        state, _ = made.steps(state, steps)
+    assert changed(first, arrays(state)) == {"params/head", "average/params/head"}
+    state, _ = made.steps(made.thawed(state, made.phase_at(THAW)), 1)
+    assert changed(first, arrays(state)) == {
+        *("params/head", "params/stage3", "batch_stats/stage3"),
+        *("average/params/head", "average/params/stage3", "average/batch_stats/stage3"),
+    }
+
+
+def test_the_lines_of_a_run_say_when_it_thawed(finished):
+    workdir, told = finished
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 5, 6, 8]
+    assert "from step 0: 170 parameters train" in told
+    assert re.search(r"from step 5: [\d,]+ parameters train", told)
+    provenance = json.loads((workdir / "provenance.json").read_text())
+    assert provenance["weights"]["source"] == {"file": "w"}
+    assert len(provenance["weights"]["sha256"]) == 64
+
+
+def test_of_frozen_parameters_the_optimiser_keeps_nothing(folder):
+    made = program(gradual(folder))
+    state = made.init(0)
+    for phase, modules in ((0, {"head"}), (1, {"head", "stage3"})):
+        now = made.thawed(state, phase)
+        trained = {name: now.params[name] for name in modules}
+        assert (
+            sum(leaf.size for leaf in jax.tree.leaves(now.optimizer))
+            == sum(leaf.size for leaf in jax.tree.leaves(trained))
+            == made.trainable(phase)
+        )
+
+
+def convolutions(config):
+    """In the program of a step."""
+    made = program(config)
+    function = made.backend.compile_steps(made.take_steps, 1)
+    text = function.lower(made.init(0), made.train_split).as_text()
+    return len(re.findall("stablehlo.convolution", text))
+
+
+def test_of_frozen_parameters_no_gradient_is_computed(folder):
+    forward = 7  # those of a ResNet-8 with shortcut A
+    assert convolutions(gradual(folder)) == forward
+    full = convolutions(configured(folder))
+    last = convolutions(configured(folder, transfer__freeze="stem,stage1,stage2"))
+    assert full == 3 * forward - 1  # that of the images
+    assert last == forward + 2 * 2 - 1
+
+
+def test_a_compiled_step_of_the_head_alone_takes_less_arithmetic_than_a_full_one(folder):
+    def flops(config):
+        made = program(config)
+        function = made.backend.compile_steps(made.take_steps, 1)
+        return function.lower(made.init(0), made.train_split).cost_analysis()["flops"]
+
+    assert flops(gradual(folder)) < 0.45 * flops(configured(folder))
+
+
+def test_batch_norm_of_frozen_layers_goes_on_if_it_is_asked_to(folder):
+    made = program(
+        configured(folder, transfer__freeze="stem,stage1", transfer__frozen_norm="train")
+    )
+    before = made.start(0)
+    first = arrays(before)
+    moved = changed(first, arrays(made.steps(before, 1)[0]))
+    assert {"batch_stats/stem", "batch_stats/stage1"} < moved
+    assert not {"params/stem", "params/stage1"} & moved
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("loop", ["unroll", "scan"])
+def test_a_layer_at_rest_normalises_as_in_evaluation_in_either_layout(loop, remat):
+    fields = {"depth": 14, "width": 4, "loop": loop, "remat": remat}
+    given = random_weights(depth=14)
+    variables = scanned(given.variables) if loop == "scan" else given.variables
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    everywhere = build(fields, norm_options={"frozen": lambda path: True})
+    logits, moved = everywhere.apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, build(fields).apply(variables, images), rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], variables["batch_stats"])
+    seen = []
+    build(fields, norm_options={"frozen": lambda path: bool(seen.append("/".join(path)))}).apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    own = freezing.unrolled_paths(variables["batch_stats"])
+    assert set(seen) == {path.rpartition("/")[0] for path in own}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_frozen_layer_is_flax_s_in_evaluation_whatever_its_groups(groups):
+    images = np.random.default_rng(0).normal(3, 2, (4, 2, 3, 5)).astype(np.float32)
+    layer = BatchNorm(groups=groups, frozen=lambda path: True)
+    variables = layer.clone(use_running_average=True).init(jax.random.key(0), images)
+    variables["batch_stats"]["mean"] += 2
+    trained, _ = layer.clone(use_running_average=False).apply(
+        variables, images, mutable=["batch_stats"]
+    )
+    evaluated = layer.clone(use_running_average=True).apply(variables, images)
+    np.testing.assert_allclose(trained, evaluated, rtol=1e-5, atol=1e-6)
+
+
+def test_scanned_and_unrolled_networks_train_alike(tmp_path):
+    weights.save(random_weights(depth=14), tmp_path / "w")
+    ends = {}
+    for loop in ("unroll", "scan"):
+        made = Program(configured(tmp_path / "w", transfer__freeze="stem,stage1", model__loop=loop))
+        state, _ = made.steps(made.start(0), 3)
+        ends[loop] = flat(unrolled({"params": state.params, "batch_stats": state.batch_stats}))
+    start = flat(random_weights(depth=14).variables)
+    for name, array in ends["scan"].items():
+        np.testing.assert_allclose(array, ends["unroll"][name], rtol=1e-3, atol=1e-4)
+        frozen = name.split("/")[1] in ("stem", "stage1")
+        assert np.array_equal(array, start[name]) == frozen, name
+
+
+# Going on.
+
+
+class StopAfter(Stop):
+    """Asks to stop after so many dispatches."""
+
+    def __init__(self, dispatches):
+        super().__init__()
+        self._left = dispatches
+
+    def asked(self):
+        self._left -= 1
+        if self._left == 0:
+            self.signal = signal.SIGTERM
+        return self._left <= 0
+
+
+def found(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    state = states_of(workdir, [8])[8]
+    return (
+        {name: value for name, value in summary.items() if name not in TIMES},
+        (workdir / "metrics.jsonl").read_bytes(),
+        {name: array.tobytes() for name, array in arrays(state).items()},
+    )
+
+
+@pytest.mark.parametrize(("dispatches", "step"), [(2, 4), (3, THAW), (4, 6)])
+def test_a_run_stopped_before_at_or_after_a_thaw_goes_on_bit_by_bit(
+    folder, finished, tmp_path, dispatches, step
+):
+    config, workdir = gradual(folder), tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(config, workdir, stop=StopAfter(dispatches))
+    assert max(int(path.name) for path in (workdir / "checkpoints").iterdir()) == step
+    assert not any(finding.damaged for finding in verify(workdir))
+    assert evaluate(workdir)["step"] == step
+    train(config, workdir)
+    assert found(workdir) == found(finished[0])
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_another_phase_than_the_newest(
+    folder, finished, tmp_path
+):
+    config, workdir = gradual(folder), tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(config, workdir, stop=StopAfter(4))
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    train(config, workdir)
+    assert found(workdir) == found(finished[0])
+
+
+def test_a_run_is_the_weights_of_another(finished):
+    config = configured(finished[0], transfer__head="keep")
+    state = states_of(finished[0], [8])[8]
+    assert (config.model.depth, config.model.width) == (8, 4)
+    start = Program(config).start(0)
+    for own, averaged in ((start.params, "params"), (start.batch_stats, "batch_stats")):
+        jax.tree.map(np.testing.assert_array_equal, own, state.average[averaged])
+    told = refusal(lambda: Program(configured(finished[0], data__normalization="weights")))
+    assert "a run keeps no statistics" in told
+
+
+# Rates.
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "lamb", "adamw"])
+def test_every_stage_trains_at_its_factor_of_the_rate(name):
+    random = np.random.default_rng(0)
+    tree = {
+        module: {"Conv_0": {"kernel": random.normal(size=(3, 3, 2, 2)).astype(np.float32)}}
+        for module in ("stem", "stage1", "head")
+    }
+    gradients = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), tree)
+    factors = {"stem/Conv_0/kernel": 0.01, "stage1/Conv_0/kernel": 0.1}
+
+    def added(factors):
+        made = optimizer.transformation(Optimizer(name=name), factors)
+        return made.update(gradients, made.init(tree), tree, rate=0.5)[0]
+
+    plain, own = added({}), added(factors)
+    for module, factor in (("stem", 0.01), ("stage1", 0.1), ("head", 1)):
+        expected = factor * np.asarray(plain[module]["Conv_0"]["kernel"])
+        np.testing.assert_allclose(own[module]["Conv_0"]["kernel"], expected, rtol=1e-5)

@@ -1,0 +1,83 @@
+"""What is changed of weights, and that the rest stays."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resjax.config import UserError
+from resjax.data.feed import normalize
+from resjax.transfer import surgery
+from resjax.transfer.weights import flat
+
+
+def logits(weights, images):
+    network = weights.network(loop="unroll")
+    return np.asarray(jax.jit(network.apply)(weights.variables, images))
+
+
+@pytest.fixture(scope="module")
+def grey():
+    return np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_new_head_is_for_its_classes_and_all_else_stays(weights, grey, zero):
+    made = surgery.new_head(weights, 7, jax.random.key(1), zero=zero)
+    assert logits(made, np.repeat(grey, 3, -1) / 255.0).shape == (2, 7)
+    assert made.class_names == ()
+    before, after = flat(weights.variables), flat(made.variables)
+    assert after["params/head/kernel"].any() != zero
+    for name in before.keys() - {"params/head/kernel", "params/head/bias"}:
+        assert after[name] is before[name]
+
+
+def test_a_backbone_gives_what_the_head_was_given(weights, grey):
+    images = np.repeat(grey, 3, -1) / np.float32(255)
+    head = weights.variables["params"]["head"]
+    means = logits(surgery.backbone(weights), images)
+    np.testing.assert_allclose(
+        means @ head["kernel"] + head["bias"], logits(weights, images), rtol=1e-4, atol=1e-4
+    )
+    again = surgery.new_head(surgery.backbone(weights), 4)
+    assert again.variables["params"]["head"]["kernel"].shape == (means.shape[1], 4)
+
+
+def test_a_grey_image_gives_what_it_gave_as_rgb(weights, grey):
+    """Exactly so where all channels are normalised alike."""
+    alike = surgery.with_channels(weights, 1).statistics
+    made = surgery.with_channels(weights, 1)
+    as_rgb = logits(weights, np.repeat(normalize(grey, alike), 3, -1))
+    np.testing.assert_allclose(logits(made, normalize(grey, alike)), as_rgb, rtol=1e-4, atol=1e-5)
+
+
+@given(channels=st.integers(1, 9), value=st.floats(-3, 3, width=32))
+def test_a_constant_image_gives_as_much_before_the_first_norm(weights, channels, value):
+    kernel = weights.variables["params"]["stem"]["Conv_0"]["kernel"]
+    made = surgery.with_channels(weights, channels)
+    changed = made.variables["params"]["stem"]["Conv_0"]["kernel"]
+    assert changed.shape == (7, 7, channels, 8)
+    if channels % 3 == 0 or channels == 1:
+        expected = value * kernel.sum((0, 1, 2))
+        np.testing.assert_allclose(value * changed.sum((0, 1, 2)), expected, rtol=1e-3, atol=1e-4)
+    assert made.statistics.mean.shape == (channels,)
+    assert made.preprocessing.channels == channels
+
+
+def test_what_fits_is_taken_and_the_rest_is_reported(make_weights, weights):
+    other = make_weights(depth=18, classes=9)
+    found = surgery.fitted(other.variables, weights)
+    assert {path for path in found.new if "block2" not in path} == {
+        "params/head/kernel",
+        "params/head/bias",
+    }
+    assert set(found.left) == {"params/head/kernel", "params/head/bias"}
+    taken = flat(found.variables)
+    for path in found.taken:
+        np.testing.assert_array_equal(taken[path], flat(weights.variables)[path])
+    for path in found.new:
+        np.testing.assert_array_equal(taken[path], flat(other.variables)[path])
+    assert f"{len(found.taken)} arrays taken" in found.report()
+    with pytest.raises(UserError, match="not one array"):
+        surgery.fitted({"params": {"x": np.zeros(3)}}, weights)
