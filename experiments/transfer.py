@@ -49,8 +49,8 @@ METHODS = ("from scratch", "frozen features", "fine-tuned", "gradually thawed")
 # The share of the steps after which each part of the network begins to train, by gradual thawing.
 THAW = {"head": 0, "stage3": 1 / 4, "*": 1 / 2}
 
-# By method, for each target: chosen on images that no test set has; configs/transfer_fashion.py says
-# how.
+# By method, for each target: chosen on images that no test set has, in the way that
+# configs/transfer_fashion.py tells.
 RATES = {
     "from scratch": {"fashion_mnist": 0.1, "digits": 0.1},
     "frozen features": {"fashion_mnist": 0.1, "digits": 0.1},
