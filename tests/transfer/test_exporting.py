@@ -44,6 +44,7 @@ def test_a_foreign_file_comes_back_under_its_own_names(weights, tmp_path):
     save_file(load_file(first), first)  # as torch would, without what we add
     export_torchvision(import_weights(str(first)), second)
     theirs, ours = load_file(first), load_file(second)
+    assert ours["bn1.num_batches_tracked"].shape == ()
     assert theirs.keys() == ours.keys()
     for name, array in theirs.items():
         assert (array.dtype, array.shape) == (ours[name].dtype, ours[name].shape)
