@@ -391,6 +391,7 @@ Made by `python experiments/parity.py report` from experiments/results/parity/; 
 is compared and how. Differences are the largest of all values, relative to the largest value of the
 original, over images of 64 x 64 (two) and 65 x 97 pixels (one); of the features the worst stage.
 "Original" is what the original differs by between float32 and float64: less cannot be asked for.
+Gradients, of all weights the worst array, are compared in float64, those of Keras in float32.
 """
 HEADS = ("original", "version", "logits", "original", "features", "original", "gradients")
 
