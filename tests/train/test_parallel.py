@@ -34,19 +34,26 @@ RUN = {
     "train.checkpoint_every": 10,
     "train.steps": 20,
 }
-ONE = {"one device": {}, "one device, accumulated": {"train.accumulate": 2}}
+FROZEN = {"transfer.freeze": "stem,stage1"}
+ONE = {
+    "one device": {},
+    "one device, accumulated": {"train.accumulate": 2},
+    "one device, frozen": FROZEN,
+}
 JIT = {
     "jit": {},
     "jit, 8 shards": {"parallel.shard_parameters": 8},
     "jit, bn alone": {"parallel.bn_devices": 1},
     "jit, 2 shards, bn in pairs": {"parallel.shard_parameters": 2, "parallel.bn_devices": 2},
     "jit, accumulated": {"train.accumulate": 2},
+    "jit, 2 shards, frozen": {"parallel.shard_parameters": 2, **FROZEN},
 }
 PMAP = {
     "pmap": {"parallel.backend": "pmap"},
     "pmap, bn alone": {"parallel.backend": "pmap", "parallel.bn_devices": 1},
     "pmap, bn in pairs": {"parallel.backend": "pmap", "parallel.bn_devices": 2},
     "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulate": 2},
+    "pmap, frozen": {"parallel.backend": "pmap", **FROZEN},
 }
 STREAM = {"data.feed": "stream", "data.workers": 0}
 STREAMS = {
@@ -134,6 +141,8 @@ same = partial(pytest.approx, rel=1e-4)
         ("jit, 2 shards, bn in pairs", "pmap, bn in pairs"),
         ("jit, accumulated", "one device, accumulated"),
         ("pmap, accumulated", "one device, accumulated"),
+        ("jit, 2 shards, frozen", "one device, frozen"),
+        ("pmap, frozen", "one device, frozen"),
     ],
 )
 def test_twenty_steps_have_the_same_losses(measured, way, reference):

@@ -125,8 +125,9 @@ def main():
     starts, saver = {}, None
     for way, overrides in asked.get("ways", {}).items():
         program = Program(configure(overrides))
-        layout = program.config.parallel.shard_parameters
-        if layout not in starts:  # whatever BN and accumulation do, a run starts alike
+        # Whatever BN and accumulation do, a run starts alike.
+        layout = program.config.parallel.shard_parameters, program.config.transfer.freeze
+        if layout not in starts:
             starts[layout] = program.init(0)
         saves = way == asked["saves"]
         if saves:
