@@ -612,7 +612,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="is replaced")
 
-    verify = command("verify", _verify, "Check every checkpoint and metrics file.")
+    verify = command("verify", _verify, "Check every checkpoint, metrics file and weights folder.")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a run, a sweep, or any above")
 
     models = command("models", _models, "Architectures; of one, its layers.")

@@ -1,7 +1,10 @@
-"""Sets in TFDS's format and folders of images, small and of every kind; photographs."""
+"""Sets in TFDS's format and folders of images, small and of every kind; photographs; scripts."""
 
+import importlib
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +15,17 @@ from sklearn.datasets import load_sample_images
 # A machine that others use has no time by which a test must be done.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture(scope="session")
+def script() -> Iterator[Callable[[str], ModuleType]]:
+    """A function from the name of an experiment to its module; its processes find that too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        yield importlib.import_module
 
 
 @pytest.fixture

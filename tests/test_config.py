@@ -264,7 +264,7 @@ def test_the_two_imagenet_recipes_differ_in_where_bottlenecks_stride():
 
 @pytest.mark.parametrize("what", ["finetune", "frozen", "gradual", "bit,3680,224"])
 def test_every_way_to_transfer_resolves_and_asks_for_weights(what, weights_folder):
-    config = load(f"{CONFIGS / 'transfer.py'}:{what}")
+    config = load(f"{CONFIGS / 'finetune.py'}:{what}")
     assert "needs transfer.weights" in refusal(lambda: resolve(config))
     config.transfer.weights = str(weights_folder)
     assert resolve(config).model.depth == 29
@@ -280,7 +280,7 @@ def test_every_way_to_transfer_resolves_and_asks_for_weights(what, weights_folde
     ],
 )
 def test_the_rule_of_bit_follows_from_examples_and_size(what, steps, decays, side, mixup):
-    config = load(f"{CONFIGS / 'transfer.py'}:{what}")
+    config = load(f"{CONFIGS / 'finetune.py'}:{what}")
     assert (config.train.steps, config.data.image_size, config.data.mixup) == (steps, side, mixup)
     found = [round(share * steps) for share in config.optimizer.boundaries]
     assert tuple(found) == decays
@@ -288,7 +288,7 @@ def test_the_rule_of_bit_follows_from_examples_and_size(what, steps, decays, sid
 
 @pytest.mark.parametrize("what", ["fintune", "bit", "bit,many,32", "bit,10"])
 def test_an_unknown_way_to_transfer_is_refused_with_those_there_are(what):
-    assert "bit,EXAMPLES,SIDE" in refusal(lambda: load(f"{CONFIGS / 'transfer.py'}:{what}"))
+    assert "bit,EXAMPLES,SIDE" in refusal(lambda: load(f"{CONFIGS / 'finetune.py'}:{what}"))
 
 
 @pytest.fixture

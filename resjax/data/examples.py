@@ -1,6 +1,7 @@
 """What every source of data gives: splits, as rows of examples, and what is said when it cannot."""
 
 import bisect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,8 +26,8 @@ class BadImageError(DataError):
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library says, for a DataError to quote."""
-    return " ".join(str(error).split())
+    """What a library says, for a DataError to quote; without the objects that it shows."""
+    return " ".join(re.sub(r"<\w[^>]* object at 0x\w+>", "", str(error)).split())
 
 
 class Example(NamedTuple):

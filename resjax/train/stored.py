@@ -167,8 +167,9 @@ def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _restored(folder: Path, **items: Any) -> Any:
     """One item of a checkpoint."""
     ((name, arguments),) = items.items()
+    asked = ocp.args.Composite(**{name: arguments})
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder, args=ocp.args.Composite(**{name: arguments}))[name]
+        return checkpointer.restore(folder.resolve(), args=asked)[name]  # it wants it absolute
 
 
 def named(state: State) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks what runs left on disk: every checkpoint, and every file that says what came of them.
+"""Checks what is on disk: of runs every checkpoint and every file, of weights folders the seal.
 
 A checkpoint is read whole and its digests are compared. The newest that verifies remembers the
 config and the metrics, so that these files are checked against what was written, and not only for
@@ -14,10 +14,11 @@ import numpy as np
 
 from resjax import run_files
 from resjax.config import UserError
-from resjax.disk import DamagedError
+from resjax.disk import DamagedError, require_seal
 from resjax.train import records
 from resjax.train.identity import differing
 from resjax.train.stored import Restored, Stored, read_whole
+from resjax.transfer.weights import is_weights_folder
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
 
@@ -31,24 +32,35 @@ class Finding(NamedTuple):
 
 
 def verify(root: Path) -> list[Finding]:
-    """Checks every run at or under a folder.
+    """Checks every run and weights folder at or under a folder.
 
     Returns:
-      For every run what is damaged of it, or in one line what is there.
+      For each what is damaged of it, or in one line what is there.
 
     Raises:
-      UserError: there is no such folder, or no run in it.
+      UserError: there is no such folder, or nothing of the kind in it.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    runs = sorted(
-        path
-        for path in (root, *(each for each in root.rglob("*") if each.is_dir()))
-        if any((path / mark).exists() for mark in MARKS) and "damaged" not in path.parts
-    )
-    if not runs:
-        raise UserError(f"{root}: no runs here (a run is a folder with a config.json)")
-    return [finding for run in runs for finding in _verify_run(run)]
+    folders = sorted((root, *(each for each in root.rglob("*") if each.is_dir())))
+    weights = [folder for folder in folders if is_weights_folder(folder)]
+    runs = [
+        folder
+        for folder in folders
+        if any((folder / mark).exists() for mark in MARKS) and "damaged" not in folder.parts
+    ]
+    if not runs and not weights:
+        raise UserError(f"{root}: no runs here (a run is a folder with a config.json), nor weights")
+    of_runs = [finding for run in runs for finding in _verify_run(run)]
+    return [*of_runs, *map(_verify_weights, weights)]
+
+
+def _verify_weights(folder: Path) -> Finding:
+    try:
+        require_seal(folder)
+    except DamagedError as error:
+        return Finding(folder, f"damaged: {error}")
+    return Finding(folder, "whole: weights", damaged=False)
 
 
 def _verify_run(run: Path) -> Iterator[Finding]:

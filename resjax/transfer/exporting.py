@@ -31,7 +31,7 @@ def export_torchvision(weights: Weights, path: Path) -> None:
         raise UserError(f"torchvision has no such network: {why}")
     deep, averages = model.get("stem") == "deep", model.get("shortcut") == "project_avg"
     arrays = {
-        name: np.ascontiguousarray(array)
+        name: np.asarray(array, order="C")
         for ours, value in flat(weights.variables).items()
         for name, array in to_torchvision(ours, value, deep=deep, averages=averages)
     }

@@ -149,7 +149,7 @@ NAMINGS = (
     Naming("timm", ("layer1.0.conv1.weight", "conv1.0.weight"), DEEP_STEM + TORCHVISION, TORCH),
     Naming("torchvision", ("layer1.0.conv1.weight", "conv1.weight"), STEM + TORCHVISION, TORCH),
     Naming(
-        "timm, ResNetV2",
+        "timm",
         ("stages.0.blocks.0.conv1.weight",),
         (
             (r"stem\.conv", "stem/Conv_0"),

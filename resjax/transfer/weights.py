@@ -88,7 +88,7 @@ def save(weights: Weights, folder: Path) -> None:
         "source": dict(weights.source),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    contiguous = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     write_whole(folder / ARRAYS, to_bytes(contiguous))
     write_whole(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     seal(folder)

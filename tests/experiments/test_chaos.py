@@ -1,12 +1,11 @@
 """The chaos script in small: what it does to runs happens, and the page says what came of it."""
 
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +16,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="module")
-def chaos() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield importlib.import_module("chaos")
+def chaos(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("chaos")
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,17 @@
 """The freezing script measures the same network in three ways, and its page shows what it found."""
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 @pytest.fixture(scope="module")
-def freezing() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield importlib.import_module("freezing")
+def freezing(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("freezing")
 
 
 @pytest.fixture(scope="module")

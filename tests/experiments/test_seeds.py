@@ -16,11 +16,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="module")
-def seeds() -> Iterator[ModuleType]:
-    """The script, imported by its name, so that processes of its own find it too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield importlib.import_module("seeds")
+def seeds(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("seeds")
 
 
 class Measured(NamedTuple):

@@ -18,7 +18,8 @@ from resjax.models.blocks import (
 )
 from resjax.models.convolution import conv, quick_compile
 from resjax.models.count import layers
-from resjax.models.resnet import batch_norm, build
+from resjax.models.normalization import BatchNorm
+from resjax.models.resnet import build, normalization
 from resjax.models.shortcuts import Pad, Scaled, pad
 
 jit = partial(jax.jit, compiler_options=quick_compile())
@@ -26,7 +27,7 @@ X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
 POSTACTIVATION = (BasicBlock, BottleneckBlock)
 PREACTIVATION = (PreActBasicBlock, PreActBottleneckBlock)
 
-norm = partial(batch_norm, use_running_average=True)
+norm = partial(normalization, kind=BatchNorm, use_running_average=True)
 
 
 def bound(cls, features, strides, shortcut=Pad, norm=norm, **options):
@@ -82,9 +83,10 @@ def preact_basic(x, features, s, conv, norm, share=False):
     return y + pad(active if changes else x, features, s)
 
 
-def preact_bottleneck(x, features, s, conv, norm, share=False):
+def preact_bottleneck(x, features, s, conv, norm, share=False, in_1x1=True):
+    first, second = (s, 1) if in_1x1 else (1, s)
     active = relu(norm(0, x))
-    y = conv(2, relu(norm(2, conv(1, relu(norm(1, conv(0, active, s)))))))
+    y = conv(2, relu(norm(2, conv(1, relu(norm(1, conv(0, active, first))), second))))
     changes = share or s > 1 or 4 * features != x.shape[-1]
     return y + pad(active if changes else x, 4 * features, s)
 
@@ -100,6 +102,7 @@ def preact_bottleneck(x, features, s, conv, norm, share=False):
         (PreActBasicBlock, {"share": True}, partial(preact_basic, share=True)),
         (PreActBottleneckBlock, {}, preact_bottleneck),
         (PreActBottleneckBlock, {"share": True}, partial(preact_bottleneck, share=True)),
+        (PreActBottleneckBlock, {"stride_in_1x1": False}, partial(preact_bottleneck, in_1x1=False)),
     ],
 )
 @pytest.mark.parametrize(("features", "strides"), [(4, 1), (4, 2), (1, 1)])
@@ -133,7 +136,7 @@ def test_a_shortcut_that_drops_the_branch_is_all_that_is_left(draw, cls):
 @pytest.mark.parametrize("cls", POSTACTIVATION)
 @pytest.mark.parametrize("options", [{}, {"se_reduction": 2}])
 def test_with_zero_init_a_block_starts_as_its_activated_shortcut(cls, options):
-    training = partial(batch_norm, use_running_average=False, zero_last=True)
+    training = partial(norm, use_running_average=False, zero_last=True)
     block = bound(cls, 4, 2, norm=training, **options)
     (y, _) = jit(block.init_with_output)(jax.random.key(0), X)
     assert (y == np.maximum(pad(X, 4 * cls.expansion, 2), 0)).all()

@@ -148,3 +148,13 @@ def test_there_is_no_bias_unless_asked_for():
 def test_a_convolution_without_channels_is_refused(features):
     with pytest.raises(ValueError, match=f"1 channel or more, not {features}"):
         convolution.conv(features, 3)
+
+
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
+def test_standardised_filters_have_neither_scale_nor_mean(scale, shift):
+    x = np.random.default_rng(0).normal(size=(1, 5, 5, 4)).astype(np.float32)
+    module = conv(6, 3, standardize=True)
+    variables = module.init(jax.random.key(0), x)
+    changed = jax.tree.map(lambda kernel: scale * (kernel + shift), variables)
+    expected = module.apply(variables, x)
+    np.testing.assert_allclose(module.apply(changed, x), expected, rtol=1e-2, atol=1e-2)

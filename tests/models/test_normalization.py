@@ -1,11 +1,15 @@
 """Normalisation by parts of a batch is Flax's, of each part alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 
+import resjax
 from resjax.models.normalization import BatchNorm
+from resjax.models.presets import ImpossibleNetworkError
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (12, 2, 3, 5)).astype(np.float32)
 OPTIONS = {"momentum": 0.7, "epsilon": 1e-3}
@@ -88,3 +92,19 @@ def test_half_precision_is_normalised_in_single(variables):
     exact, stats = trained(BatchNorm(groups=3, **OPTIONS), variables, half.astype(np.float32))
     close(changed, stats)
     np.testing.assert_array_equal(found, exact.astype(jax.numpy.bfloat16))
+
+
+def test_group_norms_see_no_other_image_and_have_no_statistics():
+    model = resjax.build("bit_r50x1", depth=14, width=32, classes=3, loop="unroll")
+    images = np.random.default_rng(0).normal(size=(2, 33, 33, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    assert variables.keys() == {"params"}
+    together = jax.jit(partial(model.apply, train=True))(variables, images)
+    alone = jax.jit(partial(model.apply, train=True))(variables, images[:1])
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_width_that_groups_do_not_divide_is_told():
+    model = resjax.build("cifar_resnet8", norm="group")
+    with pytest.raises(ImpossibleNetworkError, match="32 groups and cannot divide 16 channels"):
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from resjax.data.feed import Statistics
 from resjax.models.layout import scanned, unrolled
 from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build
-from resjax.train import optimizer
+from resjax.train import optimizer, pretrained
 from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
 from resjax.train.signals import Stop, Stopped
 from resjax.train.step import Program, program
@@ -415,6 +416,12 @@ def test_a_run_is_the_weights_of_another(finished):
         jax.tree.map(np.testing.assert_array_equal, own, state.average[averaged])
     told = refusal(lambda: Program(configured(finished[0], data__normalization="weights")))
     assert "a run keeps no statistics" in told
+
+
+def test_a_run_may_be_named_from_where_one_stands(finished, monkeypatch):
+    monkeypatch.chdir(finished[0].parent)
+    near, far = pretrained.load(Path(finished[0].name)), pretrained.load(finished[0])
+    jax.tree.map(np.testing.assert_array_equal, near.variables, far.variables)
 
 
 # Rates.

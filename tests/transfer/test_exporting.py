@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from resjax.config import UserError
+from resjax.train.verify import verify
 from resjax.transfer import weights as folders
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.importing import import_weights
@@ -44,6 +45,7 @@ def test_a_foreign_file_comes_back_under_its_own_names(weights, tmp_path):
     save_file(load_file(first), first)  # as torch would, without what we add
     export_torchvision(import_weights(str(first)), second)
     theirs, ours = load_file(first), load_file(second)
+    assert ours["bn1.num_batches_tracked"].shape == ()
     assert theirs.keys() == ours.keys()
     for name, array in theirs.items():
         assert (array.dtype, array.shape) == (ours[name].dtype, ours[name].shape)
@@ -71,9 +73,12 @@ def test_what_torchvision_has_not_is_refused(make_weights, tmp_path, fields, tol
 def test_a_weights_folder_tells_when_a_bit_of_it_changed(weights, tmp_path):
     folders.save(weights, tmp_path)
     assert folders.load(tmp_path).model == weights.model
+    assert not any(finding.damaged for finding in verify(tmp_path))
     path = tmp_path / folders.ARRAYS
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{folders.ARRAYS} changed since it was saved"):
         folders.load(tmp_path)
+    (finding,) = verify(tmp_path)
+    assert finding.damaged

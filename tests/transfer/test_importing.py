@@ -1,6 +1,5 @@
 """What is imported is the original; what is not all accounted for is refused."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -23,11 +22,9 @@ FAST = ("resnet18", "resnet50d", "resnetv2_50x1_bit", "resnet_18_hugging_face", 
 
 
 @pytest.fixture(scope="module")
-def parity():
-    """The script that compared the originals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "experiments")
-        yield importlib.import_module("parity")
+def parity(script):
+    """That compared the originals."""
+    return script("parity")
 
 
 ORIGINALS = [

@@ -1,10 +1,10 @@
 """The usual steps from pretrained weights to a small data set of one's own.
 
     resjax import resnet50.safetensors --out=weights/resnet50
-    resjax train --config=configs/transfer.py --config.transfer.weights=weights/resnet50 \\
+    resjax train --config=configs/finetune.py --config.transfer.weights=weights/resnet50 \\
         --config.data.name=folder:photos --workdir=/tmp/finetune
 
-What follows a colon, as in `--config=configs/transfer.py:gradual`, is one of
+What follows a colon, as in `--config=configs/finetune.py:gradual`, is one of
 
 - `finetune`: a new head, all layers train, each stage nearer to the images at half the rate of the
   next, which rises over the first steps and then falls with a cosine.

@@ -1,0 +1,47 @@
+"""A small network, pretrained on five classes of Fashion-MNIST, learns five others and digits.
+
+    resjax data prepare fashion_mnist
+    resjax train --config=configs/transfer_fashion.py:pretrain --workdir=runs/pretrained
+    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py:rates \\
+        --workdir=runs/rates
+    resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py \\
+        --workdir=runs/transfer
+
+`rates` chooses the learning rate of every method, at 20 examples a class, before any test image is
+looked at: it trains on the first four fifths of the training images and is evaluated on the last
+fifth, with a seed and a draw that the experiment does not use. The rate of the least error is
+written down in the experiment.
+"""
+
+from ml_collections import ConfigDict
+
+from resjax.config import UserError, default_config
+
+
+def get_config(what: str = "transfer") -> ConfigDict:
+    config = default_config()
+    config.model.depth = 8
+    config.data.name = "fashion_mnist"
+    config.data.normalization = "channel"
+    config.data.crop_padding = 2
+    config.optimizer.schedule = "cosine"
+    config.train.log_every = 25
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 0
+    if what == "pretrain":
+        config.data.classes = (0, 1, 2, 3, 4)
+        config.data.batch_size = 128
+        config.train.steps = 1000
+        return config
+    config.data.batch_size = 32
+    if what == "rates":
+        config.data.train_split = "train[:80%]"
+        config.data.test_split = "train[80%:]"
+        config.sweep = {
+            "examples": (20,),
+            "seeds": (10,),
+            "rates": (0.01, 0.03, 0.1, 0.3),
+        }
+    elif what != "transfer":
+        raise UserError(f"{what}: transfer, pretrain or rates")
+    return config
