@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from resjax.config import UserError
 from resjax.models import layout
 from resjax.models.layout import Variables
+from resjax.models.presets import ARCHITECTURE
 from resjax.models.resnet import ResNet, scans
 from resjax.train.progress import Warn, warn_user
 from resjax.transfer import surgery
@@ -56,6 +57,7 @@ def load_pretrained(
     classes: int | None = None,
     channels: int | None = None,
     backbone: bool = False,
+    warn: Warn = warn_user,
     **overrides: Any,
 ) -> tuple[ResNet, Variables]:
     """A pretrained network and its variables.
@@ -66,7 +68,9 @@ def load_pretrained(
       classes: if it is not the number that the weights have, the head is a new, random one.
       channels: of the images, if not those of the weights: the first convolution is adapted.
       backbone: leave the head out; `method="features"` needs none.
-      **overrides: of `resjax.build`, such as `loop="scan"` or `dtype="bfloat16"`.
+      warn: is told what of a network that `overrides` makes another one was not in the weights.
+      **overrides: of `resjax.build`, such as `loop="scan"` or `dtype="bfloat16"`. A network of
+        another depth or other blocks takes what fits by path and shape, and the rest is drawn.
 
     Returns:
       The module, and its variables on the device, in the layout that the module's loop needs.
@@ -77,7 +81,10 @@ def load_pretrained(
     """
     if backbone and classes is not None:
         raise UserError(f"classes={classes} and backbone=True: a backbone has no classes")
-    weights = weights_from(path, which)
+    weights = weights_from(path, which, warn)
+    if differing := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
+        weights, found = surgery.refitted(weights, **differing)
+        warn(f"{path}: {found.report()}")
     if backbone:
         weights = surgery.backbone(weights)
     if classes not in (None, weights.model["classes"]):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from resjax.config import UserError
 from resjax.data.feed import Statistics
-from resjax.models.convolution import he_normal
+from resjax.models.convolution import he_normal, quick_compile
 from resjax.models.layout import Variables
 from resjax.transfer.weights import Weights, flat, nested
 
@@ -121,6 +121,26 @@ def fitted(variables: Variables, weights: Weights) -> Fitted:
         new=tuple(own.keys() - {*taken}),
         left=tuple(given.keys() - {*taken}),
     )
+
+
+def refitted(weights: Weights, **fields: Any) -> tuple[Weights, Fitted]:
+    """Weights for another network: what fits is taken, the rest is drawn.
+
+    Args:
+      weights: of a network that is like it.
+      **fields: of `resjax.build`, in which the other network differs.
+
+    Raises:
+      UserError: nothing fits.
+      ValueError: there is no such network.
+    """
+    changed = replace(weights, model={**weights.model, **fields})
+    network = changed.network(loop="unroll")
+    side = weights.preprocessing.size
+    images = jnp.zeros((1, side, side, weights.preprocessing.channels))
+    drawn = jax.jit(network.init, compiler_options=quick_compile())(jax.random.key(0), images)
+    found = fitted(jax.device_get(drawn), weights)
+    return replace(changed, variables=found.variables), found
 
 
 def _some(names: Any, shown: int = 5) -> str:

@@ -91,3 +91,17 @@ def test_a_run_of_images_that_are_not_square_is_refused(train_small, tmp_path):
     )
     with pytest.raises(UserError, match="images of 6x8 pixels; weights take square ones"):
         weights_from(run)
+
+
+def test_a_deeper_network_takes_what_fits_and_tells_what_is_new(run, weights):
+    told = []
+    model, variables = resjax.load_pretrained(run, depth=14, loop="unroll", warn=told.append)
+    assert model.stages == (2, 2, 2)
+    taken = flat(weights.variables)
+    for path, array in flat(variables).items():
+        assert (path in taken) == ("block2" not in path)
+        if path in taken:
+            np.testing.assert_array_equal(array, taken[path])
+    (line,) = told
+    assert f"{len(taken)} arrays taken; " in line
+    assert "new: " in line
