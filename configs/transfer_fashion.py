@@ -40,7 +40,7 @@ def get_config(what: str = "transfer") -> ConfigDict:
         config.sweep = {
             "examples": (20,),
             "seeds": (10,),
-            "rates": (0.01, 0.03, 0.1, 0.3),
+            "rates": (0.03, 0.1, 0.3, 1.0, 3.0),
         }
     elif what != "transfer":
         raise UserError(f"{what}: transfer, pretrain or rates")
