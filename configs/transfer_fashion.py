@@ -12,10 +12,10 @@ looked at: it trains on the first four fifths of the training images and is eval
 fifth, with a seed and a draw that the experiment does not use. The rate of the least error is
 written down in the experiment.
 
-The sweep of 96 runs took 22 minutes on two cores of an AMD EPYC that had other work too (2026-11-24,
-commit 263abec). Test error at the last step on the other classes of Fashion-MNIST, in %, mean and
-sample standard deviation over three seeds, at 5 and 20 examples a class: from scratch 22.13 +- 4.42
-and 11.62 +- 1.36, fine-tuned 18.27 +- 3.64 and 9.05 +- 0.60.
+The sweep of 96 runs took 22 minutes on two cores of an AMD EPYC that had other work too
+(2026-11-24, commit 263abec). Test error at the last step on the other classes of Fashion-MNIST, in
+%, mean and sample standard deviation over three seeds, at 5 and 20 examples a class: from scratch
+22.13 +- 4.42 and 11.62 +- 1.36, fine-tuned 18.27 +- 3.64 and 9.05 +- 0.60.
 """
 
 from ml_collections import ConfigDict
