@@ -203,7 +203,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _features(arguments: argparse.Namespace) -> int:
-    _require_there(arguments.checkpoint)
     out = arguments.out
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"--out={out}: the name must end in .npz or .parquet")
@@ -216,6 +215,7 @@ def _features(arguments: argparse.Namespace) -> int:
 
     split = arguments.split or "train"
     images = of_dataset(arguments.data, split) if arguments.data else of_files(arguments.images)
+    _require_there(arguments.checkpoint)
     weights = _weights(arguments.checkpoint, arguments.which)
     found = features(weights, images, arguments.stage, **_batches(arguments))
     _tell_left_out(sorted({*images.origins} - {*found.origins}))
