@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
+from resjax.models.convolution import as_written
 from resjax.models.resnet import ResNet
 
 
@@ -33,7 +34,8 @@ def count(model: nn.Module, image_shape: Sequence[int]) -> Counts:
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    program = jax.make_jaxpr(model.apply)(variables, images)
+    with as_written():
+        program = jax.make_jaxpr(model.apply)(variables, images)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     return Counts(parameters, multiply_adds(program.jaxpr))
 
