@@ -29,6 +29,7 @@ from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.feed import batch_indices, normalize
+from resjax.models.convolution import step_compile
 from resjax.models.count import Counts, count
 from resjax.models.resnet import ResNet, build
 from resjax.train import optimizer, parallel, pretrained
@@ -530,7 +531,7 @@ def missed(logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]
 def compiled(function: Any, *arguments: Any) -> Compiled:
     """Compiles a function for arguments of these shapes, ahead of its first call."""
     start = time.monotonic()
-    executable = function.lower(*arguments).compile()
+    executable = function.lower(*arguments).compile(step_compile())
     seconds = time.monotonic() - start
     # What `pmap` compiles on many hosts takes the arrays of all; `pmap` itself takes this host's.
     local = jax.process_count() > 1 and jax.tree.leaves(arguments)[0].is_fully_addressable
