@@ -55,7 +55,7 @@ from jax.extend.core import jaxprs_in_params
 
 from resjax.data import DATASETS, Spec
 from resjax.disk import write_whole
-from resjax.models.convolution import quick_compile
+from resjax.models.convolution import quick_compile, step_compile
 from resjax.models.count import count
 from resjax.models.resnet import build, scans
 
@@ -165,7 +165,8 @@ def bare_step(case: Case, loop: str, at_once: int | None = None) -> Contender:
     params = variables["params"]
     state = (params, variables["batch_stats"], sgd.init(params))
     start = time.monotonic()
-    compiled = jax.jit(dispatch, donate_argnums=0).lower(state, images, labels).compile()
+    step = jax.jit(dispatch, donate_argnums=0, compiler_options=step_compile())
+    compiled = step.lower(state, images, labels).compile()
     compile_seconds = time.monotonic() - start
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
 

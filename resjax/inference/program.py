@@ -14,6 +14,7 @@ from jax import export
 
 from resjax.disk import write_whole
 from resjax.inference.predict import classifier, names_of_classes
+from resjax.models.convolution import as_written
 from resjax.transfer.weights import Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # all are in the one file
@@ -40,7 +41,8 @@ def export_program(weights: Weights, path: Path, batch: int | None = None) -> Pa
     # Unrolled: on no platform does a scan run faster, and nobody waits for the compiler here.
     function = jax.jit(classifier(weights, loop="unroll"))
     given = jax.ShapeDtypeStruct(shape, np.uint8)
-    exported = export.export(function, platforms=PLATFORMS)(given)
+    with as_written():  # and not as this machine runs it fastest
+        exported = export.export(function, platforms=PLATFORMS)(given)
     write_whole(path, bytes(exported.serialize()))
     description = {
         "input": {"dtype": "uint8", "shape": [batch or "batch", *shape[1:]]},

@@ -52,6 +52,15 @@ def test_one_program_takes_any_batch_and_runs_everywhere(weights, images, tmp_pa
         np.testing.assert_allclose(exported.call(images[:batch]), whole[:batch], rtol=1e-4)
 
 
+def test_what_runs_elsewhere_has_no_convolution_that_suits_this_machine(weights, tmp_path):
+    export_program(weights, tmp_path / "net")
+    exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    text = exported.mlir_module()
+    assert "stablehlo.convolution" in text
+    assert "stride = [1, 2]" not in text
+    assert "optimization_barrier" not in text
+
+
 def test_a_batch_can_be_fixed(weights, images, tmp_path):
     description = export_program(weights, tmp_path / "net", batch=3)
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
 
 import resjax
+from resjax.models.convolution import quick_compile
 from resjax.models.normalization import BatchNorm
 from resjax.models.presets import ImpossibleNetworkError
 
@@ -63,6 +66,56 @@ def test_gradients_of_a_group_are_those_of_the_group_alone(variables):
     grouped = slope(BatchNorm(groups=3, **OPTIONS), IMAGES, weights)
     parts = zip(np.split(IMAGES, 3), np.split(weights, 3), strict=True)
     close(grouped, np.concatenate([slope(nn.BatchNorm(**OPTIONS), *part) for part in parts]))
+
+
+SHAPE = (4, 3, 2, 5)
+
+
+@partial(jax.jit, static_argnums=0)
+def slopes(norm, images, weights, params):
+    def loss(images, params):
+        statistics = {"mean": jax.numpy.zeros(SHAPE[-1]), "var": jax.numpy.ones(SHAPE[-1])}
+        found, _ = trained(norm, {"params": params, "batch_stats": statistics}, images)
+        return (found * weights).sum()
+
+    return jax.grad(loss, (0, 1))(images, params)
+
+
+@given(seed=st.integers(0, 2**16), shift=st.floats(-5, 5), spread=st.floats(0.1, 10))
+def test_gradients_are_those_of_jax(seed, shift, spread):
+    random = np.random.default_rng(seed)
+    images = random.normal(shift, spread, SHAPE).astype(np.float32)
+    weights = random.normal(size=SHAPE).astype(np.float32)
+    params = dict(zip(("scale", "bias"), random.normal(1, 0.3, (2, 5)), strict=True))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-2 * max(1, 1 / spread)),
+        slopes(BatchNorm(**OPTIONS), images, weights, params),
+        slopes(nn.BatchNorm(use_fast_variance=False, **OPTIONS), images, weights, params),
+    )
+
+
+def kept_bytes(network, images):
+    """Bytes that the forward pass of training keeps for the backward pass, constants aside."""
+    init = jax.jit(network.init, compiler_options=quick_compile())
+    variables = init(jax.random.key(0), images)
+
+    def logits(params):
+        changed = {"params": params, "batch_stats": variables["batch_stats"]}
+        return network.apply(changed, images, train=True, mutable=["batch_stats"])[0]
+
+    _, pullback = jax.vjp(logits, variables["params"])
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pullback)}.values()
+    return sum(leaf.nbytes for leaf in kept if leaf.any())
+
+
+def test_for_its_gradients_it_keeps_its_input_alone():
+    network = resjax.build("cifar_plain8", width=4, dtype="bfloat16", loop="unroll")
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    # A convolution keeps what comes in, the norm what comes out of it, both in two bytes; the
+    # nonlinearity where that is positive, in one.
+    elements = 4 * (3 * 32 * 32 * 4 + 2 * 16 * 16 * 8 + 2 * 8 * 8 * 16)
+    weights = 4 * resjax.count(network, images.shape[1:]).parameters
+    assert 4 * elements < kept_bytes(network, images) < 5.3 * elements + weights
 
 
 def test_running_averages_know_no_groups(variables):
