@@ -457,8 +457,8 @@ machine that others use, shares of the roofline are rough.
   its share of the roofline.
 - **one a dispatch**: the bare step where every step is a dispatch of its own; everywhere else one
   dispatch takes many steps, as `train.log_every` says.
-- **run**: the whole of `resjax train`, evaluation and first dispatch apart, and its share of the
-  step.
+- **run**: the whole of `resjax train`, evaluation, first dispatch and checkpoints apart, and its
+  share of the step. What a checkpoint costs is in [chaos.md](chaos.md).
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and how many times
   as fast ours is.
 
