@@ -5,6 +5,7 @@ its splits as rows of examples. TFDS's split expressions, such as `train[:90%]`,
 """
 
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -266,17 +267,17 @@ def digits() -> Source:
     The file is ordered by writer, so most test digits come from hands that no training digit comes
     from. scikit-learn carries the images, so there is nothing to download.
     """
-    from sklearn.datasets import load_digits  # takes a second
-
-    bunch = load_digits()
-    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # 0 to 16 on file
-    labels = bunch.target.astype(np.int32)
+    # To import scikit-learn for one file would take a second.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",", dtype=np.int32)  # 64 pixels from 0 to 16, a label
+    images = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    labels = np.ascontiguousarray(table[:, -1])
     count = DATASETS["digits"].train_images
     splits = {
         "train": Split(images[:count], labels[:count]),
         "test": Split(images[count:], labels[count:]),
     }
-    return of_arrays("digits", splits, tuple(str(name) for name in bunch.target_names))
+    return of_arrays("digits", splits, tuple(map(str, range(10))))
 
 
 def synthetic(name: str, spec: Spec) -> Source:

@@ -23,7 +23,7 @@ class Counts(NamedTuple):
     macs: int
 
 
-def count(model: nn.Module, image_shape: Sequence[int]) -> Counts:
+def count(model: nn.Module, image_shape: Sequence[int], variables: Any = None) -> Counts:
     """Counts a network's parameters, and its multiply-adds for one image.
 
     Nothing is computed or allocated: the program is traced on shapes.
@@ -31,9 +31,10 @@ def count(model: nn.Module, image_shape: Sequence[int]) -> Counts:
     Args:
       model: takes images (n, h, w, c).
       image_shape: (h, w, c), pixels and channels.
+      variables: the network's, or their shapes; where there are none, it is traced once more.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = variables or jax.eval_shape(model.init, jax.random.key(0), images)
     with as_written():
         program = jax.make_jaxpr(model.apply)(variables, images)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

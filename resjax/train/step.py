@@ -99,7 +99,8 @@ class Program:
             for phase in self.phases
         ]
         self.learning_rate = optimizer.learning_rate(config.optimizer, config.train.steps)
-        self.counts: Counts = count(build(config.model, classes=classes), self.image_shape)
+        network = build(config.model, classes=classes)
+        self.counts: Counts = count(network, self.image_shape, self.shapes)
         self._init = self.backend.compile_init(self.init_state)
         self.forget()
 
