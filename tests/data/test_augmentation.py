@@ -357,7 +357,7 @@ def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
     asked = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
     views = quick(partial(augment, statistics=found, asked=asked))
     images, _ = views(keys(0, 50), jax.random.key(0), white, EYE)
-    assert set(np.unique(images)) == {0.0, 1.0}
+    assert set(np.unique(np.round(images, 6))) == {0.0, 1.0}
 
 
 def test_what_is_off_costs_nothing(photos):
