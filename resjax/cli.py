@@ -116,9 +116,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     planned = plan(arguments.experiment, override(load(arguments.config), arguments.overrides))
     _require_writable(arguments.workdir)
     from resjax.sweeps.local import launch
-    from resjax.train.step import keep_compiled
 
-    keep_compiled(arguments.workdir / "compiled")
     with stop_on_signals(tell=_tell) as stop:
         failed = launch(planned, arguments.workdir, arguments.typed, arguments.workers, stop)
     if failed < len(planned.runs):

@@ -76,7 +76,10 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: Stop) -> int:
         several = min(fastest_workers() if workers is None else workers, len(waiting))
         if several > 1:
             _train_at_once(waiting, several, workdir / "compiled", ended, stop)
-        else:
+        elif waiting:
+            from resjax.train.step import keep_compiled  # JAX takes a second, and workers have it
+
+            keep_compiled(workdir / "compiled")
             for job in waiting:
                 _train(job, partial(attempt, stop=stop))
                 ended(job.row)
