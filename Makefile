@@ -17,11 +17,11 @@ test-slow: $(READY)  ## run every test, those of minutes too
 	$(BIN)/pytest -q -m ""
 
 chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write docs/chaos.md (an hour)
-	$(BIN)/python experiments/chaos.py measure
-	$(BIN)/python experiments/chaos.py report
+	$(BIN)/python benchmarks/chaos.py measure
+	$(BIN)/python benchmarks/chaos.py report
 
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
-	for script in throughput seeds feeds freezing chaos parity; do $(BIN)/python experiments/$$script.py report || exit; done
+	for script in throughput seeds feeds freezing chaos parity; do $(BIN)/python benchmarks/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \

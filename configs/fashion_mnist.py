@@ -16,7 +16,8 @@ mean and sample standard deviation over three seeds: plain 22.55 +- 1.34 (20 lay
 
 from ml_collections import ConfigDict
 
-from resjax.config import UserError, default_config
+from resjax.config import default_config
+from resjax.errors import UserError
 
 EPOCH = 60_000 / 128  # steps
 

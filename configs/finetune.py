@@ -24,7 +24,8 @@ has a run's time.
 
 from ml_collections import ConfigDict
 
-from resjax.config import UserError, default_config
+from resjax.config import default_config
+from resjax.errors import UserError
 
 
 def get_config(what: str = "finetune") -> ConfigDict:

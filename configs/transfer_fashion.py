@@ -20,7 +20,8 @@ The sweep of 96 runs took 22 minutes on two cores of an AMD EPYC that had other 
 
 from ml_collections import ConfigDict
 
-from resjax.config import UserError, default_config
+from resjax.config import default_config
+from resjax.errors import UserError
 
 
 def get_config(what: str = "transfer") -> ConfigDict:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from resjax import __version__
-from resjax.config import Config, UserError, default_config, load, override, resolve
+from resjax.config import Config, default_config, load, override, resolve
+from resjax.errors import UserError
 from resjax.models.presets import PRESETS, architecture, nearest
 from resjax.train.signals import Stopped, stop_on_signals
 
@@ -143,7 +144,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from resjax.data.augmentation import Augmentation
     from resjax.data.datasets import NotPreparedError
     from resjax.data.datasets import load as load_data
-    from resjax.data.feed import statistics
+    from resjax.data.resident import statistics
     from resjax.data.sheet import sheet
 
     data = resolved.data

@@ -43,14 +43,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 
 from resjax.data import why_unknown
+from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture, nearest
 from resjax.run_files import read_object
 
 WEIGHTS_DESCRIPTION = "weights.json"  # of a weights folder; its "model" is what the weights are of
-
-
-class UserError(Exception):
-    """A mistake of the user's, told in one line: what is wrong, where, and the mend."""
 
 
 @dataclass(frozen=True)

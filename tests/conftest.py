@@ -17,14 +17,15 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def script() -> Iterator[Callable[[str], ModuleType]]:
-    """A function from the name of an experiment to its module; its processes find that too."""
+    """Returns the module of an experiment or a benchmark; child processes find it too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
+        patch.syspath_prepend(ROOT / "experiments")
+        patch.syspath_prepend(ROOT / "benchmarks")
         yield importlib.import_module
 
 

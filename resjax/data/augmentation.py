@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from resjax.data.feed import Statistics, scale, standardize
+from resjax.data.resident import Statistics, scale, standardize
 from resjax.data.trivial_augment import GREY, trivial_augment
 
 Images = Float[Array, "n h w c"]

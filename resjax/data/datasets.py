@@ -30,9 +30,9 @@ from resjax.data.examples import (
     of_arrays,
     pieces,
 )
-from resjax.data.own import open_folder, open_npz
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
 from resjax.data.subsets import few, of_classes
+from resjax.data.user_data import open_folder, open_npz
 
 __all__ = [
     "BadImageError",

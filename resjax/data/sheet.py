@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.datasets import Split
-from resjax.data.feed import Statistics
+from resjax.data.resident import Statistics
 
 EXAMPLES = 8  # even, because images mix in pairs
 DRAWS = 7

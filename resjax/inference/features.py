@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
-from resjax.config import UserError
 from resjax.data.datasets import OnBadImage, open_dataset
 from resjax.data.examples import DataError, Examples
-from resjax.data.feed import normalize
+from resjax.data.resident import normalize
 from resjax.disk import in_short, write_whole
+from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from resjax.config import UserError
 from resjax.data.datasets import OnBadImage
 from resjax.data.examples import DataError, Examples
-from resjax.data.own import FileExamples, image_files
 from resjax.data.stream import eval_batches
+from resjax.data.user_data import FileExamples, image_files
+from resjax.errors import UserError
 from resjax.transfer.pixels import MODES, preprocess
 from resjax.transfer.weights import Preprocessing
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.models import layout
 from resjax.models.layout import Variables
 from resjax.models.presets import ARCHITECTURE
@@ -39,7 +39,7 @@ def weights_from(
     options = options or Options()
     folder = Path(source)
     if not is_weights_folder(folder):
-        from resjax.train.trained import is_run_folder, weights_of_run  # takes seconds
+        from resjax.train.run_weights import is_run_folder, weights_of_run  # takes seconds
 
         if is_run_folder(folder):
             return changed(weights_of_run(folder, which, warn), options)

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resjax.config import UserError
 from resjax.data.datasets import OnBadImage
-from resjax.data.feed import normalize
+from resjax.data.resident import normalize
+from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images
 from resjax.inference.loading import on_device, require_head
 from resjax.models.layout import Variables

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from resjax.config import UserError
-from resjax.data.own import last_fifth
+from resjax.data.user_data import last_fifth
+from resjax.errors import UserError
 from resjax.inference.features import Features
 
 PENALTIES = np.logspace(1, -6, 8)  # on half the squared norm, beside the mean loss

@@ -14,8 +14,8 @@ from jax import export
 
 from resjax.disk import write_whole
 from resjax.inference.predict import classifier, names_of_classes
-from resjax.models.convolution import as_written
 from resjax.transfer.weights import Weights
+from resjax.xla.convolution import as_written
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # all are in the one file
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from resjax.models import layout
-from resjax.models.convolution import quick_compile
 from resjax.models.presets import block_layers
 from resjax.models.resnet import ResNet, block_class, build
+from resjax.xla.compile_options import quick_compile
 
 SIDE = 9  # pixels; odd, so that a stride of 2 has to round
 WIDTH = 8

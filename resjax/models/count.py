@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
-from resjax.models.convolution import as_written
 from resjax.models.resnet import ResNet
+from resjax.xla.convolution import as_written
 
 
 class Counts(NamedTuple):

@@ -47,6 +47,26 @@ def scanned(variables: Variables) -> Variables:
     return _each_stage(stack, variables)
 
 
+def path_name(path: Any) -> str:
+    """A path of JAX's as text: `stage4/block1/Conv_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def unrolled_paths(params: Any) -> dict[str, tuple[str, ...]]:
+    """Of every parameter the paths, in the unrolled network, of what its array holds.
+
+    Args:
+      params: arrays, or whatever has their `shape`, in either layout.
+    """
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = path_name(path)
+        stage, stacked, rest = name.partition("/blocks/")
+        blocks = range(2, leaf.shape[0] + 2) if stacked else ()
+        found[name] = tuple(f"{stage}/block{index}/{rest}" for index in blocks) or (name,)
+    return found
+
+
 def _each_stage(change: Any, variables: Variables) -> Variables:
     return {
         collection: {

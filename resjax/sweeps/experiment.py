@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resjax.config import Config, UserError, digest, faults_of, override, resolve, run_file, to_dict
+from resjax.config import Config, digest, faults_of, override, resolve, run_file, to_dict
+from resjax.errors import UserError
 
 
 @dataclass(frozen=True)

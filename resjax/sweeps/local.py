@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from resjax.config import Config, UserError, digest, to_dict
+from resjax.config import Config, digest, to_dict
 from resjax.data import datasets
 from resjax.data.examples import DataError
 from resjax.disk import write_whole
+from resjax.errors import UserError
 from resjax.sweeps.experiment import Plan, Run
 from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records

@@ -2,7 +2,7 @@
 
 Small networks leave a machine idle: between two operations of a narrow layer threads wait for each
 other, and a GPU for its next kernel. Several runs at once fill the gaps. Processes and not threads,
-because each has a JAX of its own, on its own cores; `experiments/seeds.py` measures what they gain.
+because each has a JAX of its own, on its own cores; `benchmarks/seeds.py` measures what they gain.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
+from resjax.machine import available_cores
 from resjax.train.progress import Listener, Progress
 from resjax.train.signals import Stop, Stopped, stop_on_signals
 
@@ -50,7 +51,7 @@ def places(workers: int) -> list[Place]:
 
 def fastest_workers() -> int:
     """As many as were measured to be fastest: a worker a core without a GPU, else one a GPU."""
-    return len(visible_gpus()) or len(os.sched_getaffinity(0))
+    return len(visible_gpus()) or available_cores()
 
 
 def visible_gpus() -> list[str]:

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from resjax.config import UserError
 from resjax.disk import free_name, seal, what_failed
+from resjax.errors import UserError
+from resjax.train.checkpoint_reader import Like, Restored, Stored, description, named, test_errors
 from resjax.train.distributed import everywhere, leads
 from resjax.train.progress import Warn
 from resjax.train.step import State
-from resjax.train.stored import Like, Restored, Stored, description, named, test_errors
 
 KEPT = 2  # newest ones, beside the best
 PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump

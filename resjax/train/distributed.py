@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from resjax.config import UserError
+from resjax.errors import UserError
 
 # A process that has not been heard of for so long is lost; the others then end.
 HEARTBEAT_SECONDS = 20

@@ -9,7 +9,7 @@ import numpy as np
 from resjax.models.count import layers
 from resjax.models.layout import unrolled
 from resjax.models.resnet import build
-from resjax.train.feeding import Streamed
+from resjax.train.sources import Streamed
 from resjax.train.step import Program, State
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from resjax.config import Config, UserError, to_dict
+from resjax.config import Config, to_dict
+from resjax.errors import UserError
 from resjax.train import records
 
 # What may change between two launches of a run; `train.steps` only upwards.

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train.distributed import everywhere, leads
 
 NAME = "lock"

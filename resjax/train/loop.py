@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resjax.config import Config, UserError, from_dict, to_dict
+from resjax.config import Config, from_dict, to_dict
 from resjax.data.examples import DataError
 from resjax.disk import free_name, what_failed
+from resjax.errors import UserError
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.run_files import measurement
-from resjax.train import pretrained, records
+from resjax.train import init_from_weights, records
+from resjax.train.checkpoint_reader import Restored, Stored
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import leads
 from resjax.train.divergence import origin
@@ -31,7 +33,6 @@ from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, warn_user
 from resjax.train.signals import Stop, Stopped
 from resjax.train.step import Compiled, Metrics, Program, State, program
-from resjax.train.stored import Restored, Stored
 
 
 def train(
@@ -158,7 +159,7 @@ class Run:
             records.write_provenance(
                 self.workdir / "provenance.json",
                 restored.step if restored else 0,
-                pretrained.origin(self.config),
+                init_from_weights.origin(self.config),
             )
         return state, metrics
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from resjax.config import Config, UserError
+from resjax.config import Config
+from resjax.errors import UserError
 from resjax.train.parallel import device_memory
 from resjax.train.step import Program, State
 

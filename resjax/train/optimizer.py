@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from resjax.config import Config
 from resjax.config import Optimizer as OptimizerConfig
-from resjax.transfer.freezing import path_name
+from resjax.models.layout import path_name
 
 # [H15 section 4.2]: ResNet-110 starts at a tenth of the rate, until its training error is
 # below 80 %.

@@ -23,9 +23,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from resjax.config import Config, UserError
+from resjax.config import Config
 from resjax.config import Parallel as ParallelConfig
-from resjax.models.convolution import quick_compile
+from resjax.errors import UserError
+from resjax.xla.compile_options import quick_compile
 
 Tree = TypeVar("Tree")
 

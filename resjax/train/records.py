@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from resjax import run_files
-from resjax.config import UserError
 from resjax.disk import what_failed, write_whole
+from resjax.errors import UserError
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -4,7 +4,7 @@ A `Program` serves every run whose config differs in the seed alone: the seed co
 so a sweep compiles once for all seeds. The dataset lies on the device; each dispatch takes many
 steps in a scan and returns the mean of their metrics, so no step waits for the host.
 
-Where parameters are frozen or thaw, training has phases (`resjax.transfer.freezing`), and a step of
+Where parameters are frozen or thaw, training has phases (`resjax.train.freezing`), and a step of
 each phase is a program of its own. A state always has all parameters; what the optimiser keeps of
 them has one entry a phase that has begun, so that the state says which phase it is in.
 """
@@ -28,14 +28,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
-from resjax.data.feed import batch_indices, normalize
-from resjax.models.convolution import step_compile
+from resjax.data.resident import batch_indices, normalize
 from resjax.models.count import Counts, count
+from resjax.models.layout import unrolled_paths
 from resjax.models.resnet import ResNet, build
-from resjax.train import optimizer, parallel, pretrained
-from resjax.train.feeding import Streamed, source
-from resjax.transfer import freezing
+from resjax.train import freezing, init_from_weights, optimizer, parallel
+from resjax.train.sources import Streamed, source
 from resjax.transfer.weights import Weights
+from resjax.xla.compile_options import step_compile
 
 Metrics = dict[str, Float[Array, ""]]
 ERROR_MEMORY = 0.98  # of the running training error that ends the warm-up: some fifty batches
@@ -73,7 +73,9 @@ class Program:
         self.train_split, self.test_split = self.source.arrays(config)
         self.examples = self.source.examples
         self.image_shape = self.source.image_shape
-        self.statistics = pretrained.statistics(config, self.source.statistics, self.image_shape)
+        self.statistics = init_from_weights.statistics(
+            config, self.source.statistics, self.image_shape
+        )
         self.augmentation = Augmentation.asked(config.data)
         self.classes = classes = self.source.classes
         self.model = self._network()
@@ -81,7 +83,7 @@ class Program:
         self._variables = jax.jit(lambda key, images: self.model.init(key, images))
         key, image = jax.random.key(0), jnp.zeros((1, *self.image_shape))
         self.shapes = jax.eval_shape(self._variables, key, image)
-        paths = freezing.unrolled_paths(self.shapes["params"])
+        paths = unrolled_paths(self.shapes["params"])
         self.phases = freezing.phases(
             freezing.starts(paths, config.transfer),
             self.examples["train"] / config.data.batch_size,
@@ -127,14 +129,14 @@ class Program:
         Raises:
           UserError: they are not there, or do not fit.
         """
-        return pretrained.fitting(self.config, self.shapes, self.classes, self.image_shape)
+        return init_from_weights.fitting(self.config, self.shapes, self.classes, self.image_shape)
 
     def start(self, seed: int) -> State:
         """The state at step 0: pretrained weights, where the config says so, over drawn ones."""
         if (found := self.pretrained) is None:  # asked before anything compiles
             return self.init(seed)
         drawn = self.backend.one(self.init(seed))
-        return self.backend.spread(pretrained.replaced(drawn, found, self.config.transfer))
+        return self.backend.spread(init_from_weights.replaced(drawn, found, self.config.transfer))
 
     def phase_at(self, step: int) -> int:
         """The phase in which a step, counted from 0, is taken."""

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resjax import run_files
-from resjax.config import UserError
 from resjax.disk import DamagedError, require_seal
+from resjax.errors import UserError
 from resjax.train import records
+from resjax.train.checkpoint_reader import Restored, Stored, read_whole
 from resjax.train.identity import differing
-from resjax.train.stored import Restored, Stored, read_whole
 from resjax.transfer.weights import is_weights_folder
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")

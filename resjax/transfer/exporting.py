@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resjax.config import UserError
 from resjax.disk import write_whole
+from resjax.errors import UserError
 from resjax.transfer.naming import to_torchvision
 from resjax.transfer.weights import Weights, flat
 

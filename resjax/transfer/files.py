@@ -16,8 +16,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from resjax.config import UserError
 from resjax.disk import in_short, what_failed
+from resjax.errors import UserError
 from resjax.transfer import keras_file, torch_file
 from resjax.transfer.zipped import Archive
 

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resjax.config import UserError
-from resjax.data.feed import Statistics
+from resjax.data.resident import Statistics
 from resjax.disk import digest
+from resjax.errors import UserError
 from resjax.models.presets import architecture
 from resjax.models.resnet import build
 from resjax.transfer import conventions, sources

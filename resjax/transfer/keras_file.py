@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from resjax.config import UserError
 from resjax.disk import in_short
+from resjax.errors import UserError
 from resjax.transfer.zipped import Archive
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # within a .keras file

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
-from resjax.config import UserError
 from resjax.data.download import download
 from resjax.disk import DamagedError, digest, in_short, require_seal, seal, what_failed
+from resjax.errors import UserError
 from resjax.transfer.files import BESIDE, INDEX, WHOLE
 
 _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from resjax.config import UserError
-from resjax.data.feed import Statistics
-from resjax.models.convolution import he_normal, quick_compile
+from resjax.data.resident import Statistics
+from resjax.errors import UserError
+from resjax.models.convolution import he_normal
 from resjax.models.layout import Variables
 from resjax.transfer.weights import Weights, flat, nested
+from resjax.xla.compile_options import quick_compile
 
 FIRST = "params/stem/Conv_0/kernel"
 

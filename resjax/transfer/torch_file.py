@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.transfer.zipped import Archive, bound
 
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number, and the end of its pickle

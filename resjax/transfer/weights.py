@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
-from resjax.config import UserError
 from resjax.data.decoding import Interpolation
-from resjax.data.feed import Statistics
+from resjax.data.resident import Statistics
 from resjax.disk import DamagedError, require_seal, seal, write_whole
+from resjax.errors import UserError
 from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, build
 
@@ -46,7 +46,7 @@ class Weights:
       model: what `resjax.build` takes to make the network: architecture, `classes`, ...
       variables: `params` and `batch_stats` in the unrolled layout, float32 NumPy arrays. Without
         `params/head` they are a backbone.
-      statistics: for `resjax.data.feed.normalize`, of images in the order RGB.
+      statistics: for `resjax.data.resident.normalize`, of images in the order RGB.
       preprocessing: what comes before that.
       class_names: one a class; empty where nobody knows them.
       source: where they come from: `file`, its `sha256`, `format`, ...

@@ -6,8 +6,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from resjax.config import UserError
 from resjax.disk import in_short
+from resjax.errors import UserError
 
 # What a file may become in memory, as a multiple of its size, and whatever its size. Weights hardly
 # compress, so that more is a bomb.

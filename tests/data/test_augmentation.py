@@ -26,8 +26,8 @@ from resjax.data.augmentation import (
     pca_lighting,
     random_erasing,
 )
-from resjax.data.feed import normalize, statistics
-from resjax.models.convolution import quick_compile
+from resjax.data.resident import normalize, statistics
+from resjax.xla.compile_options import quick_compile
 
 quick = partial(jax.jit, compiler_options=quick_compile())
 crop = quick(pad_crop, static_argnames="padding")

@@ -7,7 +7,7 @@ from PIL import Image
 from resjax.cli import main
 from resjax.data.augmentation import Augmentation
 from resjax.data.datasets import Split
-from resjax.data.feed import statistics
+from resjax.data.resident import statistics
 from resjax.data.sheet import DRAWS, EXAMPLES, sheet
 
 NAMES = tuple("abcde")

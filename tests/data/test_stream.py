@@ -24,8 +24,8 @@ from resjax.data import stream as streaming
 from resjax.data.crops import random_resized_crop
 from resjax.data.decoding import decode
 from resjax.data.examples import ArrayExamples, BadImageError, DataError, Split
-from resjax.data.own import FileExamples
 from resjax.data.stream import Batch, Crop, Feed, WorkerError, eval_batches, stream
+from resjax.data.user_data import FileExamples
 
 CROP = partial(random_resized_crop, size=16)
 SIZES = st.integers(1, 40)

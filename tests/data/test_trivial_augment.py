@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 from sklearn.datasets import load_digits
 
 from resjax.data.trivial_augment import OPERATIONS, STRENGTHS, WIDE, operate, trivial_augment
-from resjax.models.convolution import quick_compile
+from resjax.xla.compile_options import quick_compile
 
 ENHANCEMENTS = {
     "brightness": ImageEnhance.Brightness,

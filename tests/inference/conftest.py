@@ -6,7 +6,7 @@ from PIL import Image
 from resjax.config import default_config, override, resolve
 from resjax.data import datasets
 from resjax.train.loop import train
-from resjax.train.trained import weights_of_run
+from resjax.train.run_weights import weights_of_run
 
 SMALL = {
     "model.family": "cifar",

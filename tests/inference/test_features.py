@@ -7,9 +7,9 @@ from PIL import Image
 
 import resjax
 from resjax.cli import main
-from resjax.config import UserError
 from resjax.data import datasets
-from resjax.data.feed import normalize
+from resjax.data.resident import normalize
+from resjax.errors import UserError
 from resjax.inference.features import (
     Features,
     features,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import resjax
-from resjax.config import UserError
-from resjax.data.feed import normalize
+from resjax.data.resident import normalize
+from resjax.errors import UserError
 from resjax.inference.loading import weights_from
 from resjax.inference.predict import classifier
-from resjax.models.convolution import quick_compile
 from resjax.models.layout import unrolled
-from resjax.train.trained import is_run_folder
+from resjax.train.run_weights import is_run_folder
 from resjax.transfer.weights import flat, save
+from resjax.xla.compile_options import quick_compile
 
 
 def test_a_saved_run_comes_back_bit_for_bit(run, weights, tmp_path):

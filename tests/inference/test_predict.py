@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from resjax.cli import main
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.inference.predict import as_csv, as_json, classifier, predict
 from resjax.train.loop import evaluate
-from resjax.train.trained import weights_of_run
+from resjax.train.run_weights import weights_of_run
 from resjax.transfer.weights import save
 
 

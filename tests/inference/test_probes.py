@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resjax.cli import main
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.inference.features import Features, features, of_dataset, save_features
 from resjax.inference.probes import PENALTIES, fitted, linear_probe, nearest_neighbours, probe
 

@@ -16,11 +16,12 @@ from resjax.models.blocks import (
     PreActBottleneckBlock,
     SqueezeExcite,
 )
-from resjax.models.convolution import conv, quick_compile
+from resjax.models.convolution import conv
 from resjax.models.count import layers
 from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build, normalization
 from resjax.models.shortcuts import Pad, Scaled, pad
+from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
 X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)

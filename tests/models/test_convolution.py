@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from resjax.models import convolution
-from resjax.models.convolution import conv, quick_compile
+from resjax.models.convolution import conv
+from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's own gradients")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resjax
-from resjax.models.convolution import quick_compile
 from resjax.models.normalization import BatchNorm
 from resjax.models.presets import ImpossibleNetworkError
+from resjax.xla.compile_options import quick_compile
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (12, 2, 3, 5)).astype(np.float32)
 OPTIONS = {"momentum": 0.7, "epsilon": 1e-3}

@@ -12,9 +12,9 @@ from flax import linen as nn
 from resjax.models import layout
 from resjax.models.blocks import BasicBlock, Block
 from resjax.models.conformance import close
-from resjax.models.convolution import quick_compile
 from resjax.models.resnet import ResNet, build
 from resjax.models.shortcuts import Pad, pad
+from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
 IMAGES = np.random.default_rng(0).normal(size=(3, 5, 5, 3)).astype(np.float32)

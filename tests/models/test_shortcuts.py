@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resjax.models import shortcuts
-from resjax.models.convolution import quick_compile
 from resjax.models.shortcuts import Scaled, scale_branch
+from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
 

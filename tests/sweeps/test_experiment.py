@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from resjax.config import UserError, default_config, override
+from resjax.config import default_config, override
+from resjax.errors import UserError
 from resjax.sweeps.experiment import plan
 
 SWEEP = """

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from resjax.config import UserError, default_config, override, to_dict
+from resjax.config import default_config, override, to_dict
+from resjax.errors import UserError
 from resjax.sweeps import local
 from resjax.sweeps.experiment import plan
 from resjax.train import records

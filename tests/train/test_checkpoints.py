@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resjax.config import UserError
 from resjax.disk import SEAL
+from resjax.errors import UserError
 from resjax.train.checkpoints import KEPT, Checkpoints
 from resjax.train.step import State
 

@@ -9,7 +9,7 @@ import pytest
 
 JOIN = """
 import sys
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train.distributed import Cluster, join, leads
 try:
     join(Cluster())

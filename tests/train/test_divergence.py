@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train import step
 from resjax.train.divergence import origin
 from resjax.train.loop import train

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train import lock
 from resjax.train.lock import NAME, locked
 
@@ -132,7 +132,7 @@ def test_a_damaged_lock_file_that_nobody_holds_stops_nobody(tmp_path, monkeypatc
 COUNT = """
 import sys, time
 from pathlib import Path
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train.lock import locked
 folder, done = Path(sys.argv[1]), 0
 while done < 20:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from resjax.config import UserError, to_dict
+from resjax.config import to_dict
+from resjax.errors import UserError
 from resjax.train import loop
 from resjax.train.loop import History, evaluate, train
 from resjax.train.records import MetricsFile

@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train import memory
 from resjax.train.loop import train
 from resjax.train.step import Program

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train import checkpoints
 from resjax.train.loop import evaluate, train
 from resjax.train.signals import Stop, Stopped

@@ -10,9 +10,9 @@ from scipy.special import log_softmax, softmax
 
 from resjax.data.augmentation import augment
 from resjax.data.datasets import Split
-from resjax.models.convolution import quick_compile
 from resjax.models.resnet import build
 from resjax.train.step import Program, missed, program
+from resjax.xla.compile_options import quick_compile
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from resjax.config import Optimizer, UserError, default_config, override, resolve
-from resjax.data.feed import Statistics
+from resjax.config import Optimizer, default_config, override, resolve
+from resjax.data.resident import Statistics
+from resjax.errors import UserError
 from resjax.models.layout import scanned, unrolled
 from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build
-from resjax.train import optimizer, pretrained
+from resjax.train import optimizer, weights
+from resjax.train.checkpoint_reader import named
 from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
 from resjax.train.signals import Stop, Stopped
 from resjax.train.step import Program, program
-from resjax.train.stored import named
 from resjax.train.verify import verify
-from resjax.transfer import freezing, weights
 from resjax.transfer.weights import Preprocessing, Weights, flat
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
@@ -324,7 +324,7 @@ def test_a_layer_at_rest_normalises_as_in_evaluation_in_either_layout(loop, rema
     build(fields, norm_options={"frozen": lambda path: bool(seen.append("/".join(path)))}).apply(
         variables, images, train=True, mutable=["batch_stats"]
     )
-    own = freezing.unrolled_paths(variables["batch_stats"])
+    own = unrolled_paths(variables["batch_stats"])
     assert set(seen) == {path.rpartition("/")[0] for path in own}
 
 

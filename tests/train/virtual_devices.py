@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from resjax.config import UserError, default_config, override, resolve
-from resjax.data.feed import batch_indices
+from resjax.config import default_config, override, resolve
+from resjax.data.resident import batch_indices
+from resjax.errors import UserError
 from resjax.train import parallel
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.distributed import Cluster, join

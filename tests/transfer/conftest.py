@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import resjax
-from resjax.config import UserError
-from resjax.data.feed import Statistics
+from resjax.data.resident import Statistics
+from resjax.errors import UserError
 from resjax.models.presets import architecture
 from resjax.transfer.files import read_arrays
 from resjax.transfer.weights import Preprocessing, Weights, flat, nested

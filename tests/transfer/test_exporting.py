@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train.verify import verify
 from resjax.transfer import weights as folders
 from resjax.transfer.exporting import export_torchvision

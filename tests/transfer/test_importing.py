@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from resjax.cli import main
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.transfer import weights as folders
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.importing import Options, import_weights

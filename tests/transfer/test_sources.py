@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.transfer.sources import local
 
 CONTENT = b"weights" * 100
@@ -179,7 +179,7 @@ class Hub(Handler):
 
 PROGRAM = """
 import sys
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.transfer.files import read_arrays
 from resjax.transfer import sources
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resjax.config import UserError
-from resjax.data.feed import normalize
+from resjax.data.resident import normalize
+from resjax.errors import UserError
 from resjax.transfer import surgery
 from resjax.transfer.weights import flat
 

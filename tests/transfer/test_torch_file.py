@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.transfer.files import read_arrays
 
 MAGIC = 0x1950A86A20F9469CFC6C

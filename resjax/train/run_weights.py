@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
-from resjax.config import Model, UserError
+from resjax.config import Model
 from resjax.data.crops import usual_shorter_side
+from resjax.errors import UserError
 from resjax.models.layout import unrolled
-from resjax.train.feeding import Streamed
 from resjax.train.loop import restored_run
 from resjax.train.progress import Warn, warn_user
+from resjax.train.sources import Streamed
 from resjax.train.step import Program
 from resjax.transfer.weights import Preprocessing, Weights
 

@@ -1,7 +1,7 @@
 """Parity: are imported networks the originals, to the last bits of float32?
 
-    python experiments/parity.py measure
-    python experiments/parity.py report
+    python benchmarks/parity.py measure
+    python benchmarks/parity.py report
 
 `measure` takes torchvision, timm, Hugging Face's transformers and Keras (on JAX), as many as are
 installed. It builds their networks, fills them with random weights and BN statistics, saves them as
@@ -12,7 +12,7 @@ ReLU may be chance, and a gradient is then off by parts in a hundred. Difference
 relative to the largest of the original. What the original itself differs by between float32 and
 float64 stands beside.
 
-Every original's names, shapes and a sample of what it puts out go to experiments/results/parity/,
+Every original's names, shapes and a sample of what it puts out go to benchmarks/results/parity/,
 and the tests hold the importer to them where no original is installed. `report` makes
 docs/parity.md.
 """
@@ -387,7 +387,7 @@ def sample(array: np.ndarray) -> list[float]:
 PREAMBLE = """\
 # Parity with the originals
 
-Made by `python experiments/parity.py report` from experiments/results/parity/; the script says what
+Made by `python benchmarks/parity.py report` from benchmarks/results/parity/; the script says what
 is compared and how. Differences are the largest of all values, relative to the largest value of the
 original, over images of 64 x 64 (two) and 65 x 97 pixels (one); of the features the worst stage.
 "Original" is what the original differs by between float32 and float64: less cannot be asked for.

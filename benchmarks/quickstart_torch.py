@@ -3,7 +3,7 @@
 Depths, seeds, data, batches, steps, rates and evaluations are those of the config; what is drawn at
 random is PyTorch's own. Prints the seconds that it took and every run's errors at its last step.
 
-    python experiments/quickstart_torch.py --workers=2
+    python benchmarks/quickstart_torch.py --workers=2
 """
 
 import argparse

@@ -15,8 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from resjax.config import UserError
 from resjax.disk import DamagedError, in_short, require_seal
+from resjax.errors import UserError
 from resjax.run_files import measurement
 from resjax.train.distributed import everywhere
 from resjax.train.progress import Warn

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from resjax import disk, run_files
-from resjax.config import Config, Transfer, UserError
-from resjax.data.feed import Statistics
-from resjax.models.layout import Variables, scanned, unrolled
+from resjax.config import Config, Transfer
+from resjax.data.resident import Statistics
+from resjax.errors import UserError
+from resjax.models.layout import Variables, path_name, scanned, unrolled, unrolled_paths
 from resjax.transfer import weights
-from resjax.transfer.freezing import path_name, unrolled_paths
 from resjax.transfer.weights import Preprocessing, Weights
 
 SHOWN = 5  # arrays that a message lists
@@ -136,7 +136,7 @@ def load(folder: Path) -> Weights:
 
 def _of_run(folder: Path) -> Weights:
     # A checkpoint is a state, of which the step knows; and the step starts from here.
-    from resjax.train.stored import Stored, read_whole
+    from resjax.train.checkpoint_reader import Stored, read_whole
 
     for step in reversed(Stored(folder / "checkpoints").steps()):
         checkpoint = folder / "checkpoints" / str(step)

@@ -1,9 +1,9 @@
 """Feeds: is decoding as fast as PyTorch's, what does a device-resident set gain, is memory flat?
 
-    python experiments/feeds.py measure
-    python experiments/feeds.py report
+    python benchmarks/feeds.py measure
+    python benchmarks/feeds.py report
 
-`measure` writes every result to experiments/results/ as soon as it is there; `report` makes
+`measure` writes every result to benchmarks/results/ as soon as it is there; `report` makes
 docs/feeds.md of all that lies in that folder. Measured are:
 
 - decoding: JPEGs of 500 x 375 pixels, as ImageNet's are, through a random resized crop to 224. Ours
@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resjax.data.crops import random_resized_crop
-from resjax.data.own import FileExamples
 from resjax.data.stream import SHARED_MEMORY, Maker, Share, stream
+from resjax.data.user_data import FileExamples
 from resjax.disk import write_whole
 
 # Nothing else at the top: worker processes import this script, and need not wait for JAX.
@@ -180,7 +180,7 @@ def on_device(plan: Plan) -> Callable[[], float]:
     import jax.numpy as jnp
 
     from resjax.data.datasets import load
-    from resjax.data.feed import batch_indices, normalize, statistics
+    from resjax.data.resident import batch_indices, normalize, statistics
 
     split = load(plan.resident).train
     of_channels = statistics(split.images, "channel")
@@ -290,7 +290,7 @@ def origin() -> dict[str, Any]:
 PREAMBLE = f"""\
 # Feeds
 
-Made by `python experiments/feeds.py report` from the files of `experiments/results/`; the script
+Made by `python benchmarks/feeds.py report` from the files of `benchmarks/results/`; the script
 says what is measured and how. Speeds are images a second, the median and range of rounds in which
 the contenders take turns; ratios are medians of the rounds' own.
 

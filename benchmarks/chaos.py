@@ -1,10 +1,10 @@
 """Chaos: is a run that is killed, cut off or damaged on disk the same run in the end?
 
-    python experiments/chaos.py measure
-    python experiments/chaos.py report
+    python benchmarks/chaos.py measure
+    python benchmarks/chaos.py report
 
 `measure` does to small runs what machines do to large ones, and writes what came of it to
-experiments/results/ after each part; `report` makes docs/chaos.md of that. `make chaos` does both.
+benchmarks/results/ after each part; `report` makes docs/chaos.md of that. `make chaos` does both.
 The parts are:
 
 - kills: SIGKILL at random moments of a run in a process, until it ends; then every array and every
@@ -42,12 +42,13 @@ from feeds import source
 from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
 from resjax import cli
-from resjax.config import Config, UserError, default_config, load, override, resolve
+from resjax.config import Config, default_config, load, override, resolve
 from resjax.disk import write_whole
+from resjax.errors import UserError
 from resjax.train import checkpoints, loop
+from resjax.train.checkpoint_reader import Stored, named, read_record
 from resjax.train.checkpoints import Checkpoints
 from resjax.train.step import Program
-from resjax.train.stored import Stored, named, read_record
 
 QUICKSTART = HERE.parent / "configs" / "quickstart.py"
 SMALL = {
@@ -527,7 +528,7 @@ def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
 PREAMBLE = """\
 # Chaos
 
-Made by `python experiments/chaos.py report` from the files of `experiments/results/`; the script
+Made by `python benchmarks/chaos.py report` from the files of `benchmarks/results/`; the script
 says what is done and how. A run ends as if nothing had happened when every array of its last
 checkpoint and every byte of its metrics.jsonl are those of a run that nothing interrupted.
 """

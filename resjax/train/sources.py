@@ -5,7 +5,6 @@ step. A large one is read and decoded by worker processes; while a step runs the
 its way. Both show a step what is a function of the seed and the step's number alone.
 """
 
-import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -14,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from resjax.config import Config, Data, UserError
+from resjax.config import Config, Data
 from resjax.data import crops, datasets
 from resjax.data.cache import kept
-from resjax.data.feed import Statistics, statistics
+from resjax.data.resident import Statistics, statistics
 from resjax.data.stream import Crop, eval_batches, stream
+from resjax.errors import UserError
+from resjax.machine import available_cores
 from resjax.train.parallel import Backend, device_memory
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
@@ -86,7 +87,7 @@ class Streamed:
             )
         if data.image_size is None and (data.train_crop != "none" or data.eval_crop != "center"):
             raise UserError("data.train_crop and data.eval_crop need data.image_size")
-        self._workers = _cores() if data.workers is None else data.workers
+        self._workers = available_cores() if data.workers is None else data.workers
         self._channels = shape[2] if shape else 3
         self.image_shape = (size, size, self._channels) if size else shape
         self.class_names = opened.class_names
@@ -239,7 +240,3 @@ def _fits(data: Data, opened: datasets.Opened, devices: int) -> bool:
     room = device_memory()
     needed = pixels * (len(opened.train) + len(opened.test)) / devices
     return room is None or needed <= RESIDENT_SHARE * room
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
 """Throughput: how fast is a step, how much of it does the loop keep, how long does it compile?
 
-    python experiments/throughput.py measure --minutes 10
-    python experiments/throughput.py report
+    python benchmarks/throughput.py measure --minutes 10
+    python benchmarks/throughput.py report
 
 `measure` goes through the plan of the device it finds, and writes every result to
-experiments/results/ as soon as it is there; `report` makes docs/throughput.md and .svg of all that
+benchmarks/results/ as soon as it is there; `report` makes docs/throughput.md and .svg of all that
 lies in that folder. No run is trained, so this is no experiment for `resjax sweep`.
 
 Beside one another stand:
@@ -55,9 +55,10 @@ from jax.extend.core import jaxprs_in_params
 
 from resjax.data import DATASETS, Spec
 from resjax.disk import write_whole
-from resjax.models.convolution import quick_compile, step_compile
+from resjax.machine import available_cores
 from resjax.models.count import count
 from resjax.models.resnet import build, scans
+from resjax.xla.compile_options import quick_compile, step_compile
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -418,7 +419,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "start": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -444,7 +445,7 @@ def cpu_name() -> str:
 PREAMBLE = """\
 # Throughput
 
-Made by `python experiments/throughput.py report` from the files of `experiments/results/`; the
+Made by `python benchmarks/throughput.py report` from the files of `benchmarks/results/`; the
 script says what is measured and how. Speeds are images a second of training, the median and range
 of rounds in which the contenders take turns; ratios are medians of the rounds' own, because what
 else a machine does meets the contenders of a round alike. It does not meet the ceilings alike: on a
@@ -628,7 +629,7 @@ def main() -> None:
     parser, measuring = command_line(__doc__)
     measuring.add_argument("--minutes", type=float, default=30, help="begin no case after these")
     measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    measuring.add_argument("--out", type=Path, help="of experiments/results/ if not given")
+    measuring.add_argument("--out", type=Path, help="of benchmarks/results/ if not given")
     asked = parser.parse_args()
     if asked.command == "report":
         report(RESULTS, DOCS)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resjax.data.datasets import DataError, load, open_dataset
-from resjax.data.own import last_fifth
+from resjax.data.user_data import last_fifth
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def apart(part: str, plan: Any, folder: Path) -> Any:
         "print(json.dumps(chaos.PARTS[sys.argv[1]](plan, pathlib.Path(sys.argv[3]))))\n"
     )
     typed = [sys.executable, "-c", program, part, json.dumps(plan._asdict()), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS)}
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
     done = subprocess.run(typed, capture_output=True, text=True, env=environment)
     if "PermissionError" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
@@ -107,9 +107,9 @@ def test_saving_is_timed_beside_orbax(chaos: ModuleType, tmp_path: Path) -> None
 
 
 def test_the_page_shows_what_was_found(chaos: ModuleType, tmp_path: Path) -> None:
-    found = json.loads((EXPERIMENTS / "results" / "chaos-cpu.json").read_text())
-    chaos.report(EXPERIMENTS / "results", tmp_path)
+    found = json.loads((BENCHMARKS / "results" / "chaos-cpu.json").read_text())
+    chaos.report(BENCHMARKS / "results", tmp_path)
     page = (tmp_path / "chaos.md").read_text()
-    assert page == (EXPERIMENTS.parent / "docs" / "chaos.md").read_text()
+    assert page == (BENCHMARKS.parent / "docs" / "chaos.md").read_text()
     assert f"{found['kills']['kills']} SIGKILLs" in page
     assert f"Runs that ended differently: {found['kills']['different']}." in page

@@ -1,10 +1,10 @@
 """Freezing: what does a step cost, in time and memory, of which only a part trains?
 
-    python experiments/freezing.py measure
-    python experiments/freezing.py report
+    python benchmarks/freezing.py measure
+    python benchmarks/freezing.py report
 
 `measure` goes through the plan of the device it finds, and writes every result to
-experiments/results/ as soon as it is there; `report` makes docs/freezing.md of all that lies in
+benchmarks/results/ as soon as it is there; `report` makes docs/freezing.md of all that lies in
 that folder. No run is trained to its end, so this is no experiment for `resjax sweep`.
 
 Contenders, which take turns, all with the same network on the same batches, and BN of what is
@@ -132,7 +132,7 @@ def compare(case: Case) -> dict[str, Any]:
 PREAMBLE = """\
 # What freezing saves
 
-Made by `python experiments/freezing.py report` from the files of `experiments/results/`; the script
+Made by `python benchmarks/freezing.py report` from the files of `benchmarks/results/`; the script
 says what is measured and how. Seconds are those of a step, the median and range of rounds in which
 the contenders take turns; ratios are medians of the rounds' own. Memory is what XLA counts for the
 compiled step, the data set in it; the optimiser is SGD with momentum, which keeps one number a

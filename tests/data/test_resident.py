@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from resjax.data.feed import batch_indices, color_axes, normalize, statistics
-from resjax.models.convolution import quick_compile
+from resjax.data.resident import batch_indices, color_axes, normalize, statistics
+from resjax.xla.compile_options import quick_compile
 
 drawn = jax.jit(
     batch_indices,

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resjax.config import Transfer, UserError
+from resjax.config import Transfer
+from resjax.errors import UserError
+from resjax.models.layout import unrolled_paths
 from resjax.models.resnet import build
-from resjax.transfer import freezing
-from resjax.transfer.freezing import NEVER
+from resjax.train import freezing
+from resjax.train.freezing import NEVER
 
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
 
@@ -26,7 +28,7 @@ def params(loop="unroll", **fields):
 
 
 def starts(loop="unroll", **transfer):
-    return freezing.starts(freezing.unrolled_paths(params(loop)), Transfer(**transfer))
+    return freezing.starts(unrolled_paths(params(loop)), Transfer(**transfer))
 
 
 def refusal(**transfer):
@@ -37,8 +39,8 @@ def refusal(**transfer):
 
 
 def test_a_stacked_array_holds_the_parameters_of_the_unrolled_network():
-    stacked = freezing.unrolled_paths(params("scan", depth=20))
-    unrolled = freezing.unrolled_paths(params(depth=20))
+    stacked = unrolled_paths(params("scan", depth=20))
+    unrolled = unrolled_paths(params(depth=20))
     held = [path for paths in stacked.values() for path in paths]
     assert sorted(held) == sorted(unrolled)
     assert len(stacked) < len(unrolled)
@@ -104,10 +106,10 @@ def test_a_mistake_in_a_pattern_is_one_line(transfer, told):
 
 @pytest.mark.parametrize("transfer", [{"freeze": "stage2/block2"}, {"thaw": {"stage2/block2": 1}}])
 def test_blocks_that_are_scanned_together_are_not_told_apart(transfer):
-    paths = freezing.unrolled_paths(params("scan", depth=20))
+    paths = unrolled_paths(params("scan", depth=20))
     with pytest.raises(UserError, match=r"scanned together; set model\.loop=unroll"):
         freezing.starts(paths, Transfer(**transfer))
-    freezing.starts(freezing.unrolled_paths(params(depth=20)), Transfer(**transfer))
+    freezing.starts(unrolled_paths(params(depth=20)), Transfer(**transfer))
 
 
 def test_the_first_block_of_a_scanned_stage_and_a_kind_of_layer_in_all_may_be_frozen():
@@ -154,7 +156,7 @@ def by_module(factors):
 
 
 def test_a_factor_a_stage_counts_from_the_head_and_the_last_norm_is_of_the_last_stage():
-    paths = freezing.unrolled_paths(params(block="preact_basic", shortcut="project"))
+    paths = unrolled_paths(params(block="preact_basic", shortcut="project"))
     found = freezing.rate_factors(paths, Transfer(stage_factor=0.5), 0.1)
     assert found.keys() == paths.keys()
     assert by_module(found) == {
@@ -164,12 +166,12 @@ def test_a_factor_a_stage_counts_from_the_head_and_the_last_norm_is_of_the_last_
 
 
 def test_a_slice_of_rates_is_even_on_a_logarithmic_scale_between_its_ends():
-    paths = freezing.unrolled_paths(params())
+    paths = unrolled_paths(params())
     found = by_module(freezing.rate_factors(paths, Transfer(first_rate=1e-5), 0.1))
     rates = [0.1 * found[name] for name in ("stem", "stage1", "stage2", "stage3", "head")]
     assert rates == pytest.approx(np.geomspace(1e-5, 0.1, 5))
 
 
 def test_without_a_wish_all_rates_are_exactly_one():
-    found = freezing.rate_factors(freezing.unrolled_paths(params()), Transfer(), 0.1)
+    found = freezing.rate_factors(unrolled_paths(params()), Transfer(), 0.1)
     assert set(found.values()) == {1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resjax.config import UserError
+from resjax.errors import UserError
 from resjax.train import feeding
 from resjax.train.loop import train
 from resjax.train.step import Program

@@ -1,10 +1,10 @@
 """Seeds: small networks leave a device idle; what trains several seeds of one config fastest on it?
 
-    python experiments/seeds.py measure --minutes 10
-    python experiments/seeds.py report
+    python benchmarks/seeds.py measure --minutes 10
+    python benchmarks/seeds.py report
 
 `measure` goes through the plan of the device it finds, and writes every result to
-experiments/results/ as soon as it is there; `report` makes docs/seeds.md of all that lies in that
+benchmarks/results/ as soon as it is there; `report` makes docs/seeds.md of all that lies in that
 folder. No run is trained to its end, so this is no experiment for `resjax sweep`.
 
 Contenders, which take turns, all with the same networks on the same batches:
@@ -232,7 +232,7 @@ def compare(case: Case) -> dict[str, Any]:
 PREAMBLE = """\
 # Several seeds at once
 
-Made by `python experiments/seeds.py report` from the files of `experiments/results/`; the script
+Made by `python benchmarks/seeds.py report` from the files of `benchmarks/results/`; the script
 says what is measured and how. Speeds are images a second of all seeds together, the median and
 range of rounds in which the contenders take turns; ratios are medians of the rounds' own. Compile
 times are those of training alone; processes compile at the same time, and the slowest counts.

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from resjax.config import Transfer, UserError
+from resjax.config import Transfer
+from resjax.errors import UserError
+from resjax.models.layout import path_name
 
 Tree = Any
 NEVER = math.inf
@@ -29,26 +31,6 @@ class Phase(NamedTuple):
     first_step: int
     thaws: frozenset[str]  # the parameters that train from here on
     trains: frozenset[str]  # those, and the ones of the phases before
-
-
-def path_name(path: Any) -> str:
-    """A path of JAX's as text: `stage4/block1/Conv_0/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def unrolled_paths(params: Tree) -> dict[str, tuple[str, ...]]:
-    """Of every parameter the paths, in the unrolled network, of what its array holds.
-
-    Args:
-      params: arrays, or whatever has their `shape`, in either layout.
-    """
-    found = {}
-    for path, leaf in jax.tree.leaves_with_path(params):
-        name = path_name(path)
-        stage, stacked, rest = name.partition("/blocks/")
-        blocks = range(2, leaf.shape[0] + 2) if stacked else ()
-        found[name] = tuple(f"{stage}/block{index}/{rest}" for index in blocks) or (name,)
-    return found
 
 
 def starts(paths: Mapping[str, tuple[str, ...]], transfer: Transfer) -> dict[str, float]:

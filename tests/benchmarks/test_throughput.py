@@ -12,15 +12,15 @@ import pytest
 from resjax.data import DATASETS
 from resjax.models.presets import PRESETS
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CEILING = {"flops": 2e9, "bytes": 1e9}
 
 
 @pytest.fixture
 def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, for which a device reaches 2 GFLOP/s and 1 GB/s, and CIFAR has 64 images."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    spec = importlib.util.spec_from_file_location("throughput", EXPERIMENTS / "throughput.py")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("throughput", BENCHMARKS / "throughput.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def feeds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with batches of four small images."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    spec = importlib.util.spec_from_file_location("feeds", EXPERIMENTS / "feeds.py")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("feeds", BENCHMARKS / "feeds.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)

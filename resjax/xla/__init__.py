@@ -1,0 +1,1 @@
+"""What is specific to XLA: compile options, and convolutions in the form it compiles well."""
