@@ -51,7 +51,7 @@ def get_config(what: str = "finetune") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     if what == "finetune":
-        config.transfer.stage_factor = 0.5
+        config.transfer.layer_decay = 0.5
     elif what == "frozen":
         config.transfer.freeze = "*"
         config.transfer.thaw = {"head": 0}

@@ -89,7 +89,7 @@ def sweep(
 
 def of_examples(count: int | None, seed: int) -> dict[str, Any]:
     """The overrides of a run on so many examples a class; None is all."""
-    draws = {} if count is None else {"data.per_class": count, "data.subset": seed}
+    draws = {} if count is None else {"data.per_class": count, "data.subset_seed": seed}
     return {**draws, "train.steps": STEPS[count]}
 
 

@@ -45,7 +45,7 @@ from ml_collections import ConfigDict
 from resjax.data import why_unknown
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture, nearest
-from resjax.run_files import read_object
+from resjax.run_files import read_object, rename_fields
 
 WEIGHTS_DESCRIPTION = "weights.json"  # of a weights folder; its "model" is what the weights are of
 
@@ -137,8 +137,8 @@ class Data:
     classes: Annotated[tuple[int, ...], Bounds(ge=0)] = ()
     # Training examples to keep of every class. None keeps all.
     per_class: Positive | None = None
-    # Number of the draw that per_class makes; the same draw of more examples holds those of fewer.
-    subset: NotNegative = 0
+    # Seed of the draw that per_class makes; for one seed a larger draw contains a smaller one.
+    subset_seed: NotNegative = 0
     # Images a step, over all devices together.
     batch_size: Positive = 128
     # Images a step of the evaluation; changes its speed only.
@@ -183,6 +183,16 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What the network predicts, and how its predictions are scored."""
+
+    # classification, or a class of the user's as package.module:Class.
+    name: str = "classification"
+    # Further fields of the task's class, such as label_smoothing of classification.
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Train:
     """The training run; its times are in steps."""
 
@@ -197,16 +207,20 @@ class Train:
     # a gradient be infinite; such a step changes nothing. record: null is written, and it goes on.
     nonfinite: Literal["stop", "skip", "record"] = "stop"
     label_smoothing: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
-    # Equal parts of a batch that go through the network one after the other, to save memory; each
-    # has BN statistics of its own.
-    accumulate: Positive = 1
+    # Equal parts of a batch whose gradients are computed one after the other and averaged, to save
+    # memory. Each part has BN statistics of its own.
+    accumulation_steps: Positive = 1
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optimiser and the learning rate's schedule."""
+    """The optimizer and the learning-rate schedule."""
 
-    name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
+    # sgd, lars, lamb, adamw, any other optimizer of Optax by its name (adafactor, lion, ...), or a
+    # function of the user's as package.module:function: function(learning_rate, **options).
+    name: str = "sgd"
+    # Further keyword arguments of the optimizer, by name.
+    options: dict[str, Any] = field(default_factory=dict)
     # The rate after the warm-up and before the first decay.
     learning_rate: Annotated[float, Bounds(gt=0)] = 0.1
     momentum: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
@@ -220,7 +234,11 @@ class Optimizer:
     # steps: decay at the boundaries. constant: never. cosine: to zero. he2015: steps, and from
     # depth 110 on a tenth of the rate until the training error is below 80 %.
     # onecycle: up from a 25th of the rate and down to next to nothing (Smith & Topin 2018).
-    schedule: Literal["steps", "constant", "cosine", "onecycle", "he2015"] = "steps"
+    # Or a function of the user's as package.module:function, called as
+    # function(learning_rate, steps, **schedule_options); it returns an Optax schedule.
+    schedule: str = "steps"
+    # Further keyword arguments of a schedule of the user's, by name.
+    schedule_options: dict[str, Any] = field(default_factory=dict)
     # Where the rate decays, as fractions of train.steps.
     boundaries: Annotated[tuple[float, ...], Bounds(gt=0, lt=1)] = (0.5, 0.75)
     # Largest global norm of a gradient; 0 clips nothing.
@@ -254,11 +272,24 @@ class Transfer:
     # BN layers that do not train: eval keeps and uses their running statistics, train goes on to
     # use and average those of the batches.
     frozen_norm: Literal["eval", "train"] = "eval"
-    # Factor on the rate for every stage away from the head: of the last stage once.
-    stage_factor: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1.0
+    # Layer decay, as timm calls it: each stage trains at this factor times the rate of the next,
+    # and the head at optimizer.learning_rate.
+    layer_decay: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1.0
     # The stem's rate; that of the stages lies between it and optimizer.learning_rate, the head's,
     # by equal factors.
     first_rate: Annotated[float, Bounds(gt=0, lt=math.inf)] | None = None
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What is measured inside a training step, one value per layer, and written to layers.jsonl."""
+
+    # Steps between two measurements, a multiple of train.log_every; 0 measures nothing.
+    every: NotNegative = 0
+    # Diagnostics of ours by name, or functions of the user's as package.module:function.
+    names: tuple[str, ...] = ("gradient_norm", "activation_gradient_norm")
+    # Keyword arguments of each diagnostic, by its name.
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -281,9 +312,11 @@ class Config:
     seed: Annotated[int, Bounds(ge=0, lt=2**31)] = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
     transfer: Transfer = field(default_factory=Transfer)
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
     parallel: Parallel = field(default_factory=Parallel)
     # Says which runs there are, not what one of them is: no part of a run's identity.
     sweep: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -383,8 +416,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:
-    """Reads what `to_dict` gave; raises UserError where that is no valid config."""
-    return _check(content, _Kind(Config), "")
+    """Reads what `to_dict` returned, or an older version of resjax wrote.
+
+    Raises:
+      UserError: `content` is not a valid config.
+    """
+    return _check(rename_fields(content), _Kind(Config), "")
 
 
 def digest(config: Config) -> str:
@@ -452,7 +489,11 @@ class _Kind(NamedTuple):
             int: "an integer",
             float: "a number",
             str: "a name",
-            tuple: {float: "numbers, as in 0.5,0.75", int: "integers, as in 5,6"}[self.item],
+            tuple: {
+                float: "numbers, as in 0.5,0.75",
+                int: "integers, as in 5,6",
+                str: "names, as in a,b",
+            }[self.item],
         }
         return words.get(self.type, "a section with fields") + " or None" * self.optional
 
@@ -589,15 +630,20 @@ def _check_combinations(config: Config) -> None:
             f"optimizer.warmup_steps={optimizer.warmup_steps}: the schedule he2015 brings its own "
             "warm-up; set 0, or optimizer.schedule=steps"
         )
-    for name in ("eval_every", "checkpoint_every"):
-        every, log_every = getattr(config.train, name), config.train.log_every
+    log_every = config.train.log_every
+    for name, every in (
+        ("train.eval_every", config.train.eval_every),
+        ("train.checkpoint_every", config.train.checkpoint_every),
+        ("diagnostics.every", config.diagnostics.every),
+    ):
         if every % log_every:
             below = every - every % log_every
             near = " or ".join(str(near) for near in (below, below + log_every) if near)
             raise UserError(
-                f"train.{name}={every}: must be a multiple of train.log_every={log_every}, the "
+                f"{name}={every}: must be a multiple of train.log_every={log_every}, the "
                 f"steps of one dispatch; nearest: {near}"
             )
+    _check_names(config)
     if optimizer.schedule == "onecycle" and optimizer.warmup_steps:
         raise UserError(
             f"optimizer.warmup_steps={optimizer.warmup_steps}: onecycle warms up by itself; set 0"
@@ -615,6 +661,19 @@ def _check_combinations(config: Config) -> None:
     _check_transfer(config)
 
 
+SCHEDULES = ("steps", "constant", "cosine", "onecycle", "he2015")
+TASKS = ("classification",)
+
+
+def _check_names(config: Config) -> None:
+    for path, name, known in (
+        ("task.name", config.task.name, TASKS),
+        ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
+    ):
+        if name not in known and ":" not in name:
+            raise UserError(f"{_unknown(path, name, known)}; or package.module:name of your own")
+
+
 def _check_transfer(config: Config) -> None:
     transfer = config.transfer
     for pattern, epoch in transfer.thaw.items():
@@ -622,9 +681,9 @@ def _check_transfer(config: Config) -> None:
             raise UserError(
                 f"transfer.thaw.{pattern}={epoch!r}: must be an epoch, a number of at least 0"
             )
-    if transfer.first_rate is not None and transfer.stage_factor != 1:
+    if transfer.first_rate is not None and transfer.layer_decay != 1:
         raise UserError(
-            f"transfer.stage_factor={transfer.stage_factor:g} and "
+            f"transfer.layer_decay={transfer.layer_decay:g} and "
             f"transfer.first_rate={transfer.first_rate:g}: either says how fast each stage trains; "
             "set one of them"
         )
@@ -688,16 +747,25 @@ def _check_subset(data: Data) -> None:
         raise UserError(f"{given}: one class is nothing to tell apart; name two, or none for all")
     if len(set(data.classes)) < len(data.classes):
         raise UserError(f"{given}: names a class twice")
-    if data.subset and data.per_class is None:
+    if data.subset_seed and data.per_class is None:
         raise UserError(
-            f"data.subset={data.subset}: the number of a draw; set how many data.per_class draws"
+            f"data.subset_seed={data.subset_seed}: the seed of a draw; set the "
+            "number of examples per class, data.per_class"
         )
 
 
 def _config_dict(content: dict[str, Any]) -> ConfigDict:
     config = ConfigDict(content).lock()
-    model, thaw = config.model, config.transfer.thaw
-    for free in (model.block_options, model.shortcut_options, thaw, config.sweep):
+    for free in (
+        config.model.block_options,
+        config.model.shortcut_options,
+        config.task.options,
+        config.optimizer.options,
+        config.optimizer.schedule_options,
+        config.transfer.thaw,
+        config.diagnostics.options,
+        config.sweep,
+    ):
         free.unlock()
     return config
 

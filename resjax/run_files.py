@@ -3,12 +3,38 @@
 Whatever a file holds instead, reading it ends in a ValueError that names the file.
 """
 
+import copy
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 LARGEST_STEP = 2**53
+
+RENAMED_FIELDS = {
+    "data.subset": "data.subset_seed",
+    "train.accumulate": "train.accumulation_steps",
+    "transfer.stage_factor": "transfer.layer_decay",
+}
+"""Config fields by the names that earlier versions wrote, and their names now."""
+
+
+def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config in which fields with an earlier version's names have today's."""
+    renamed = copy.deepcopy(dict(config))
+    for old, new in RENAMED_FIELDS.items():
+        section, _, name = old.partition(".")
+        fields = renamed.get(section)
+        if not isinstance(fields, dict) or name not in fields:
+            continue
+        value = fields.pop(name)
+        *sections, name = new.split(".")
+        target = renamed
+        for section in sections:
+            target = target.setdefault(section, {})
+        target.setdefault(name, value)
+    return renamed
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -33,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError(f"{path}: damaged, no config: it has no data.name")
-    return content
+    return rename_fields(content)
 
 
 def read_summary(path: Path) -> dict[str, float]:

@@ -130,7 +130,7 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         (
             "qqq",
             1,
-            "the sections are seed, model, data, train, optimizer, transfer, parallel",
+            "the sections are seed, model, data, task, train, optimizer, transfer, diagnostics, parallel",
         ),
         ("model", 8, "model is a section"),
         ("model.depth.x", 8, "model.depth holds an integer or None"),
@@ -158,7 +158,11 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("data.classes", (5,), "data.classes=5: one class is nothing to tell apart"),
         ("data.classes", (5, 6, 5), "data.classes=5,6,5: names a class twice"),
         ("data.per_class", 0, "must be at least 1"),
-        ("data.subset", 1, "data.subset=1: the number of a draw; set how many data.per_class"),
+        (
+            "data.subset_seed",
+            1,
+            "data.subset_seed=1: the seed of a draw; set the number",
+        ),
         ("train.label_smoothing", 1, "must be at least 0 and below 1"),
         ("optimizer.boundaries", (0.5, 1.0), "must be above 0 and below 1"),
         ("optimizer.boundaries", (0.75, 0.5), "must increase"),
@@ -356,7 +360,7 @@ def test_a_foreign_file_has_to_be_imported_first(tmp_path):
     [
         ({"transfer__thaw": {"head": -1}}, "transfer.thaw.head=-1: must be an epoch"),
         ({"transfer__thaw": {"head": "soon"}}, "transfer.thaw.head='soon': must be an epoch"),
-        ({"transfer__stage_factor": 0.5, "transfer__first_rate": 0.1}, "set one of them"),
+        ({"transfer__layer_decay": 0.5, "transfer__first_rate": 0.1}, "set one of them"),
         ({"transfer__head": "new"}, "transfer.head=new: needs transfer.weights"),
         ({"data__normalization": "weights"}, "needs transfer.weights"),
     ],

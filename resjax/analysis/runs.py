@@ -31,7 +31,7 @@ SUMMARY = (
 )
 """The fields of `summary.json`."""
 
-REPEATS = ("data.subset",)
+REPEATS = ("data.subset_seed",)
 """What tells repetitions of a run apart, beside the seed: another draw of its examples."""
 
 CURVE = ("folder", "step", "split", "loss", "error", "learning_rate")

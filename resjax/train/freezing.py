@@ -117,12 +117,12 @@ def rate_factors(
     """The share of the learning rate at which each parameter trains, 1 for the head's.
 
     Groups are the stem, every stage and the head; the last norm of a pre-activation network goes
-    with the last stage. `stage_factor` is the factor from a group to the one before. `first_rate`
+    with the last stage. `layer_decay` is the factor from a group to the one before. `first_rate`
     is that of the stem, and the groups between it and the head are evenly spread on a logarithmic
     scale: fastai's `slice(first_rate, learning_rate)`.
     """
     stages = max((_stage(path) for path in paths), default=0)
-    factor = transfer.stage_factor
+    factor = transfer.layer_decay
     if transfer.first_rate is not None:
         factor = (transfer.first_rate / learning_rate) ** (1 / (stages + 1))
 

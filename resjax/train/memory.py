@@ -60,14 +60,14 @@ def exhaustion_told(config: Config) -> Iterator[None]:
         raise UserError(
             f"{jax.devices()[0].device_kind} has no room: {text.splitlines()[0]}; lower "
             f"data.batch_size={config.data.batch_size}, or take its gradients in parts by "
-            f"train.accumulate={2 * config.train.accumulate}"
+            f"train.accumulation_steps={2 * config.train.accumulation_steps}"
         ) from error
 
 
 def _that_fits(program: Program, state: State, steps: int, field: str, peak: int, room: int) -> str:
     """The largest batch that fits, near enough: computed, then compiled to be sure."""
     asked = getattr(program.config.data, field)
-    unit = program.backend.devices * program.config.train.accumulate
+    unit = program.backend.devices * program.config.train.accumulation_steps
     split = program.train_split if field == "batch_size" else program.test_split
     fixed = sum(_bytes_a_device(leaf) for leaf in jax.tree.leaves((state, split)))
     guess = (room - fixed) * asked / max(peak - fixed, 1)

@@ -279,13 +279,13 @@ def backend(config: Config) -> Backend:
     """
     made = (Jit if config.parallel.backend == "jit" else Pmap)(config.parallel)
     mixes = config.data.mixup or config.data.cutmix  # neighbours, on one device and in one part
-    unit = made.devices * config.train.accumulate * (2 if mixes else 1)
+    unit = made.devices * config.train.accumulation_steps * (2 if mixes else 1)
     if rest := config.data.batch_size % unit:
         below = config.data.batch_size - rest
         near = " or ".join(str(size) for size in (below, below + unit) if size)
         parts = f"{made.devices} devices"
-        if config.train.accumulate > 1:
-            parts += f" and {config.train.accumulate} accumulated parts"
+        if config.train.accumulation_steps > 1:
+            parts += f" and {config.train.accumulation_steps} accumulated parts"
         if mixes:
             parts += ", into pairs of images to mix"
         raise UserError(

@@ -53,7 +53,7 @@ class Resident:
             on_bad_image=data.on_bad_image,
             classes=data.classes,
             per_class=data.per_class,
-            subset=data.subset,
+            subset=data.subset_seed,
         )
         self.class_names = dataset.class_names
         self.classes = len(dataset.class_names)
@@ -77,7 +77,7 @@ class Streamed:
 
     def __init__(self, config: Config, backend: Backend, opened: datasets.Opened):
         data = config.data
-        self._data, self._parts = data, config.train.accumulate
+        self._data, self._parts = data, config.train.accumulation_steps
         self._backend, self._opened = backend, opened
         size, shape = data.image_size, opened.image_shape
         if size is None and shape is None:
@@ -125,7 +125,7 @@ class Streamed:
 
     def arrays(self, config: Config) -> tuple[Any, Any]:
         """Of the shapes that `training` and `evaluation` give under `config`, to compile for."""
-        parts, processes = config.train.accumulate, jax.process_count()
+        parts, processes = config.train.accumulation_steps, jax.process_count()
         train = parts, config.data.batch_size // parts // processes
         test = 1, self._eval_batch(config.data) // processes
         crops_of_one = (10,) if self._data.eval_crop == "ten" else ()

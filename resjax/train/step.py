@@ -350,7 +350,7 @@ class Program:
           Gradients of what trains, None for what does not, new BN statistics, mean metrics.
         """
         image_key, dropout_key, batch_key = jax.random.split(key, 3)
-        parts = self.config.train.accumulate
+        parts = self.config.train.accumulation_steps
         image_keys = jax.random.split(image_key, (parts, self.config.data.batch_size // parts))
         dropout_keys = jax.random.split(dropout_key, parts)
         drawn = split if chosen is None else chosen.reshape(parts, -1)

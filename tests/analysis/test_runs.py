@@ -166,7 +166,7 @@ def test_only_the_seed_may_differ_within_a_group(make_sweep: Maker) -> None:
 
 def test_draws_of_as_many_examples_are_averaged_together(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
-    runs["data.subset"] = runs["seed"]
+    runs["data.subset_seed"] = runs["seed"]
     assert varying(runs) == ["model.depth", "model.shortcut"]
     assert (summarize(runs)["seeds"] == 3).all()
 

@@ -41,7 +41,7 @@ def table(
             "seed": seed,
             "data.name": target,
             "data.per_class": count,
-            "data.subset": seed if count else 0,
+            "data.subset_seed": seed if count else 0,
             "optimizer.learning_rate": rate,
             "transfer.weights": "runs/pretrained",
             "transfer.freeze": "",
@@ -76,7 +76,7 @@ def test_every_method_learns_every_target_from_as_many_examples_with_three_seeds
 
 
 def test_all_methods_take_equally_many_steps_on_the_same_examples() -> None:
-    fields = ("data.name", "data.per_class", "data.subset", "train.steps", "seed")
+    fields = ("data.name", "data.per_class", "data.subset_seed", "train.steps", "seed")
     drawn_by_method = [
         [[run.get(field) for field in fields] for run in sweep(methods=(method,))]
         for method in METHODS
@@ -86,14 +86,14 @@ def test_all_methods_take_equally_many_steps_on_the_same_examples() -> None:
 
 def test_every_seed_draws_its_own_examples() -> None:
     runs = list(sweep(("digits",), ("fine-tuned",), (5,)))
-    assert [(run["seed"], run["data.subset"]) for run in runs] == [(0, 0), (1, 1), (2, 2)]
+    assert [(run["seed"], run["data.subset_seed"]) for run in runs] == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_rates_are_chosen_on_images_and_draws_that_the_experiment_does_not_use() -> None:
     config = load(f"{ROOT / 'configs' / 'transfer_fashion.py'}:rates")
     assert (config.data.train_split, config.data.test_split) == ("train[:80%]", "train[80%:]")
-    chosen_on = {run["data.subset"] for run in sweep(**config.sweep.to_dict())}
-    assert not chosen_on & {run.get("data.subset") for run in sweep()}
+    chosen_on = {run["data.subset_seed"] for run in sweep(**config.sweep.to_dict())}
+    assert not chosen_on & {run.get("data.subset_seed") for run in sweep()}
 
 
 def test_all_but_the_runs_from_scratch_start_from_the_same_weights_and_a_new_head() -> None:

@@ -157,7 +157,7 @@ def by_module(factors):
 
 def test_a_factor_a_stage_counts_from_the_head_and_the_last_norm_is_of_the_last_stage():
     paths = unrolled_paths(params(block="preact_basic", shortcut="project"))
-    found = freezing.rate_factors(paths, Transfer(stage_factor=0.5), 0.1)
+    found = freezing.rate_factors(paths, Transfer(layer_decay=0.5), 0.1)
     assert found.keys() == paths.keys()
     assert by_module(found) == {
         **{"head": 1, "norm": 0.5, "stage3": 0.5},

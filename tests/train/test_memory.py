@@ -56,7 +56,7 @@ def test_where_nothing_fits_the_batch_is_not_to_blame(configure, room, tmp_path)
 
 @pytest.mark.usefixtures("regression")  # compiles in no time
 def test_the_size_that_fits_divides_among_the_accumulated_parts(configure, room, tmp_path):
-    config = configure({"data.batch_size": 3_000, "train.accumulate": 3})
+    config = configure({"data.batch_size": 3_000, "train.accumulation_steps": 3})
     room(peak(config, "batch_size") // 2)
     with pytest.raises(UserError, match="fits") as refusal:
         train(config, tmp_path / "run")

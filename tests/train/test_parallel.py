@@ -37,7 +37,7 @@ RUN = {
 FROZEN = {"transfer.freeze": "stem,stage1"}
 ONE = {
     "one device": {},
-    "one device, accumulated": {"train.accumulate": 2},
+    "one device, accumulated": {"train.accumulation_steps": 2},
     "one device, frozen": FROZEN,
 }
 JIT = {
@@ -45,29 +45,29 @@ JIT = {
     "jit, 8 shards": {"parallel.shard_parameters": 8},
     "jit, bn alone": {"parallel.bn_devices": 1},
     "jit, 2 shards, bn in pairs": {"parallel.shard_parameters": 2, "parallel.bn_devices": 2},
-    "jit, accumulated": {"train.accumulate": 2},
+    "jit, accumulated": {"train.accumulation_steps": 2},
     "jit, 2 shards, frozen": {"parallel.shard_parameters": 2, **FROZEN},
 }
 PMAP = {
     "pmap": {"parallel.backend": "pmap"},
     "pmap, bn alone": {"parallel.backend": "pmap", "parallel.bn_devices": 1},
     "pmap, bn in pairs": {"parallel.backend": "pmap", "parallel.bn_devices": 2},
-    "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulate": 2},
+    "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulation_steps": 2},
     "pmap, frozen": {"parallel.backend": "pmap", **FROZEN},
 }
 STREAM = {"data.feed": "stream", "data.workers": 0}
 STREAMS = {
     "one": {
         "stream": STREAM,
-        "stream, accumulated": {**STREAM, "train.accumulate": 2},
+        "stream, accumulated": {**STREAM, "train.accumulation_steps": 2},
     },
-    "jit": {"stream, jit, accumulated": {**STREAM, "train.accumulate": 2}},
+    "jit": {"stream, jit, accumulated": {**STREAM, "train.accumulation_steps": 2}},
     "pmap": {
         "stream, pmap": {**STREAM, "parallel.backend": "pmap"},
         "stream, pmap, accumulated": {
             **STREAM,
             "parallel.backend": "pmap",
-            "train.accumulate": 2,
+            "train.accumulation_steps": 2,
         },
     },
 }
@@ -76,7 +76,7 @@ UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
 REFUSED = {
     "batch": {"data.batch_size": 36, **UNMIXED},
     "batch of too few": {"data.batch_size": 4, **UNMIXED},
-    "accumulated batch": {"data.batch_size": 40, "train.accumulate": 3, **UNMIXED},
+    "accumulated batch": {"data.batch_size": 40, "train.accumulation_steps": 3, **UNMIXED},
     "pairs": {"data.batch_size": 40},
     "shards": {"parallel.shard_parameters": 3},
     "bn": {"parallel.bn_devices": 3},

@@ -168,12 +168,12 @@ def test_without_an_average_none_is_evaluated(regression):
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole_where_nothing_mixes_images(regression):
-    whole, parts = (regression(**{"train.accumulate": count}) for count in (1, 4))
+    whole, parts = (regression(**{"train.accumulation_steps": count}) for count in (1, 4))
     found = []
     for compiled in (whole, parts):
         state, metrics = compiled.steps(compiled.init(0), 3)
         found.append((state.params, metrics))
-        assert state.batch_stats["batches"] == 3 * compiled.config.train.accumulate
+        assert state.batch_stats["batches"] == 3 * compiled.config.train.accumulation_steps
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
 
