@@ -43,11 +43,11 @@ from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, t
 
 from resjax import cli
 from resjax.config import Config, default_config, load, override, resolve
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.train import checkpoints, loop
-from resjax.train.checkpoint_reader import Stored, named, read_record
-from resjax.train.checkpoints import Checkpoints
+from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_record
+from resjax.train.checkpoints import CheckpointManager
 from resjax.train.step import Program
 
 QUICKSTART = HERE.parent / "configs" / "quickstart.py"
@@ -102,7 +102,7 @@ def start(folder: Path, *options: str, **fields: Any) -> subprocess.Popen[str]:
 
 def ends(folder: Path) -> tuple[dict[str, Any], bytes]:
     """What a finished run found: digests of all its arrays, and its metrics."""
-    newest = Stored(folder / "checkpoints").steps()[-1]
+    newest = CheckpointReader(folder / "checkpoints").steps()[-1]
     return read_record(folder / "checkpoints" / str(newest))["arrays"], (
         folder / "metrics.jsonl"
     ).read_bytes()
@@ -195,7 +195,7 @@ def damage(plan: Plan, folder: Path) -> dict[str, Any]:
     program = Program(small())
     like = program.saved(program.init(0))
     loop.train(small(train__steps=40), folder / "run")
-    stored = Stored(folder / "run" / "checkpoints")
+    stored = CheckpointReader(folder / "run" / "checkpoints")
     steps = stored.steps()
     truth = {step: bits(stored.chosen(str(step), like).state) for step in steps}
     results: dict[str, dict[str, dict[str, int]]] = {}
@@ -216,12 +216,12 @@ def damage(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def bits(state: Any) -> list[bytes]:
-    return [np.asarray(array).tobytes() for array in named(state).values()]
+    return [np.asarray(array).tobytes() for array in named_arrays(state).values()]
 
 
 def by_resjax(folder: Path, like: Any, truth: dict[int, list[bytes]]) -> str:
     told: list[str] = []
-    opened = Checkpoints(folder, told.append)
+    opened = CheckpointManager(folder, told.append)
     restored = opened.restore(like)
     opened.close()
     if restored is None or bits(restored.state) != truth[restored.step]:
@@ -232,7 +232,7 @@ def by_resjax(folder: Path, like: Any, truth: dict[int, list[bytes]]) -> str:
 
 
 def by_orbax(folder: Path, like: Any, truth: list[bytes]) -> str:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named(like(0)))
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named_arrays(like(0)))
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -348,7 +348,7 @@ def processes(plan: Plan, folder: Path) -> dict[str, Any]:
     for by in (signal.SIGTERM, signal.SIGKILL):
         run = folder / by.name
         pair = together(run, **steps)
-        wait_for(lambda run=run: Stored(run / "checkpoints").steps(), pair)
+        wait_for(lambda run=run: CheckpointReader(run / "checkpoints").steps(), pair)
         pair[1].send_signal(by)
         began = time.monotonic()
         told = [process.communicate()[1] for process in pair]
@@ -388,7 +388,7 @@ def disk(plan: Plan, folder: Path) -> dict[str, Any]:
     loop.train(small(), whole)
     found = {}
     with ExitStack() as stack:
-        stack.enter_context(replaced(checkpoints, "RETRY", 0.0))
+        stack.enter_context(replaced(checkpoints, "RETRY_SECONDS", 0.0))
         small_disk = stack.enter_context(mounted(folder / "disk", megabytes=4))
         for name, frees_at in (("for a while", 80), ("to the end", None)):
             run, told = small_disk / "run", list[str]()
@@ -405,7 +405,7 @@ def disk(plan: Plan, folder: Path) -> dict[str, Any]:
                 loop.train(small(), run, fill, warn=told.append)
             except UserError as refused:
                 error = str(refused)
-            steps = Stored(run / "checkpoints").steps()
+            steps = CheckpointReader(run / "checkpoints").steps()
             ballast.unlink(missing_ok=True)
             loop.train(small(), run)
             found[name] = {
@@ -465,7 +465,7 @@ def cost(plan: Plan, folder: Path) -> dict[str, Any]:
         jax.block_until_ready(state)
         rounds = [one_round(folder / f"{file}{i}", state) for i in range(plan.rounds + 1)][1:]
         found[name] = {
-            "megabytes": sum(leaf.nbytes for leaf in named(state).values()) / 1e6,
+            "megabytes": sum(leaf.nbytes for leaf in named_arrays(state).values()) / 1e6,
             "checkpoint_every": config.train.checkpoint_every,
             **{kind: [each[kind] for each in rounds] for kind in rounds[0]},
         }
@@ -482,7 +482,7 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
         yield
         took[name] = time.monotonic() - began
 
-    ours = Checkpoints(folder / "ours")
+    ours = CheckpointManager(folder / "ours")
     record = {"metrics": "", "config": {}, "seconds": 0.0}
     with timed("resjax saves, training waits"):
         ours.save(state, 1, record)
@@ -493,11 +493,11 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
     ours.close()
     manager = ocp.CheckpointManager(folder / "theirs")
     with timed("Orbax saves, training waits"):
-        manager.save(1, args=ocp.args.StandardSave(named(state)))
+        manager.save(1, args=ocp.args.StandardSave(named_arrays(state)))
     with timed("Orbax saves, in the background"):
         manager.wait_until_finished()
     with timed("Orbax restores"):
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named(state))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named_arrays(state))
         jax.block_until_ready(manager.restore(1, args=ocp.args.StandardRestore(target)))
     manager.close()
     shutil.rmtree(folder)
@@ -521,7 +521,7 @@ def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
         with tempfile.TemporaryDirectory(prefix="resjax-chaos-") as folder:
             found = PARTS[part](plan, Path(folder))
         result[part] = {"provenance": provenance(), "plan": plan._asdict(), **found}
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
         print(part, json.dumps(found, indent=1), flush=True)
 
 
@@ -543,7 +543,7 @@ def report(results: Path, docs: Path) -> None:
         for part, shown in SHOWN.items():
             if part in file:
                 sections += [f"### {shown.__doc__}\n", source(file[part]) + "\n", shown(file[part])]
-    write_whole(docs / "chaos.md", "\n".join(sections) + "\n")
+    write_atomically(docs / "chaos.md", "\n".join(sections) + "\n")
 
 
 def shown_kills(part: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ import numpy as np
 from resjax.data.crops import random_resized_crop
 from resjax.data.stream import SHARED_MEMORY, Maker, Share, stream
 from resjax.data.user_data import FileExamples
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 
 # Nothing else at the top: worker processes import this script, and need not wait for JAX.
 
@@ -271,7 +271,7 @@ def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
     for part in parts:
         found = PARTS[part](plan)
         result[part] = {"provenance": origin(), "plan": plan._asdict(), **found}
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
 def origin() -> dict[str, Any]:
@@ -310,7 +310,7 @@ Predicted before anything was measured:
 def report(results: Path, docs: Path) -> None:
     """Writes feeds.md to `docs`, from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("feeds-*.json"))]
-    write_whole(docs / "feeds.md", "\n".join([PREAMBLE, *map(section, files)]))
+    write_atomically(docs / "feeds.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from feeds import ratio, source
 from throughput import DOCS, RESULTS, command_line, machine, provenance, table
 
 from resjax.config import Config, default_config, override, resolve
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.train.step import Program
 
 
@@ -105,7 +105,7 @@ def measure(cases: Iterable[Case], path: Path) -> None:
     result: dict[str, Any] = {"provenance": provenance(), "cases": []}
     for case in cases:
         result["cases"].append(compare(case))
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
 def compare(case: Case) -> dict[str, Any]:
@@ -151,7 +151,7 @@ HEADS = (
 def report(results: Path, docs: Path) -> None:
     """Writes freezing.md to `docs`, from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("freezing-*.json"))]
-    write_whole(docs / "freezing.md", "\n".join([PREAMBLE, *map(section, files)]))
+    write_atomically(docs / "freezing.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from throughput import DOCS, RESULTS, command_line, machine, provenance, table
 
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.transfer.importing import import_weights
 from resjax.transfer.naming import translate
 from resjax.transfer.weights import Weights, flat
@@ -314,7 +314,7 @@ def measure(names: list[str]) -> None:
         result |= compare(make()) | {"provenance": provenance()}
         print(name, json.dumps(result["differences"], indent=1), flush=True)
         file = re.sub(r"\W+", "_", name).strip("_").lower()
-        write_whole(PARITY / f"{file}.json", json.dumps(result) + "\n")
+        write_atomically(PARITY / f"{file}.json", json.dumps(result) + "\n")
 
 
 def compare(original: Original) -> dict[str, Any]:
@@ -404,7 +404,7 @@ def report() -> None:
     page = [PREAMBLE, table(HEADS, map(cells, records)), ""]
     commits = ", ".join(sorted({record["provenance"]["commit"][:7] for record in records}))
     page.append(f"{machine(from_where)}; commit {commits}, {from_where['start'][:10]}.\n")
-    write_whole(DOCS / "parity.md", "\n".join(page))
+    write_atomically(DOCS / "parity.md", "\n".join(page))
 
 
 def cells(record: dict[str, Any]) -> list[str]:

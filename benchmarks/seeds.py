@@ -38,7 +38,7 @@ from feeds import ratio, source, spread
 from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
 
 from resjax.config import Config, load, override, resolve
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.sweeps.workers import Place, fastest_workers, places
 from resjax.train.step import Program, State, compiled
 from resjax.train.step import program as program_of
@@ -195,7 +195,7 @@ def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
             print(f"{case}: left out, {minutes:g} minutes are over")
             continue
         result["cases"].append(compare(case))
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
 def compare(case: Case) -> dict[str, Any]:
@@ -255,7 +255,7 @@ HEADS = (
 def report(results: Path, docs: Path) -> None:
     """Writes seeds.md to `docs`, from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("seeds-*.json"))]
-    write_whole(docs / "seeds.md", "\n".join([PREAMBLE, *map(section, files)]))
+    write_atomically(docs / "seeds.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:

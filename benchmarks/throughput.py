@@ -54,7 +54,7 @@ import optax
 from jax.extend.core import jaxprs_in_params
 
 from resjax.data import DATASETS, Spec
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.machine import available_cores
 from resjax.models.count import count
 from resjax.models.resnet import build, scans
@@ -362,7 +362,7 @@ def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
             result["ceilings"][case.dtype] = ceilings(case.dtype, cpu)._asdict()
         ceiling = Ceilings(**result["ceilings"][case.dtype])
         result["cases"].append(compare(case, ceiling))
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
         gc.collect()  # the next case wants the memory
 
 
@@ -478,8 +478,8 @@ COST = (
 def report(results: Path, docs: Path) -> None:
     """Writes throughput.md and throughput.svg to `docs`, from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("throughput-*.json"))]
-    write_whole(docs / "throughput.md", "\n".join([PREAMBLE, *map(section, files)]))
-    write_whole(docs / "throughput.svg", compile_times(files))
+    write_atomically(docs / "throughput.md", "\n".join([PREAMBLE, *map(section, files)]))
+    write_atomically(docs / "throughput.svg", compile_times(files))
 
 
 def section(file: dict[str, Any]) -> str:

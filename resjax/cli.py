@@ -74,7 +74,7 @@ def _train(arguments: argparse.Namespace) -> int:
     joins = arguments.distributed or any(value is not None for value in cluster)
     if joins:
         distributed.join(cluster)
-    if not joins or distributed.leads():
+    if not joins or distributed.is_main_process():
         _require_writable(arguments.workdir)
     from resjax.train.loop import require_program, train
     from resjax.train.progress import console
@@ -84,10 +84,10 @@ def _train(arguments: argparse.Namespace) -> int:
     keep_compiled(arguments.workdir / "compiled")
     with (
         open(os.devnull, "w") as nowhere,
-        distributed.ends_with_the_others(),
-        stop_on_signals(together=joins, tell=_tell) as stop,
+        distributed.exit_when_peer_is_lost(),
+        stop_on_signals(together=joins, notify=_tell) as stop,
     ):
-        out = sys.stdout if distributed.leads() else nowhere
+        out = sys.stdout if distributed.is_main_process() else nowhere
         if arguments.profile:
             _profile(config, arguments.profile, arguments.workdir / "profile", out)
         announce = partial(print, file=out, flush=True)
@@ -118,7 +118,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     _require_writable(arguments.workdir)
     from resjax.sweeps.local import launch
 
-    with stop_on_signals(tell=_tell) as stop:
+    with stop_on_signals(notify=_tell) as stop:
         failed = launch(planned, arguments.workdir, arguments.typed, arguments.workers, stop)
     if failed < len(planned.runs):
         _write_report(arguments.workdir, experiment=None)
@@ -179,7 +179,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     _require_there(arguments.checkpoint)
     if out:
         _require_writable(out.parent, "--out")
-    from resjax.disk import write_whole
+    from resjax.disk import write_atomically
     from resjax.inference.predict import FORMATS, predict
 
     weights = _weights(arguments.checkpoint, arguments.which)
@@ -187,7 +187,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     _tell_left_out(list(map(str, left_out)))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, FORMATS[out.suffix[1:]](found))
+        write_atomically(out, FORMATS[out.suffix[1:]](found))
         print(f"predictions: {out}")
     elif arguments.format == "table":
         rows = [
@@ -263,7 +263,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     findings = verify(arguments.folder)
     for finding in findings:
-        print(f"{finding.path}: {finding.what}")
+        print(f"{finding.path}: {finding.message}")
     damaged = sum(finding.damaged for finding in findings)
     print(f"{damaged} damaged" if damaged else "all whole")
     return 1 if damaged else 0

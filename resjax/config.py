@@ -45,7 +45,7 @@ from ml_collections import ConfigDict
 from resjax.data import why_unknown
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture, nearest
-from resjax.run_files import read_object, rename_fields
+from resjax.run_files import read_json_object, rename_fields
 
 WEIGHTS_DESCRIPTION = "weights.json"  # of a weights folder; its "model" is what the weights are of
 
@@ -714,7 +714,7 @@ def _model_of(folder: Path) -> Mapping[str, Any]:
             f"{where}: holds neither weights nor a run: it has no {' and no '.join(DESCRIPTIONS)}"
         )
     try:
-        model = read_object(found[0]).get("model")
+        model = read_json_object(found[0]).get("model")
     except ValueError as error:
         raise UserError(f"transfer.weights: {error}") from error
     if not isinstance(model, dict):

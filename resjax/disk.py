@@ -10,14 +10,14 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-SEAL = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 
 
 class DamagedError(Exception):
     """What was saved is not what is there; says what of it."""
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
+def write_atomically(path: Path, content: str | bytes) -> Path:
     """Writes `content` to `path`, replacing what was there, and returns `path`.
 
     The text (as UTF-8) or bytes go to another file of the folder first, which is flushed to the
@@ -40,13 +40,13 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Lists a folder's files, with their digests, in a file of their own."""
     lines = [f"{digest(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
-    write_whole(folder / SEAL, "".join(lines))
+    write_atomically(folder / CHECKSUMS, "".join(lines))
 
 
-def require_seal(folder: Path, unsealed: Collection[str] = ()) -> None:
+def verify_checksums(folder: Path, unsealed: Collection[str] = ()) -> None:
     """Compares a folder's files with its seal.
 
     Args:
@@ -57,7 +57,7 @@ def require_seal(folder: Path, unsealed: Collection[str] = ()) -> None:
       DamagedError: one is missing, is another, or is not of the folder.
     """
     try:
-        lines = (folder / SEAL).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text().splitlines()
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         there = {str(path.relative_to(folder)): path for path in _files(folder)}
         if missing := sorted(listed.keys() - there.keys()):
@@ -70,9 +70,9 @@ def require_seal(folder: Path, unsealed: Collection[str] = ()) -> None:
             if digest(there[name]) != expected:
                 raise DamagedError(f"{name} changed since it was saved")
     except FileNotFoundError as error:
-        raise DamagedError(f"{SEAL} is missing") from error
+        raise DamagedError(f"{CHECKSUMS} is missing") from error
     except (ValueError, OSError) as error:
-        raise DamagedError(f"its files cannot be read ({in_short(error)})") from error
+        raise DamagedError(f"its files cannot be read ({summarize(error)})") from error
 
 
 def digest(path: Path) -> str:
@@ -81,13 +81,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def free_name(folder: Path, name: str) -> Path:
+def unused_path(folder: Path, name: str) -> Path:
     """A path in `folder` that is not taken."""
     numbered = (folder / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10**6))))
     return next(path for path in numbered if not path.exists())
 
 
-def what_failed(error: BaseException) -> str:
+def describe_disk_error(error: BaseException) -> str:
     """An error of a disk in a few words, whichever library wrote to it."""
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
         if os.strerror(code).lower() in str(error).lower():
@@ -95,11 +95,11 @@ def what_failed(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def in_short(error: BaseException) -> str:
+def summarize(error: BaseException) -> str:
     """The first line of what a library says."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)

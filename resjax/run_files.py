@@ -37,7 +37,7 @@ def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
@@ -54,8 +54,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json, at least in its outline; raises as `read_object`."""
-    content = read_object(path)
+    """A config.json, at least in its outline; raises as `read_json_object`."""
+    content = read_json_object(path)
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError(f"{path}: damaged, no config: it has no data.name")
@@ -65,9 +65,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_summary(path: Path) -> dict[str, float]:
     """A summary.json, its nulls, which stand for what was not finite, as NaN.
 
-    Raises as `read_object`.
+    Raises as `read_json_object`.
     """
-    content = read_object(path)
+    content = read_json_object(path)
     if not all(map(_is_number, content.values())) or not _is_step(content.get("steps")):
         raise ValueError(f"{path}: damaged, not a summary")
     return {name: math.nan if value is None else value for name, value in content.items()}
@@ -85,13 +85,13 @@ def read_measurements(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *whole, tail = path.read_bytes().split(b"\n")
-    lines = list(map(measurement, whole))
+    lines = list(map(parse_measurement, whole))
     if None in lines:
         raise ValueError(f"{path}, line {lines.index(None) + 1}: damaged, not a measurement")
-    return [line for line in (*lines, measurement(tail)) if line is not None]
+    return [line for line in (*lines, parse_measurement(tail)) if line is not None]
 
 
-def measurement(text: str | bytes) -> dict[str, Any] | None:
+def parse_measurement(text: str | bytes) -> dict[str, Any] | None:
     """One line of a metrics.jsonl, its nulls as NaN; None for anything else."""
     try:
         line = json.loads(text)

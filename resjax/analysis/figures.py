@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 
 COLUMN_WIDTH = 3.3
 """Width of one column of a two-column paper, in inches."""
@@ -401,7 +401,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         content = io.BytesIO()
         with style():
             figure.savefig(content, format=suffix, metadata=_METADATA[suffix])
-        paths.append(write_whole(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue()))
+        paths.append(write_atomically(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue()))
     return paths
 
 

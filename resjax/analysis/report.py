@@ -25,12 +25,12 @@ from resjax.analysis.runs import (
     describe,
     load_curves,
     load_runs,
-    read_object,
+    read_json_object,
     status,
     summarize,
     varying,
 )
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 
 POINTS = 300
 """Measurements that the page holds of one split of one run; longer curves are thinned."""
@@ -64,7 +64,7 @@ def write_report(
         saved = draw.save(figure, root / "figures" / name)
         pictures.append(_figure(name, [file.relative_to(root) for file in saved], root))
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
-    write_whole(root / "runs.csv", table.to_csv(index=False))
+    write_atomically(root / "runs.csv", table.to_csv(index=False))
     page = Template(_asset("report.html")).substitute(
         title=html.escape(question.title),
         claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(question.claim)),
@@ -78,7 +78,7 @@ def write_report(
         provenance=_provenance(root, runs),
         data=_data(runs, curves),
     )
-    return write_whole(root / "report.html", page)
+    return write_atomically(root / "report.html", page)
 
 
 class Experiment(NamedTuple):
@@ -120,7 +120,7 @@ def _status(root: Path, runs: pd.DataFrame) -> str:
     counts = status(runs).value_counts()
     planned = len(runs)
     if (root / "sweep.json").exists():
-        planned = len(read_object(root / "sweep.json")["runs"])
+        planned = len(read_json_object(root / "sweep.json")["runs"])
     text = f"{int(runs['finished'].sum())} of {planned} runs finished"
     if counts.get("diverged"):
         text += f", {counts['diverged']} of them diverged"
@@ -255,10 +255,10 @@ def _provenance(root: Path, runs: pd.DataFrame) -> str:
             seen[name].append(text)
 
     if (root / "sweep.json").exists():
-        note("sweep", str(read_object(root / "sweep.json").get("command", "")))
+        note("sweep", str(read_json_object(root / "sweep.json").get("command", "")))
     for folder in runs["folder"]:
         file = Path(folder) / "provenance.json"
-        origin = read_object(file) if file.exists() else {}
+        origin = read_json_object(file) if file.exists() else {}
         changed = ", with uncommitted changes" if origin.get("dirty") else ""
         note("commit", f"{origin.get('commit') or 'unknown'}{changed}")
         for name in ("command", "python", "platform"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resjax.run_files import read_config, read_measurements, read_object, read_summary
+from resjax.run_files import read_config, read_json_object, read_measurements, read_summary
 
 FINAL = ("train_loss", "train_error", "test_loss", "test_error")
 """Values that a run ends with; all four are finite unless the run diverged."""
@@ -165,7 +165,7 @@ def _run_folders(root: Path) -> list[Path]:
     listed = root / "sweep.json"
     if listed.exists():
         try:
-            folders = [root / run["folder"] for run in read_object(listed)["runs"]]
+            folders = [root / run["folder"] for run in read_json_object(listed)["runs"]]
         except (KeyError, TypeError):
             raise ValueError(f"{listed}: damaged, no list of runs with folders") from None
         # A run that was planned has no folder until it starts.
@@ -181,7 +181,7 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 def _row(folder: Path) -> dict[str, Any]:
     summary = folder / "summary.json"
     provenance = folder / "provenance.json"
-    origin = read_object(provenance) if provenance.exists() else {}
+    origin = read_json_object(provenance) if provenance.exists() else {}
     return {
         "folder": str(folder),
         **_flatten(read_config(folder / "config.json")),

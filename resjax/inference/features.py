@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 from resjax.data.datasets import OnBadImage, open_dataset
 from resjax.data.examples import DataError, Examples
 from resjax.data.resident import normalize
-from resjax.disk import in_short, write_whole
+from resjax.disk import summarize, write_atomically
 from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images
 from resjax.inference.loading import on_device
@@ -135,7 +135,7 @@ def save_features(found: Features, path: Path) -> None:
       UserError: it has another suffix.
       OSError: it cannot be written.
     """
-    write_whole(path, _format(path).write(found))
+    write_atomically(path, _format(path).write(found))
 
 
 def load_features(path: Path) -> Features:
@@ -148,10 +148,10 @@ def load_features(path: Path) -> Features:
     try:
         return read(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or in_short(error)}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or summarize(error)}") from error
     # What NumPy and Arrow raise for files that are damaged or of another kind.
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        why = in_short(error)
+        why = summarize(error)
         raise UserError(f"{path}: is no file that `resjax features` wrote ({why})") from error
 
 

@@ -11,7 +11,7 @@ from resjax.models import layout
 from resjax.models.layout import Variables
 from resjax.models.presets import ARCHITECTURE
 from resjax.models.resnet import ResNet, scans
-from resjax.train.progress import Warn, warn_user
+from resjax.train.progress import Warn, print_warning
 from resjax.transfer import surgery
 from resjax.transfer.importing import Options, changed, import_weights
 from resjax.transfer.weights import Weights, is_weights_folder, load
@@ -20,7 +20,7 @@ from resjax.transfer.weights import Weights, is_weights_folder, load
 def weights_from(
     source: str | Path,
     which: str = "last",
-    warn: Warn = warn_user,
+    warn: Warn = print_warning,
     options: Options | None = None,
 ) -> Weights:
     """Reads weights, whatever holds them.
@@ -57,7 +57,7 @@ def load_pretrained(
     classes: int | None = None,
     channels: int | None = None,
     backbone: bool = False,
-    warn: Warn = warn_user,
+    warn: Warn = print_warning,
     **overrides: Any,
 ) -> tuple[ResNet, Variables]:
     """A pretrained network and its variables.

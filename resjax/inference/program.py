@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import export
 
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.inference.predict import classifier, names_of_classes
 from resjax.transfer.weights import Weights
 from resjax.xla.convolution import as_written
@@ -43,7 +43,7 @@ def export_program(weights: Weights, path: Path, batch: int | None = None) -> Pa
     given = jax.ShapeDtypeStruct(shape, np.uint8)
     with as_written():  # and not as this machine runs it fastest
         exported = export.export(function, platforms=PLATFORMS)(given)
-    write_whole(path, bytes(exported.serialize()))
+    write_atomically(path, bytes(exported.serialize()))
     description = {
         "input": {"dtype": "uint8", "shape": [batch or "batch", *shape[1:]]},
         "output": "probabilities, one a class",
@@ -52,6 +52,6 @@ def export_program(weights: Weights, path: Path, batch: int | None = None) -> Pa
         "class_names": names_of_classes(weights),
         "source": dict(weights.source),
     }
-    return write_whole(
+    return write_atomically(
         path.with_name(f"{path.name}.json"), json.dumps(description, indent=1) + "\n"
     )

@@ -23,14 +23,14 @@ from rich.table import Table
 from resjax.config import Config, digest, to_dict
 from resjax.data import datasets
 from resjax.data.examples import DataError
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.sweeps.experiment import Plan, Run
 from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
 from resjax.train import records
 from resjax.train.lock import locked
-from resjax.train.progress import Listener, Progress, warn_user
-from resjax.train.signals import Stop, Stopped
+from resjax.train.progress import Listener, Progress, print_warning
+from resjax.train.signals import Stopped, StopRequest
 
 
 def launch(
@@ -38,7 +38,7 @@ def launch(
     workdir: Path,
     command: str,
     workers: int | None = None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> int:
     """Runs what of `plan` is not finished in `workdir` yet, and returns how many runs failed.
 
@@ -58,12 +58,12 @@ def launch(
       Stopped: it was asked to stop; the runs that were under way have saved.
     """
     _require_data(plan)
-    with locked(workdir, warn_user):
+    with locked(workdir, print_warning):
         _record(plan, workdir, command)
-        return _launch(plan, workdir, workers, stop or Stop())
+        return _launch(plan, workdir, workers, stop or StopRequest())
 
 
-def _launch(plan: Plan, workdir: Path, workers: int | None, stop: Stop) -> int:
+def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -> int:
     rows = {digest(run.config): Row(run.name) for run in plan.runs}
     waiting: list[Job] = []
     with _board(list(rows.values())) as ended:
@@ -147,7 +147,7 @@ def _train_at_once(
     workers: int,
     compiled: Path,
     ended: Callable[[Row], None],
-    stop: Stop,
+    stop: StopRequest,
 ) -> None:
     """Keeps every worker busy: with what it has compiled already, else with what nobody has."""
     lock = threading.Lock()
@@ -173,7 +173,7 @@ def _train_at_once(
 
     made = [Worker(place, compiled) for place in places(workers)]
     threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in made]
-    with stop.heeded():
+    with stop.graceful():
         try:
             for thread in threads:
                 thread.start()
@@ -195,7 +195,7 @@ def _train(job: Job, attempt: Callable[[Config, Path, Listener], Failure | None]
     if failure := attempt(job.run.config, job.folder, row.follow):
         row.status, row.error = "failed", failure.error
         job.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(report, failure.report)
+        write_atomically(report, failure.report)
     else:
         row.status = "done"
     row.ended = time.monotonic()
@@ -219,7 +219,7 @@ def _require_data(plan: Plan) -> None:
 
 def _record(plan: Plan, workdir: Path, command: str) -> None:
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
-    write_whole(workdir / "experiment.py", plan.experiment.read_text())
+    write_atomically(workdir / "experiment.py", plan.experiment.read_text())
     runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
     content = {"experiment": plan.experiment.stem, "command": command, "runs": runs}
     records.write_json(workdir / "sweep.json", content)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from resjax.config import Config, from_dict, to_dict
 from resjax.machine import available_cores
 from resjax.train.progress import Listener, Progress
-from resjax.train.signals import Stop, Stopped, stop_on_signals
+from resjax.train.signals import Stopped, StopRequest, stop_on_signals
 
 GPU_MEMORY = 0.9  # the share of a GPU's memory that its workers take together
 
@@ -72,7 +72,7 @@ class Failure(NamedTuple):
 
 
 def attempt(
-    config: Config, folder: Path, on_progress: Listener, stop: Stop | None = None
+    config: Config, folder: Path, on_progress: Listener, stop: StopRequest | None = None
 ) -> Failure | None:
     """Trains one run here; whatever goes wrong is the run's affair alone.
 

@@ -15,10 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from resjax.disk import DamagedError, in_short, require_seal
+from resjax.disk import DamagedError, summarize, verify_checksums
 from resjax.errors import UserError
-from resjax.run_files import measurement
-from resjax.train.distributed import everywhere
+from resjax.run_files import parse_measurement
+from resjax.train.distributed import all_processes
 from resjax.train.progress import Warn
 from resjax.train.step import State
 
@@ -27,7 +27,7 @@ SHOWN = 5  # differences that a message lists
 
 
 # From a checkpoint's step to a state of the shapes that it has, on the devices where it is to lie.
-Like = Callable[[int], State]
+StateTemplate = Callable[[int], State]
 
 
 class Restored(NamedTuple):
@@ -38,7 +38,7 @@ class Restored(NamedTuple):
     record: dict[str, Any]
 
 
-class Stored:
+class CheckpointReader:
     """The checkpoints in a folder, to be read; what is damaged is told and passed over."""
 
     def __init__(self, folder: Path, warn: Warn = lambda _: None):
@@ -51,7 +51,7 @@ class Stored:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def restore(self, like: Like) -> Restored | None:
+    def restore(self, like: StateTemplate) -> Restored | None:
         """The newest checkpoint that verifies, or None where there is none.
 
         Raises:
@@ -62,7 +62,7 @@ class Stored:
                 return restored
         return None
 
-    def chosen(self, which: str, like: Like) -> Restored:
+    def chosen(self, which: str, like: StateTemplate) -> Restored:
         """The `last` checkpoint that verifies, the `best` of them, or that of a step.
 
         Raises:
@@ -84,16 +84,16 @@ class Stored:
             raise UserError(f"{self.folder} has no checkpoint that is whole; `resjax train` again")
         return found
 
-    def verified(self, step: int, like: Like) -> Restored | None:
+    def verified(self, step: int, like: StateTemplate) -> Restored | None:
         """The checkpoint of a step; None where it is damaged, which is told."""
         state = like(step)
-        arrays = named(state)
+        arrays = named_arrays(state)
         why = ""
         try:
             restored = self._read(step, arrays)
         except DamagedError as error:
             why = str(error)
-        if everywhere(not why):
+        if all_processes(not why):
             treedef = jax.tree.structure(_plain(state))
             plain = jax.tree.unflatten(treedef, restored.state.values())
             state = State(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
@@ -122,11 +122,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
       DamagedError: it is not that any more.
     """
-    require_seal(folder, WRITTEN_LAST)
+    verify_checksums(folder, WRITTEN_LAST)
     try:
         record = _restored(folder, record=ocp.args.JsonRestore())
     except Exception as error:  # a damaged file fails in every way there is
-        raise DamagedError(f"its record cannot be read ({in_short(error)})") from error
+        raise DamagedError(f"its record cannot be read ({summarize(error)})") from error
     if not isinstance(record, dict) or "arrays" not in record:
         raise DamagedError("its record is not what was saved")
     return record
@@ -140,16 +140,16 @@ def read_arrays(folder: Path, target: Any, record: Mapping[str, Any]) -> dict[st
     """
     try:
         arrays = _restored(folder, state=ocp.args.StandardRestore(target))
-        bad = [name for name in target if description(arrays[name]) != record["arrays"][name]]
+        bad = [name for name in target if describe_array(arrays[name]) != record["arrays"][name]]
     except Exception as error:
-        raise DamagedError(f"its arrays cannot be read ({in_short(error)})") from error
+        raise DamagedError(f"its arrays cannot be read ({summarize(error)})") from error
     if bad:
         more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
         raise DamagedError(f"{bad[0]}{more} changed since it was saved")
     return {name: arrays[name] for name in target}
 
 
-def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays of a checkpoint by name, whatever they are of, on a CPU; and its record.
 
     Raises:
@@ -172,13 +172,13 @@ def _restored(folder: Path, **items: Any) -> Any:
         return checkpointer.restore(folder.resolve(), args=asked)[name]  # it wants it absolute
 
 
-def named(state: State) -> dict[str, Any]:
+def named_arrays(state: State) -> dict[str, Any]:
     """A state's arrays by their path, such as `params/stage1/block1/conv1/kernel`."""
     paths, _ = jax.tree.flatten_with_path(_plain(state))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
-def description(array: Any) -> dict[str, Any]:
+def describe_array(array: Any) -> dict[str, Any]:
     """Shape, dtype and digest of an array, wherever its parts are."""
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
@@ -191,7 +191,7 @@ def description(array: Any) -> dict[str, Any]:
 
 def test_errors(metrics: str) -> dict[int, float]:
     """The test error of every step that was evaluated, from the text of metrics.jsonl."""
-    lines = map(measurement, metrics.splitlines())
+    lines = map(parse_measurement, metrics.splitlines())
     return {line["step"]: line["error"] for line in lines if line and line["split"] == "test"}
 
 

@@ -15,20 +15,27 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from resjax.disk import free_name, seal, what_failed
+from resjax.disk import describe_disk_error, unused_path, write_checksums
 from resjax.errors import UserError
-from resjax.train.checkpoint_reader import Like, Restored, Stored, description, named, test_errors
-from resjax.train.distributed import everywhere, leads
+from resjax.train.checkpoint_reader import (
+    CheckpointReader,
+    Restored,
+    StateTemplate,
+    describe_array,
+    named_arrays,
+    test_errors,
+)
+from resjax.train.distributed import all_processes, is_main_process
 from resjax.train.progress import Warn
 from resjax.train.step import State
 
-KEPT = 2  # newest ones, beside the best
+KEEP_LATEST = 2  # newest ones, beside the best
 PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump
 SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
-RETRY = 60.0  # seconds from a save that failed to the next try
+RETRY_SECONDS = 60.0  # seconds from a save that failed to the next try
 
 
-class Checkpoints(Stored):
+class CheckpointManager(CheckpointReader):
     """The folder `checkpoints/` of a run that trains."""
 
     def __init__(self, folder: Path, warn: Warn = lambda _: None):
@@ -47,7 +54,7 @@ class Checkpoints(Stored):
     def save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
         """Starts to save; the next call, or `close`, waits for the end.
 
-        A save that fails is told, and `due` says when to try again.
+        A save that fails is told, and `retry_due` says when to try again.
 
         Args:
           state: as `Backend.one` gives it.
@@ -60,7 +67,7 @@ class Checkpoints(Stored):
         except Exception as error:  # whatever it is, training goes on from memory
             self._failed(error)
 
-    def save_last(self, state: State, step: int, record: Mapping[str, Any]) -> None:
+    def save_and_wait(self, state: State, step: int, record: Mapping[str, Any]) -> None:
         """Saves, and returns when it is done.
 
         Raises:
@@ -72,11 +79,11 @@ class Checkpoints(Stored):
             self._complete_seal()
         except Exception as error:
             raise UserError(
-                f"step {step} could not be saved in {self.folder}: {what_failed(error)}; "
+                f"step {step} could not be saved in {self.folder}: {describe_disk_error(error)}; "
                 f"{self._intact()}. Mend that and launch the same command again"
             ) from error
 
-    def due(self) -> bool:
+    def retry_due(self) -> bool:
         """Whether a save failed, and it is time to try again.
 
         Several processes try again at the next checkpoint only: there they meet.
@@ -95,7 +102,7 @@ class Checkpoints(Stored):
         except Exception as error:
             self._failed(error)
 
-    def restore(self, like: Like) -> Restored | None:
+    def restore(self, like: StateTemplate) -> Restored | None:
         self.wait()
         return super().restore(like)
 
@@ -117,35 +124,35 @@ class Checkpoints(Stored):
 
     def _seal(self) -> None:
         """Orbax calls it when all is written but the commit, so that a seal comes with it."""
-        if leads():
+        if is_main_process():
             (uncommitted,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            seal(uncommitted)
+            write_checksums(uncommitted)
 
     def _complete_seal(self) -> None:
         """Lists also what Orbax wrote at the commit; a process that was killed before does not."""
         step, self._saving = self._saving, None
-        if step is not None and leads():
-            seal(self.folder / str(step))
+        if step is not None and is_main_process():
+            write_checksums(self.folder / str(step))
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax asks after a save: the newest ones stay, and the one of the least test error."""
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
         evaluated = [step for step in steps if step in self._errors]
-        stays = {*steps[-KEPT:], *sorted(evaluated, key=self._errors.__getitem__)[:1]}
+        stays = {*steps[-KEEP_LATEST:], *sorted(evaluated, key=self._errors.__getitem__)[:1]}
         return [checkpoint.step in stays for checkpoint in checkpoints]
 
     def _save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
         self.wait()
         if not self.folder.parent.is_dir():  # Orbax would make it again
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.folder.parent)
-        if not everywhere(self._retry_at is None):  # whichever process saw it fail
+        if not all_processes(self._retry_at is None):  # whichever process saw it fail
             self._manager = self._open()
         if step in self._manager.all_steps():
             return
         self._errors = test_errors(record["metrics"])
-        arrays = named(state)
+        arrays = named_arrays(state)
         self._require_room(sum(array.nbytes for array in arrays.values()))
-        described = {name: description(array) for name, array in arrays.items()}
+        described = {name: describe_array(array) for name, array in arrays.items()}
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({**record, "arrays": described}),
@@ -160,10 +167,10 @@ class Checkpoints(Stored):
 
     def _failed(self, error: Exception) -> None:
         self._warn(
-            f"a checkpoint could not be saved: {what_failed(error)}; {self._intact()}, training "
-            f"goes on, and the next try is in {RETRY:g} s"
+            f"a checkpoint could not be saved: {describe_disk_error(error)}; {self._intact()}, "
+            f"training goes on, and the next try is in {RETRY_SECONDS:g} s"
         )
-        self._retry_at = time.monotonic() + RETRY
+        self._retry_at = time.monotonic() + RETRY_SECONDS
 
     def _intact(self) -> str:
         steps = self.steps()
@@ -171,11 +178,11 @@ class Checkpoints(Stored):
 
     def _pass_over(self, step: int, why: str) -> None:
         folder = self.folder / str(step)
-        aside = free_name(self.folder.parent / "damaged", f"checkpoint-{step}")
-        if leads():
+        aside = unused_path(self.folder.parent / "damaged", f"checkpoint-{step}")
+        if is_main_process():
             aside.parent.mkdir(exist_ok=True)
             os.rename(folder, aside)
-        everywhere(True)  # the others look again when it is done
+        all_processes(True)  # the others look again when it is done
         self._manager.reload()
         self._warn(f"{folder} is damaged: {why}; it was moved to {aside}")
 

@@ -45,7 +45,7 @@ def join(cluster: Cluster) -> None:
 
 
 @contextmanager
-def ends_with_the_others() -> Iterator[None]:
+def exit_when_peer_is_lost() -> Iterator[None]:
     """Ends this process, and says why, when a collective fails because another process is gone.
 
     Leaving in the usual way would wait for the lost one.
@@ -67,14 +67,14 @@ def ends_with_the_others() -> Iterator[None]:
         os._exit(LOST)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes."""
     import jax
 
     return jax.process_index() == 0
 
 
-def everywhere(ok: bool) -> bool:
+def all_processes(ok: bool) -> bool:
     """Whether it is so in every process; all of them must ask, and wait for each other."""
     import jax
 

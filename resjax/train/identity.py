@@ -18,22 +18,22 @@ MAY_DIFFER = (
 )
 
 
-def refuse_another_run(config: Config, workdir: Path) -> None:
+def require_same_run(config: Config, workdir: Path) -> None:
     """A run folder belongs to one config; a UserError names what differs."""
     if (there := records.read_json(workdir / "config.json")) is not None:
-        refuse_differences(there, config, workdir)
+        require_compatible(there, config, workdir)
 
 
-def refuse_differences(there: dict[str, Any], config: Config, workdir: Path) -> None:
+def require_compatible(there: dict[str, Any], config: Config, workdir: Path) -> None:
     """Refuses to go on with a run of the config `there` under another one."""
-    if differences := differing(there, to_dict(config)):
+    if differences := config_differences(there, to_dict(config)):
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(differences)}); "
             f"choose another --workdir. What may differ: {', '.join(MAY_DIFFER)} (steps upwards)"
         )
 
 
-def differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def config_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """In words, the fields that keep a run of one config from going on under the other."""
     theirs, ours = _flat(there), _flat(here)
     return [

@@ -136,12 +136,12 @@ def load(folder: Path) -> Weights:
 
 def _of_run(folder: Path) -> Weights:
     # A checkpoint is a state, of which the step knows; and the step starts from here.
-    from resjax.train.checkpoint_reader import Stored, read_whole
+    from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 
-    for step in reversed(Stored(folder / "checkpoints").steps()):
+    for step in reversed(CheckpointReader(folder / "checkpoints").steps()):
         checkpoint = folder / "checkpoints" / str(step)
         try:
-            arrays, _ = read_whole(checkpoint)
+            arrays, _ = read_checkpoint(checkpoint)
             break
         except disk.DamagedError:
             continue
@@ -162,7 +162,7 @@ def _of_run(folder: Path) -> Weights:
         variables=variables,
         statistics=Statistics(np.zeros((), np.float32), np.ones((), np.float32)),
         preprocessing=Preprocessing(size, size, channels=kernel.shape[2]),
-        source={"folder": str(checkpoint), "sha256": disk.digest(checkpoint / disk.SEAL)},
+        source={"folder": str(checkpoint), "sha256": disk.digest(checkpoint / disk.CHECKSUMS)},
     )
 
 

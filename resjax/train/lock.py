@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from resjax.errors import UserError
-from resjax.train.distributed import everywhere, leads
+from resjax.train.distributed import all_processes, is_main_process
 
 NAME = "lock"
 BEAT = 5.0  # seconds
@@ -38,14 +38,14 @@ def locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Iterat
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock, refusal = None, None
-    if leads():
+    if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = Lock(folder / NAME, warn)
         except UserError as error:
             refusal = error
     try:
-        if not everywhere(refusal is None):
+        if not all_processes(refusal is None):
             raise refusal or UserError(f"{folder} is held by another run; process 0 says by which")
         yield
     finally:

@@ -18,20 +18,20 @@ import numpy as np
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.data.examples import DataError
-from resjax.disk import free_name, what_failed
+from resjax.disk import describe_disk_error, unused_path
 from resjax.errors import UserError
 from resjax.models.presets import ImpossibleNetworkError
-from resjax.run_files import measurement
+from resjax.run_files import parse_measurement
 from resjax.train import init_from_weights, records
-from resjax.train.checkpoint_reader import Restored, Stored
-from resjax.train.checkpoints import Checkpoints
-from resjax.train.distributed import leads
+from resjax.train.checkpoint_reader import CheckpointReader, Restored
+from resjax.train.checkpoints import CheckpointManager
+from resjax.train.distributed import is_main_process
 from resjax.train.divergence import origin
-from resjax.train.identity import refuse_another_run, refuse_differences
+from resjax.train.identity import require_compatible, require_same_run
 from resjax.train.lock import locked
 from resjax.train.memory import exhaustion_told, require_room
-from resjax.train.progress import Listener, Progress, Warn, warn_user
-from resjax.train.signals import Stop, Stopped
+from resjax.train.progress import Listener, Progress, Warn, print_warning
+from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Compiled, Metrics, Program, State, program
 
 
@@ -40,8 +40,8 @@ def train(
     workdir: Path,
     on_progress: Listener | None = None,
     announce: Callable[[str], None] | None = None,
-    stop: Stop | None = None,
-    warn: Warn = warn_user,
+    stop: StopRequest | None = None,
+    warn: Warn = print_warning,
 ) -> dict[str, Any]:
     """Trains one network, or goes on where `workdir` left off; a finished run stays as it is.
 
@@ -69,7 +69,7 @@ def train(
         with exhaustion_told(config), _disk_told(workdir), locked(workdir, warn):
             if finished := _finished(config, workdir):  # by the process that held the lock
                 return finished
-            run = Run(config, workdir, started, stop or Stop(), warn)
+            run = Run(config, workdir, started, stop or StopRequest(), warn)
             return run.train(on_progress, announce)
     except DataError as error:  # of a stream, in the middle of a run
         raise UserError(str(error)) from error
@@ -77,7 +77,7 @@ def train(
 
 def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has taken all the steps; refuses another config's run."""
-    refuse_another_run(config, workdir)
+    require_same_run(config, workdir)
     summary = records.read_summary(workdir / "summary.json")
     return summary if summary and summary["steps"] >= config.train.steps else None
 
@@ -85,7 +85,9 @@ def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
 class Run:
     """One run in its folder, which is locked."""
 
-    def __init__(self, config: Config, workdir: Path, started: float, stop: Stop, warn: Warn):
+    def __init__(
+        self, config: Config, workdir: Path, started: float, stop: StopRequest, warn: Warn
+    ):
         self.config, self.workdir = config, workdir
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
@@ -98,7 +100,7 @@ class Run:
         compiled = require_program(self.config)
         state = compiled.start(self.config.seed)
         before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-        saved = Stored(self.workdir / "checkpoints").steps()
+        saved = CheckpointReader(self.workdir / "checkpoints").steps()
         largest = max(plan(compiled, 0))
         dispatches = {
             each: compiled.compiled(compiled.thawed(state, each.phase), each.steps)
@@ -107,13 +109,13 @@ class Run:
         compiled.compiled_evaluation(state)
         compile_seconds = time.monotonic() - before
         require_room(compiled, compiled.thawed(state, largest.phase), largest.steps)
-        checkpoints = Checkpoints(self.workdir / "checkpoints", self._warn)
+        checkpoints = CheckpointManager(self.workdir / "checkpoints", self._warn)
         try:
             state, metrics = self._resumed(compiled, checkpoints, state)
             if announce:
                 announce(describe(compiled, dispatches, compile_seconds))
-            path = self.workdir / "metrics.jsonl" if leads() else None
-            file = records.MetricsFile(path, metrics, self._warn)
+            path = self.workdir / "metrics.jsonl" if is_main_process() else None
+            file = records.JsonLinesFile(path, metrics, self._warn)
             step = int(compiled.backend.one(state.step))
             history = History(self.config, file, step, on_progress)
             try:
@@ -135,24 +137,24 @@ class Run:
             "seconds": self._seconds(),
             "images_per_second": history.images_per_second,
         }
-        if leads():
+        if is_main_process():
             records.write_json(self.workdir / "summary.json", summary)
         return summary
 
     def _resumed(
-        self, compiled: Program, checkpoints: Checkpoints, state: State
+        self, compiled: Program, checkpoints: CheckpointManager, state: State
     ) -> tuple[State, str]:
         """The state to go on from, and the text of metrics.jsonl up to it; the folder fits both."""
         backend, there = compiled.backend, bool(checkpoints.steps())
         restored: Restored | None = checkpoints.restore(compiled.saved(state))
         if restored:
-            refuse_differences(restored.record["config"], self.config, self.workdir)
+            require_compatible(restored.record["config"], self.config, self.workdir)
             state = backend.spread(restored.state)
             self._seconds_before = restored.record["seconds"]
         elif there:
             self._warn(f"no checkpoint in {self.workdir} is whole; the run begins anew")
         metrics = restored.record["metrics"] if restored else ""
-        if leads():
+        if is_main_process():
             self._keep_damaged(metrics)
             (self.workdir / "summary.json").unlink(missing_ok=True)  # it goes on
             records.write_json(self.workdir / "config.json", to_dict(self.config))
@@ -170,20 +172,20 @@ class Run:
             return
         what = "is gone"
         if path.exists():
-            aside = free_name(self.workdir / "damaged", path.name)
+            aside = unused_path(self.workdir / "damaged", path.name)
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             what = f"is not what the run wrote, and was moved to {aside}"
         self._warn(f"{path} {what}; its lines come from the checkpoint")
 
     def _loop(
-        self, compiled: Program, checkpoints: Checkpoints, history: "History", state: State
+        self, compiled: Program, checkpoints: CheckpointManager, history: "History", state: State
     ) -> None:
         times, backend = self.config.train, compiled.backend
         step = int(backend.one(state.step))
         feed = compiled.feed(self.config.seed, step)
         try:
-            with self._stop.heeded():
+            with self._stop.graceful():
                 for dispatch in plan(compiled, step):
                     state = compiled.thawed(state, dispatch.phase)
                     state, metrics = feed.steps(state, dispatch.steps)
@@ -192,11 +194,11 @@ class Run:
                     last = step == times.steps
                     if last or step % times.eval_every == 0:
                         history.add(step, "test", compiled.evaluate(state))
-                    leave = self._stop.asked() and not last
+                    leave = self._stop.requested() and not last
                     due = times.checkpoint_every and step % times.checkpoint_every == 0
-                    if last or leave or due or checkpoints.due():
+                    if last or leave or due or checkpoints.retry_due():
                         history.fetch()  # a resumed run must find the lines of every step behind it
-                        save = checkpoints.save_last if last or leave else checkpoints.save
+                        save = checkpoints.save_and_wait if last or leave else checkpoints.save
                         save(backend.one(state), step, self._record(history))
                     if leave and self._stop.signal:
                         raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
@@ -222,7 +224,7 @@ class Run:
     def _diagnosis(
         self,
         compiled: Program,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointManager,
         state: State,
         error: "NotFiniteError",
     ) -> str:
@@ -242,12 +244,12 @@ def _disk_told(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir}: cannot write there: {what_failed(error)}; mend that and launch "
+            f"{workdir}: cannot write there: {describe_disk_error(error)}; mend that and launch "
             "the same command again"
         ) from error
 
 
-def evaluate(workdir: Path, which: str = "last", warn: Warn = warn_user) -> dict[str, Any]:
+def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> dict[str, Any]:
     """Loss and error over the whole test set, of one of a run's checkpoints.
 
     Args:
@@ -273,8 +275,8 @@ def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restor
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
     like = compiled.saved(compiled.init(config.seed))
-    restored = Stored(folder, warn).chosen(which, like)
-    refuse_differences(restored.record["config"], config, workdir)
+    restored = CheckpointReader(folder, warn).chosen(which, like)
+    require_compatible(restored.record["config"], config, workdir)
     return compiled, restored
 
 
@@ -350,12 +352,12 @@ class History:
     def __init__(
         self,
         config: Config,
-        file: records.MetricsFile,
+        file: records.JsonLinesFile,
         first_step: int,
         listener: Listener | None,
     ):
         self._config, self._file, self._listener = config, file, listener
-        self._lines = [line for text in file.text.splitlines() if (line := measurement(text))]
+        self._lines = [line for text in file.text.splitlines() if (line := parse_measurement(text))]
         self._pending: deque[Pending] = deque()
         self._clock = first_step, time.monotonic()  # the rate counts from here
         self.images_per_second = 0.0

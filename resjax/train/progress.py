@@ -20,7 +20,7 @@ Listener = Callable[[Progress], None]
 Warn = Callable[[str], None]
 
 
-def warn_user(text: str) -> None:
+def print_warning(text: str) -> None:
     """Tells of what a run survives."""
     print(f"resjax: warning: {text}", file=sys.stderr, flush=True)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from resjax import run_files
-from resjax.disk import what_failed, write_whole
+from resjax.disk import describe_disk_error, write_atomically
 from resjax.errors import UserError
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -27,7 +27,7 @@ PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; a number that is not finite becomes null."""
-    write_whole(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
+    write_atomically(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
 
 
 def write_provenance(path: Path, step: int, further: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ def _git(*words: str) -> str | None:
         return None
 
 
-class MetricsFile:
+class JsonLinesFile:
     """metrics.jsonl: one JSON object a line, appended.
 
     A disk that is full or away ends no run: lines wait in memory until it takes them.
@@ -139,7 +139,7 @@ class MetricsFile:
             return
         if self._file:
             self._file.close()
-        write_whole(self._path, self.text)
+        write_atomically(self._path, self.text)
         self._file = self._path.open("ab", buffering=0)
         self._behind = False
 
@@ -149,7 +149,7 @@ class MetricsFile:
             yield
         except OSError as error:
             if not self._behind:
-                why = what_failed(error)
+                why = describe_disk_error(error)
                 self._warn(f"{self._path}: {why}; lines wait in memory until it can be written")
             self._behind = True
 
@@ -160,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it holds something else.
     """
-    return _read(run_files.read_object, path)
+    return _read(run_files.read_json_object, path)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

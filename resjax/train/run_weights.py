@@ -11,7 +11,7 @@ from resjax.data.crops import usual_shorter_side
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
 from resjax.train.loop import restored_run
-from resjax.train.progress import Warn, warn_user
+from resjax.train.progress import Warn, print_warning
 from resjax.train.sources import Streamed
 from resjax.train.step import Program
 from resjax.transfer.weights import Preprocessing, Weights
@@ -26,7 +26,7 @@ def is_run_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and any((path / name).exists() for name in has)
 
 
-def weights_of_run(workdir: Path, which: str = "last", warn: Warn = warn_user) -> Weights:
+def weights_of_run(workdir: Path, which: str = "last", warn: Warn = print_warning) -> Weights:
     """The weights of one of a run's checkpoints; the averaged ones, where the run has them.
 
     Images then come to the network as in the run's evaluation; of `data.eval_crop=ten`, which

@@ -24,17 +24,17 @@ class Stopped(BaseException):
         self.code = 128 + by  # what a shell says of a process that a signal ended
 
 
-class Stop:
+class StopRequest:
     """Whether this process was asked to stop."""
 
-    def __init__(self, tell: Callable[[str], None] = lambda _: None):
-        """Nobody has asked yet; `tell` is told what comes of a signal."""
+    def __init__(self, notify: Callable[[str], None] = lambda _: None):
+        """Nobody has asked yet; `notify` is told what comes of a signal."""
         self.signal: int | None = None
-        self._tell = tell
+        self._notify = notify
         self._saves = False
         self._calls = 0
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop here; several processes agree, and stop at the same call."""
         import jax
 
@@ -49,7 +49,7 @@ class Stop:
         return False
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def graceful(self) -> Iterator[None]:
         """Within it somebody looks at `asked` and saves; elsewhere a signal ends the process."""
         self._saves = True
         try:
@@ -57,31 +57,31 @@ class Stop:
         finally:
             self._saves = False
 
-    def take(self, number: int) -> None:
+    def receive(self, number: int) -> None:
         """A signal came."""
         if not self._saves or (self.signal is not None and number == signal.SIGINT):
-            self._tell(f"{_name(number)}: left at once")
+            self._notify(f"{_name(number)}: left at once")
             os._exit(128 + number)
         if self.signal is None:
             self.signal = number
-            self._tell(f"{_name(number)}: saving after this dispatch; Ctrl-C leaves at once")
+            self._notify(f"{_name(number)}: saving after this dispatch; Ctrl-C leaves at once")
 
 
 @contextmanager
 def stop_on_signals(
     ours: tuple[int, ...] = SIGNALS,
     together: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[Stop]:
+    notify: Callable[[str], None] = lambda _: None,
+) -> Iterator[StopRequest]:
     """Takes SIGTERM and Ctrl-C over, for a command or a worker process; from its main thread.
 
     Args:
       ours: the signals.
       together: whether processes train together: then JAX keeps SIGTERM, to agree on when to stop,
         and Ctrl-C becomes one.
-      tell: is told what comes of a signal.
+      notify: is told what comes of a signal.
     """
-    stop = Stop(tell)
+    stop = StopRequest(notify)
     ours = tuple(each for each in ours if each == signal.SIGINT or not together)
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -90,7 +90,7 @@ def stop_on_signals(
         while received := reading.recv(1):
             if received[0] not in ours:
                 continue
-            stop.take(received[0])
+            stop.receive(received[0])
             if together:
                 os.kill(os.getpid(), signal.SIGTERM)
 

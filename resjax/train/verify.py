@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resjax import run_files
-from resjax.disk import DamagedError, require_seal
+from resjax.disk import DamagedError, verify_checksums
 from resjax.errors import UserError
 from resjax.train import records
-from resjax.train.checkpoint_reader import Restored, Stored, read_whole
-from resjax.train.identity import differing
+from resjax.train.checkpoint_reader import CheckpointReader, Restored, read_checkpoint
+from resjax.train.identity import config_differences
 from resjax.transfer.weights import is_weights_folder
 
 MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     """What was found at a path."""
 
     path: Path
-    what: str
+    message: str
     damaged: bool = True
 
 
@@ -57,7 +57,7 @@ def verify(root: Path) -> list[Finding]:
 
 def _verify_weights(folder: Path) -> Finding:
     try:
-        require_seal(folder)
+        verify_checksums(folder)
     except DamagedError as error:
         return Finding(folder, f"damaged: {error}")
     return Finding(folder, "whole: weights", damaged=False)
@@ -83,9 +83,9 @@ def _verify_run(run: Path) -> Iterator[Finding]:
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Restored | DamagedError]]:
     """Every checkpoint of a folder: what it holds, arrays aside, or what is wrong with it."""
-    for step in Stored(folder).steps():
+    for step in CheckpointReader(folder).steps():
         try:
-            _, record = read_whole(folder / str(step))
+            _, record = read_checkpoint(folder / str(step))
             yield step, Restored(step, None, record)
         except DamagedError as error:
             yield step, error
@@ -100,7 +100,7 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
             continue
         if content is None:
             yield Finding(run / name, "missing")
-        elif newest and name == "config.json" and differing(newest["config"], content):
+        elif newest and name == "config.json" and config_differences(newest["config"], content):
             yield Finding(run / name, "damaged: the newest checkpoint has another config")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.transfer.naming import to_torchvision
 from resjax.transfer.weights import Weights, flat
@@ -42,7 +42,9 @@ def export_torchvision(weights: Weights, path: Path) -> None:
         "std": np.asarray(weights.statistics.std).tolist(),
         "class_names": list(weights.class_names),
     }
-    write_whole(path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(description)}))
+    write_atomically(
+        path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(description)})
+    )
 
 
 def _why_not(model: Mapping[str, Any]) -> str | None:

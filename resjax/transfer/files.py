@@ -16,7 +16,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from resjax.disk import in_short, what_failed
+from resjax.disk import describe_disk_error, summarize
 from resjax.errors import UserError
 from resjax.transfer import keras_file, torch_file
 from resjax.transfer.zipped import Archive
@@ -84,7 +84,7 @@ def read_arrays(path: Path) -> Arrays:
     try:
         found = _read_folder(path) if path.is_dir() else _read_file(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {what_failed(error)}") from error
+        raise UserError(f"{path}: cannot be read: {describe_disk_error(error)}") from error
     if not any(_is_float(array) for array in found.arrays.values()):
         raise UserError(f"{path}: holds no weights: none of its arrays is of floats")
     return _in_float32(found, path)
@@ -164,7 +164,7 @@ def _read_safetensors(path: Path) -> Arrays:
         (length,) = struct.unpack("<Q", content[:8])
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: truncated or damaged safetensors ({in_short(error)})") from error
+        raise UserError(f"{path}: truncated or damaged safetensors ({summarize(error)})") from error
     arrays = {}
     for name, tensor in sorted(tensors):
         if tensor["dtype"] not in _SAFETENSORS_TYPES:
@@ -186,7 +186,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON, it is damaged ({in_short(error)})") from error
+        raise UserError(f"{path}: is no JSON, it is damaged ({summarize(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no object of JSON")
     return content

@@ -13,7 +13,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
 from resjax.data.download import download
-from resjax.disk import DamagedError, digest, in_short, require_seal, seal, what_failed
+from resjax.disk import (
+    DamagedError,
+    describe_disk_error,
+    digest,
+    summarize,
+    verify_checksums,
+    write_checksums,
+)
 from resjax.errors import UserError
 from resjax.transfer.files import BESIDE, INDEX, WHOLE
 
@@ -73,11 +80,11 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             download(url, path, announce)
-            seal(folder)
+            write_checksums(folder)
     except OSError as error:
         raise UserError(
-            f"{url}: cannot be fetched: {what_failed(error)}; have it fetched elsewhere and name "
-            "the file"
+            f"{url}: cannot be fetched: {describe_disk_error(error)}; have it fetched elsewhere "
+            "and name the file"
         ) from error
     if not (found := digest(path)).startswith(expected):
         shutil.rmtree(folder)
@@ -90,7 +97,7 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
 
 def _is_whole(path: Path) -> bool:
     try:
-        require_seal(path.parent)
+        verify_checksums(path.parent)
     except DamagedError:
         return False
     return path.is_file()
@@ -123,7 +130,7 @@ def _from_hub(source: str) -> Path:
             local_files_only=refusal is not None,
         )
     except Exception as error:
-        why = in_short(refusal or error)
+        why = summarize(refusal or error)
         raise UserError(
             f"{source}: cannot be had from the hub ({why}), and was not fetched before"
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.data.decoding import Interpolation
 from resjax.data.resident import Statistics
-from resjax.disk import DamagedError, require_seal, seal, write_whole
+from resjax.disk import DamagedError, verify_checksums, write_atomically, write_checksums
 from resjax.errors import UserError
 from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, build
@@ -89,9 +89,9 @@ def save(weights: Weights, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
-    write_whole(folder / ARRAYS, to_bytes(contiguous))
-    write_whole(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
-    seal(folder)
+    write_atomically(folder / ARRAYS, to_bytes(contiguous))
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    write_checksums(folder)
 
 
 def load(folder: Path) -> Weights:
@@ -105,7 +105,7 @@ def load(folder: Path) -> Weights:
     if not is_weights_folder(folder):
         raise UserError(f"{folder} is no weights folder: it has no {DESCRIPTION}")
     try:
-        require_seal(folder)
+        verify_checksums(folder)
         described = json.loads((folder / DESCRIPTION).read_bytes())
         arrays = load_file(folder / ARRAYS)
     except DamagedError as error:

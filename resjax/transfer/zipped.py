@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from resjax.disk import in_short
+from resjax.disk import summarize
 from resjax.errors import UserError
 
 # What a file may become in memory, as a multiple of its size, and whatever its size. Weights hardly
@@ -71,4 +71,4 @@ class Archive:
             raise self.damaged(error) from error
 
     def damaged(self, error: Exception) -> UserError:
-        return UserError(f"{self.path}: truncated or damaged zip archive ({in_short(error)})")
+        return UserError(f"{self.path}: truncated or damaged zip archive ({summarize(error)})")

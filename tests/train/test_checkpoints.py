@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resjax.disk import SEAL
+from resjax.disk import CHECKSUMS
 from resjax.errors import UserError
-from resjax.train.checkpoints import KEPT, Checkpoints
+from resjax.train.checkpoints import KEEP_LATEST, CheckpointManager
 from resjax.train.step import State
 
 RECORD = {"metrics": ""}
@@ -35,7 +35,7 @@ def state_at(step, seed=0):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    opened = Checkpoints(tmp_path / "checkpoints")
+    opened = CheckpointManager(tmp_path / "checkpoints")
     yield opened
     opened.close()
 
@@ -49,10 +49,10 @@ def bits(state):
 
 def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
     state = state_at(7)
-    writer = Checkpoints(tmp_path / "checkpoints")
+    writer = CheckpointManager(tmp_path / "checkpoints")
     writer.save(state, 7, RECORD)
     writer.close()
-    reader = Checkpoints(tmp_path / "checkpoints")
+    reader = CheckpointManager(tmp_path / "checkpoints")
     restored = reader.restore(lambda _: state_at(0, seed=1)).state
     reader.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -74,7 +74,7 @@ def test_the_newest_are_kept_and_the_newest_of_them_is_restored(checkpoints, tmp
     assert checkpoints.restore(state_at).step == 8
     checkpoints.close()
     kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
-    assert kept == list(steps[-KEPT:])
+    assert kept == list(steps[-KEEP_LATEST:])
 
 
 def test_where_nothing_was_saved_there_is_nothing_to_restore(checkpoints):
@@ -90,7 +90,7 @@ def test_a_saved_state_may_be_donated_at_once(checkpoints):
 
 def test_a_folder_relative_to_the_working_directory_is_as_good(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = Checkpoints((tmp_path / "checkpoints").relative_to(tmp_path))
+    relative = CheckpointManager((tmp_path / "checkpoints").relative_to(tmp_path))
     relative.save(state_at(2), 2, RECORD)
     relative.close()
     assert (tmp_path / "checkpoints" / "2").is_dir()
@@ -126,9 +126,9 @@ def test_sha256sum_understands_the_seal(checkpoints, tmp_path):
     checkpoints.save(state_at(2), 2, RECORD)
     checkpoints.wait()
     folder = tmp_path / "checkpoints" / "2"
-    assert {line.split("  ")[1] for line in (folder / SEAL).read_text().splitlines()} == {
+    assert {line.split("  ")[1] for line in (folder / CHECKSUMS).read_text().splitlines()} == {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name != SEAL
+        if path.is_file() and path.name != CHECKSUMS
     }
-    subprocess.run(["sha256sum", "--check", "--quiet", SEAL], cwd=folder, check=True)
+    subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=folder, check=True)

@@ -10,13 +10,13 @@ import pytest
 JOIN = """
 import sys
 from resjax.errors import UserError
-from resjax.train.distributed import Cluster, join, leads
+from resjax.train.distributed import Cluster, join, is_main_process
 try:
     join(Cluster())
 except UserError as error:
     sys.exit(str(error))
 import jax
-print(jax.process_index(), jax.process_count(), leads(), jax.device_count())
+print(jax.process_index(), jax.process_count(), is_main_process(), jax.device_count())
 """
 
 

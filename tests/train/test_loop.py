@@ -13,7 +13,7 @@ from resjax.config import to_dict
 from resjax.errors import UserError
 from resjax.train import loop
 from resjax.train.loop import History, evaluate, train
-from resjax.train.records import MetricsFile
+from resjax.train.records import JsonLinesFile
 
 BATCH = 16
 
@@ -101,7 +101,7 @@ def test_the_summary_tells_the_last_lines_and_the_best_beside_them(finished):
 
 
 def test_the_best_is_told_beside_the_final_error_and_never_instead(config, tmp_path):
-    history = History(config, MetricsFile(tmp_path / "metrics.jsonl", ""), 0, None)
+    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 0, None)
     for step, error in [(3, 0.5), (6, 0.1), (9, 0.1), (10, 0.3)]:
         history.add(step, "test", {"loss": error, "error": error})
     history.fetch()
@@ -165,11 +165,11 @@ def test_a_run_killed_while_it_wrote_a_line_goes_on_from_its_checkpoint(config, 
 def test_a_checkpoint_is_never_ahead_of_the_metrics(config, tmp_path, monkeypatch):
     written = {}
 
-    def save(checkpoints, state, step, record, save=loop.Checkpoints._save):
+    def save(checkpoints, state, step, record, save=loop.CheckpointManager._save):
         written[step] = [line["step"] for line in read_lines(tmp_path)]
         save(checkpoints, state, step, record)
 
-    monkeypatch.setattr(loop.Checkpoints, "_save", save)
+    monkeypatch.setattr(loop.CheckpointManager, "_save", save)
     train(config, tmp_path)
     assert written == {6: [3, 6, 6], 10: [3, 6, 6, 9, 10, 10]}
 
@@ -260,7 +260,7 @@ def clock(monkeypatch):
 
 
 def test_the_rate_counts_images_that_are_done_and_not_those_under_way(config, tmp_path, clock):
-    history = History(config, MetricsFile(tmp_path / "metrics.jsonl", ""), 0, None)
+    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 0, None)
     rates = []
     for now, step in [(0, 3), (2, 6), (4, 9), (6, 12)]:  # a dispatch takes 2 s
         clock.now = now
@@ -276,7 +276,7 @@ def test_the_rate_counts_images_that_are_done_and_not_those_under_way(config, tm
 
 
 def test_a_resumed_run_counts_only_its_own_images(config, tmp_path, clock):
-    history = History(config, MetricsFile(tmp_path / "metrics.jsonl", ""), 6, None)
+    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 6, None)
     clock.now = 4
     history.add(9, "train", {"loss": 0.5, "error": 0.5})
     history.fetch()
@@ -288,7 +288,7 @@ def test_metrics_go_on_behind_those_of_the_step_that_is_resumed(config, tmp_path
     path, metrics = tmp_path / "metrics.jsonl", {"loss": 0.5, "error": 0.5}
     behind = ""
     for first_step, steps in [(0, (3, 6, 9)), (6, (9, 10))]:
-        history = History(config, MetricsFile(path, behind), first_step, None)
+        history = History(config, JsonLinesFile(path, behind), first_step, None)
         for step in steps:
             history.add(step, "train", metrics)
             history.fetch()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resjax.disk import write_whole
+from resjax.disk import write_atomically
 from resjax.run_files import read_measurements
 from resjax.train import records
 
@@ -34,7 +34,7 @@ def test_a_file_is_never_there_in_part(tmp_path, monkeypatch):
 
 
 def test_others_may_read_what_a_run_writes(tmp_path):
-    write_whole(tmp_path / "summary.json", "{}")
+    write_atomically(tmp_path / "summary.json", "{}")
     assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o644
 
 
@@ -61,7 +61,7 @@ def as_text(content):
 
 
 def write_lines(path, lines, behind=""):
-    file = records.MetricsFile(path, behind)
+    file = records.JsonLinesFile(path, behind)
     for each in lines:
         file.write(each)
     file.close()
@@ -69,7 +69,7 @@ def write_lines(path, lines, behind=""):
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    file = records.MetricsFile(path, "")
+    file = records.JsonLinesFile(path, "")
     file.write(line(1, loss=0.5))
     assert read_measurements(path) == [line(1, loss=0.5)]
     file.close()

@@ -12,7 +12,7 @@ import pytest
 from resjax.errors import UserError
 from resjax.train import checkpoints
 from resjax.train.loop import evaluate, train
-from resjax.train.signals import Stop, Stopped
+from resjax.train.signals import Stopped, StopRequest
 from resjax.train.verify import verify
 
 TIMES = ("seconds", "compile_seconds", "images_per_second")
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused_by_its_name_and_left_alone(config, finished, 
 
 def asking(at):
     """A stop, and a listener that asks for it at a step."""
-    stop = Stop()
+    stop = StopRequest()
 
     def listen(progress):
         if progress.step == at:
@@ -192,7 +192,7 @@ def disk(monkeypatch):
     """`disk.free` bytes are left where checkpoints are saved, and saves are tried again at once."""
     state = SimpleNamespace(free=2**40)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: state)
-    monkeypatch.setattr(checkpoints, "RETRY", 0.0)
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.0)
     return state
 
 
@@ -280,7 +280,7 @@ def test_evaluate_takes_the_best_or_a_step_and_passes_over_what_is_damaged(finis
 def test_verify_finds_a_whole_run_whole(finished):
     (finding,) = verify(finished)
     assert not finding.damaged
-    assert "8, 10" in finding.what
+    assert "8, 10" in finding.message
 
 
 def flip(path):
@@ -309,8 +309,8 @@ def test_verify_names_what_is_damaged(finished, tmp_path, where, do, says):
     do(workdir / where)
     findings = verify(tmp_path)
     assert all(finding.damaged for finding in findings)
-    assert any(says in finding.what for finding in findings)
-    assert all("\n" not in finding.what for finding in findings)
+    assert any(says in finding.message for finding in findings)
+    assert all("\n" not in finding.message for finding in findings)
 
 
 def test_verify_finds_numbers_that_are_not_those_of_the_run(finished, tmp_path):

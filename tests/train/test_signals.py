@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from resjax.train.signals import Stop, Stopped, stop_on_signals
+from resjax.train.signals import Stopped, StopRequest, stop_on_signals
 
 # Says `ready`, then busies the main thread in C, as a compiler does: no handler of Python's runs.
 BUSY = """
@@ -17,12 +17,12 @@ from resjax.train.signals import stop_on_signals
 def busy(seconds):
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6))
 
-with stop_on_signals(tell=lambda text: print(text, file=sys.stderr, flush=True)) as stop:
+with stop_on_signals(notify=lambda text: print(text, file=sys.stderr, flush=True)) as stop:
     if sys.argv[1] == "heeded":
-        with stop.heeded():
+        with stop.graceful():
             print("ready", flush=True)
             busy(float(sys.argv[2]))
-            print("came back", stop.asked(), flush=True)
+            print("came back", stop.requested(), flush=True)
     else:
         print("ready", flush=True)
         busy(100)
@@ -96,7 +96,7 @@ def test_outside_of_it_signals_are_as_they_were():
 
 
 def test_nobody_asks_at_first():
-    assert not Stop().asked()
+    assert not StopRequest().requested()
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

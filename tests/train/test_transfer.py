@@ -17,9 +17,9 @@ from resjax.models.layout import scanned, unrolled
 from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build
 from resjax.train import optimizer, weights
-from resjax.train.checkpoint_reader import named
+from resjax.train.checkpoint_reader import named_arrays
 from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
-from resjax.train.signals import Stop, Stopped
+from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Program, program
 from resjax.train.verify import verify
 from resjax.transfer.weights import Preprocessing, Weights, flat
@@ -89,7 +89,7 @@ def refusal(action):
 
 def arrays(state):
     """Copies, because a state is donated to its step."""
-    return {name: np.array(array) for name, array in named(state).items()}
+    return {name: np.array(array) for name, array in named_arrays(state).items()}
 
 
 def changed(before, after):
@@ -358,7 +358,7 @@ def test_scanned_and_unrolled_networks_train_alike(tmp_path):
 # Going on.
 
 
-class StopAfter(Stop):
+class StopAfter(StopRequest):
     """Asks to stop after so many dispatches."""
 
     def __init__(self, dispatches):
