@@ -297,7 +297,7 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     found = _weights(arguments.weights, options=options)
     weights.save(found, arguments.out)
-    print(weights.describe(found))
+    print(weights.summarize(found))
     print(f"weights folder: {arguments.out}")
     return 0
 

@@ -1,23 +1,15 @@
 """A run's network as weights, which all that uses networks takes, wherever they come from."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from resjax.config import Model
-from resjax.data.crops import usual_shorter_side
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
 from resjax.train.loop import restored_run
 from resjax.train.progress import Warn, print_warning
 from resjax.train.sources import Streamed
-from resjax.train.step import Program
-from resjax.transfer.weights import Preprocessing, Weights
-
-# They change how a network is trained or compiled, and not what it says of images.
-OF_TRAINING = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
+from resjax.transfer.weights import Weights, describe_run, from_description
 
 
 def is_run_folder(path: Path) -> bool:
@@ -42,28 +34,17 @@ def weights_of_run(workdir: Path, which: str = "last", warn: Warn = print_warnin
         its images are not square.
     """
     program, restored = restored_run(workdir, which, warn)
-    state = restored.state
+    state, source = restored.state, program.source
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
-    return Weights(
-        model={**_architecture(program.config.model), "classes": program.classes},
-        variables=jax.device_get(unrolled(dict(variables))),
-        statistics=program.statistics._replace(color_axes=None),
-        preprocessing=_preprocessing(program, workdir),
-        class_names=tuple(program.source.class_names),
-        source={"format": "resjax run", "file": str(workdir), "step": restored.step},
+    description = describe_run(
+        program.config,
+        program.statistics,
+        program.image_shape,
+        source.class_names,
+        streamed=isinstance(source, Streamed),
     )
-
-
-def _architecture(model: Model) -> dict[str, Any]:
-    return {name: value for name, value in asdict(model).items() if name not in OF_TRAINING}
-
-
-def _preprocessing(program: Program, workdir: Path) -> Preprocessing:
-    height, width, channels = program.image_shape
-    if height != width:
-        raise UserError(
-            f"{workdir}: trained on images of {height}x{width} pixels; weights take square ones, "
-            "such as a run with data.image_size has"
-        )
-    cut = isinstance(program.source, Streamed) and program.config.data.image_size
-    return Preprocessing(height, usual_shorter_side(height) if cut else height, channels)
+    origin = {"format": "resjax run", "file": str(workdir), "step": restored.step}
+    try:
+        return from_description(description, jax.device_get(unrolled(dict(variables))), origin)
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from error

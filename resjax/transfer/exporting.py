@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.transfer.naming import to_torchvision
-from resjax.transfer.weights import Weights, flat
+from resjax.transfer.weights import Weights, describe, flat
 
 
 def export_torchvision(weights: Weights, path: Path) -> None:
@@ -35,15 +34,8 @@ def export_torchvision(weights: Weights, path: Path) -> None:
         for ours, value in flat(weights.variables).items()
         for name, array in to_torchvision(ours, value, deep=deep, averages=averages)
     }
-    description = {
-        "model": dict(model),
-        "preprocessing": asdict(weights.preprocessing),
-        "mean": np.asarray(weights.statistics.mean).tolist(),
-        "std": np.asarray(weights.statistics.std).tolist(),
-        "class_names": list(weights.class_names),
-    }
     write_atomically(
-        path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(description)})
+        path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(describe(weights))})
     )
 
 

@@ -24,7 +24,7 @@ from resjax.transfer.files import Arrays, read_arrays
 from resjax.transfer.naming import NAMINGS, Translated, translate
 from resjax.transfer.recognition import UnknownNetworkError, recognize
 from resjax.transfer.surgery import backbone
-from resjax.transfer.weights import Preprocessing, Weights, flat, nested
+from resjax.transfer.weights import Preprocessing, Weights, flat, from_description, nested
 
 SHOWN = 5  # names that a message lists
 KERAS_EPSILON = 1.001e-5  # of keras.applications.resnet
@@ -104,20 +104,18 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     model = {**architecture(**_without(fields, "classes", "bn_epsilon")), **fields, **epsilon}
     channels = translated.arrays["params/stem/Conv_0/kernel"].shape[2]
     _require_all(translated, model, channels, options.without_head)
+    variables = nested(translated.arrays)
+    source = {"file": path.name, "sha256": _digest(path), "format": f"{file.format}, {library}"}
     if described:
-        statistics = Statistics(
-            *(np.asarray(described[name], np.float32) for name in ("mean", "std"))
-        )
-        prepared = Preprocessing(**described["preprocessing"])
-    else:
-        statistics, prepared = _preprocessing(library, path, file.metadata, channels)
+        return from_description({**described, "model": model}, variables, source)
+    statistics, prepared = _preprocessing(library, path, file.metadata, channels)
     return Weights(
         model=model,
-        variables=nested(translated.arrays),
+        variables=variables,
         statistics=statistics,
         preprocessing=prepared,
-        class_names=_class_names(described, file.metadata, model["classes"]),
-        source={"file": path.name, "sha256": _digest(path), "format": f"{file.format}, {library}"},
+        class_names=_class_names(file.metadata, model["classes"]),
+        source=source,
     )
 
 
@@ -194,10 +192,8 @@ def _preprocessing(
     return conventions.of_library(library, path.name, channels)
 
 
-def _class_names(described: Any, metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+def _class_names(metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """What is written beside the weights, or the 1,000 of ImageNet for as many."""
-    if described:
-        return tuple(described["class_names"])
     config = metadata.get("config", {})
     if isinstance(names := config.get("id2label"), Mapping) and len(names) == classes:
         return tuple(str(names[str(index)]) for index in range(classes))

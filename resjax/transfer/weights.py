@@ -6,7 +6,7 @@ come to it, and a seal. It needs no resjax to be read.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
+from resjax.config import Config
+from resjax.data.crops import usual_shorter_side
 from resjax.data.decoding import Interpolation
 from resjax.data.resident import Statistics
 from resjax.disk import DamagedError, verify_checksums, write_atomically, write_checksums
@@ -22,6 +24,8 @@ from resjax.models.layout import Variables
 from resjax.models.resnet import ResNet, build
 
 ARRAYS = "weights.safetensors"
+# Model fields that change how a network is trained or compiled, but not what it computes.
+TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,88 @@ class Weights:
         return build({**self.model, **overrides})
 
 
+def describe_run(
+    config: Config,
+    statistics: Statistics,
+    image_shape: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    streamed: bool,
+) -> dict[str, Any]:
+    """Returns what a run's checkpoints record as `weights`, for `from_description`.
+
+    The preprocessing is that of the run's evaluation; for `data.eval_crop=ten`, which averages over
+    ten crops, it is the center crop alone.
+
+    Args:
+      config: of the run, resolved.
+      statistics: those that the run normalizes images with.
+      image_shape: (h, w, c) of a batch's images.
+      class_names: one for each class.
+      streamed: whether images are cropped on the host, from files of any size.
+
+    Returns:
+      A JSON object. Its `preprocessing` is None if images are not square.
+    """
+    height, width, channels = image_shape
+    resized = streamed and config.data.image_size is not None
+    shorter_side = usual_shorter_side(height) if resized else height
+    fields = asdict(config.model).items()
+    return {
+        "model": {
+            **{name: value for name, value in fields if name not in TRAINING_ONLY},
+            "classes": len(class_names),
+        },
+        "statistics": _statistics_as_json(statistics),
+        "preprocessing": asdict(Preprocessing(height, shorter_side, channels))
+        if height == width
+        else None,
+        "class_names": list(class_names),
+    }
+
+
+def describe(weights: Weights) -> dict[str, Any]:
+    """Returns everything about weights but their arrays and source, as a JSON object."""
+    return {
+        "model": dict(weights.model),
+        "statistics": _statistics_as_json(weights.statistics),
+        "preprocessing": asdict(weights.preprocessing),
+        "class_names": list(weights.class_names),
+    }
+
+
+def from_description(
+    description: Mapping[str, Any], variables: Variables, source: Mapping[str, Any]
+) -> Weights:
+    """Returns weights from what `describe` or `describe_run` returned, and their arrays.
+
+    Raises:
+      UserError: the images are not square, so no preprocessing leads to them.
+    """
+    if description["preprocessing"] is None:
+        raise UserError(
+            "was trained on images that are not square, which weights cannot describe; train on "
+            "square ones, such as with data.image_size"
+        )
+    arrays = description.get("statistics", description)  # older exports have them at the top
+    mean, std = (np.asarray(arrays[name], np.float32) for name in ("mean", "std"))
+    return Weights(
+        model=description["model"],
+        variables=variables,
+        statistics=Statistics(mean, std),
+        preprocessing=Preprocessing(**description["preprocessing"]),
+        class_names=tuple(description["class_names"]),
+        source=source,
+    )
+
+
+def _statistics_as_json(statistics: Statistics) -> dict[str, Any]:
+    return {
+        "mean": np.asarray(statistics.mean, np.float32).tolist(),
+        "std": np.asarray(statistics.std, np.float32).tolist(),
+    }
+
+
 def is_weights_folder(path: Path) -> bool:
     return (path / DESCRIPTION).is_file()
 
@@ -76,17 +162,8 @@ def save(weights: Weights, folder: Path) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    arrays = {
-        **flat(weights.variables),
-        "statistics/mean": weights.statistics.mean,
-        "statistics/std": weights.statistics.std,
-    }
-    description = {
-        "model": dict(weights.model),
-        "preprocessing": asdict(weights.preprocessing),
-        "class_names": list(weights.class_names),
-        "source": dict(weights.source),
-    }
+    arrays = flat(weights.variables)
+    description = {**describe(weights), "source": dict(weights.source)}
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     write_atomically(folder / ARRAYS, to_bytes(contiguous))
@@ -110,18 +187,13 @@ def load(folder: Path) -> Weights:
         arrays = load_file(folder / ARRAYS)
     except DamagedError as error:
         raise UserError(f"{folder} is damaged: {error}; import the weights again") from error
-    statistics = Statistics(arrays.pop("statistics/mean"), arrays.pop("statistics/std"))
-    return Weights(
-        model=described["model"],
-        variables=nested(arrays),
-        statistics=statistics,
-        preprocessing=Preprocessing(**described["preprocessing"]),
-        class_names=tuple(described["class_names"]),
-        source=described["source"],
-    )
+    if "statistics/mean" in arrays:  # written before descriptions held them
+        mean, std = arrays.pop("statistics/mean"), arrays.pop("statistics/std")
+        described["statistics"] = {"mean": mean, "std": std}
+    return from_description(described, nested(arrays), described["source"])
 
 
-def describe(weights: Weights) -> str:
+def summarize(weights: Weights) -> str:
     """In two lines: the network, and how images come to it."""
     model, made = weights.model, weights.preprocessing
     parameters = sum(array.size for array in flat(weights.variables["params"]).values())
