@@ -156,7 +156,7 @@ def _show(arguments: argparse.Namespace) -> int:
         dataset.train,
         dataset.class_names,
         statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
-        Augmentation.asked(data),
+        Augmentation.from_config(data),
         resolved.seed,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

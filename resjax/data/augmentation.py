@@ -1,7 +1,7 @@
 """Augmentation on the device: pure functions of keys and a batch.
 
-Every image has a key of its own, so what is drawn for it does not depend on how a batch is divided
-among devices. What is drawn for a batch, how two images mix, has a key that all devices share.
+Each image has its own key, so its draws do not depend on how a batch is divided among devices.
+Draws for a whole batch (how two images mix) use one key that all devices share.
 """
 
 import enum
@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from resjax.data.resident import Statistics, scale, standardize
 from resjax.data.trivial_augment import GREY, trivial_augment
 
 Images = Float[Array, "n h w c"]
-Targets = Float[Array, "n classes"]
-ERASED_SHARE = (0.02, 0.33)  # of an image's area, least and largest (Zhong et al. 2017)
-ERASED_RATIO = (0.3, 3.3)  # of height to width
-ERASING_TRIES = 10  # to find a rectangle that lies within the image, as torchvision tries
+Batch = dict[str, Array]
+ERASED_AREA = (0.02, 0.33)  # bounds, as a fraction of the image's area (Zhong et al. 2017)
+ERASED_RATIO = (0.3, 3.3)  # bounds of height / width
+ERASING_TRIES = 10  # draws until a rectangle fits into the image, as in torchvision
 
 
 class Augmentation(NamedTuple):
-    """What is asked for, as the config's `data` has it and tells it; each is off as it stands."""
+    """Which augmentations are applied and how strongly; the fields of `config.data`, all off."""
 
     crop_padding: int = 0
     flip: bool = False
@@ -37,9 +37,9 @@ class Augmentation(NamedTuple):
     cutmix: float = 0.0
 
     @classmethod
-    def asked(cls, config: Any) -> Self:
-        """Takes its fields out of `Config.data`."""
-        return cls(*(getattr(config, name) for name in cls._fields))
+    def from_config(cls, data: Any) -> Self:
+        """Returns the augmentation that the section `data` of a config describes."""
+        return cls(*(getattr(data, name) for name in cls._fields))
 
     @property
     def mixes(self) -> bool:
@@ -49,7 +49,7 @@ class Augmentation(NamedTuple):
 
 @enum.unique
 class Draw(enum.IntEnum):
-    """Numbers the draws of an image, so that one more leaves those of the others as they are."""
+    """Numbers of the random draws for an image; adding an augmentation changes no other's draws."""
 
     CROP = 0
     FLIP = 1
@@ -63,63 +63,67 @@ class Draw(enum.IntEnum):
 def augment(
     keys: Key[Array, "n"],
     batch_key: Key[Array, ""],
-    images: UInt8[Array, "n h w c"],
-    targets: Targets,
+    batch: Batch,
     statistics: Statistics,
-    asked: Augmentation,
-) -> tuple[Images, Targets]:
-    """Applies all that is asked, normalises, and gives what the network learns from.
+    augmentation: Augmentation,
+) -> Batch:
+    """Augments and normalizes the images of a batch, and mixes images and targets in pairs.
 
-    The order is that of the recipes. Operations on bytes come first, then those on colours in
-    [0, 1]; then normalisation, so that what padding, cutout and erasing fill with zeros is the mean
-    image. Images mix last, as they would be seen alone.
+    Operations on bytes come first, then those on colors in [0, 1], then normalization, so that
+    the zeros of padding, cutout and erasing are the mean image. Mixing comes last and applies the
+    same share to every floating-point entry. All other entries are returned unchanged.
 
     Args:
-      keys: of every image.
-      batch_key: of the batch.
-      images: bytes.
-      targets: probabilities of the classes.
-      statistics: with `color_axes` where `pca_lighting` is asked for.
-      asked: what is to be done.
+      keys: one for each image.
+      batch_key: the same on every device; used by mixing.
+      batch: `image` as uint8 (n, h, w, c). With mixing, n is even, and `label` holds probabilities
+        (n, classes) or regression targets (n, ...) in floating point.
+      statistics: of the dataset; `pca_lighting` needs its `color_axes`.
+      augmentation: what to apply.
+
+    Returns:
+      The batch with `image` in float32.
+
+    Raises:
+      ValueError: mixup or cutmix is on and `label` holds integers.
     """
 
     def draw(number: Draw) -> Key[Array, "n"]:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
-    if asked.trivial_augment:
+    images = batch["image"]
+    if augmentation.trivial_augment:
         images = trivial_augment(draw(Draw.TRIVIAL), images)
-    seen = scale(images)
-    if asked.color_jitter:
-        seen = color_jitter(draw(Draw.JITTER), seen, asked.color_jitter)
-    if asked.pca_lighting:
+    images = scale(images)
+    if augmentation.color_jitter:
+        images = color_jitter(draw(Draw.JITTER), images, augmentation.color_jitter)
+    if augmentation.pca_lighting:
         assert statistics.color_axes is not None
-        seen = pca_lighting(draw(Draw.LIGHTING), seen, statistics.color_axes, asked.pca_lighting)
-    seen = standardize(seen, statistics)
-    if asked.crop_padding:
-        seen = pad_crop(draw(Draw.CROP), seen, asked.crop_padding)
-    if asked.flip:
-        seen = flip(draw(Draw.FLIP), seen)
-    if asked.cutout:
-        seen = cutout(draw(Draw.CUTOUT), seen, asked.cutout)
-    if asked.random_erasing:
-        seen = random_erasing(draw(Draw.ERASING), seen, asked.random_erasing)
-    if asked.mixes:
-        seen, targets = mix(batch_key, seen, targets, asked.mixup, asked.cutmix)
-    return seen, targets
+        axes, deviation = statistics.color_axes, augmentation.pca_lighting
+        images = pca_lighting(draw(Draw.LIGHTING), images, axes, deviation)
+    images = standardize(images, statistics)
+    if augmentation.crop_padding:
+        images = pad_crop(draw(Draw.CROP), images, augmentation.crop_padding)
+    if augmentation.flip:
+        images = flip(draw(Draw.FLIP), images)
+    if augmentation.cutout:
+        images = cutout(draw(Draw.CUTOUT), images, augmentation.cutout)
+    if augmentation.random_erasing:
+        images = random_erasing(draw(Draw.ERASING), images, augmentation.random_erasing)
+    batch = {**batch, "image": images}
+    if augmentation.mixes:
+        batch = mix(batch_key, batch, augmentation.mixup, augmentation.cutmix)
+    return batch
 
 
 def pad_crop(keys: Key[Array, "n"], images: Images, padding: int) -> Images:
-    """Pads every side by zeros and crops a window of the old size anywhere, as He et al. 2015 do.
-
-    Zeros, so normalise first: then what is padded is the mean image.
+    """Pads each side with zeros and crops a random window of the original size (He et al. 2015).
 
     Args:
-      keys: draw every image's own offset.
-      images: (n, h, w, c).
-      padding: pixels.
+      keys: one for each image.
+      images: normalized, so that zeros are the mean image.
+      padding: pixels on each side.
     """
-    if not padding:
-        return images
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
     def crop(key: Array, image: Array) -> Array:
@@ -130,31 +134,31 @@ def pad_crop(keys: Key[Array, "n"], images: Images, padding: int) -> Images:
 
 
 def flip(keys: Key[Array, "n"], images: Images) -> Images:
-    """Mirrors every image left to right with probability a half."""
+    """Mirrors each image left to right with probability 1/2."""
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def color_jitter(keys: Key[Array, "n"], images: Images, strengths: tuple[float, ...]) -> Images:
-    """Changes brightness, contrast and saturation, in any order, as torchvision's ColorJitter does.
+    """Changes brightness, contrast and saturation in random order, as torchvision's ColorJitter.
 
     Args:
-      keys: draw every image's factors and their order.
-      images: in [0, 1], of 1 channel or 3.
-      strengths: of brightness, contrast and saturation; a factor is uniform between `1 - strength`,
-        or 0 if that is larger, and `1 + strength`.
+      keys: one for each image; draw the factors and their order.
+      images: in [0, 1], with 1 or 3 channels.
+      strengths: of brightness, contrast and saturation; each factor is uniform between
+        `max(0, 1 - strength)` and `1 + strength`.
     """
 
     def jitter(key: Array, image: Array) -> Array:
-        return adjust_colors(image, *drawn_colors(key, strengths))
+        return adjust_colors(image, *random_color_factors(key, strengths))
 
     return jax.vmap(jitter)(keys, images)
 
 
-def drawn_colors(
+def random_color_factors(
     key: Key[Array, ""], strengths: tuple[float, ...]
 ) -> tuple[Float[Array, "3"], Int[Array, "3"]]:
-    """The factors of `color_jitter`, and the order in which they come."""
+    """Draws the factors of `color_jitter` and the order in which they apply."""
     factor_key, order_key = jax.random.split(key)
     reach = jnp.asarray(strengths)
     least = jnp.maximum(1 - reach, 0)
@@ -165,9 +169,10 @@ def drawn_colors(
 def adjust_colors(
     image: Float[Array, "h w c"], factors: Float[Array, "3"], order: Int[Array, "3"]
 ) -> Float[Array, "h w c"]:
-    """Multiplies an image's distance to black (0), to its mean grey (1) and to its own greys (2).
+    """Scales the difference between an image and a degenerate image, once for each factor.
 
-    These are brightness, contrast and saturation; a greyscale image has none of the last to change.
+    The degenerate image is black for brightness (0), the mean gray for contrast (1), and the image
+    in grayscale for saturation (2), which therefore leaves a grayscale image unchanged.
     """
     weights = GREY / GREY.sum() if image.shape[-1] == GREY.size else np.ones(1)
     for which in order:
@@ -182,115 +187,132 @@ def adjust_colors(
 def pca_lighting(
     keys: Key[Array, "n"], images: Images, axes: Float[Any, "c c"], deviation: float
 ) -> Images:
-    """Shifts the colour of every image along the principal axes of all colours.
+    """Shifts the color of each image along the principal axes of the dataset's colors.
 
-    Krizhevsky et al. 2012, who draw the shift from a Gaussian of standard deviation 0.1.
+    Krizhevsky et al. 2012 use a standard deviation of 0.1.
 
     Args:
-      keys: draw every image's own shift.
-      images: in [0, 1]; what comes out may lie beyond.
-      axes: as `feed.color_axes` gives them.
-      deviation: standard deviation of the shift along an axis, in its length.
+      keys: one for each image.
+      images: in [0, 1]; results may lie outside.
+      axes: from `resident.color_axes`.
+      deviation: standard deviation of the shift along each axis, in units of its length.
     """
     along = jax.vmap(lambda key: jax.random.normal(key, axes.shape[-1:]))(keys) * deviation
-    return images + (along[:, None] * axes).sum(-1)[:, None, None]  # no product in TF32
+    return images + (along[:, None] * axes).sum(-1)[:, None, None]  # a matmul might run in TF32
 
 
 def cutout(keys: Key[Array, "n"], images: Images, side: int) -> Images:
-    """Puts zeros into a square, clipped where it leaves the image (DeVries & Taylor 2017).
+    """Fills a square around a random pixel with zeros, clipped at the border.
+
+    DeVries & Taylor 2017.
 
     Args:
-      keys: draw every image's own centre, any pixel.
-      images: normalised, so that zeros are the mean.
+      keys: one for each image.
+      images: normalized, so that zeros are the mean image.
       side: of the square, in pixels.
     """
     height, width = images.shape[1:3]
 
     def cut(key: Array, image: Array) -> Array:
-        square = box(drawn_pixel(key, height, width), (side, side), height, width)
+        square = box_mask(random_pixel(key, height, width), (side, side), height, width)
         return jnp.where(square[..., None], 0, image)
 
     return jax.vmap(cut)(keys, images)
 
 
 def random_erasing(keys: Key[Array, "n"], images: Images, probability: float) -> Images:
-    """Puts zeros into a rectangle within the image (Zhong et al. 2017, torchvision's defaults).
+    """Fills a random rectangle inside the image with zeros.
+
+    Zhong et al. 2017, with torchvision's defaults.
 
     Args:
-      keys: draw whether an image is erased, and its rectangle.
-      images: normalised, so that zeros are the mean.
-      probability: that an image is erased.
+      keys: one for each image.
+      images: normalized, so that zeros are the mean image.
+      probability: of erasing, for each image.
     """
     height, width = images.shape[1:3]
     sides = jnp.array([height, width])
 
     def erase(key: Array, image: Array) -> Array:
-        whether, share_key, ratio_key, place_key = jax.random.split(key, 4)
+        erase_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
         tries = (ERASING_TRIES,)
-        low, high = ERASED_SHARE
-        area = height * width * jax.random.uniform(share_key, tries, minval=low, maxval=high)
+        low, high = ERASED_AREA
+        area = height * width * jax.random.uniform(area_key, tries, minval=low, maxval=high)
         low, high = np.log(ERASED_RATIO)
         ratio = jnp.exp(jax.random.uniform(ratio_key, tries, minval=low, maxval=high))
         sizes = jnp.round(jnp.sqrt(jnp.stack([area * ratio, area / ratio], -1))).astype(int)
         fits = (sizes < sides).all(-1)
-        size = sizes[fits.argmax()]  # of the first that fits
+        size = sizes[fits.argmax()]  # the first that fits
         corner = jax.random.randint(place_key, (2,), 0, sides - size + 1)
-        rectangle = box(corner + size // 2, size, height, width)
-        erased = jax.random.bernoulli(whether, probability) & fits.any()
+        rectangle = box_mask(corner + size // 2, size, height, width)
+        erased = jax.random.bernoulli(erase_key, probability) & fits.any()
         return jnp.where(erased & rectangle[..., None], 0, image)
 
     return jax.vmap(erase)(keys, images)
 
 
-def mix(
-    key: Key[Array, ""], images: Images, targets: Targets, mixup: float, cutmix: float
-) -> tuple[Images, Targets]:
-    """Mixes every image and its target with its neighbour's: 0 with 1, 1 with 0, 2 with 3, ...
+def mix(key: Key[Array, ""], batch: Batch, mixup: float, cutmix: float) -> Batch:
+    """Mixes each image and its targets with its neighbor's: 0 with 1, 1 with 0, 2 with 3, ...
 
-    mixup (Zhang et al. 2017) averages the two, cutmix (Yun et al. 2019) pastes a box of one into
-    the other; the target is mixed by the share of pixels. As in the papers' code one share is drawn
-    for a batch. There partners come from a permutation of the batch; here, where batches are
-    shuffled already, they are neighbours, so that they lie on one device.
+    mixup (Zhang et al. 2017) averages two images; cutmix (Yun et al. 2019) pastes a box of one into
+    the other. Targets are averaged with the image's share of pixels. As in the papers' code, one
+    share is drawn per batch. The papers pair images by a random permutation; here batches are
+    shuffled already, and neighbors lie on one device.
 
     Args:
       key: the same on every device.
-      images: an even number.
-      targets: probabilities of the classes.
-      mixup: the share's distribution is Beta(mixup, mixup); 0 is off.
-      cutmix: likewise; where both are on, each batch takes either with probability a half.
+      batch: `image` (n, h, w, c), n even; every floating-point entry is mixed.
+      mixup: the share follows Beta(mixup, mixup); 0 is off.
+      cutmix: the share follows Beta(cutmix, cutmix); 0 is off. If both are on, each batch uses
+        either with probability 1/2.
+
+    Raises:
+      ValueError: `label` holds integers, which cannot be averaged.
     """
-    weights = kept(key, images.shape[1], images.shape[2], mixup, cutmix)[..., None]
+    if "label" in batch and not jnp.issubdtype(batch["label"].dtype, jnp.floating):
+        raise ValueError(
+            f"label is {batch['label'].dtype}: mixup and cutmix average labels, so the task must "
+            "first encode them as floating-point targets, such as one-hot probabilities"
+        )
+    height, width = batch["image"].shape[1:3]
+    weights = mixing_weights(key, height, width, mixup, cutmix)[..., None]
     share = weights.mean()
-    mixed = weights * images + (1 - weights) * partner(images)
-    return mixed, share * targets + (1 - share) * partner(targets)
+
+    def mixed(name: str, entry: Array) -> Array:
+        if not jnp.issubdtype(entry.dtype, jnp.floating):
+            return entry
+        weight = weights if name == "image" else share
+        return weight * entry + (1 - weight) * swap_neighbors(entry)
+
+    return {name: mixed(name, entry) for name, entry in batch.items()}
 
 
-def kept(
+def mixing_weights(
     key: Key[Array, ""], height: int, width: int, mixup: float, cutmix: float
 ) -> Float[Array, "h w"]:
-    """How much of every pixel an image keeps when it is mixed."""
+    """Returns the weight of an image at each pixel when it is mixed with its neighbor."""
     which, share_key, place_key = jax.random.split(key, 3)
     pastes = jax.random.bernoulli(which) if mixup and cutmix else cutmix > 0
     alpha = jnp.where(pastes, cutmix, mixup)
     share = jax.random.beta(share_key, alpha, alpha)
     sides = jnp.sqrt(1 - share) * jnp.array([height, width])
-    pasted = box(drawn_pixel(place_key, height, width), sides.astype(int), height, width)
+    pasted = box_mask(random_pixel(place_key, height, width), sides.astype(int), height, width)
     return jnp.where(pastes, 1.0 - pasted, share)
 
 
-def partner(batch: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """Swaps neighbours: 0 with 1, 2 with 3, and so on."""
-    pairs = batch.reshape(-1, 2, *batch.shape[1:])
-    return pairs[:, ::-1].reshape(batch.shape)
+def swap_neighbors(entry: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Swaps entries in pairs: 0 with 1, 2 with 3, and so on."""
+    pairs = entry.reshape(-1, 2, *entry.shape[1:])
+    return pairs[:, ::-1].reshape(entry.shape)
 
 
-def drawn_pixel(key: Key[Array, ""], height: int, width: int) -> Int[Array, "2"]:
-    """The row and column of any pixel."""
+def random_pixel(key: Key[Array, ""], height: int, width: int) -> Int[Array, "2"]:
+    """Draws the row and column of a pixel."""
     return jax.random.randint(key, (2,), 0, jnp.array([height, width]))
 
 
-def box(center: Any, size: Any, height: int, width: int) -> Bool[Array, "h w"]:
-    """Where a rectangle of `size` rows and columns about a pixel lies within an image."""
+def box_mask(center: Any, size: Any, height: int, width: int) -> Bool[Array, "h w"]:
+    """Returns a mask of the rectangle of `size` (rows, columns) around the pixel `center`."""
     rows, columns = (
         (jnp.arange(side) >= middle - extent // 2)
         & (jnp.arange(side) < middle - extent // 2 + extent)

@@ -1,7 +1,6 @@
-"""A sheet of training images beside what augmentation makes of them.
+"""A contact sheet of training images and augmented versions of them, to look at before a run.
 
-To be looked at before a run: too strong an augmentation, a wrong label or a swapped channel is seen
-here at once, and in a curve perhaps never.
+It shows an augmentation that is too strong, a wrong label or swapped channels at a glance.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from resjax.data.augmentation import Augmentation, augment
 from resjax.data.datasets import Split
 from resjax.data.resident import Statistics
 
-EXAMPLES = 8  # even, because images mix in pairs
+EXAMPLES = 8  # even, because images are mixed in pairs
 DRAWS = 7
 CELL = 1.1  # inches
 
@@ -26,21 +25,21 @@ def sheet(
     split: Split,
     class_names: Sequence[str],
     statistics: Statistics,
-    asked: Augmentation,
+    augmentation: Augmentation,
     seed: int,
 ) -> Figure:
-    """Draws some examples of a split, a row each: the image, then how training may see it.
+    """Draws one example per row: the original image, then `DRAWS` augmented versions.
 
-    What normalisation did is undone, but a mean image stays where it lay when the image moves. A
-    column is one batch, so its images mix by one share; a mixed image tells the shares of both
-    classes.
+    Normalization is undone for display, except that a subtracted mean image does not move with an
+    augmented image. A column is one batch, so its images are mixed with the same share; the title
+    of a mixed image lists its classes and their shares.
 
     Args:
-      split: whose images to show.
+      split: the images and labels.
       class_names: by label.
-      statistics: as training normalises.
-      asked: what training does to the images.
-      seed: draws the examples and their augmentation.
+      statistics: the normalization of training.
+      augmentation: the augmentation of training.
+      seed: selects the examples and seeds the augmentation.
     """
     order = np.random.default_rng(seed).permutation(len(split.labels))
     chosen = np.resize(order, EXAMPLES)
@@ -48,11 +47,12 @@ def sheet(
     targets = jax.nn.one_hot(labels, len(class_names))
 
     @jax.jit
-    def drawn(key: Array) -> tuple[Array, Array]:
+    def augmented(key: Array) -> tuple[Array, Array]:
         batch_key, image_key = jax.random.split(key)
         keys = jax.random.split(image_key, EXAMPLES)
-        seen, mixed = augment(keys, batch_key, images, targets, statistics, asked)
-        return jnp.clip(seen * statistics.std + statistics.mean, 0, 1), mixed
+        batch = {"image": images, "label": targets}
+        batch = augment(keys, batch_key, batch, statistics, augmentation)
+        return jnp.clip(batch["image"] * statistics.std + statistics.mean, 0, 1), batch["label"]
 
     figure = Figure(
         figsize=(CELL * (1 + DRAWS), 1.2 * CELL * EXAMPLES), layout="constrained", dpi=150
@@ -62,19 +62,19 @@ def sheet(
         draw_image(row, image / 255, class_names[label])
     keys = jax.random.split(jax.random.key(seed), DRAWS)
     for column, key in zip(axes[:, 1:].T, keys, strict=True):
-        for cell, image, target in zip(column, *jax.device_get(drawn(key)), strict=True):
-            draw_image(cell, image, told(target, class_names) if asked.mixes else "")
+        for cell, image, target in zip(column, *jax.device_get(augmented(key)), strict=True):
+            draw_image(cell, image, shares(target, class_names) if augmentation.mixes else "")
     return figure
 
 
 def draw_image(axes: Axes, image: Float[np.ndarray, "h w c"], title: str) -> None:
-    """Shows an image whose values are in [0, 1], of 1 channel or 3, pixel by pixel."""
+    """Draws an image with values in [0, 1] and 1 or 3 channels, without interpolation."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=7)
     axes.axis("off")
 
 
-def told(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -> str:
-    """The classes of a mixed image with their shares, a line each, the larger first."""
+def shares(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -> str:
+    """Returns one line for each class of a mixed image, largest share first: "70% cat"."""
     order = sorted(np.flatnonzero(target).tolist(), key=lambda label: -target[label])
     return "\n".join(f"{target[label]:.0%} {class_names[label]}" for label in order)

@@ -76,7 +76,7 @@ class Program:
         self.statistics = init_from_weights.statistics(
             config, self.source.statistics, self.image_shape
         )
-        self.augmentation = Augmentation.asked(config.data)
+        self.augmentation = Augmentation.from_config(config.data)
         self.classes = classes = self.source.classes
         self.model = self._network()
         # Traced once for all that ask for the shapes of the variables.
@@ -385,14 +385,14 @@ class Program:
     ) -> tuple[Any, Any, Metrics]:
         """Of the mean loss over a batch, all devices together; this device has its share."""
         batch_images, labels = batch
-        images, targets = augment(
+        augmented = augment(
             self.backend.share(image_keys),
             batch_key,
-            batch_images,
-            jax.nn.one_hot(labels, self.classes),
+            {"image": batch_images, "label": jax.nn.one_hot(labels, self.classes)},
             self.statistics,
             self.augmentation,
         )
+        images, targets = augmented["image"], augmented["label"]
 
         moving, rest = self.moving(variables, phase)
 

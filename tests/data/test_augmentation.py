@@ -1,4 +1,4 @@
-"""Augmentation shows other views of the same images, and nothing else."""
+"""Augmentation yields other views of the same images, deterministically, with the right shares."""
 
 from functools import partial
 from itertools import permutations
@@ -15,16 +15,16 @@ from resjax.data.augmentation import (
     Augmentation,
     adjust_colors,
     augment,
-    box,
+    box_mask,
     cutout,
-    drawn_colors,
     flip,
-    kept,
     mix,
+    mixing_weights,
     pad_crop,
-    partner,
     pca_lighting,
+    random_color_factors,
     random_erasing,
+    swap_neighbors,
 )
 from resjax.data.resident import normalize, statistics
 from resjax.xla.compile_options import quick_compile
@@ -72,10 +72,6 @@ def test_a_crop_is_a_window_of_the_image_padded_by_zeros(padding, seed):
 def test_every_offset_occurs_for_some_image_of_a_batch():
     found = offsets(IMAGES, np.asarray(crop(keys(0, 400), IMAGES, 2)), 2)
     assert set(found) == set(np.ndindex(5, 5))
-
-
-def test_padding_0_is_the_identity():
-    assert (crop(keys(0, 400), IMAGES, 0) == IMAGES).all()
 
 
 def test_flip_gives_the_image_or_its_mirror_image_about_equally_often():
@@ -177,7 +173,7 @@ def test_without_brightness_an_image_is_black_without_contrast_grey_without_satu
 
 
 def test_factors_are_uniform_about_1_and_never_negative_and_every_order_is_as_likely():
-    draw = quick(jax.vmap(partial(drawn_colors, strengths=(0.4, 0.0, 3.0))))
+    draw = quick(jax.vmap(partial(random_color_factors, strengths=(0.4, 0.0, 3.0))))
     factors, order = map(np.asarray, draw(keys(0, 3000)))
     for found, low, high in [(factors[:, 0], 0.6, 1.4), (factors[:, 2], 0.0, 4.0)]:
         assert kstest(found, "uniform", (low, high - low)).pvalue > 0.01
@@ -198,7 +194,12 @@ def test_lighting_shifts_all_pixels_alike_as_the_principal_axes_spread(axes):
 
 
 EYE = np.eye(6, dtype=np.float32)
-mixed = quick(mix, static_argnames=("mixup", "cutmix"))
+mix_batch = quick(mix, static_argnames=("mixup", "cutmix"))
+
+
+def mixed(key, images, labels, mixup, cutmix):
+    batch = mix_batch(key, {"image": images, "label": labels}, mixup, cutmix)
+    return np.asarray(batch["image"]), np.asarray(batch["label"])
 
 
 @settings(max_examples=12, deadline=None)
@@ -206,36 +207,59 @@ mixed = quick(mix, static_argnames=("mixup", "cutmix"))
 def test_a_mixed_target_has_the_shares_of_the_pixels_and_they_sum_to_1(alphas, seed):
     # Of an image that is 1 beside one that is 0 the mean is the share that it keeps.
     images = np.float32([1, 0, 0, 1, 1, 0])[:, None, None, None] * np.ones((1, 6, 9, 1), np.float32)
-    seen, targets = map(np.asarray, mixed(jax.random.key(seed), images, EYE, *alphas))
+    seen, targets = mixed(jax.random.key(seed), images, EYE, *alphas)
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
     share = seen[0].mean()
-    np.testing.assert_allclose(targets, share * EYE + (1 - share) * partner(EYE), atol=1e-6)
+    np.testing.assert_allclose(targets, share * EYE + (1 - share) * swap_neighbors(EYE), atol=1e-6)
     assert seen[[0, 3, 4]].mean() == pytest.approx(share, abs=1e-6)
     assert seen[[1, 2, 5]].mean() == pytest.approx(1 - share, abs=1e-6)
 
 
 def test_neighbours_are_partners_of_each_other():
-    assert np.asarray(partner(np.arange(6))).tolist() == [1, 0, 3, 2, 5, 4]
+    assert np.asarray(swap_neighbors(np.arange(6))).tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def test_mixup_is_the_weighted_mean_of_an_image_and_its_partner(photos):
+def test_mixup_is_the_weighted_mean_of_an_image_and_its_swap_neighbors(photos):
     images = np.float32(photos[:6])
-    seen, targets = map(np.asarray, mixed(jax.random.key(3), images, EYE, 1.0, 0.0))
+    seen, targets = mixed(jax.random.key(3), images, EYE, 1.0, 0.0)
     share = targets[0, 0]
     assert 0.05 < share < 0.95
-    np.testing.assert_allclose(seen, share * images + (1 - share) * partner(images), rtol=1e-5)
+    np.testing.assert_allclose(
+        seen, share * images + (1 - share) * swap_neighbors(images), rtol=1e-5
+    )
 
 
 def test_cutmix_takes_every_pixel_from_one_image_and_the_target_counts_them_exactly(photos):
     images = np.float32(photos[:6])
-    others, partly = np.asarray(partner(images)), 0
+    others, partly = np.asarray(swap_neighbors(images)), 0
     for seed in range(10):
-        seen, targets = map(np.asarray, mixed(jax.random.key(seed), images, EYE, 0.0, 1.0))
+        seen, targets = mixed(jax.random.key(seed), images, EYE, 0.0, 1.0)
         pasted = (seen == others).all((0, -1))
         assert (seen == np.where(pasted[..., None], others, images)).all()
         assert targets[0, 0] == np.float32((~pasted).sum()) / np.float32(pasted.size)
         partly += 0 < pasted.mean() < 1
     assert partly > 5
+
+
+def test_every_floating_point_entry_is_mixed_and_all_others_pass_through(photos):
+    images = np.float32(photos[:6])
+    batch = {"image": images, "label": EYE[:, 0], "angles": EYE, "index": np.arange(6)}
+    for alphas in ((1.0, 0.0), (0.0, 1.0)):
+        found = mix_batch(jax.random.key(3), batch, *alphas)
+        share = mixed(jax.random.key(3), images, EYE, *alphas)[1][0, 0]
+        for name in ("label", "angles"):
+            expected = share * batch[name] + (1 - share) * swap_neighbors(batch[name])
+            np.testing.assert_allclose(found[name], expected, rtol=1e-6)
+        assert (found["index"] == batch["index"]).all()
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_integer_labels_cannot_be_mixed(name, photos):
+    batch = {"image": photos[:6], "label": np.arange(6)}
+    arguments = keys(0, 6), jax.random.key(0), batch, statistics(photos, "channel")
+    assert augment(*arguments, Augmentation())["label"] is batch["label"]
+    with pytest.raises(ValueError, match="task must first encode them as floating-point"):
+        augment(*arguments, Augmentation(**{name: 1.0}))
 
 
 def paper_share(generator, alpha, height, width):
@@ -252,7 +276,7 @@ def paper_share(generator, alpha, height, width):
 
 def test_shares_are_distributed_as_in_the_papers():
     shape = (64, 64)
-    draw = quick(jax.vmap(kept, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
+    draw = quick(jax.vmap(mixing_weights, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
     averaged = np.asarray(draw(keys(0, 1000), 1, 1, 0.4, 0.0)).ravel()
     assert kstest(averaged, "beta", (0.4, 0.4)).pvalue > 0.01
     pasted = np.asarray(draw(keys(1, 1000), *shape, 0.0, 1.0)).mean((1, 2))
@@ -262,14 +286,14 @@ def test_shares_are_distributed_as_in_the_papers():
 
 
 def test_where_both_are_on_half_the_batches_are_pasted():
-    draw = quick(jax.vmap(kept, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
+    draw = quick(jax.vmap(mixing_weights, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
     weights = np.asarray(draw(keys(0, 1000), 8, 8, 1.0, 1.0))
     pasted = np.isin(weights, (0, 1)).all((1, 2))
     assert pasted.mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_box_has_its_size_about_its_centre():
-    where = np.asarray(box((2, 3), (3, 2), 6, 8))
+    where = np.asarray(box_mask((2, 3), (3, 2), 6, 8))
     assert np.argwhere(where).tolist() == [[i, j] for i in (1, 2, 3) for j in (2, 3)]
 
 
@@ -282,26 +306,27 @@ EACH = {
     "cutout": 8,
     "random_erasing": 0.5,
 }
-ASKED = {name: Augmentation(**{name: value}) for name, value in EACH.items()} | {
+AUGMENTATIONS = {name: Augmentation(**{name: value}) for name, value in EACH.items()} | {
     "mixup": Augmentation(mixup=0.5),
     "cutmix": Augmentation(cutmix=0.5),
     "all": Augmentation(**EACH, mixup=1.0, cutmix=1.0),
 }
-augmentations = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+augmentations = pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 
 
 @pytest.fixture(scope="module")
 def seen(photos):
-    """A function from keys to what augmentation makes of the first, or other, photographs."""
+    """Returns augmented images and targets of some photographs: `seen(keys, augmentation)`."""
     found = statistics(photos, "channel", colors=True)
 
-    @partial(quick, static_argnames="asked")
-    def compiled(keys, batch_key, images, targets, asked):
-        return augment(keys, batch_key, images, targets, found, asked)
+    @partial(quick, static_argnames="augmentation")
+    def compiled(keys, batch_key, batch, augmentation):
+        return augment(keys, batch_key, batch, found, augmentation)
 
-    def seen(keys, asked, part=slice(0, 20), batch_seed=5):
-        targets = np.eye(40, dtype=np.float32)[part]
-        return compiled(keys, jax.random.key(batch_seed), photos[part], targets, asked)
+    def seen(keys, augmentation, part=slice(0, 20), batch_seed=5):
+        batch = {"image": photos[part], "label": np.eye(40, dtype=np.float32)[part]}
+        batch = compiled(keys, jax.random.key(batch_seed), batch, augmentation)
+        return batch["image"], batch["label"]
 
     return seen
 
@@ -311,29 +336,29 @@ def equal(one, other):
 
 
 @augmentations
-def test_augmentation_is_a_function_of_its_keys(seen, asked):
-    once, again = (seen(keys(0, 20), asked) for _ in range(2))
+def test_augmentation_is_a_function_of_its_keys(seen, augmentation):
+    once, again = (seen(keys(0, 20), augmentation) for _ in range(2))
     assert equal(once, again)
-    assert not equal(once, seen(keys(1, 20), asked, batch_seed=6))
+    assert not equal(once, seen(keys(1, 20), augmentation, batch_seed=6))
 
 
 @augmentations
-def test_what_is_drawn_for_an_image_does_not_depend_on_how_a_batch_is_divided(seen, asked):
-    whole = seen(keys(0, 20), asked)
+def test_what_is_drawn_for_an_image_does_not_depend_on_how_a_batch_is_divided(seen, augmentation):
+    whole = seen(keys(0, 20), augmentation)
     for part in (slice(0, 10), slice(10, 20)):
-        divided = seen(keys(0, 20)[part], asked, part)
+        divided = seen(keys(0, 20)[part], augmentation, part)
         for found, expected in zip(divided, whole, strict=True):
             np.testing.assert_allclose(found, expected[part], atol=1e-5)
 
 
 @augmentations
-def test_augmentation_changes_some_images_and_leaves_their_shape(seen, asked):
+def test_augmentation_changes_some_images_and_leaves_their_shape(seen, augmentation):
     plain, targets = seen(keys(0, 20), Augmentation())
-    images, mixed_targets = seen(keys(0, 20), asked)
+    images, mixed_targets = seen(keys(0, 20), augmentation)
     assert images.shape == plain.shape
     assert images.dtype == plain.dtype
     assert (np.asarray(images) != plain).any((1, 2, 3)).mean() > 0.3
-    assert (np.asarray(mixed_targets) != targets).any() == asked.mixes
+    assert (np.asarray(mixed_targets) != targets).any() == augmentation.mixes
 
 
 def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
@@ -345,38 +370,39 @@ def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
 
 @pytest.mark.parametrize("other", [name for name in EACH if name not in ("crop_padding", "flip")])
 def test_one_augmentation_more_leaves_the_draws_of_the_others(seen, other):
-    asked = Augmentation(cutout=8)  # its zeros are seen whatever else is done
-    before, _ = seen(keys(0, 20), asked)
-    after, _ = seen(keys(0, 20), asked._replace(**{other: EACH[other]}))
+    augmentation = Augmentation(cutout=8)  # its zeros are seen whatever else is done
+    before, _ = seen(keys(0, 20), augmentation)
+    after, _ = seen(keys(0, 20), augmentation._replace(**{other: EACH[other]}))
     assert (np.asarray(after)[np.asarray(before) == 0] == 0).all()
 
 
 def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
     white = np.full((50, 8, 8, 3), 255, np.uint8)
     found = statistics(np.concatenate([white, 0 * white]), "channel")
-    asked = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
-    images, _ = augment(keys(0, 50), jax.random.key(0), white, EYE, found, asked)
-    assert set(np.unique(images)) == {0.0, 1.0}
+    augmentation = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
+    batch = augment(keys(0, 50), jax.random.key(0), {"image": white}, found, augmentation)
+    assert set(np.unique(batch["image"])) == {0.0, 1.0}
 
 
 def test_what_is_off_costs_nothing(photos):
     found = statistics(photos, "channel")
 
-    def nothing(keys, batch_key, images, targets):
-        return augment(keys, batch_key, images, targets, found, Augmentation())
+    def nothing(keys, batch_key, batch):
+        return augment(keys, batch_key, batch, found, Augmentation())
 
-    def normalized(keys, batch_key, images, targets):
-        return normalize(images, found), targets
+    def normalized(keys, batch_key, batch):
+        return {**batch, "image": normalize(batch["image"], found)}
 
-    arguments = (keys(0, 6), jax.random.key(0), jnp.asarray(photos[:6]), EYE)
+    batch = {"image": jnp.asarray(photos[:6]), "label": EYE}
+    arguments = (keys(0, 6), jax.random.key(0), batch)
     traced = [jax.make_jaxpr(f)(*arguments).eqns for f in (nothing, normalized)]
     assert str(traced[0]) == str(traced[1])
 
 
-def test_what_is_asked_for_are_the_configs_fields():
+def test_from_config_reads_the_fields_of_data():
     from resjax.config import Data
 
     config = Data(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
     expected = Augmentation(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
-    assert Augmentation.asked(config) == expected
-    assert Augmentation.asked(Data()) == Augmentation()
+    assert Augmentation.from_config(config) == expected
+    assert Augmentation.from_config(Data()) == Augmentation()

@@ -87,15 +87,15 @@ def test_a_mixed_batch_has_the_loss_and_error_of_mixed_images_and_targets(regres
     _, metrics = jax.jit(compiled.take_step)(state, split, chosen, key)
 
     image_key, _, batch_key = jax.random.split(key, 3)
-    images, targets = augment(
+    targets = np.eye(10, dtype=np.float32)[split.labels[chosen]]
+    batch = augment(
         jax.random.split(image_key, 200),
         batch_key,
-        split.images[chosen],
-        np.eye(10, dtype=np.float32)[split.labels[chosen]],
+        {"image": split.images[chosen], "label": targets},
         compiled.statistics,
         compiled.augmentation,
     )
-    images, targets = np.asarray(images), np.asarray(targets)
+    images, targets = np.asarray(batch["image"]), np.asarray(batch["label"])
     assert 0.01 < targets.max(-1).min() < 0.99
     head = state.params["head"]
     logits = images.reshape(200, -1) @ np.float64(head["kernel"]) + np.float64(head["bias"])
