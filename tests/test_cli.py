@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import resjax
-from resjax.cli import main
+from resjax.cli import COMMANDS, main
 from resjax.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ((), "required: COMMAND"),
         (("trian",), "invalid choice: 'trian'"),
         (("train", CONFIG), "`resjax train`: the following arguments are required: --workdir"),
         (("train", "--workdir=x"), "required: --config"),
@@ -81,7 +80,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("report", "nowhere"), "nowhere"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment=nowhere.py: no such file"),
         (("evaluate", "--workdir=nowhere"), "nowhere is no run folder"),
-        (("data",), "`resjax data`: the following arguments are required: COMMAND"),
+        (("data", "lsit"), "invalid choice: 'lsit'"),
         (("data", "prepare", "cifar01"), "did you mean 'cifar10'?"),
         (("data", "prepare", "cifar10", "--from=nowhere"), "nowhere: no such folder"),
     ],
@@ -152,6 +151,13 @@ def test_data_lists_what_is_known_and_what_lies_here(monkeypatch, tmp_path, caps
     assert " ".join(rows["tfds:beans"]).endswith("1.0.0 (tfrecord: only TensorFlow reads it)")
 
 
+def test_python_m_resjax_without_a_command_prints_the_help_of_every_command():
+    result = subprocess.run([sys.executable, "-m", "resjax"], capture_output=True, text=True)
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert f"\n    {command} " in result.stdout
+
+
 def test_a_reader_that_has_read_enough_gets_no_traceback():
     program = "import sys; from resjax.cli import main; sys.exit(main(['models']))"
     reader, writer = os.pipe()
@@ -168,7 +174,7 @@ def test_a_reader_that_has_read_enough_gets_no_traceback():
 
 @pytest.mark.parametrize(
     "typed",
-    [["--help"], ["models"], ["data", "list"], ["train", CONFIG, "--workdir=/x", "--y"]],
+    [[], ["--help"], ["models"], ["data", "list"], ["train", CONFIG, "--workdir=/x", "--y"]],
 )
 def test_help_tables_and_refusals_import_nothing_heavy(typed):
     program = (

@@ -87,7 +87,7 @@ def test_data_show_writes_the_sheet_of_a_config(tmp_path, capsys):
     ("typed", "message"),
     [
         (("digit", "--out=a.png"), "data.name: no dataset 'digit'; did you mean 'digits'?"),
-        (("digits", "--out=a.docx"), "--out=a.docx: the name must end in .png, .pdf, .svg"),
+        (("digits", "--out=a.docx"), "a.docx: the name must end in .png or .pdf or .svg"),
         (("digits", "--out=/dev/null/a.png"), "--out=/dev/null: cannot write there"),
         (("cifar10", "--out=a.png"), "'cifar10' is not prepared"),
         (("digits", "--out=a.png", "--config.data.cutou=1"), "did you mean data.cutout?"),

@@ -110,7 +110,7 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, suffix):
 def test_the_command_writes_them(run, digits, tmp_path, capsys):
     typed = ["features", f"--checkpoint={run}", f"--out={tmp_path / 'new' / 'f.parquet'}"]
     assert main([*typed, "--data=digits", "--split=test[:50]", "--stage=stage2"]) == 0
-    assert "50 images, 8 numbers" in capsys.readouterr().out
+    assert "50 images, 8 values" in capsys.readouterr().out
     assert load_features(tmp_path / "new" / "f.parquet").values.shape == (50, 8)
 
 
@@ -118,9 +118,9 @@ def test_the_command_writes_them(run, digits, tmp_path, capsys):
     ("typed", "message"),
     [
         (("--out=f.txt", "x.png"), "must end in .npz or .parquet"),
-        (("--out=f.npz",), "give images, or --data=NAME"),
-        (("--out=f.npz", "x.png", "--data=digits"), "give images, or --data=NAME"),
-        (("--out=f.npz", "x.png", "--split=test"), "it needs --data=NAME"),
+        (("--out=f.npz",), "needs either images or --data=NAME"),
+        (("--out=f.npz", "x.png", "--data=digits"), "needs either images or --data=NAME"),
+        (("--out=f.npz", "x.png", "--split=test"), "--split=test needs --data=NAME"),
         (("--out=f.npz", "x.png"), "x.png: cannot be read: No such file"),
     ],
 )

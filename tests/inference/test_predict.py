@@ -177,7 +177,7 @@ def test_the_command_reads_a_weights_folder_and_writes_what_is_asked(
     bad.write_text("no image")
     typed = ["predict", f"--checkpoint={tmp_path / 'weights'}", str(digits[0][0])]
     assert main([*typed, str(bad), f"--out={out}", "--on-bad-image=skip"]) == 0
-    assert capsys.readouterr().err == f"resjax: 1 left out, cannot be decoded: {bad}\n"
+    assert capsys.readouterr().err == f"resjax: skipped images that cannot be decoded (1): {bad}\n"
     expected, _ = predict(weights, [digits[0][0], bad], on_bad_image="skip")
     assert out.read_text() == as_csv(expected)
     assert main([*typed, "--format=json"]) == 0
@@ -189,8 +189,8 @@ def test_the_command_reads_a_weights_folder_and_writes_what_is_asked(
     [
         ("--out=found.txt", "must end in .csv or .json"),
         ("--format=xml", "invalid choice: 'xml'"),
-        ("--top=0", "invalid whole number from 1 up value: '0'"),
-        ("--which=worst", "invalid last, best or step value"),
+        ("--top=0", "'0' is not an integer of at least 1"),
+        ("--which=worst", "'worst' is not last, best or a step"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_read(option, message, capsys):

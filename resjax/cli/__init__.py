@@ -1,0 +1,89 @@
+"""The `resjax` command: one module per command, with `add_arguments(parser)` and `run(arguments)`.
+
+The first line of a command's module docstring is its help. Commands import JAX, pandas and
+Matplotlib only when they run, so that help, tables and refused mistakes answer at once. A user's
+mistake ends in one line and exit code 2; a fault in resjax keeps its traceback.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from resjax import __version__
+from resjax.cli import (
+    data,
+    evaluate,
+    export,
+    features,
+    import_weights,
+    models,
+    predict,
+    probe,
+    report,
+    sweep,
+    train,
+    verify,
+)
+from resjax.cli.arguments import Parser, add_command, split_overrides
+from resjax.errors import UserError
+from resjax.models.presets import nearest
+from resjax.train.signals import Stopped
+
+COMMANDS = {
+    "train": train,
+    "sweep": sweep,
+    "report": report,
+    "evaluate": evaluate,
+    "predict": predict,
+    "features": features,
+    "probe": probe,
+    "import": import_weights,
+    "export": export,
+    "verify": verify,
+    "models": models,
+    "data": data,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parse(typed)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"resjax: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"resjax: {error}; the same command goes on from here", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("resjax: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) closed the pipe; at exit Python would flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parse(typed: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="resjax", description="Residual-network experiments in JAX and Flax.")
+    parser.add_argument("--version", action="version", version=f"resjax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(add_command(commands, name, module.__doc__, module.run))
+    words, overrides = split_overrides(typed)
+    arguments, unknown = parser.parse_known_args(words or ["--help"])
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        options = [f"--{name.replace('_', '-')}" for name in vars(arguments)]
+        raise UserError(f"unknown option or argument {option}{nearest(option, options)}")
+    if overrides and "config" not in arguments:
+        raise UserError(f"`resjax {arguments.command}` takes no --config.{next(iter(overrides))}")
+    arguments.overrides = overrides
+    arguments.typed = shlex.join(["resjax", *typed])
+    return arguments

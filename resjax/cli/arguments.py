@@ -1,0 +1,141 @@
+"""Arguments that several commands share, and the checks that need no heavy import."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from resjax.errors import UserError
+
+REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
+CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"`{self.prog}`: {message}")
+
+
+def add_command(
+    commands: Any, name: str, doc: str | None, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Adds a command whose help is the first line of `doc`; returns its parser."""
+    summary = (doc or "").strip().partition("\n")[0]
+    parser = commands.add_parser(name, help=summary, description=doc, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separates `--config.field=value` and `--config.field value` from the other words."""
+    words, overrides = [], {}
+    remaining = iter(typed)
+    for word in remaining:
+        field, equals, value = word.partition("=")
+        if not field.startswith("--config."):
+            words.append(word)
+            continue
+        if not equals:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise UserError(f"{field} needs a value: {field}=VALUE")
+        overrides[field.removeprefix("--config.")] = value
+    return words, overrides
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """Returns an argument type: an integer of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {minimum}")
+        return int(text)
+
+    return parse
+
+
+def checkpoint(text: str) -> str:
+    """An argument type that names one of a run's checkpoints."""
+    if text not in ("last", "best") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, best or a step")
+    return text
+
+
+def path_ending_in(*suffixes: str) -> Callable[[str], Path]:
+    """Returns an argument type: the path of a file with one of these suffixes."""
+
+    def parse(text: str) -> Path:
+        if (path := Path(text)).suffix not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"{text}: the name must end in {' or '.join(suffixes)}"
+            )
+        return path
+
+    return parse
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
+
+
+def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help=what)
+
+
+def add_weights(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """Adds the argument `name` for weights, and `--which` of a run's checkpoints to read."""
+    source = "a run folder, a weights folder, or a weights file"
+    parser.add_argument(name, metavar="WEIGHTS", help=source, **options)
+    which = "a run's checkpoint: last, best, or a step (default: last)"
+    parser.add_argument("--which", type=checkpoint, default="last", help=which)
+
+
+def add_images(parser: argparse.ArgumentParser, number: str) -> None:
+    """Adds images and how they are batched; see `batching`."""
+    parser.add_argument(
+        "images", type=Path, nargs=number, metavar="IMAGE", help="an image file or a folder"
+    )
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with an image that cannot be decoded (default: error)",
+    )
+    parser.add_argument(
+        "--batch-size", type=integer(1), default=64, metavar="N", help="images per batch"
+    )
+    parser.add_argument(
+        "--workers",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="decoding processes; 0 decodes in a thread",
+    )
+
+
+def batching(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords of `resjax.inference.images.each_image` from `add_images`."""
+    names = ("batch_size", "on_bad_image", "workers")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def require_exists(source: str) -> None:
+    """Raises UserError if weights are missing, before anything heavy is imported."""
+    if not source.startswith(REMOTE) and not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder")
+
+
+def require_writable(folder: Path, option: str = "--workdir") -> None:
+    """Raises UserError if `folder` cannot be written; creates nothing."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise UserError(f"{option}={folder}: cannot write there: {error.strerror}") from error

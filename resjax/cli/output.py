@@ -1,0 +1,35 @@
+"""What commands print: tables and values to standard output, notices to standard error."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+
+def print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None
+) -> None:
+    """Prints a table: the first column aligned to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *cells)).rstrip(), file=out)
+
+
+def print_values(values: dict[str, Any], out: TextIO | None = None) -> None:
+    """Prints one named value per line."""
+    for name, value in values.items():
+        text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name:20}{text}", file=out)
+
+
+def notify(text: str) -> None:
+    """Prints a notice to standard error."""
+    print(f"resjax: {text}", file=sys.stderr, flush=True)
+
+
+def notify_skipped(images: Sequence[object]) -> None:
+    """Names the images that were skipped because they cannot be decoded, at most ten."""
+    if images:
+        names = ", ".join(map(str, images[:10])) + ", ..." * (len(images) > 10)
+        notify(f"skipped images that cannot be decoded ({len(images)}): {names}")

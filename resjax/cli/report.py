@@ -1,0 +1,67 @@
+"""Writes figures, tables and report.html from run folders."""
+
+import argparse
+import math
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resjax.cli.output import print_table
+from resjax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep folder or a run folder")
+    parser.add_argument(
+        "--experiment", type=Path, metavar="FILE", help="the experiment whose figures to draw"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.experiment is not None and not arguments.experiment.is_file():
+        raise UserError(f"--experiment={arguments.experiment}: no such file")
+    write_report(arguments.folder, arguments.experiment)
+    return 0
+
+
+def write_report(folder: Path, experiment: Path | None = None) -> None:
+    """Writes the report of a sweep folder and prints its summary and files."""
+    from resjax.analysis import report
+    from resjax.analysis.runs import load_curves, load_runs, summarize
+
+    # Reading comes before drawing: missing or damaged files are the user's, the rest is our fault.
+    try:
+        runs = load_runs(folder)
+        load_curves(runs)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    path = report.write_report(folder, experiment)
+    _print_summary(summarize(runs))
+    for figure in sorted((path.parent / "figures").glob("*.png")):
+        print(f"figure: {figure}, .pdf, .svg")
+    print(f"report: {path}")
+
+
+def _print_summary(summary: "pd.DataFrame") -> None:
+    """Prints means and sample standard deviations over seeds."""
+    groups = [name for name in summary if "." in str(name)]
+    header = [str(name).rpartition(".")[2] for name in groups]
+    rows = [
+        (
+            *(str(row[name]) for name in groups),
+            str(row["seeds"]),
+            *(_mean(row, name) for name in ("train_error", "test_error")),
+        )
+        for row in summary.to_dict("records")
+    ]
+    print_table((*header, "seeds", "train error", "test error"), rows)
+
+
+def _mean(row: dict[Hashable, Any], name: str) -> str:
+    mean, deviation = 100 * row[f"{name}_mean"], 100 * row[f"{name}_std"]
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.2f} %" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f} %"

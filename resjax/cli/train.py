@@ -1,0 +1,83 @@
+"""Trains one network, or resumes it.
+
+Every field of the config has an option, such as --config.model.depth=56; `resjax config` lists
+them.
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
+from resjax.cli.output import notify, print_table, print_values
+from resjax.config import Config, load, override, resolve
+from resjax.train.signals import stop_on_signals
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_workdir(parser, "the run folder")
+    parser.add_argument(
+        "--profile",
+        type=integer(1),
+        metavar="N",
+        help="trace N steps first and print the ten operations that take most time",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes that SLURM, Open MPI or the TPU slice started",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    parser.add_argument("--processes", type=integer(1), metavar="N", help="number of processes")
+    parser.add_argument(
+        "--process", type=integer(0), metavar="I", help="index of this process, from 0"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = resolve(override(load(arguments.config), arguments.overrides))
+    from resjax.train import distributed
+
+    cluster = distributed.Cluster(arguments.coordinator, arguments.processes, arguments.process)
+    joins = arguments.distributed or any(value is not None for value in cluster)
+    if joins:
+        distributed.join(cluster)
+    if not joins or distributed.is_main_process():
+        require_writable(arguments.workdir)
+    from resjax.train.loop import require_program, train
+    from resjax.train.progress import console
+    from resjax.train.step import keep_compiled
+
+    require_program(config)  # the last check that can refuse, before anything is written
+    keep_compiled(arguments.workdir / "compiled")
+    with (
+        open(os.devnull, "w") as nowhere,
+        distributed.exit_when_peer_is_lost(),
+        stop_on_signals(together=joins, notify=notify) as stop,
+    ):
+        out = sys.stdout if distributed.is_main_process() else nowhere
+        if arguments.profile:
+            _profile(config, arguments.profile, arguments.workdir / "profile", out)
+        announce = partial(print, file=out, flush=True)
+        with console(out) as listener:
+            summary = train(config, arguments.workdir, listener, announce, stop)
+        print_values(summary, out)
+        print(f"run folder: {arguments.workdir}", file=out)
+    return 0
+
+
+def _profile(config: Config, steps: int, folder: Path, out: TextIO) -> None:
+    """Prints the ten operations that take most of a step's time."""
+    from resjax.train.profiling import profile
+    from resjax.train.step import program
+
+    rows = [
+        (operation.name, f"{1e3 * operation.seconds / steps:.3f} ms", f"{operation.share:.1%}")
+        for operation in profile(program(config), steps, folder)[:10]
+    ]
+    print_table(("operation", "per step", "share"), rows, out)
+    print(f"trace, for Perfetto or XProf: {folder}", file=out)
