@@ -51,6 +51,9 @@ class Layer(NamedTuple):
     macs: int
 
 
+KINDS = (nn.Conv, nn.Dense, nn.BatchNorm)
+
+
 def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
     """The layers of a network, in the order in which they run."""
     table: dict[str, Layer] = {}  # by path, because our BN calls Flax's under its own
@@ -58,13 +61,14 @@ def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
     def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         output = call(*arguments, **keywords)
         module = context.module
-        if isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm):
-            parameters = module.variables["params"]
+        kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
+        if kind is not None:
+            parameters = module.variables.get("params", {})
             weights = math.prod(parameters["kernel"].shape) if "kernel" in parameters else 0
             path = "/".join(module.path)
             table[path] = Layer(
                 path=path,
-                kind=type(module).__name__,
+                kind=kind.__name__,
                 output=output.shape[1:],
                 parameters=sum(math.prod(leaf.shape) for leaf in parameters.values()),
                 macs=math.prod(output.shape) * weights // output.shape[-1],

@@ -15,13 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resjax.models import presets, shortcuts
+from resjax.models import heads, presets, shortcuts
 from resjax.models.convolution import conv as convolution
-from resjax.models.convolution import he_normal
 from resjax.models.normalization import BatchNorm, GroupNorm
 
 Images = Float[Array, "n h w c"]
-Features = dict[str, Float[Array, "n h w c"]]
 
 
 class ResNet(nn.Module):
@@ -31,7 +29,8 @@ class ResNet(nn.Module):
       stages: blocks in each stage.
       block: a block class, or a partial of one (see `resjax.models.blocks.Block`).
       shortcut: a shortcut class, or a partial of one (see `resjax.models.shortcuts`).
-      classes: logits out; without any there is no head, and the mean of the last stage comes out.
+      head: a module that maps the features of all stages to the outputs (see
+        `resjax.models.heads`); None returns the features themselves.
       width: features of the first stage; each further stage doubles them.
       stem: "cifar" (3x3 convolution), "imagenet" (7x7 of stride 2, max-pooling), "deep" (three 3x3
         in its place: ResNet-D) or "bit" (as "imagenet", but zeros around what is pooled).
@@ -52,7 +51,7 @@ class ResNet(nn.Module):
     stages: Sequence[int]
     block: Any
     shortcut: Any
-    classes: int = 10
+    head: Any = None
     width: int = 16
     stem: str = "cifar"
     stem_width: int = 16
@@ -67,19 +66,19 @@ class ResNet(nn.Module):
     norm_options: Mapping[str, Any] | None = None
     remat: bool = False
 
-    def __call__(self, images: Images, train: bool = False) -> Float[Array, "n classes"]:
-        """Logits (float32) of images (n, h, w, channels)."""
-        return self.forward(images, train)["logits"]
+    def __call__(self, images: Images, train: bool = False) -> Any:
+        """Returns the outputs of the head: for classification, logits (n, classes) in float32."""
+        return self.forward(images, train, with_head=True)
 
-    def features(self, images: Images, train: bool = False) -> Features:
-        """What the stem and every stage put out: {"stem": ..., "stage1": ..., ...}.
+    def features(self, images: Images, train: bool = False) -> heads.Features:
+        """Returns the outputs of the stem and every stage: {"stem": ..., "stage1": ..., ...}.
 
-        It asks for no head's parameters.
+        The variables need no parameters of the head.
         """
         return self.forward(images, train, with_head=False)
 
     @nn.compact
-    def forward(self, images: Images, train: bool, with_head: bool = True) -> dict[str, Array]:
+    def forward(self, images: Images, train: bool, with_head: bool) -> Any:
         conv = partial(convolution, dtype=self.dtype, standardize=self.standardize)
         running = partial(
             BatchNorm,
@@ -127,10 +126,8 @@ class ResNet(nn.Module):
             outputs[f"stage{index + 1}"] = x
         if preactivation:  # the last addition is not activated yet [H16 appendix]
             x = outputs[f"stage{len(self.stages)}"] = act(norm(name="norm")(x))
-        if with_head:
-            x = jnp.asarray(x.mean((1, 2)), jnp.float32)
-            head = nn.Dense(self.classes, kernel_init=he_normal, name="head")
-            outputs["logits"] = head(x) if self.classes else x
+        if with_head and self.head is not None:
+            return heads.bind(self.head, conv=conv, norm=norm, act=act)(outputs)
         return outputs
 
 
@@ -192,8 +189,8 @@ class Stage(nn.Module):
 
             scanned = nn.scan(
                 step,
-                variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
+                variable_axes={True: 0},  # any collection, of a block or of a diagnostic
+                split_rngs={True: True},
                 length=self.blocks - 1,
             )
             x, _ = scanned(equal, x, None if self.rates is None else self.rates[1:])
@@ -264,7 +261,7 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
       name_or_config: a preset (`resjax models` lists them), such as "cifar_resnet56"; or a mapping
         or object with the fields of a config's `model` section.
       **overrides: fields over it, such as `shortcut="none"`, `depth=110`, `classes=100`,
-        `loop="scan"`, `dtype="bfloat16"`.
+        `loop="scan"`, `dtype="bfloat16"`; `head=` a module in place of that of classification.
 
     Returns:
       A module: `init(key, images)`, `apply(variables, images, train=False)` gives logits (n,
@@ -279,7 +276,7 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         source = name_or_config
         fields = dict(source if isinstance(source, Mapping) else vars(source))
     fields = {**fields, **overrides}
-    own = ("classes", "loop", "dtype", "bn_momentum", "bn_epsilon", "norm_options", "remat")
+    own = ("classes", "head", "loop", "dtype", "bn_momentum", "bn_epsilon", "norm_options", "remat")
     options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     unknown = fields.keys() - set(presets.ARCHITECTURE)
     if unknown:
@@ -290,7 +287,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
     spec = presets.architecture(**fields)
     if options.get("loop", "auto") not in ("auto", "unroll", "scan"):
         raise ValueError(f"loop must be auto, unroll or scan, not {options['loop']!r}")
-    options.setdefault("classes", 1000 if spec["family"] == "imagenet" else 10)
+    classes = options.pop("classes", 1000 if spec["family"] == "imagenet" else 10)
+    options.setdefault("head", heads.ClassificationHead(classes))
     if "dtype" in options:
         options["dtype"] = jnp.dtype(options["dtype"])
     return ResNet(

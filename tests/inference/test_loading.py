@@ -57,7 +57,7 @@ def test_the_checkpoint_asked_for_is_loaded(run):
 def test_another_number_of_classes_gets_a_new_head(run):
     old, _ = resjax.load_pretrained(run, classes=10)
     model, variables = resjax.load_pretrained(run, classes=3)
-    assert (old.classes, model.classes) == (10, 3)
+    assert (old.head.features, model.head.features) == (10, 3)
     assert model.apply(variables, np.zeros((2, 8, 8, 1))).shape == (2, 3)
 
 

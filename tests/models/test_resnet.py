@@ -381,4 +381,4 @@ def test_build_takes_a_name_a_mapping_or_an_object():
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar_resnet8", 10), ("resnet18", 1000)])
 def test_a_family_knows_its_classes(name, classes):
-    assert build(name).classes == classes
+    assert build(name).head.features == classes

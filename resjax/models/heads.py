@@ -1,0 +1,38 @@
+"""Heads: modules that turn the features of a network's stages into its outputs.
+
+A head is a Flax module that takes the dict of `ResNet.features` ({"stem": ..., "stage1": ..., ...})
+and returns what the network returns. The network binds its own `conv`, `norm` and `act` to the
+fields of these names that a head declares and leaves at None.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from resjax.models.convolution import he_normal
+
+Features = dict[str, Float[Array, "n h w c"]]
+
+
+class ClassificationHead(nn.Dense):
+    """Averages the last stage over the image, in float32, and maps the mean to one logit per class.
+
+    Attributes:
+      features: the number of classes; 0 returns the mean itself and creates no parameters.
+    """
+
+    kernel_init: Any = he_normal
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "n classes"]:
+        *_, last = features.values()
+        pooled = jnp.asarray(last.mean((1, 2)), jnp.float32)
+        return super().__call__(pooled) if self.features else pooled
+
+
+def bind(head: nn.Module, **bound: Any) -> nn.Module:
+    """Returns the head of a running network, its fields `conv`, `norm` and `act` filled if None."""
+    missing = {name: value for name, value in bound.items() if getattr(head, name, ...) is None}
+    return head.clone(parent=head.scope, **missing) if missing else head
