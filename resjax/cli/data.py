@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from resjax.cli.arguments import CONFIG_HELP, add_command, path_ending_in, require_writable
 from resjax.cli.output import print_table
 from resjax.config import default_config, load, override, resolve
-from resjax.errors import UserError
 
 if TYPE_CHECKING:
     from resjax.data.prepared import Prepared
@@ -41,13 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Lists datasets and where they are on this machine."""
     from resjax.data import DATASETS
-    from resjax.data.examples import DataError
     from resjax.data.prepared import prepared_sets
 
-    try:
-        here = {prepared.name: prepared for prepared in prepared_sets()}
-    except DataError as error:
-        raise UserError(str(error)) from error
+    here = {prepared.name: prepared for prepared in prepared_sets()}
     rows = []
     for name, spec in DATASETS.items():
         prepared = here.pop(spec.tfds, None)
@@ -78,13 +73,9 @@ def _location(prepared: "Prepared | None") -> str:
 
 def prepare_dataset(arguments: argparse.Namespace) -> int:
     """Prepares a dataset for reading."""
-    from resjax.data.examples import DataError
     from resjax.data.preparation import prepare
 
-    try:
-        folder = prepare(arguments.name, arguments.source, partial(print, flush=True))
-    except DataError as error:
-        raise UserError(str(error)) from error
+    folder = prepare(arguments.name, arguments.source, partial(print, flush=True))
     print(f"prepared: {folder}")
     return 0
 
@@ -95,16 +86,12 @@ def show_dataset(arguments: argparse.Namespace) -> int:
     resolved = resolve(override(config, arguments.overrides | {"data.name": arguments.name}))
     require_writable(arguments.out.parent, "--out")
     from resjax.data.augmentation import Augmentation
-    from resjax.data.datasets import NotPreparedError
     from resjax.data.datasets import load as load_data
     from resjax.data.resident import statistics
     from resjax.data.sheet import sheet
 
     data = resolved.data
-    try:
-        dataset = load_data(data.name)
-    except NotPreparedError as error:
-        raise UserError(str(error)) from error
+    dataset = load_data(data.name)
     figure = sheet(
         dataset.train,
         dataset.class_names,

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.data.download import download
 from resjax.data.examples import DataError, in_one_line
+from resjax.download import download
 
 Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
 
@@ -369,20 +369,14 @@ def fetch(name: str, folder: Path, announce: Callable[[str], None]) -> None:
     """Downloads the archives of a dataset of FORMS into `folder`, but for those that are there.
 
     Raises:
-      DataError: a file cannot be had.
+      UserError: a file cannot be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in FORMS[name][0].files:
         path = folder / file.name
         if file.optional or path.exists():
             continue
-        try:
-            download(file.url, path, announce)
-        except OSError as error:
-            raise DataError(
-                f"cannot fetch {file.url}: {in_one_line(error)}; have it fetched elsewhere and "
-                "name its folder with --from=DIR"
-            ) from error
+        download(file.url, path, announce, "name its folder with --from=DIR")
 
 
 def _find(folder: Path, file: File) -> Path | None:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from resjax.errors import UserError
+
 Shape = tuple[int, int, int]  # height, width, channels
 
 
-class DataError(Exception):
-    """What is wrong with a dataset, where, and the mend: one line."""
+class DataError(UserError):
+    """A dataset is unknown, missing or damaged."""
 
 
 class NotPreparedError(DataError):

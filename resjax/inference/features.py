@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from resjax.data.datasets import OnBadImage, open_dataset
-from resjax.data.examples import DataError, Examples
+from resjax.data.examples import Examples
 from resjax.data.resident import normalize
 from resjax.disk import summarize, write_atomically
 from resjax.errors import UserError
@@ -59,13 +59,10 @@ def of_dataset(name: str, split: str) -> Images:
     Raises:
       UserError: there is no such dataset or split.
     """
-    try:
-        if split in ("train", "test"):
-            opened = open_dataset(name)
-        else:
-            opened = open_dataset(name, train_split=split, test_split=split)
-    except DataError as error:
-        raise UserError(str(error)) from error
+    if split in ("train", "test"):
+        opened = open_dataset(name)
+    else:
+        opened = open_dataset(name, train_split=split, test_split=split)
     examples = opened.test if split == "test" else opened.train
     origins = [f"{name} {split}[{index}]" for index in range(len(examples))]
     return Images(examples, origins, opened.class_names)

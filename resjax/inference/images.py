@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from resjax.data.datasets import OnBadImage
-from resjax.data.examples import DataError, Examples
+from resjax.data.examples import Examples
 from resjax.data.stream import eval_batches
 from resjax.data.user_data import FileExamples, image_files
 from resjax.errors import UserError
@@ -74,23 +74,20 @@ def each_image(
     values: list[Any] = []
     labels: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    try:
-        with eval_batches(
-            examples,
-            batch_size=min(batch_size, len(examples)),
-            crop=partial(preprocess, preprocessing=preprocessing),
-            channels=preprocessing.channels,
-            workers=workers,
-            on_bad_image=on_bad_image,
-        ) as feed:
-            for batch in feed:
-                values.append(function(batch.images))
-                labels.append(batch.labels)
-                weights.append(batch.weights)
-                if len(values) > 1:  # the device works while the next is decoded, and no further
-                    values[-2] = np.asarray(values[-2])
-    except DataError as error:
-        raise UserError(str(error)) from error
+    with eval_batches(
+        examples,
+        batch_size=min(batch_size, len(examples)),
+        crop=partial(preprocess, preprocessing=preprocessing),
+        channels=preprocessing.channels,
+        workers=workers,
+        on_bad_image=on_bad_image,
+    ) as feed:
+        for batch in feed:
+            values.append(function(batch.images))
+            labels.append(batch.labels)
+            weights.append(batch.weights)
+            if len(values) > 1:  # the device works while the next is decoded, and no further
+                values[-2] = np.asarray(values[-2])
     counted = np.concatenate(weights) > 0
     return Outputs(
         np.concatenate(values)[counted], np.concatenate(labels)[counted], counted[: len(examples)]

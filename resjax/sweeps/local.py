@@ -22,7 +22,6 @@ from rich.table import Table
 
 from resjax.config import Config, digest, to_dict
 from resjax.data import datasets
-from resjax.data.examples import DataError
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.sweeps.experiment import Plan, Run
@@ -211,10 +210,7 @@ def _seeds_together(plan: Plan) -> list[Run]:
 
 def _require_data(plan: Plan) -> None:
     for name in {run.config.data.name for run in plan.runs}:
-        try:
-            datasets.open_dataset(name)
-        except DataError as error:
-            raise UserError(str(error)) from error
+        datasets.open_dataset(name)
 
 
 def _record(plan: Plan, workdir: Path, command: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
-from resjax.data.download import download
 from resjax.disk import (
     DamagedError,
     describe_disk_error,
@@ -21,6 +20,7 @@ from resjax.disk import (
     verify_checksums,
     write_checksums,
 )
+from resjax.download import download
 from resjax.errors import UserError
 from resjax.transfer.files import BESIDE, INDEX, WHOLE
 
@@ -79,7 +79,7 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
         if not _is_whole(path):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-            download(url, path, announce)
+            download(url, path, announce, "name the file")
             write_checksums(folder)
     except OSError as error:
         raise UserError(

@@ -78,12 +78,12 @@ def test_a_file_of_the_web_is_fetched_once_and_then_there_without_it(web):
     path = fetch(url, told)
     assert path.read_bytes() == CONTENT
     assert path.name == f"net-{DIGEST[:8]}.pth"
-    assert told == [f"fetching {url} (0.0 MB)"]
+    assert told == [f"downloading {url} (0.0 MB)"]
     web.shutdown()
     web.server_close()
     assert fetch(url, told) == path
     assert len(told) == 1
-    assert "cannot be fetched: " in refusal(f"{web.url}/other.pth")
+    assert "cannot be downloaded: " in refusal(f"{web.url}/other.pth")
 
 
 def test_a_cached_file_that_was_damaged_is_fetched_again(web):
@@ -110,7 +110,7 @@ def test_the_digest_that_is_asked_for_goes_before_that_of_the_name(web):
 
 
 def test_a_file_that_the_server_lacks_leaves_nothing(web, tmp_path):
-    assert "cannot be fetched: OSError: File not found" in refusal(f"{web.url}/gone.pth")
+    assert "cannot be downloaded: File not found" in refusal(f"{web.url}/gone.pth")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
