@@ -45,11 +45,13 @@ from resjax import cli
 from resjax.config import Config, default_config, load, override, resolve
 from resjax.disk import write_atomically
 from resjax.errors import UserError
+from resjax.run_files import Metric
 from resjax.train import checkpoints, loop
 from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_record
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.step import Program
 
+ERROR = Metric("error", unit="fraction")
 QUICKSTART = HERE.parent / "configs" / "quickstart.py"
 SMALL = {
     "model.family": "cifar",
@@ -197,7 +199,7 @@ def damage(plan: Plan, folder: Path) -> dict[str, Any]:
     loop.train(small(train__steps=40), folder / "run")
     stored = CheckpointReader(folder / "run" / "checkpoints")
     steps = stored.steps()
-    truth = {step: bits(stored.chosen(str(step), like).state) for step in steps}
+    truth = {step: bits(stored.restore_step(step, like).state) for step in steps}
     results: dict[str, dict[str, dict[str, int]]] = {}
     for kind, do, times in DAMAGES:
         ours: Counter[str] = Counter()
@@ -221,8 +223,8 @@ def bits(state: Any) -> list[bytes]:
 
 def by_resjax(folder: Path, like: Any, truth: dict[int, list[bytes]]) -> str:
     told: list[str] = []
-    opened = CheckpointManager(folder, told.append)
-    restored = opened.restore(like)
+    opened = CheckpointManager(folder, ERROR, told.append)
+    restored = opened.restore_latest(like)
     opened.close()
     if restored is None or bits(restored.state) != truth[restored.step]:
         return "restored wrongly"
@@ -482,14 +484,14 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
         yield
         took[name] = time.monotonic() - began
 
-    ours = CheckpointManager(folder / "ours")
+    ours = CheckpointManager(folder / "ours", ERROR)
     record = {"metrics": "", "config": {}, "seconds": 0.0}
     with timed("resjax saves, training waits"):
         ours.save(state, 1, record)
     with timed("resjax saves, in the background"):
         ours.wait()
     with timed("resjax restores"):
-        assert ours.restore(lambda _: state)
+        assert ours.restore_latest(lambda _: state)
     ours.close()
     manager = ocp.CheckpointManager(folder / "theirs")
     with timed("Orbax saves, training waits"):

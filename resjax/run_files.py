@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LARGEST_STEP = 2**53
 
@@ -18,6 +18,25 @@ RENAMED_FIELDS = {
     "transfer.stage_factor": "transfer.layer_decay",
 }
 """Config fields by the names that earlier versions wrote, and their names now."""
+
+
+class Metric(NamedTuple):
+    """A metric by its name in metrics.jsonl, and how it is compared and printed."""
+
+    name: str
+    lower_is_better: bool = True
+    unit: str = ""  # "fraction" is printed as per cent
+
+
+def primary_metric(provenance: Mapping[str, Any]) -> Metric:
+    """Returns the metric that ranks a run's checkpoints, from the content of provenance.json.
+
+    Runs of earlier versions, which do not name it, are classifiers.
+    """
+    named = provenance.get("primary_metric")
+    if isinstance(named, dict) and isinstance(named.get("name"), str):
+        return Metric(**{key: named[key] for key in Metric._fields if key in named})
+    return Metric("error", unit="fraction")
 
 
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Reading checkpoints, and whether they are what was saved.
+"""Reads checkpoints and verifies that they hold what was saved.
 
-Orbax restores flipped bits without a word, and counts a truncated step as the latest. So every
-checkpoint comes with a record: digest, shape and dtype of every array, the config, and the metrics
-up to its step. A seal lists its files: Orbax is not asked to read one that is not what was written.
+Orbax restores flipped bits without an error and takes a truncated checkpoint for the latest. Each
+checkpoint therefore carries a record (config, metrics up to its step, and shape, dtype and digest
+of each array) and a list of its files with their digests, which is compared before Orbax reads any.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,169 +18,187 @@ from jax.experimental import multihost_utils
 
 from resjax.disk import DamagedError, summarize, verify_checksums
 from resjax.errors import UserError
-from resjax.run_files import parse_measurement
+from resjax.run_files import Metric, parse_measurement
 from resjax.train.distributed import all_processes
 from resjax.train.progress import Warn
-from resjax.train.step import State
 
-WRITTEN_LAST = "_CHECKPOINT_METADATA", "commit_success.txt"  # by Orbax, after its callback
-SHOWN = 5  # differences that a message lists
+WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the files are listed
+LISTED_DIFFERENCES = 5
 
-
-# From a checkpoint's step to a state of the shapes that it has, on the devices where it is to lie.
-StateTemplate = Callable[[int], State]
+StateTemplate = Callable[[int], Any]
+"""Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with
+shardings, whose shapes, dtypes and placement the restored arrays get. PRNG keys may be among them.
+"""
 
 
 class Restored(NamedTuple):
-    """A checkpoint that verified."""
+    """A verified checkpoint."""
 
     step: int
-    state: Any  # of the type that was asked for
+    state: Any  # of the template's structure
     record: dict[str, Any]
 
 
 class CheckpointReader:
-    """The checkpoints in a folder, to be read; what is damaged is told and passed over."""
+    """Restores checkpoints from a folder; warns of damaged ones and skips them."""
 
     def __init__(self, folder: Path, warn: Warn = lambda _: None):
-        self.folder = folder.resolve()  # Orbax wants it absolute
+        self.folder = folder.resolve()  # Orbax needs an absolute path
         self._warn = warn
 
     def steps(self) -> list[int]:
-        """Of what is there, whole or not, in order."""
+        """Returns the steps of all checkpoints in ascending order, whether intact or not."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def restore(self, like: StateTemplate) -> Restored | None:
-        """The newest checkpoint that verifies, or None where there is none.
+    def restore_latest(self, template: StateTemplate) -> Restored | None:
+        """Restores the newest checkpoint that passes verification, or returns None without one.
 
         Raises:
-          UserError: a checkpoint verifies, but is of another network.
+          UserError: an intact checkpoint belongs to another network.
         """
-        for step in reversed(self.steps()):
-            if restored := self.verified(step, like):
-                return restored
-        return None
+        restored = (self.restore_step(step, template) for step in reversed(self.steps()))
+        return next(filter(None, restored), None)
 
-    def chosen(self, which: str, like: StateTemplate) -> Restored:
-        """The `last` checkpoint that verifies, the `best` of them, or that of a step.
+    def restore_selected(self, which: str, template: StateTemplate, primary: Metric) -> Restored:
+        """Restores one checkpoint.
+
+        Args:
+          which: `last`, `best` (by the primary metric on the test set), or the number of a step.
+          template: of the state.
+          primary: metric that ranks checkpoints.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such checkpoint, or it is damaged.
         """
-        found = None
+        steps, found = self.steps(), None
         if which in ("last", "best"):
-            found = self.restore(like)
-        elif int(which) in (there := self.steps()):
-            found = self.verified(int(which), like)
+            found = self.restore_latest(template)
+        elif int(which) in steps:
+            found = self.restore_step(int(which), template)
         else:
-            known = ", ".join(map(str, there)) or "none"
-            raise UserError(f"{self.folder} has no checkpoint of step {which}; there: {known}")
+            known = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.folder} has no checkpoint of step {which}; it has: {known}")
         if found and which == "best":
-            errors = test_errors(found.record["metrics"])
-            evaluated = sorted(errors.keys() & set(self.steps()), key=errors.__getitem__)
-            found = next(filter(None, (self.verified(step, like) for step in evaluated)), found)
+            costs = evaluation_costs(found.record["metrics"], primary)
+            ranked = sorted(costs.keys() & set(self.steps()), key=lambda step: (costs[step], step))
+            restored = (self.restore_step(step, template) for step in ranked)
+            found = next(filter(None, restored), found)
         if found is None:
-            raise UserError(f"{self.folder} has no checkpoint that is whole; `resjax train` again")
+            raise UserError(
+                f"{self.folder} has no intact checkpoint; train again with `resjax train`"
+            )
         return found
 
-    def verified(self, step: int, like: StateTemplate) -> Restored | None:
-        """The checkpoint of a step; None where it is damaged, which is told."""
-        state = like(step)
-        arrays = named_arrays(state)
-        why = ""
+    def restore_step(self, step: int, template: StateTemplate) -> Restored | None:
+        """Restores the checkpoint of a step; warns and returns None if it is damaged.
+
+        Raises:
+          UserError: it is intact, but belongs to another network.
+        """
+        state = template(step)
+        targets = named_arrays(state)
+        damage = ""
         try:
-            restored = self._read(step, arrays)
+            restored = self._read(step, targets)
         except DamagedError as error:
-            why = str(error)
-        if all_processes(not why):
-            treedef = jax.tree.structure(_plain(state))
-            plain = jax.tree.unflatten(treedef, restored.state.values())
-            state = State(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
+            damage = str(error)
+        if all_processes(not damage):
+            arrays = (restored.state[name] for name in targets)
+            state = jax.tree.map(lambda leaf: _restored_leaf(leaf, next(arrays)), state)
             return restored._replace(state=state)
-        self._pass_over(step, why or "another process could not read it")
+        self._skip_damaged(step, damage or "another process could not read it")
         return None
 
-    def _read(self, step: int, arrays: Mapping[str, Any]) -> Restored:
-        record = read_record(self.folder / str(step))
-        if differing := list(_differences(record["arrays"], arrays)):
-            more = f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN)
-            raise UserError(
-                f"{self.folder / str(step)} holds another network: "
-                f"{'; '.join(differing[:SHOWN])}{more}"
-            )
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(arrays))
-        return Restored(step, read_arrays(self.folder / str(step), target, record), record)
+    def _read(self, step: int, targets: Mapping[str, Any]) -> Restored:
+        folder = self.folder / str(step)
+        record = read_record(folder)
+        if differences := list(_differences(record["arrays"], targets)):
+            omitted = len(differences) - LISTED_DIFFERENCES
+            more = f"; and {omitted} more" if omitted > 0 else ""
+            listed = "; ".join(differences[:LISTED_DIFFERENCES])
+            raise UserError(f"{folder} holds another network: {listed}{more}")
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
+        return Restored(step, read_arrays(folder, shapes, record), record)
 
-    def _pass_over(self, step: int, why: str) -> None:
-        self._warn(f"{self.folder / str(step)} is damaged: {why}; it is passed over")
+    def _skip_damaged(self, step: int, damage: str) -> None:
+        self._warn(f"{self.folder / str(step)} is damaged: {damage}; it is skipped")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What was saved beside the arrays.
+    """Returns the record of a checkpoint after comparing its files with their digests.
 
     Raises:
-      DamagedError: it is not that any more.
+      DamagedError: the files are not those that were saved.
     """
-    verify_checksums(folder, WRITTEN_LAST)
+    verify_checksums(folder, WRITTEN_AT_COMMIT)
     try:
-        record = _restored(folder, record=ocp.args.JsonRestore())
-    except Exception as error:  # a damaged file fails in every way there is
+        record = _restore_item(folder, "record", ocp.args.JsonRestore())
+    except Exception as error:  # damaged files raise all kinds of errors
         raise DamagedError(f"its record cannot be read ({summarize(error)})") from error
     if not isinstance(record, dict) or "arrays" not in record:
         raise DamagedError("its record is not what was saved")
     return record
 
 
-def read_arrays(folder: Path, target: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays by name, in the order of `target`, whose shapes, dtypes and shardings they get.
+def read_arrays(
+    folder: Path, targets: Mapping[str, Any], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arrays of a checkpoint by name.
+
+    Args:
+      folder: of the checkpoint.
+      targets: shape, dtype and sharding of each array by name.
+      record: of the checkpoint.
 
     Raises:
-      DamagedError: one cannot be read, or has another digest than the record says.
+      DamagedError: an array cannot be read, or its digest is not the record's.
     """
     try:
-        arrays = _restored(folder, state=ocp.args.StandardRestore(target))
-        bad = [name for name in target if describe_array(arrays[name]) != record["arrays"][name]]
+        arrays = _restore_item(folder, "state", ocp.args.StandardRestore(dict(targets)))
+        saved = record["arrays"]
+        changed = [name for name in targets if describe_array(arrays[name]) != saved[name]]
     except Exception as error:
         raise DamagedError(f"its arrays cannot be read ({summarize(error)})") from error
-    if bad:
-        more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
-        raise DamagedError(f"{bad[0]}{more} changed since it was saved")
-    return {name: arrays[name] for name in target}
+    if changed:
+        more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
+        raise DamagedError(f"{changed[0]}{more} changed since it was saved")
+    return arrays
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of a checkpoint by name, whatever they are of, on a CPU; and its record.
+    """Returns all arrays of a checkpoint by name, on the CPU, and its record; needs no template.
 
     Raises:
-      DamagedError: it is not what was saved.
+      DamagedError: the checkpoint is not what was saved.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     record = read_record(folder)
-    target = {
-        name: jax.ShapeDtypeStruct(each["shape"], np.dtype(each["dtype"]), sharding=here)
-        for name, each in record["arrays"].items()
+    targets = {
+        name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
+        for name, array in record["arrays"].items()
     }
-    return read_arrays(folder, target, record), record
+    return read_arrays(folder, targets, record), record
 
 
-def _restored(folder: Path, **items: Any) -> Any:
-    """One item of a checkpoint."""
-    ((name, arguments),) = items.items()
-    asked = ocp.args.Composite(**{name: arguments})
+def _restore_item(folder: Path, name: str, arguments: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder.resolve(), args=asked)[name]  # it wants it absolute
+        items = ocp.args.Composite(**{name: arguments})
+        return checkpointer.restore(folder.resolve(), args=items)[name]
 
 
-def named_arrays(state: State) -> dict[str, Any]:
-    """A state's arrays by their path, such as `params/stage1/block1/conv1/kernel`."""
-    paths, _ = jax.tree.flatten_with_path(_plain(state))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+def named_arrays(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree by path, as in `params/stage1/block1/conv1/kernel`.
+
+    PRNG keys become arrays of their bits.
+    """
+    leaves, _ = jax.tree.flatten_with_path(jax.tree.map(_key_bits, tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def describe_array(array: Any) -> dict[str, Any]:
-    """Shape, dtype and digest of an array, wherever its parts are."""
+    """Returns shape, dtype and SHA-256 of an array, which may be spread over processes."""
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
@@ -189,24 +208,49 @@ def describe_array(array: Any) -> dict[str, Any]:
     return {"shape": list(np.shape(array)), "dtype": str(host.dtype), "sha256": digest}
 
 
-def test_errors(metrics: str) -> dict[int, float]:
-    """The test error of every step that was evaluated, from the text of metrics.jsonl."""
-    lines = map(parse_measurement, metrics.splitlines())
-    return {line["step"]: line["error"] for line in lines if line and line["split"] == "test"}
+def evaluation_costs(metrics: str, primary: Metric) -> dict[int, float]:
+    """Returns the primary metric of each evaluated step, negated if higher is better.
+
+    Args:
+      metrics: text of metrics.jsonl.
+      primary: metric to look up; steps at which it is missing or not finite are left out.
+    """
+    lines = [line for text in metrics.splitlines() if (line := parse_measurement(text))]
+    sign = 1 if primary.lower_is_better else -1
+    costs = {
+        line["step"]: sign * line.get(primary.name, math.nan)
+        for line in lines
+        if line["split"] == "test"
+    }
+    return {step: cost for step, cost in costs.items() if math.isfinite(cost)}
 
 
-def _plain(state: State) -> dict[str, Any]:
-    return {**state._asdict(), "key": jax.random.key_data(state.key)}
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted(there.keys() | here.keys()):
-        if name not in here:
-            yield f"{name} is only there"
-        elif name not in there:
-            yield f"{name} is missing there"
+def _restored_leaf(leaf: Any, array: Any) -> Any:
+    """Returns a restored array, as a PRNG key if the template's leaf is one."""
+    return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+
+
+def _key_bits(leaf: Any) -> Any:
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.random.key_data(leaf)
+    bits = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=leaf.sharding)
+
+
+def _differences(saved: Mapping[str, Any], targets: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(saved.keys() | targets.keys()):
+        if name not in targets:
+            yield f"{name} is only in the checkpoint"
+        elif name not in saved:
+            yield f"{name} is not in the checkpoint"
         else:
-            theirs = tuple(there[name]["shape"]), there[name]["dtype"]
-            ours = tuple(here[name].shape), str(here[name].dtype)
+            theirs = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
+            ours = f"{tuple(targets[name].shape)} {targets[name].dtype}"
             if theirs != ours:
-                yield f"{name} is {' '.join(map(str, theirs))} there and {' '.join(map(str, ours))}"
+                yield f"{name} is {theirs} in the checkpoint and {ours} here"

@@ -1,7 +1,7 @@
-"""A run's checkpoints: saved by Orbax, while training goes on, with a digest of every array.
+"""Saves a run's checkpoints with Orbax while training continues, with a digest of every array.
 
-Orbax's commits are atomic. What does not verify when a run goes on is set aside, never deleted, and
-the newest checkpoint that does is taken.
+Orbax commits a checkpoint atomically. A checkpoint that fails verification on resume is moved away,
+never deleted, and the newest one that passes is restored.
 """
 
 import errno
@@ -17,76 +17,77 @@ import orbax.checkpoint as ocp
 
 from resjax.disk import describe_disk_error, unused_path, write_checksums
 from resjax.errors import UserError
+from resjax.run_files import Metric
 from resjax.train.checkpoint_reader import (
     CheckpointReader,
     Restored,
     StateTemplate,
     describe_array,
+    evaluation_costs,
     named_arrays,
-    test_errors,
 )
 from resjax.train.distributed import all_processes, is_main_process
 from resjax.train.progress import Warn
-from resjax.train.step import State
 
-KEEP_LATEST = 2  # newest ones, beside the best
-PATIENCE = 10**6  # seconds for a save: Orbax counts them by a clock that may jump
-SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
-RETRY_SECONDS = 60.0  # seconds from a save that failed to the next try
+KEEP_LATEST = 2  # beside the best
+SAVE_TIMEOUT_SECONDS = 10**6  # Orbax measures it with a clock that may jump
+SPARE_BYTES = 2**20  # for what a checkpoint holds beside its arrays
+RETRY_SECONDS = 60.0  # between a failed save and the next attempt
 
 
 class CheckpointManager(CheckpointReader):
-    """The folder `checkpoints/` of a run that trains."""
+    """The folder `checkpoints/` of a run in training."""
 
-    def __init__(self, folder: Path, warn: Warn = lambda _: None):
-        """Opens the folder, which is made where it is not there.
+    def __init__(self, folder: Path, primary: Metric, warn: Warn = lambda _: None):
+        """Opens the folder and creates it if necessary.
 
         Args:
-          folder: for checkpoints alone.
-          warn: is told of what is damaged, and of saves that failed.
+          folder: for checkpoints only.
+          primary: metric on the test set that selects the best checkpoint.
+          warn: receives a line for each damaged checkpoint and each failed save.
         """
         super().__init__(folder, warn)
-        self._errors: Mapping[int, float] = {}
+        self._primary = primary
+        self._costs: Mapping[int, float] = {}
         self._retry_at: float | None = None
-        self._saving: int | None = None  # the step whose seal is not complete yet
+        self._saving: int | None = None  # step whose list of files is not complete yet
         self._manager = self._open()
 
-    def save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
-        """Starts to save; the next call, or `close`, waits for the end.
+    def save(self, state: Any, step: int, record: Mapping[str, Any]) -> None:
+        """Starts to save; the next call, `wait` or `close` waits until the checkpoint is written.
 
-        A save that fails is told, and `retry_due` says when to try again.
+        A failure is a warning, and `retry_due` says when to try again.
 
         Args:
-          state: as `Backend.one` gives it.
-          step: of the state.
-          record: what else to save, as JSON holds it. `metrics` in it, the text of metrics.jsonl,
-            says which checkpoint is the best.
+          state: pytree of arrays, one replica.
+          step: number of the step.
+          record: JSON content to save with the state. Its `metrics`, the text of metrics.jsonl,
+            decide which checkpoint is the best.
         """
         try:
             self._save(state, step, record)
-        except Exception as error:  # whatever it is, training goes on from memory
-            self._failed(error)
+        except Exception as error:  # training continues from memory, whatever the error
+            self._warn_of_failure(error)
 
-    def save_and_wait(self, state: State, step: int, record: Mapping[str, Any]) -> None:
-        """Saves, and returns when it is done.
+    def save_and_wait(self, state: Any, step: int, record: Mapping[str, Any]) -> None:
+        """Saves, and returns when the checkpoint is written.
 
         Raises:
-          UserError: it failed; says why, and which checkpoint is there.
+          UserError: the save failed; names the reason and the newest checkpoint.
         """
         try:
             self._save(state, step, record)
-            self._manager.wait_until_finished()
-            self._complete_seal()
+            self._finish()
         except Exception as error:
             raise UserError(
                 f"step {step} could not be saved in {self.folder}: {describe_disk_error(error)}; "
-                f"{self._intact()}. Mend that and launch the same command again"
+                f"{self._newest()}. Fix that and launch the same command again"
             ) from error
 
     def retry_due(self) -> bool:
-        """Whether a save failed, and it is time to try again.
+        """Returns whether a save failed long enough ago to try again.
 
-        Several processes try again at the next checkpoint only: there they meet.
+        Several processes save again only at the next regular checkpoint, where they meet.
         """
         if jax.process_count() > 1:
             return False
@@ -95,16 +96,15 @@ class CheckpointManager(CheckpointReader):
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
     def wait(self) -> None:
-        """Until what is being saved is there, or has failed, which is told."""
+        """Waits for a save in progress; warns if it failed."""
         try:
-            self._manager.wait_until_finished()
-            self._complete_seal()
+            self._finish()
         except Exception as error:
-            self._failed(error)
+            self._warn_of_failure(error)
 
-    def restore(self, like: StateTemplate) -> Restored | None:
+    def restore_latest(self, template: StateTemplate) -> Restored | None:
         self.wait()
-        return super().restore(like)
+        return super().restore_latest(template)
 
     def close(self) -> None:
         self.wait()
@@ -114,80 +114,82 @@ class CheckpointManager(CheckpointReader):
         self._retry_at = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
-            lightweight_initialize=True,  # what it would read may be damaged
+            lightweight_initialize=True,  # reads no checkpoint, which may be damaged
             cleanup_tmp_directories=True,  # of saves that were killed
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=PATIENCE, post_finalization_callback=self._seal
+                timeout_secs=SAVE_TIMEOUT_SECONDS, post_finalization_callback=self._before_commit
             ),
         )
         return _Manager(self.folder, options=options)
 
-    def _seal(self) -> None:
-        """Orbax calls it when all is written but the commit, so that a seal comes with it."""
-        if is_main_process():
-            (uncommitted,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            write_checksums(uncommitted)
-
-    def _complete_seal(self) -> None:
-        """Lists also what Orbax wrote at the commit; a process that was killed before does not."""
-        step, self._saving = self._saving, None
-        if step is not None and is_main_process():
-            write_checksums(self.folder / str(step))
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Orbax asks after a save: the newest ones stay, and the one of the least test error."""
-        steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        evaluated = [step for step in steps if step in self._errors]
-        stays = {*steps[-KEEP_LATEST:], *sorted(evaluated, key=self._errors.__getitem__)[:1]}
-        return [checkpoint.step in stays for checkpoint in checkpoints]
-
-    def _save(self, state: State, step: int, record: Mapping[str, Any]) -> None:
+    def _save(self, state: Any, step: int, record: Mapping[str, Any]) -> None:
         self.wait()
-        if not self.folder.parent.is_dir():  # Orbax would make it again
+        if not self.folder.parent.is_dir():  # Orbax would create it again
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.folder.parent)
-        if not all_processes(self._retry_at is None):  # whichever process saw it fail
+        if not all_processes(self._retry_at is None):  # after a failure in any of them
             self._manager = self._open()
         if step in self._manager.all_steps():
             return
-        self._errors = test_errors(record["metrics"])
+        self._costs = evaluation_costs(record["metrics"], self._primary)
         arrays = named_arrays(state)
-        self._require_room(sum(array.nbytes for array in arrays.values()))
+        size = sum(array.nbytes for array in arrays.values())
+        if shutil.disk_usage(self.folder).free < size + SPARE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would print pages
         described = {name: describe_array(array) for name, array in arrays.items()}
-        arguments = ocp.args.Composite(
+        items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({**record, "arrays": described}),
         )
         self._saving = step
-        self._manager.save(step, args=arguments, force=True)
+        self._manager.save(step, args=items, force=True)
 
-    def _require_room(self, size: int) -> None:
-        """Refuses what would fill the disk: Orbax would say so in a hundred pages."""
-        if shutil.disk_usage(self.folder).free < size + SPARE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def _before_commit(self) -> None:
+        """Lists the files before the commit, so that no checkpoint appears without its list."""
+        if is_main_process():
+            (uncommitted,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            write_checksums(uncommitted)
 
-    def _failed(self, error: Exception) -> None:
+    def _finish(self) -> None:
+        """Waits for the commit, and then lists the files that Orbax wrote at the commit too."""
+        self._manager.wait_until_finished()
+        step, self._saving = self._saving, None
+        if step in self.steps() and is_main_process():  # it is not there if the save failed
+            write_checksums(self.folder / str(step))
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Preserves the newest checkpoints and the best: this object is Orbax's policy.
+
+        Orbax's `BestN` would read the metrics of earlier checkpoints from disk before anything has
+        verified them, or after a resume not know which checkpoint is the best.
+        """
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        evaluated = [step for step in steps if step in self._costs]
+        best = min(evaluated, key=self._costs.__getitem__, default=None)
+        return [each.step in (*steps[-KEEP_LATEST:], best) for each in checkpoints]
+
+    def _warn_of_failure(self, error: Exception) -> None:
         self._warn(
-            f"a checkpoint could not be saved: {describe_disk_error(error)}; {self._intact()}, "
-            f"training goes on, and the next try is in {RETRY_SECONDS:g} s"
+            f"a checkpoint could not be saved: {describe_disk_error(error)}; {self._newest()}, "
+            f"training continues, and the next attempt is in {RETRY_SECONDS:g} s"
         )
         self._retry_at = time.monotonic() + RETRY_SECONDS
 
-    def _intact(self) -> str:
+    def _newest(self) -> str:
         steps = self.steps()
-        return f"the checkpoint of step {steps[-1]} is there" if steps else "none was saved before"
+        return f"the newest checkpoint is of step {steps[-1]}" if steps else "no checkpoint exists"
 
-    def _pass_over(self, step: int, why: str) -> None:
+    def _skip_damaged(self, step: int, damage: str) -> None:
         folder = self.folder / str(step)
         aside = unused_path(self.folder.parent / "damaged", f"checkpoint-{step}")
         if is_main_process():
             aside.parent.mkdir(exist_ok=True)
             os.rename(folder, aside)
-        all_processes(True)  # the others look again when it is done
+        all_processes(True)  # the others list the folder only after the move
         self._manager.reload()
-        self._warn(f"{folder} is damaged: {why}; it was moved to {aside}")
+        self._warn(f"{folder} is damaged: {damage}; it was moved to {aside}")
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: JAX says once at which call to stop, and that is the loop's to hear."""
+        """Returns False: JAX reports a preemption only once, and the loop has to receive it."""
         return False

@@ -21,7 +21,7 @@ from resjax.data.examples import DataError
 from resjax.disk import describe_disk_error, unused_path
 from resjax.errors import UserError
 from resjax.models.presets import ImpossibleNetworkError
-from resjax.run_files import parse_measurement
+from resjax.run_files import Metric, parse_measurement
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -33,6 +33,8 @@ from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Compiled, Metrics, Program, State, program
+
+PRIMARY = Metric("error", unit="fraction")
 
 
 def train(
@@ -109,7 +111,7 @@ class Run:
         compiled.compiled_evaluation(state)
         compile_seconds = time.monotonic() - before
         require_room(compiled, compiled.thawed(state, largest.phase), largest.steps)
-        checkpoints = CheckpointManager(self.workdir / "checkpoints", self._warn)
+        checkpoints = CheckpointManager(self.workdir / "checkpoints", PRIMARY, self._warn)
         try:
             state, metrics = self._resumed(compiled, checkpoints, state)
             if announce:
@@ -146,7 +148,7 @@ class Run:
     ) -> tuple[State, str]:
         """The state to go on from, and the text of metrics.jsonl up to it; the folder fits both."""
         backend, there = compiled.backend, bool(checkpoints.steps())
-        restored: Restored | None = checkpoints.restore(compiled.saved(state))
+        restored: Restored | None = checkpoints.restore_latest(compiled.saved(state))
         if restored:
             require_compatible(restored.record["config"], self.config, self.workdir)
             state = backend.spread(restored.state)
@@ -275,7 +277,7 @@ def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restor
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
     like = compiled.saved(compiled.init(config.seed))
-    restored = CheckpointReader(folder, warn).chosen(which, like)
+    restored = CheckpointReader(folder, warn).restore_selected(which, like, PRIMARY)
     require_compatible(restored.record["config"], config, workdir)
     return compiled, restored
 

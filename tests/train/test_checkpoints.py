@@ -1,7 +1,8 @@
-"""A state goes to disk and comes back as it was."""
+"""A pytree is saved with its digests and restored bit by bit; the best checkpoint stays."""
 
 import json
 import subprocess
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,121 +11,142 @@ import pytest
 
 from resjax.disk import CHECKSUMS
 from resjax.errors import UserError
+from resjax.run_files import Metric
+from resjax.train.checkpoint_reader import CheckpointReader, evaluation_costs, named_arrays
 from resjax.train.checkpoints import KEEP_LATEST, CheckpointManager
-from resjax.train.step import State
 
+ERROR, ACCURACY = Metric("error"), Metric("accuracy", lower_is_better=False)
 RECORD = {"metrics": ""}
 
 
+class State(NamedTuple):
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Any
+
+
 def state_at(step, seed=0):
-    """A state with a layer of random numbers, and every dtype that a state can have."""
+    """A state with every dtype that training uses, and numbers that are easily lost."""
     key = jax.random.key(seed)
     kernel = jax.random.normal(key, (3, 3, 2, 4))
     return State(
         step=jnp.asarray(step, jnp.int32),
         params={"conv": {"kernel": kernel}, "head": {"bias": jnp.asarray([1e-45, -0.0, jnp.nan])}},
-        batch_stats={"norm": {"mean": kernel.mean((0, 1, 2))}},
-        optimizer=(jnp.zeros((), jnp.int32), {"trace": kernel.astype(jnp.bfloat16)}),
-        average={"params": {"conv": {"kernel": kernel / 3}}},
+        ema=None,
+        opt_state=({"trace": kernel.astype(jnp.bfloat16)}, {"frozen": ()}),
         key=jax.random.fold_in(key, 1),
-        running_error=jnp.float32(0.3),
-        warm=jnp.asarray(True),
-        diverged=jnp.asarray(False),
     )
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    opened = CheckpointManager(tmp_path / "checkpoints")
-    yield opened
-    opened.close()
+    manager = CheckpointManager(tmp_path / "checkpoints", ERROR)
+    yield manager
+    manager.close()
 
 
 def bits(state):
-    """Dtype, shape and bytes of every array."""
-    plain = state._replace(key=jax.random.key_data(state.key))
-    arrays = map(np.asarray, jax.tree.leaves(plain))
-    return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
+    """Dtype, shape and bytes of every array by name."""
+    arrays = {name: np.asarray(array) for name, array in named_arrays(state).items()}
+    return {name: (each.dtype, each.shape, each.tobytes()) for name, each in arrays.items()}
 
 
-def test_a_state_comes_back_bit_by_bit_in_another_process_s_manager(tmp_path):
-    state = state_at(7)
-    writer = CheckpointManager(tmp_path / "checkpoints")
-    writer.save(state, 7, RECORD)
-    writer.close()
-    reader = CheckpointManager(tmp_path / "checkpoints")
-    restored = reader.restore(lambda _: state_at(0, seed=1)).state
-    reader.close()
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert bits(restored) == bits(state)
-
-
-def test_a_restored_key_draws_what_the_saved_one_would_have(checkpoints):
-    state = state_at(7)
-    checkpoints.save(state, 7, RECORD)
-    restored = checkpoints.restore(lambda _: state_at(0, seed=1)).state
-    assert restored.key.dtype == state.key.dtype
-    np.testing.assert_array_equal(*(jax.random.bits(s.key, (8,)) for s in (state, restored)))
-
-
-def test_the_newest_are_kept_and_the_newest_of_them_is_restored(checkpoints, tmp_path):
-    steps = (2, 4, 6, 8)
-    for step in steps:
-        checkpoints.save(state_at(step), step, RECORD)
-    assert checkpoints.restore(state_at).step == 8
+def test_another_manager_restores_a_state_bit_by_bit(checkpoints, tmp_path):
+    checkpoints.save(state_at(7), 7, RECORD)
     checkpoints.close()
-    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
-    assert kept == list(steps[-KEEP_LATEST:])
+    reader = CheckpointManager(tmp_path / "checkpoints", ERROR)
+    restored = reader.restore_latest(lambda _: state_at(0, seed=1)).state
+    reader.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state_at(7))
+    assert bits(restored) == bits(state_at(7))
 
 
-def test_where_nothing_was_saved_there_is_nothing_to_restore(checkpoints):
-    assert checkpoints.restore(state_at) is None
+def test_shapes_are_a_template_and_place_what_is_restored(checkpoints):
+    state = state_at(7)
+    checkpoints.save_and_wait(state, 7, RECORD)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
+    )
+    restored = CheckpointReader(checkpoints.folder).restore_latest(lambda _: shapes).state
+    assert bits(restored) == bits(state)
+    assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {device}
+
+
+def test_a_restored_key_draws_the_same_numbers(checkpoints):
+    checkpoints.save(state_at(7), 7, RECORD)
+    restored = checkpoints.restore_latest(lambda _: state_at(0, seed=1)).state
+    assert restored.key.dtype == state_at(7).key.dtype
+    np.testing.assert_array_equal(*(jax.random.bits(s.key, (8,)) for s in (state_at(7), restored)))
 
 
 def test_a_saved_state_may_be_donated_at_once(checkpoints):
-    state, expected = state_at(2), bits(state_at(2))
+    state = state_at(2)
     checkpoints.save(state, 2, RECORD)
     jax.tree.map(lambda array: array.delete(), state)
-    assert bits(checkpoints.restore(state_at).state) == expected
+    assert bits(checkpoints.restore_latest(state_at).state) == bits(state_at(2))
 
 
-def test_a_folder_relative_to_the_working_directory_is_as_good(tmp_path, monkeypatch):
+def test_the_newest_checkpoints_are_preserved_and_the_newest_is_restored(checkpoints):
+    assert checkpoints.restore_latest(state_at) is None
+    for step in (2, 4, 6, 8):
+        checkpoints.save(state_at(step), step, RECORD)
+    assert checkpoints.restore_latest(state_at).step == 8
+    assert checkpoints.steps() == [2, 4, 6, 8][-KEEP_LATEST:]
+
+
+def evaluations(name, values):
+    lines = [{"step": 2 * i + 2, "split": "test", name: each} for i, each in enumerate(values)]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("primary", "values", "best"),
+    [(ERROR, [0.5, 0.1, 0.3, 0.1, 0.2, 0.4], 4), (ACCURACY, [0.1, 0.2, None, 0.5, 0.4, 0.3], 8)],
+)
+def test_the_best_checkpoint_is_preserved_also_after_a_resume(tmp_path, primary, values, best):
+    for step in range(2, 14, 2):  # a manager for each save, as after a crash
+        manager = CheckpointManager(tmp_path / "checkpoints", primary)
+        metrics = evaluations(primary.name, values[: step // 2])
+        manager.save(state_at(step), step, {"metrics": metrics})
+        manager.close()
+    assert manager.steps() == [best, 10, 12]
+    assert manager.restore_selected("best", state_at, primary).step == best
+    assert manager.restore_selected("last", state_at, primary).step == 12
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best():
+    text = evaluations("error", [None, 0.3, float("inf")]) + evaluations("loss", [1.0])
+    assert evaluation_costs(text, ERROR) == {4: 0.3}
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = CheckpointManager((tmp_path / "checkpoints").relative_to(tmp_path))
-    relative.save(state_at(2), 2, RECORD)
-    relative.close()
+    manager = CheckpointManager((tmp_path / "checkpoints").relative_to(tmp_path), ERROR)
+    monkeypatch.chdir(tmp_path.parent)
+    manager.save(state_at(2), 2, RECORD)
+    manager.close()
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
-def test_a_checkpoint_of_another_network_is_refused_with_what_differs(checkpoints):
+def test_a_checkpoint_of_another_network_is_refused_with_the_differences(checkpoints):
     checkpoints.save(state_at(2), 2, RECORD)
-    like = state_at(0)
-    like.params["conv"]["kernel"] = jnp.zeros((3, 3, 2, 8))
-    like.params["head"]["kernel"] = like.params["head"].pop("bias")
+    other = state_at(0)
+    other.params["conv"]["kernel"] = jnp.zeros((3, 3, 2, 8))
+    other.params["head"]["kernel"] = other.params["head"].pop("bias")
     with pytest.raises(UserError) as raised:
-        checkpoints.restore(lambda _: like)
-    told = str(raised.value)
-    assert "checkpoints/2 holds another network: " in told
-    assert "params/conv/kernel is (3, 3, 2, 4) float32 there and (3, 3, 2, 8) float32" in told
-    assert "params/head/bias is only there" in told
-    assert "params/head/kernel is missing there" in told
-    assert "\n" not in told
+        checkpoints.restore_latest(lambda _: other)
+    assert str(raised.value).partition("checkpoints/2 ")[2] == (
+        "holds another network: params/conv/kernel is (3, 3, 2, 4) float32 in the checkpoint and "
+        "(3, 3, 2, 8) float32 here; params/head/bias is only in the checkpoint; "
+        "params/head/kernel is not in the checkpoint"
+    )
 
 
-def test_the_best_stays_beside_the_newest(checkpoints, tmp_path):
-    metrics = ""
-    for step, error in ((2, 0.5), (4, 0.1), (6, 0.3), (8, 0.4), (10, 0.2)):
-        metrics += json.dumps({"step": step, "split": "test", "loss": 1.0, "error": error}) + "\n"
-        checkpoints.save(state_at(step), step, {"metrics": metrics})
-    checkpoints.wait()
-    assert checkpoints.steps() == [4, 8, 10]
-    assert checkpoints.chosen("best", state_at).step == 4
-    assert checkpoints.chosen("last", state_at).step == 10
-
-
-def test_sha256sum_understands_the_seal(checkpoints, tmp_path):
-    checkpoints.save(state_at(2), 2, RECORD)
-    checkpoints.wait()
+def test_sha256sum_accepts_the_list_of_files(checkpoints, tmp_path):
+    checkpoints.save_and_wait(state_at(2), 2, RECORD)
     folder = tmp_path / "checkpoints" / "2"
     assert {line.split("  ")[1] for line in (folder / CHECKSUMS).read_text().splitlines()} == {
         str(path.relative_to(folder))

@@ -217,7 +217,7 @@ def test_what_cannot_be_saved_at_the_end_is_a_clear_failure(config, finished, tm
         train(config, tmp_path, fill, warn=lambda _: None)
     told = str(raised.value)
     assert "step 10 could not be saved" in told
-    assert "No space left on device; the checkpoint of step 4 is there" in told
+    assert "No space left on device; the newest checkpoint is of step 4" in told
     assert not (tmp_path / "summary.json").exists()
     disk.free = 2**40
     train(config, tmp_path)
@@ -268,12 +268,12 @@ def test_evaluate_takes_the_best_or_a_step_and_passes_over_what_is_damaged(finis
     assert errors[best] == min(errors.values())
     assert evaluate(workdir, "best")["test_error"] == errors[best]
     assert evaluate(workdir, "8") == evaluate(workdir, "8") | {"step": 8, "test_error": errors[8]}
-    with pytest.raises(UserError, match="no checkpoint of step 7; there: "):
+    with pytest.raises(UserError, match="no checkpoint of step 7; it has: "):
         evaluate(workdir, "7")
     a_file_of(workdir / "checkpoints" / "10").unlink()
     told = []
     assert evaluate(workdir, "last", told.append)["step"] == 8
-    assert "passed over" in told[0]
+    assert "it is skipped" in told[0]
     assert (workdir / "checkpoints" / "10").is_dir()
 
 

@@ -16,6 +16,7 @@ from jax.experimental.multihost_utils import process_allgather
 from resjax.config import default_config, override, resolve
 from resjax.data.resident import batch_indices
 from resjax.errors import UserError
+from resjax.run_files import Metric
 from resjax.train import parallel
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import Cluster, join
@@ -46,7 +47,7 @@ def measure(program, state, folder):
     donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     state, until_saved = take(program, state, 8)
     if folder:
-        checkpoints = CheckpointManager(folder)
+        checkpoints = CheckpointManager(folder, Metric("error"))
         checkpoints.save(program.backend.one(state), 10, {"metrics": ""})
         checkpoints.close()
     state, after = take(program, state, 10)
@@ -92,8 +93,8 @@ def one_epoch(way):
 
 def resume(program, state, folder):
     """The losses of the last ten steps, from a checkpoint of the tenth."""
-    checkpoints = CheckpointManager(folder)
-    saved = checkpoints.restore(program.saved(state)).state
+    checkpoints = CheckpointManager(folder, Metric("error"))
+    saved = checkpoints.restore_latest(program.saved(state)).state
     checkpoints.close()
     return take(program, program.backend.spread(saved), 10)[1]
 
