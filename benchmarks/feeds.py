@@ -180,10 +180,11 @@ def on_device(plan: Plan) -> Callable[[], float]:
     import jax.numpy as jnp
 
     from resjax.data.datasets import load
-    from resjax.data.resident import batch_indices, normalize, statistics
+    from resjax.data.normalization import compute_statistics, normalize
+    from resjax.data.ordering import batch_indices
 
     split = load(plan.resident).train
-    of_channels = statistics(split.images, "channel")
+    of_channels = compute_statistics(split.images, "channel")
     images = jnp.asarray(split.images)
     steps = plan.resident_steps
 

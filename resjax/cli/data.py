@@ -87,7 +87,7 @@ def show_dataset(arguments: argparse.Namespace) -> int:
     require_writable(arguments.out.parent, "--out")
     from resjax.data.augmentation import Augmentation
     from resjax.data.datasets import load as load_data
-    from resjax.data.resident import statistics
+    from resjax.data.normalization import compute_statistics
     from resjax.data.sheet import sheet
 
     data = resolved.data
@@ -95,7 +95,7 @@ def show_dataset(arguments: argparse.Namespace) -> int:
     figure = sheet(
         dataset.train,
         dataset.class_names,
-        statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
+        compute_statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
         Augmentation.from_config(data),
         resolved.seed,
     )

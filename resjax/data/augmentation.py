@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from resjax.data.resident import Statistics, scale, standardize
+from resjax.data.normalization import Statistics, scale, standardize
 from resjax.data.trivial_augment import GREY, trivial_augment
 
 Images = Float[Array, "n h w c"]
@@ -194,7 +194,7 @@ def pca_lighting(
     Args:
       keys: one for each image.
       images: in [0, 1]; results may lie outside.
-      axes: from `resident.color_axes`.
+      axes: from `normalization.color_axes`.
       deviation: standard deviation of the shift along each axis, in units of its length.
     """
     along = jax.vmap(lambda key: jax.random.normal(key, axes.shape[-1:]))(keys) * deviation

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.datasets import Split
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 
 EXAMPLES = 8  # even, because images are mixed in pairs
 DRAWS = 7

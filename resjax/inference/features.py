@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from resjax.data.datasets import OnBadImage, open_dataset
 from resjax.data.examples import Examples
-from resjax.data.resident import normalize
+from resjax.data.normalization import normalize
 from resjax.disk import summarize, write_atomically
 from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resjax.data.datasets import OnBadImage
-from resjax.data.resident import normalize
+from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images
 from resjax.inference.loading import on_device, require_head

@@ -9,7 +9,7 @@ import numpy as np
 
 from resjax import disk, run_files
 from resjax.config import Config, Transfer
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.layout import Variables, path_name, scanned, unrolled, unrolled_paths
 from resjax.transfer import weights

@@ -16,7 +16,7 @@ import numpy as np
 from resjax.config import Config, Data
 from resjax.data import crops, datasets
 from resjax.data.cache import kept
-from resjax.data.resident import Statistics, statistics
+from resjax.data.normalization import Statistics, compute_statistics
 from resjax.data.stream import Crop, eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
@@ -60,7 +60,7 @@ class Resident:
         self.image_shape = dataset.train.images.shape[1:]
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
         self.skipped = dataset.skipped
-        self.statistics = statistics(
+        self.statistics = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
         self._rows = backend.rows(dataset.train), backend.rows(dataset.test)
@@ -167,7 +167,7 @@ class Streamed:
         data, colors = self._data, self._data.pca_lighting > 0
 
         def computed() -> list[Any]:
-            made = statistics(self._sample(), data.normalization, colors=colors)
+            made = compute_statistics(self._sample(), data.normalization, colors=colors)
             return [part for part in made if part is not None]
 
         folder = datasets.prepared_folder(self._opened.train)

@@ -28,7 +28,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from resjax.config import Config, from_dict, to_dict
 from resjax.data import datasets
 from resjax.data.augmentation import Augmentation, augment
-from resjax.data.resident import batch_indices, normalize
+from resjax.data.normalization import normalize
+from resjax.data.ordering import batch_indices
 from resjax.models.count import Counts, count
 from resjax.models.layout import unrolled_paths
 from resjax.models.resnet import ResNet, build

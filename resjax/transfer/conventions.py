@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.transfer.weights import Preprocessing
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]

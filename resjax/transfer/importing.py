@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.disk import digest
 from resjax.errors import UserError
 from resjax.models.presets import architecture

@@ -18,7 +18,7 @@ MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 def preprocess(
     image: "Image", _: np.random.Generator | None = None, *, preprocessing: Preprocessing
 ) -> UInt8[np.ndarray, "size size c"]:
-    """The pixels that the weights' evaluation sees, for `resjax.data.resident.normalize`.
+    """The pixels that the weights' evaluation sees, for `resjax.data.normalization.normalize`.
 
     With `preprocessing` bound it is a crop as `resjax.data.stream` wants them.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.convolution import he_normal
 from resjax.models.layout import Variables

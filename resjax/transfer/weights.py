@@ -17,7 +17,7 @@ from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import Config
 from resjax.data.crops import usual_shorter_side
 from resjax.data.decoding import Interpolation
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.disk import DamagedError, verify_checksums, write_atomically, write_checksums
 from resjax.errors import UserError
 from resjax.models.layout import Variables
@@ -50,7 +50,7 @@ class Weights:
       model: what `resjax.build` takes to make the network: architecture, `classes`, ...
       variables: `params` and `batch_stats` in the unrolled layout, float32 NumPy arrays. Without
         `params/head` they are a backbone.
-      statistics: for `resjax.data.resident.normalize`, of images in the order RGB.
+      statistics: for `resjax.data.normalization.normalize`, of images in the order RGB.
       preprocessing: what comes before that.
       class_names: one a class; empty where nobody knows them.
       source: where they come from: `file`, its `sha256`, `format`, ...

@@ -26,7 +26,7 @@ from resjax.data.augmentation import (
     random_erasing,
     swap_neighbors,
 )
-from resjax.data.resident import normalize, statistics
+from resjax.data.normalization import compute_statistics, normalize
 from resjax.xla.compile_options import quick_compile
 
 quick = partial(jax.jit, compiler_options=quick_compile())
@@ -256,7 +256,7 @@ def test_every_floating_point_entry_is_mixed_and_all_others_pass_through(photos)
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_integer_labels_cannot_be_mixed(name, photos):
     batch = {"image": photos[:6], "label": np.arange(6)}
-    arguments = keys(0, 6), jax.random.key(0), batch, statistics(photos, "channel")
+    arguments = keys(0, 6), jax.random.key(0), batch, compute_statistics(photos, "channel")
     assert augment(*arguments, Augmentation())["label"] is batch["label"]
     with pytest.raises(ValueError, match="task must first encode them as floating-point"):
         augment(*arguments, Augmentation(**{name: 1.0}))
@@ -317,7 +317,7 @@ augmentations = pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), 
 @pytest.fixture(scope="module")
 def seen(photos):
     """Returns augmented images and targets of some photographs: `seen(keys, augmentation)`."""
-    found = statistics(photos, "channel", colors=True)
+    found = compute_statistics(photos, "channel", colors=True)
 
     @partial(quick, static_argnames="augmentation")
     def compiled(keys, batch_key, batch, augmentation):
@@ -364,7 +364,7 @@ def test_augmentation_changes_some_images_and_leaves_their_shape(seen, augmentat
 def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
     images, _ = seen(keys(0, 20), Augmentation(crop_padding=4, flip=True))
     crop_keys, flip_keys = jax.vmap(jax.random.split, out_axes=1)(keys(0, 20))
-    alone = normalize(photos[:20], statistics(photos, "channel"))
+    alone = normalize(photos[:20], compute_statistics(photos, "channel"))
     np.testing.assert_allclose(images, mirror(flip_keys, crop(crop_keys, alone, 4)), atol=1e-5)
 
 
@@ -378,14 +378,14 @@ def test_one_augmentation_more_leaves_the_draws_of_the_others(seen, other):
 
 def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
     white = np.full((50, 8, 8, 3), 255, np.uint8)
-    found = statistics(np.concatenate([white, 0 * white]), "channel")
+    found = compute_statistics(np.concatenate([white, 0 * white]), "channel")
     augmentation = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
     batch = augment(keys(0, 50), jax.random.key(0), {"image": white}, found, augmentation)
     assert set(np.unique(batch["image"])) == {0.0, 1.0}
 
 
 def test_what_is_off_costs_nothing(photos):
-    found = statistics(photos, "channel")
+    found = compute_statistics(photos, "channel")
 
     def nothing(keys, batch_key, batch):
         return augment(keys, batch_key, batch, found, Augmentation())

@@ -7,7 +7,7 @@ from PIL import Image
 from resjax.cli import main
 from resjax.data.augmentation import Augmentation
 from resjax.data.datasets import Split
-from resjax.data.resident import statistics
+from resjax.data.normalization import compute_statistics
 from resjax.data.sheet import DRAWS, EXAMPLES, sheet
 
 NAMES = tuple("abcde")
@@ -19,7 +19,9 @@ def split_of(channels, count=12):
 
 
 def drawn(split, asked, seed=0, normalization="channel"):
-    return sheet(split, NAMES, statistics(split.images, normalization, colors=True), asked, seed)
+    return sheet(
+        split, NAMES, compute_statistics(split.images, normalization, colors=True), asked, seed
+    )
 
 
 def cells(figure):
@@ -38,7 +40,7 @@ def test_a_row_is_an_example_under_its_class_and_what_training_may_see_of_it(
     channels, normalization
 ):
     split = split_of(channels)
-    mean = statistics(split.images, normalization).mean
+    mean = compute_statistics(split.images, normalization).mean
     rows = cells(drawn(split, Augmentation(flip=True), normalization=normalization))
     for (title, original), *draws in rows:
         (example,) = np.flatnonzero((split.images / 255 == original).all((1, 2, 3)))

@@ -8,7 +8,7 @@ from PIL import Image
 import resjax
 from resjax.cli import main
 from resjax.data import datasets
-from resjax.data.resident import normalize
+from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.inference.features import (
     Features,

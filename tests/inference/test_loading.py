@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import resjax
-from resjax.data.resident import normalize
+from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.inference.loading import weights_from
 from resjax.inference.predict import classifier

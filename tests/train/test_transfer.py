@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resjax.config import Optimizer, default_config, override, resolve
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.layout import scanned, unrolled
 from resjax.models.normalization import BatchNorm

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from resjax.config import default_config, override, resolve
-from resjax.data.resident import batch_indices
+from resjax.data.ordering import batch_indices
 from resjax.errors import UserError
 from resjax.run_files import Metric
 from resjax.train import parallel

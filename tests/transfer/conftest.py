@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resjax
-from resjax.data.resident import Statistics
+from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.presets import architecture
 from resjax.transfer.files import read_arrays

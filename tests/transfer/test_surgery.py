@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resjax.data.resident import normalize
+from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.transfer import surgery
 from resjax.transfer.weights import flat
