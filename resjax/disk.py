@@ -1,73 +1,80 @@
-"""Files that appear whole or not at all, and folders that tell when one of their files changed.
+"""Files that appear whole or not at all, and folders in which a changed file is noticed.
 
-A seal, SHA256SUMS, lists a folder's files, as sha256sum writes it: `sha256sum -c` understands it.
+SHA256SUMS lists the files of a folder with their digests; `sha256sum -c SHA256SUMS` checks it too.
 """
 
 import errno
 import hashlib
+import itertools
 import os
-import tempfile
-from collections.abc import Collection
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 
 CHECKSUMS = "SHA256SUMS"
 
 
 class DamagedError(Exception):
-    """What was saved is not what is there; says what of it."""
+    """A file is not what was saved; the message says which, without a subject before it."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BufferedRandom]:
+    """Opens a binary file that replaces `path` when the context ends without an error.
+
+    Until then it has another name in the same folder. It is flushed to the disk before it is
+    renamed, and removed after an error, which leaves `path` as it was.
+
+    Raises:
+      OSError: the folder does not exist or cannot be written.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Writes `content` to `path`, replacing what was there, and returns `path`.
-
-    The text (as UTF-8) or bytes go to another file of the folder first, which is flushed to the
-    disk and renamed.
-
-    Raises:
-      OSError: the folder is missing or cannot be written; `path` is then as it was.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are for their owner alone
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    """Writes text (as UTF-8) or bytes through `atomic_file` and returns `path`."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def write_checksums(folder: Path) -> None:
-    """Lists a folder's files, with their digests, in a file of their own."""
+    """Writes the list of a folder's files and their digests."""
     lines = [f"{digest(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
     write_atomically(folder / CHECKSUMS, "".join(lines))
 
 
-def verify_checksums(folder: Path, unsealed: Collection[str] = ()) -> None:
-    """Compares a folder's files with its seal.
+def verify_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
+    """Compares a folder's files with the list of their digests.
 
     Args:
-      folder: that was sealed.
-      unsealed: files that must be there, and may have come after the seal.
+      folder: that `write_checksums` listed.
+      unlisted: files that must exist, but may have been written after the list.
 
     Raises:
-      DamagedError: one is missing, is another, or is not of the folder.
+      DamagedError: a file is missing, has changed, or is not listed.
     """
     try:
         lines = (folder / CHECKSUMS).read_text().splitlines()
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-        there = {str(path.relative_to(folder)): path for path in _files(folder)}
-        if missing := sorted(listed.keys() - there.keys()):
+        files = {str(path.relative_to(folder)): path for path in _files(folder)}
+        if missing := sorted((listed.keys() | {*unlisted}) - files.keys()):
             raise DamagedError(f"{missing[0]} is missing")
-        if foreign := sorted(there.keys() - listed.keys() - {*unsealed}):
-            raise DamagedError(f"{foreign[0]} is not of it")
-        if not {*unsealed} <= there.keys():
-            raise DamagedError("it is incomplete")
+        if unexpected := sorted(files.keys() - listed.keys() - {*unlisted}):
+            raise DamagedError(f"unexpected file {unexpected[0]}")
         for name, expected in listed.items():
-            if digest(there[name]) != expected:
+            if digest(files[name]) != expected:
                 raise DamagedError(f"{name} changed since it was saved")
     except FileNotFoundError as error:
         raise DamagedError(f"{CHECKSUMS} is missing") from error
@@ -76,19 +83,19 @@ def verify_checksums(folder: Path, unsealed: Collection[str] = ()) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unused_path(folder: Path, name: str) -> Path:
-    """A path in `folder` that is not taken."""
-    numbered = (folder / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10**6))))
-    return next(path for path in numbered if not path.exists())
+    """Returns a path in `folder` that does not exist: `name`, `name-2`, `name-3`, ..."""
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for end in suffixes if not (path := folder / f"{name}{end}").exists())
 
 
 def describe_disk_error(error: BaseException) -> str:
-    """An error of a disk in a few words, whichever library wrote to it."""
+    """Returns the system's words for a disk error, whichever library raised it."""
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
         if os.strerror(code).lower() in str(error).lower():
             return os.strerror(code)
@@ -96,7 +103,7 @@ def describe_disk_error(error: BaseException) -> str:
 
 
 def summarize(error: BaseException) -> str:
-    """The first line of what a library says."""
+    """Returns the type of an error and the first line of its message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
 

@@ -1,10 +1,18 @@
-"""A file is the old one or the new one."""
+"""A file is the old one or the new one, and a changed file is noticed."""
 
 import os
 
 import pytest
 
-from resjax.disk import write_atomically
+from resjax.disk import (
+    CHECKSUMS,
+    DamagedError,
+    atomic_file,
+    unused_path,
+    verify_checksums,
+    write_atomically,
+    write_checksums,
+)
 
 
 def test_content_replaces_what_was_there(tmp_path):
@@ -13,7 +21,7 @@ def test_content_replaces_what_was_there(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
-@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "summary.json", "old")
 
@@ -25,3 +33,50 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_pa
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_file_that_is_written_in_parts_has_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "array.npy"
+    with atomic_file(path) as file:
+        file.write(b"first")
+        file.flush()
+        assert not path.exists()
+        file.write(b", second")
+    assert path.read_bytes() == b"first, second"
+
+
+def test_the_umask_decides_who_may_read_a_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "summary.json", "{}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "a").write_text("A"), "a changed since it was saved"),
+        (lambda folder: (folder / "a").unlink(), "a is missing"),
+        (lambda folder: (folder / "late").unlink(), "late is missing"),
+        (lambda folder: (folder / "more").write_text(""), "unexpected file more"),
+        (lambda folder: (folder / CHECKSUMS).unlink(), "SHA256SUMS is missing"),
+        (lambda folder: (folder / CHECKSUMS).write_bytes(b"\xff\xff"), "cannot be read"),
+    ],
+)
+def test_a_changed_folder_is_noticed(tmp_path, damage, message):
+    (tmp_path / "a").write_text("a")
+    write_checksums(tmp_path)
+    (tmp_path / "late").write_text("")
+    verify_checksums(tmp_path, unlisted=["late"])
+    damage(tmp_path)
+    with pytest.raises(DamagedError, match=message):
+        verify_checksums(tmp_path, unlisted=["late"])
+
+
+def test_an_unused_path_has_the_next_free_number(tmp_path):
+    for expected in ("run", "run-2", "run-3"):
+        path = unused_path(tmp_path, "run")
+        assert path == tmp_path / expected
+        path.mkdir()

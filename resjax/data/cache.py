@@ -6,14 +6,13 @@ none. Where the folder cannot be written nothing is kept.
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from resjax.data.examples import Split
+from resjax.disk import atomic_file, write_atomically
 
 FOLDER = "resjax"  # inside the prepared set's
 
@@ -66,11 +65,8 @@ def _read(path: Path) -> np.ndarray | None:
 
 def _write(path: Path, array: np.ndarray) -> None:
     """Writes the array, then its digest, each whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with atomic_file(path) as file:
         np.save(file, array)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(file.name, path)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as text:
-        text.write(digest)
-    os.replace(text.name, path.with_suffix(".sha256"))
+    write_atomically(path.with_suffix(".sha256"), digest)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from resjax.disk import write_atomically
 from resjax.run_files import read_measurements
 from resjax.train import records
 
@@ -31,11 +30,6 @@ def test_a_file_is_never_there_in_part(tmp_path, monkeypatch):
     # Whole under another name in the same folder, before it had its own.
     assert seen == [(False, str(tmp_path), path.read_text())]
     assert json.loads(path.read_text()) == {"seed": 0}
-
-
-def test_others_may_read_what_a_run_writes(tmp_path):
-    write_atomically(tmp_path / "summary.json", "{}")
-    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_number_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
