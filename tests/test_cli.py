@@ -10,6 +10,7 @@ import pytest
 
 import resjax
 from resjax.cli import COMMANDS, main
+from resjax.config.schema import FIELDS
 from resjax.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("train", CONFIG), "`resjax train`: the following arguments are required: --workdir"),
         (("train", "--workdir=x"), "required: --config"),
         (("models", "resnet5"), "did you mean 'resnet50'?"),
+        (("config", "nowhere.py"), "nowhere.py: no such file"),
+        (("config", "--config.model.depth=0"), "model.depth=0: must be at least 1"),
         (("models", "--config.seed=1"), "`resjax models` takes no --config.seed"),
         (("report", "nowhere"), "nowhere"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment=nowhere.py: no such file"),
@@ -132,6 +135,16 @@ def test_the_layers_of_a_model_add_up_to_its_counts(capsys):
     assert (parameters, macs) == (269_722, 40_551_040)
 
 
+def test_config_shows_value_meaning_type_bounds_and_default_of_every_field(capsys):
+    assert main(["config", CONFIG.removeprefix("--config="), "--config.model.depth=56"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for path in FIELDS:
+        assert f" {path} = " in f" {shown}"
+    depth = "Weight layers as the papers count them: 6n + 2 for CIFAR networks of basic blocks."
+    assert f"model.depth = 56 {depth} (an integer or None, at least 1; default: None)" in shown
+    assert "data.flip = false Mirror training images" in shown
+
+
 def test_data_lists_what_is_known_and_what_lies_here(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for name, kind in (("mnist", "array_record"), ("beans", "tfrecord")):
@@ -174,7 +187,14 @@ def test_a_reader_that_has_read_enough_gets_no_traceback():
 
 @pytest.mark.parametrize(
     "typed",
-    [[], ["--help"], ["models"], ["data", "list"], ["train", CONFIG, "--workdir=/x", "--y"]],
+    [
+        [],
+        ["--help"],
+        ["models"],
+        ["config"],
+        ["data", "list"],
+        ["train", CONFIG, "--workdir=/x", "--y"],
+    ],
 )
 def test_help_tables_and_refusals_import_nothing_heavy(typed):
     program = (

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resjax.config import (
-    UserError,
+    Config,
     default_config,
     digest,
     from_dict,
@@ -21,6 +21,9 @@ from resjax.config import (
     resolve,
     to_dict,
 )
+from resjax.config.fields import documentation
+from resjax.config.schema import SECTIONS
+from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -53,6 +56,14 @@ def test_neither_the_schema_nor_a_refusal_imports_jax():
         "assert not {'jax', 'flax'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_field_of_the_schema_is_documented():
+    for section in (Config, *SECTIONS.values()):
+        documented = documentation(section)
+        names = [each.name for each in dataclasses.fields(section)]
+        assert set(documented) == {name for name in names if name not in SECTIONS}
+        assert all(text.endswith(".") for text in documented.values())
 
 
 def test_every_open_field_of_the_architecture_is_filled():
@@ -130,7 +141,7 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         (
             "qqq",
             1,
-            "the sections are seed, model, data, task, train, optimizer, transfer, diagnostics, parallel",
+            "the sections are model, data, task, train, optimizer, transfer, diagnostics, parallel",
         ),
         ("model", 8, "model is a section"),
         ("model.depth.x", 8, "model.depth holds an integer or None"),
@@ -155,14 +166,10 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("data.classes", "5,6.5", "data.classes=5,6.5: expected integers, as in 5,6"),
         ("data.classes", (5, 6.0), "data.classes=6.0: expected an integer"),
         ("data.classes", (-1, 0), "must be at least 0"),
-        ("data.classes", (5,), "data.classes=5: one class is nothing to tell apart"),
+        ("data.classes", (5,), "data.classes=5: a single class cannot be classified"),
         ("data.classes", (5, 6, 5), "data.classes=5,6,5: names a class twice"),
         ("data.per_class", 0, "must be at least 1"),
-        (
-            "data.subset_seed",
-            1,
-            "data.subset_seed=1: the seed of a draw; set the number",
-        ),
+        ("data.subset_seed", 1, "data.subset_seed=1: needs data.per_class"),
         ("train.label_smoothing", 1, "must be at least 0 and below 1"),
         ("optimizer.boundaries", (0.5, 1.0), "must be above 0 and below 1"),
         ("optimizer.boundaries", (0.75, 0.5), "must increase"),
@@ -360,7 +367,7 @@ def test_a_foreign_file_has_to_be_imported_first(tmp_path):
     [
         ({"transfer__thaw": {"head": -1}}, "transfer.thaw.head=-1: must be an epoch"),
         ({"transfer__thaw": {"head": "soon"}}, "transfer.thaw.head='soon': must be an epoch"),
-        ({"transfer__layer_decay": 0.5, "transfer__first_rate": 0.1}, "set one of them"),
+        ({"transfer__layer_decay": 0.5, "transfer__first_rate": 0.1}, "set only one"),
         ({"transfer__head": "new"}, "transfer.head=new: needs transfer.weights"),
         ({"data__normalization": "weights"}, "needs transfer.weights"),
     ],

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from resjax import __version__
 from resjax.cli import (
+    config,
     data,
     evaluate,
     export,
@@ -44,6 +45,7 @@ COMMANDS = {
     "verify": verify,
     "models": models,
     "data": data,
+    "config": config,
 }
 
 

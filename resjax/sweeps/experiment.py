@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resjax.config import Config, digest, faults_of, override, resolve, run_file, to_dict
+from resjax.config import Config, digest, override, resolve, to_dict
+from resjax.config.python_files import errors_in, import_file
 from resjax.errors import UserError
 
 
@@ -51,11 +52,11 @@ def plan(experiment: Path, config: ConfigDict) -> Plan:
       UserError: there is no such experiment, it takes no such keyword, a run's config is not valid,
         or two runs are the same.
     """
-    sweep = getattr(run_file(experiment), "sweep", None)
+    sweep = getattr(import_file(experiment), "sweep", None)
     if not callable(sweep):
         raise UserError(f"{experiment}: has no function sweep(); it must yield a run's overrides")
     keywords = _keywords(experiment, sweep, config.sweep.to_dict())
-    with faults_of(experiment):
+    with errors_in(experiment):
         sweeping = list(sweep(**keywords))
     runs: dict[str, Run] = {}
     for overrides in sweeping:

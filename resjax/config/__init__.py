@@ -1,0 +1,194 @@
+"""The configuration: one schema, from which defaults, types, bounds and error messages follow.
+
+A config file starts from `default_config`, changes what it wants and returns it::
+
+    from resjax.config import default_config
+
+    def get_config():
+        config = default_config()
+        config.model.depth = 56
+        return config
+
+A run's config then goes through `load` (the file), `override` (the command line, a sweep) and
+`resolve`, which fills open fields, checks all of it and returns a frozen `Config`. Every mistake in
+a config is found here, before anything compiles; this package imports neither JAX nor Flax.
+
+Documented dataclasses as the schema are Kauldron's idea; Python files with a `get_config` are the
+custom of ml_collections.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resjax.config.checks import conflicts
+from resjax.config.initial_weights import WEIGHTS_DESCRIPTION, fill_model, model_of
+from resjax.config.python_files import errors_in, import_file
+from resjax.config.schema import (
+    FIELDS,
+    SECTIONS,
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Parallel,
+    Transfer,
+    find_field,
+    no_such_field,
+)
+from resjax.errors import UserError
+from resjax.models.presets import ARCHITECTURE, architecture
+from resjax.run_files import rename_fields
+
+__all__ = [
+    "WEIGHTS_DESCRIPTION",
+    "Config",
+    "Data",
+    "Model",
+    "Optimizer",
+    "Parallel",
+    "Transfer",
+    "default_config",
+    "digest",
+    "from_dict",
+    "load",
+    "override",
+    "resolve",
+    "to_dict",
+]
+
+
+def default_config() -> ConfigDict:
+    """Returns the schema's defaults, locked: setting a misspelt field raises at once."""
+    return _config_dict(dataclasses.asdict(Config()))
+
+
+def load(path: str | Path) -> ConfigDict:
+    """Runs a config file's `get_config` and returns its ConfigDict.
+
+    Args:
+      path: a Python file, with an argument for `get_config` after a colon: `imagenet.py:v1.5`.
+
+    Raises:
+      UserError: there is no such file, it raises, or it returns something else.
+    """
+    name, colon, argument = str(path).partition(".py:")
+    file = Path(name + ".py" if colon else name)
+    get_config = getattr(import_file(file), "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{file}: has no function get_config(); it must return a ConfigDict")
+    config = default_config()
+    with errors_in(file):
+        returned = get_config(argument) if colon else get_config()
+        if not isinstance(returned, ConfigDict):
+            kind = type(returned).__name__
+            raise UserError(f"{file}: get_config() returned {kind}; return a ConfigDict")
+        config.update(returned.to_dict())
+    return config
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of `config` in which dotted fields have other values.
+
+    Strings are parsed by the field's type, so `{"model.depth": "56"}` is `{"model.depth": 56}`:
+    booleans are `true` and `false`, tuples `0.5,0.75`, an unset field is `None` (`none` is a
+    shortcut). Below a dict such as `sweep`, a string is a Python literal, a comma-separated tuple
+    of literals, or itself.
+
+    Raises:
+      UserError: there is no such field, or the value is not valid for it.
+    """
+    changed = config.to_dict()
+    for path, value in overrides.items():
+        field = find_field(path)
+        *sections, name = path.split(".")
+        target = changed
+        for key in sections:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise UserError(f"{path}: {key} holds {target!r}, it has no fields")
+        parsed = field.parse(value, path) if isinstance(value, str) else value
+        target[name] = field.check(parsed, path)
+    return _config_dict(changed)
+
+
+def resolve(config: ConfigDict) -> Config:
+    """Checks `config` and fills the model fields that it leaves open.
+
+    The values come from `transfer.weights` if that is set, else from the architecture
+    `model.name`, else from the family.
+
+    Raises:
+      UserError: a field is unknown or its value not valid, values exclude each other, or
+        `transfer.weights` cannot be read.
+    """
+    resolved = _build(Config, config.to_dict())
+    for message in conflicts(resolved):
+        raise UserError(message)
+    model, transfer = resolved.model, resolved.transfer
+    try:
+        if transfer.weights is not None:
+            model = fill_model(model, model_of(Path(transfer.weights)))
+        filled = architecture(**{name: getattr(model, name) for name in ARCHITECTURE})
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+    model = dataclasses.replace(model, **(filled | {"name": None}))
+    # Epoch 2 and epoch 2.0 are the same run.
+    thaw = {pattern: float(epoch) for pattern, epoch in transfer.thaw.items()}
+    return dataclasses.replace(
+        resolved, model=model, transfer=dataclasses.replace(transfer, thaw=thaw)
+    )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns what identifies a run, as a run folder's `config.json` holds it."""
+    content = dataclasses.asdict(config)
+    del content["sweep"], content["model"]["name"]
+    # Through JSON, so that tuples equal the lists that are read from a file.
+    return json.loads(json.dumps(content))
+
+
+def from_dict(content: Mapping[str, Any]) -> Config:
+    """Reads what `to_dict` returned, or an older version of resjax wrote.
+
+    Raises:
+      UserError: `content` is not a valid config.
+    """
+    return _build(Config, rename_fields(content))
+
+
+def digest(config: Config) -> str:
+    """Returns a run's identity: eight hexadecimal digits that change with any field."""
+    canonical = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _build(section: Any, values: Any, prefix: str = "") -> Any:
+    """Returns the dataclass of a section from its values, each of them checked."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix[:-1]}={values!r}: expected a section with fields")
+    checked = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if path in SECTIONS:
+            checked[name] = _build(SECTIONS[path], value, f"{path}.")
+        elif path in FIELDS:
+            checked[name] = FIELDS[path].check(value, path)
+        else:
+            raise UserError(no_such_field(path))
+    return section(**checked)
+
+
+def _config_dict(content: dict[str, Any]) -> ConfigDict:
+    """Returns a ConfigDict that is locked but for the fields that are dicts."""
+    config = ConfigDict(content).lock()
+    for path, field in FIELDS.items():
+        if field.type is dict:
+            functools.reduce(getattr, path.split("."), config).unlock()
+    return config

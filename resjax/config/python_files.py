@@ -1,0 +1,52 @@
+"""Runs a user's Python files: configs and experiments."""
+
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from resjax.config.schema import no_such_field
+from resjax.errors import UserError, one_line
+from resjax.models.presets import nearest
+
+
+def import_file(path: Path) -> ModuleType:
+    """Executes a Python file and returns it as a module.
+
+    Raises:
+      UserError: there is no such file, or it raises; the message names file and line.
+    """
+    if not path.is_file():
+        beside = map(str, sorted(path.parent.glob("*.py")))
+        raise UserError(f"{path}: no such file{nearest(path, beside)}")
+    # The path is its name, so that the module shadows no other.
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: not a Python file; its name must end in .py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with errors_in(path):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def errors_in(path: Path) -> Iterator[None]:
+    """Turns what the user's code in `path` raises into a UserError that names file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        file = path if error.filename == str(path.absolute()) else error.filename
+        raise UserError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f":{frame.lineno}" for frame in frames if Path(frame.filename) == path.absolute()]
+        # A locked ConfigDict's own message lists all of its fields.
+        unknown = re.search(r'Key "(.+?)" does not exist and cannot be added', str(error))
+        message = no_such_field(unknown[1]) if unknown else one_line(error)
+        raise UserError(f"{path}{''.join(lines[-1:])}: {message}") from error
