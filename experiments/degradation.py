@@ -1,12 +1,12 @@
 """Degradation: deeper plain networks train worse, deeper residual networks train better
 
 He et al. 2015 (Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2 and
-figure 6) train networks of growing depth with and without shortcuts. Plain networks end with a
-higher training error the deeper they are, so the fault is not overfitting; with shortcuts that
-cost no parameters the order turns round, and depth lowers both training and test error.
+figure 6) train networks of increasing depth with and without shortcuts. The deeper a plain network
+is, the higher its final training error, so overfitting is not the cause. With shortcuts that add no
+parameters the order reverses, and depth lowers both training and test error.
 
-The sweep trains every depth with no shortcut ("none", plain) and with the paper's option A ("pad",
-residual), over several seeds.
+The sweep trains each depth without shortcuts ("none", plain) and with the paper's option A ("pad",
+residual), with several seeds.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,12 +19,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from resjax.analysis import figures as draw
-from resjax.analysis.runs import describe, summarize, varying
+from resjax.analysis.runs import describe, primary_metrics, summarize, varying
+from resjax.run_files import Metric
 from resjax.sweeps import param, product
 
 
 class Published(NamedTuple):
-    """Test errors on CIFAR-10 by others, in per cent by depth, each with its deviation if known."""
+    """Published test errors on CIFAR-10 in per cent: for each depth the error and its deviation."""
 
     source: str
     network: str
@@ -32,8 +33,8 @@ class Published(NamedTuple):
 
 
 PUBLISHED = (
-    # Depth 110 is the mean of five runs; the paper's 6.43 is the best of them. Of plain networks it
-    # gives no numbers, but that plain-110 stays above 60 %.
+    # Depth 110 is the mean of five runs; the paper's 6.43 is the best of them. For plain networks
+    # the paper reports no numbers except that plain-110 stays above 60 %.
     Published(
         "He et al. 2015",
         "residual",
@@ -75,7 +76,7 @@ def sweep(
     shortcuts: Iterable[str] = ("none", "pad"),
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
 ) -> Iterator[dict[str, Any]]:
-    """Yields the overrides of every run."""
+    """Yields the overrides of each run."""
     yield from product(
         param("model.depth", depths), param("model.shortcut", shortcuts), param("seed", seeds)
     )
@@ -83,12 +84,12 @@ def sweep(
 
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
-    """Draws the curves of every network, and how the errors that they end with go with depth."""
-    runs = runs.assign(network=networks(runs))
+    """Draws the curves of each network and their final values against depth."""
+    runs = runs.assign(network=network_names(runs))
     drawn = {}
     if len(curves):
         columns = runs[["folder", "network", "model.depth"]]
-        drawn["degradation"] = draw.error_curves(
+        drawn["degradation"] = draw.metric_curves(
             curves.merge(columns, on="folder"),
             panel="network",
             series="model.depth",
@@ -96,12 +97,13 @@ def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
             width=draw.TEXT_WIDTH if runs["network"].nunique() > 1 else draw.COLUMN_WIDTH,
         )
     if runs["finished"].any():
-        drawn["final_error"] = final_error(runs)
+        [metric] = primary_metrics(runs)
+        drawn[f"final_{metric.name}"] = final_metric(runs, metric)
     return drawn
 
 
-def networks(runs: pd.DataFrame) -> pd.Series:
-    """Names the network of every run: "plain" or "residual", and whatever else the sweep varies."""
+def network_names(runs: pd.DataFrame) -> pd.Series:
+    """Returns "plain" or "residual" for each run, with everything else that the sweep varies."""
     residual = runs["model.shortcut"] != "none"
     names = residual.map({False: "plain", True: "residual"})
     several = runs.loc[residual, "model.shortcut"].nunique() > 1
@@ -110,35 +112,37 @@ def networks(runs: pd.DataFrame) -> pd.Series:
     return names + ", " + describe(runs, others) if others else names
 
 
-def final_error(runs: pd.DataFrame) -> Figure:
-    """Draws the errors at the end of training against depth, published ones beside on CIFAR-10."""
+def final_metric(runs: pd.DataFrame, metric: Metric) -> Figure:
+    """Draws the metric at the end of training against depth, on CIFAR-10 with published errors."""
     results = summarize(runs, by=["network", "model.depth"]).sort_values("model.depth")
     figure, [axes] = draw.panels(1, width=draw.COLUMN_WIDTH, height=2.7)
     palette = draw.colors(runs["network"])
     ends = []
-    handles = draw.key()
+    handles = draw.legend_handles()
     for network, color in palette.items():
         result = results[(results["network"] == network) & (results["seeds"] > 0)]
         for split in ("train", "test"):
-            mean, spread = result[f"{split}_error_mean"], result[f"{split}_error_std"]
-            draw.draw_points(
-                axes, result["model.depth"], mean, spread, color, heavy=split == "test"
+            name = f"{split}_{metric.name}"
+            mean, deviation = result[f"{name}_mean"], result[f"{name}_std"]
+            draw.draw_error_bars(
+                axes, result["model.depth"], mean, deviation, color, bold=split == "test"
             )
         if len(result):
-            last = result.iloc[-1]
-            ends.append(draw.End(last["model.depth"], last["test_error_mean"], network, color))
+            depth, final = result.iloc[-1][["model.depth", f"test_{metric.name}_mean"]]
+            ends.append(draw.LineEnd(depth, final, network, color))
     depths = sorted(runs["model.depth"].unique())
-    if (runs["data.name"] == "cifar10").all():
+    if metric.name == "error" and (runs["data.name"] == "cifar10").all():
         handles += draw_published(axes, palette, depths)
-    # Published depths grow by factors, so equal factors get equal room.
+    # Published depths increase by factors, so equal factors have equal distances.
     axes.set_xscale("log")
     axes.set_xlim(depths[0] / 1.08, depths[-1] * 1.15)
     axes.xaxis.set_major_locator(FixedLocator(depths))
     axes.xaxis.set_major_formatter(FixedFormatter([str(depth) for depth in depths]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("depth (layers)")
-    draw.percent(axes, "final error (%)")
-    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    draw.set_metric_axis(axes, metric, "final ")
+    if metric.lower_is_better:
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
     draw.label_ends(axes, ends)
     return figure
@@ -147,7 +151,8 @@ def final_error(runs: pd.DataFrame) -> Figure:
 def draw_published(axes: Axes, palette: Mapping[str, str], depths: Collection[int]) -> list[Line2D]:
     """Draws the published test errors of the networks and depths that were run.
 
-    Returns the legend handles of their sources.
+    Returns:
+        The legend handles of their sources.
     """
     handles: dict[str, Line2D] = {}
     for row in PUBLISHED:
@@ -155,16 +160,16 @@ def draw_published(axes: Axes, palette: Mapping[str, str], depths: Collection[in
         if row.network not in palette or not points:
             continue
         rank = SOURCES.index(row.source)
-        form: dict[str, Any] = {
+        marker: dict[str, Any] = {
             "marker": "D^vs"[rank],
             "markersize": 3,
             "markeredgewidth": 0.6,
             "markerfacecolor": "white",
             "linewidth": 0,
         }
-        depth, mean, spread = pd.DataFrame(points).astype(float).fillna(0).to_numpy().T
-        beside = depth * (1.03 + 0.02 * rank)  # ours stay visible
+        depth, mean, deviation = pd.DataFrame(points).astype(float).fillna(0).to_numpy().T
+        beside = depth * (1.03 + 0.02 * rank)  # right of the measured points
         color = palette[row.network]
-        axes.errorbar(beside, mean / 100, spread / 100, color=color, elinewidth=0.6, **form)
-        handles[row.source] = Line2D([], [], color="0.3", label=row.source, **form)
+        axes.errorbar(beside, mean / 100, deviation / 100, color=color, elinewidth=0.6, **marker)
+        handles[row.source] = Line2D([], [], color="0.3", label=row.source, **marker)
     return list(handles.values())

@@ -27,6 +27,23 @@ class Metric(NamedTuple):
     lower_is_better: bool = True
     unit: str = ""  # "fraction" is printed as per cent
 
+    @property
+    def label(self) -> str:
+        """The name with the unit in which the metric is printed: "error (%)", "angle (rad)"."""
+        unit = "%" if self.unit == "fraction" else self.unit
+        return f"{self.name} ({unit})" if unit else self.name
+
+    @property
+    def scale(self) -> int:
+        """The factor between a value in a file and the number printed for it."""
+        return 100 if self.unit == "fraction" else 1
+
+    def format(self, value: float, deviation: float = math.nan) -> str:
+        """Returns "12.34 ± 0.56" in the unit of `label`, without a NaN deviation; "–" for NaN."""
+        form = ".2f" if self.unit == "fraction" else ".4g"
+        numbers = (f"{self.scale * n:{form}}" for n in (value, deviation) if not math.isnan(n))
+        return " ± ".join(numbers) or "–"
+
 
 def primary_metric(provenance: Mapping[str, Any]) -> Metric:
     """Returns the metric that ranks a run's checkpoints, from the content of provenance.json.

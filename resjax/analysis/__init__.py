@@ -1,5 +1,5 @@
-"""What runs show: run folders become tables, figures and a report.
+"""Turns run folders into tables, figures and reports.
 
-A run folder is the only thing that training hands over, so nothing here imports the rest of
-resjax: results can be read, redrawn and checked on a machine that has no jax.
+Training writes run folders and analysis reads them, and nothing else connects the two. Results can
+therefore be read, redrawn and checked on a machine without JAX.
 """

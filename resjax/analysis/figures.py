@@ -1,12 +1,12 @@
-"""The drawing vocabulary of every experiment: style, colours, curves with spread, direct labels.
+"""Draws the figures of experiments: print style, curves with deviations, labels at line ends.
 
-Figures are made to be printed: at the width of a column or of the text of a two-column paper, in
-type that stays legible there, as vectors with embedded fonts. What is compared shares its axes,
-lines carry their names at their ends instead of in a legend, and every mean shows its spread. The
-qualitative colours are Okabe and Ito's (2008, "Color Universal Design"), the ordered ones the
-darker part of matplotlib's plasma: both survive colour blindness, the second also a grey printer.
+Figures are made for print at the width of a column or of the text of a two-column paper, with
+legible type, as vector graphics with embedded fonts. Panels that are compared share their axes,
+lines are labeled at their ends, and means show their deviation. Qualitative colors are those of
+Okabe and Ito (2008, "Color Universal Design"), ordered colors the darker part of matplotlib's
+plasma: color-blind readers can distinguish both, and the ordered ones survive a gray printer.
 
-A figure is drawn under `style()` on axes of `panels`, and written by `save`.
+Draw on the axes of `panels` within `style()`, then call `save`.
 """
 
 import io
@@ -22,11 +22,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from resjax.analysis.runs import primary_metrics
 from resjax.disk import write_atomically
+from resjax.run_files import Metric
 
 COLUMN_WIDTH = 3.3
 """Width of one column of a two-column paper, in inches."""
@@ -35,13 +38,13 @@ TEXT_WIDTH = 6.9
 """Width of both columns and the gap between them, in inches."""
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colours without an order, the first ones the most distinct; yellow is too light for lines."""
+"""Colors without an order, the most distinct first; yellow is too light for lines."""
 
 FORMATS = ("png", "pdf", "svg")
 
 _DASHES = (0, (3, 2))
 
-# The same figure gives the same bytes, so that a figure in a repository changes when its data do.
+# The same figure yields the same bytes, so a committed figure changes only if its data do.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -51,73 +54,36 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Sets the style of a figure in print: a context, and a decorator of drawing functions."""
-    settings: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure everywhere
-        "font.size": 7.5,
-        "axes.titlesize": 8,
-        "axes.labelsize": 7.5,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "legend.handlelength": 1.6,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "axes.edgecolor": "0.25",
-        "axes.labelcolor": "0.15",
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": "0.9",
-        "grid.linewidth": 0.5,
-        "xtick.color": "0.25",
-        "ytick.color": "0.25",
-        "xtick.major.width": 0.6,
-        "xtick.major.size": 2.5,
-        "ytick.major.size": 0,
-        "lines.solid_capstyle": "round",
-        "lines.solid_joinstyle": "round",
-        "figure.dpi": 100,
-        "savefig.dpi": 300,
-        "pdf.fonttype": 42,  # editable TrueType outlines, which publishers ask for
-        "svg.fonttype": "path",
-        "svg.hashsalt": "resjax",
-    }
-    with matplotlib.rc_context(settings):
+    """Applies the style of printed figures, as a context manager or as a decorator."""
+    with matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle")):
         yield
 
 
 def colors(values: Iterable[Any]) -> dict[Any, str]:
-    """Returns a colour for every distinct value, from light to dark where the values have an order.
+    """Maps each distinct value to a color.
 
-    Numbers are ordered. Names get Okabe and Ito's colours in the order given, and ordered colours
-    too if there are more of them than those.
+    Numbers get ordered colors, darker for larger numbers. Other values get the colors of Okabe and
+    Ito in order of appearance, or ordered colors if there are more values than those.
     """
     distinct = list(dict.fromkeys(values))
     numeric = all(isinstance(value, int | float | np.number) for value in distinct)
     if not numeric and len(distinct) <= len(OKABE_ITO):
         return dict(zip(distinct, OKABE_ITO, strict=False))
     ordered = sorted(distinct) if numeric else distinct
-    places = np.linspace(0.74, 0.0, len(ordered)) if len(ordered) > 1 else [0.25]
-    return {
-        value: to_hex(matplotlib.colormaps["plasma"](place))
-        for value, place in zip(ordered, places, strict=True)
-    }
+    shades = np.linspace(0.74, 0.0, len(ordered)) if len(ordered) > 1 else [0.25]
+    plasma = matplotlib.colormaps["plasma"]
+    return {value: to_hex(plasma(shade)) for value, shade in zip(ordered, shades, strict=True)}
 
 
 def panels(count: int, width: float = TEXT_WIDTH, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Returns a figure and its `count` axes, side by side with shared scales.
+    """Returns a figure and its `count` axes, which share their scales.
 
     Args:
-        count: Number of panels, at least 1; up to three stand in a row.
+        count: Number of panels, at least 1; a row holds at most three.
         width: Width of the figure, in inches.
         height: Height of one row, in inches.
     """
-    # Even rows: four panels are two and two, not three and one.
+    # Rows are even: four panels are two and two, not three and one.
     rows = math.ceil(count / 3)
     columns = math.ceil(count / rows)
     figure = Figure(figsize=(width, height * rows), layout="constrained")
@@ -125,201 +91,236 @@ def panels(count: int, width: float = TEXT_WIDTH, height: float = 2.5) -> tuple[
     axes = list(grid.flat)
     for spare in axes[count:]:
         spare.remove()
-    for above in axes[max(count - columns, 0) : count]:
-        above.tick_params(labelbottom=True)
+    for lowest in axes[max(count - columns, 0) : count]:
+        lowest.tick_params(labelbottom=True)
     return figure, axes[:count]
 
 
-class End(NamedTuple):
-    """Where a line ends, for the name that stands there."""
+class LineEnd(NamedTuple):
+    """The last point of a line and the label to write beside it."""
 
     x: float
     y: float
-    text: str
+    label: str
     color: str
 
 
-class Mean(NamedTuple):
-    """Runs that differ only in seed, averaged step by step, and those that cannot be.
+class MeanCurve(NamedTuple):
+    """The mean over runs that differ only in their seed, and the runs that it leaves out.
 
-    `step`, `mean` and `spread` have the shape (steps,); `spread` is the sample standard deviation,
-    NaN for a single run. `stopped` and `diverged` hold the tables (step, value) of the runs that
-    end before the others do, `diverged` up to the last value that was finite.
+    `step`, `mean` and `deviation` have the shape (steps,); `deviation` is the sample standard
+    deviation, NaN for a single run. `stopped` and `diverged` hold a table (step, value) for each
+    run that ends before the others or diverges; a diverged run ends at its last finite value.
     """
 
     step: NDArray[np.int64]
     mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    deviation: NDArray[np.float64]
     stopped: list[pd.DataFrame]
     diverged: list[pd.DataFrame]
 
+    @property
+    def end(self) -> tuple[float, float] | None:
+        """The last point of the mean or, without a mean, of the longest run."""
+        if len(self.step):
+            return float(self.step[-1]), float(self.mean[-1])
+        ends = [run.iloc[-1] for run in (*self.stopped, *self.diverged) if len(run)]
+        return max(((float(end["step"]), float(end["value"])) for end in ends), default=None)
 
-def average(curves: pd.DataFrame, value: str = "error") -> Mean:
-    """Averages curves of one split over their runs.
 
-    Only runs that reach the last step are averaged: a mean whose members drop out on the way
-    jumps where they do, and shows a change that no network made.
+def average_curves(curves: pd.DataFrame, value: str = "error") -> MeanCurve:
+    """Averages the column `value` over runs, for one split of a table of `load_curves`.
+
+    Only runs that reach the last step are averaged: if runs dropped out of the mean on the way, it
+    would jump there and show a change that no network made.
     """
-    whole: list[pd.Series] = []
+    complete: list[pd.Series] = []
     stopped: list[pd.DataFrame] = []
     diverged: list[pd.DataFrame] = []
     for _, run in curves.sort_values("step").groupby("folder", sort=False):
         finite = run[["loss", value]].map(np.isfinite).all(axis=1)
-        table = run[finite.cummin()][["step", value]]
+        table = run[finite.cummin()].rename(columns={value: "value"})[["step", "value"]]
         if not finite.all():
             diverged.append(table)
         elif run["step"].max() < curves["step"].max():
             stopped.append(table)
         else:
-            whole.append(table.set_index("step")[value])
-    together = pd.concat(whole, axis=1, join="inner") if whole else pd.DataFrame()
-    return Mean(
+            complete.append(table.set_index("step")["value"])
+    together = pd.concat(complete, axis=1, join="inner") if complete else pd.DataFrame()
+    return MeanCurve(
         step=together.index.to_numpy(dtype=np.int64),
         mean=together.mean(axis=1).to_numpy(dtype=np.float64),
-        spread=together.std(axis=1, ddof=1).to_numpy(dtype=np.float64),
+        deviation=together.std(axis=1, ddof=1).to_numpy(dtype=np.float64),
         stopped=stopped,
         diverged=diverged,
     )
 
 
-def draw_mean(
-    axes: Axes, mean: Mean, color: str, *, heavy: bool = True, value: str = "error"
-) -> None:
-    """Draws a mean and its spread: a line in a band of one sample standard deviation either side.
+def draw_mean(axes: Axes, curve: MeanCurve, color: str, *, bold: bool = True) -> None:
+    """Draws a mean in a band of one sample standard deviation on either side.
 
     The band is the deviation and not the range, because a range widens with the number of seeds.
-    Runs outside the mean are drawn singly, thin and dashed, and a cross ends one that diverged.
+    Each run outside the mean is drawn as a thin dashed line, which ends in a cross if it diverged.
     """
-    if heavy:
-        line: dict[str, Any] = {"linewidth": 1.5, "zorder": 3}
-    else:
-        line = {"linewidth": 0.7, "zorder": 2.5}
+    line = _line(bold)
     # A handful of measurements should look like one.
-    marker = {"marker": "o", "markersize": 2 * line["linewidth"]} if len(mean.step) <= 20 else {}
-    axes.plot(mean.step, mean.mean, color=color, **line, **marker)
-    if np.isfinite(mean.spread).any():
-        low, high = mean.mean - mean.spread, mean.mean + mean.spread
-        alpha = 0.22 if heavy else 0.12
-        axes.fill_between(
-            mean.step, np.maximum(low, 0), high, color=color, alpha=alpha, linewidth=0
-        )
-    for run in (*mean.stopped, *mean.diverged):
-        axes.plot(run["step"], run[value], color=color, linestyle=_DASHES, linewidth=0.7)
-    for run in mean.diverged:
+    few = {"marker": "o", "markersize": 2 * line["linewidth"]} if len(curve.step) <= 20 else {}
+    axes.plot(curve.step, curve.mean, color=color, **line, **few)
+    if np.isfinite(curve.deviation).any():
+        low, high = curve.mean - curve.deviation, curve.mean + curve.deviation
+        if (curve.mean >= 0).all():
+            low = np.maximum(low, 0)
+        alpha = 0.22 if bold else 0.12
+        axes.fill_between(curve.step, low, high, color=color, alpha=alpha, linewidth=0)
+    for run in (*curve.stopped, *curve.diverged):
+        axes.plot(run["step"], run["value"], color=color, linestyle=_DASHES, linewidth=0.7)
+    for run in curve.diverged:
         last = run.tail(1)
-        axes.plot(last["step"], last[value], color=color, marker="x", markersize=4.5, zorder=4)
+        axes.plot(last["step"], last["value"], color=color, marker="x", markersize=4.5, zorder=4)
 
 
-def draw_points(
+def draw_error_bars(
     axes: Axes,
     x: pd.Series,
     mean: pd.Series,
-    spread: pd.Series,
+    deviation: pd.Series,
     color: str,
     *,
-    heavy: bool = True,
+    bold: bool = True,
 ) -> None:
-    """Draws final values joined by a line, with error bars of one sample standard deviation."""
-    axes.errorbar(
-        x,
-        mean,
-        yerr=spread.fillna(0),
-        color=color,
-        marker="o",
-        markersize=4 if heavy else 2.5,
-        linewidth=1.5 if heavy else 0.7,
-        elinewidth=1 if heavy else 0.7,
-        zorder=3 if heavy else 2.5,
-    )
+    """Draws means joined by a line, with error bars of one sample standard deviation."""
+    dot: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 4 if bold else 2.5,
+        "elinewidth": 1 if bold else 0.7,
+    }
+    axes.errorbar(x, mean, deviation.fillna(0), color=color, **_line(bold), **dot)
 
 
-def error_curves(
-    curves: pd.DataFrame, *, panel: str, series: str, label: str = "{}", width: float = TEXT_WIDTH
+def _line(bold: bool) -> dict[str, Any]:
+    return {"linewidth": 1.5, "zorder": 3} if bold else {"linewidth": 0.7, "zorder": 2.5}
+
+
+def metric_curves(
+    curves: pd.DataFrame,
+    metric: str | None = None,
+    *,
+    panel: str,
+    series: str,
+    label: str = "{}",
+    width: float = TEXT_WIDTH,
 ) -> Figure:
-    """Draws training (thin) and test error (bold) against steps, as He et al. 2015 in figure 6.
+    """Draws a metric on training (thin) and test data (bold) against steps.
+
+    The form is that of figure 6 of He et al. 2015.
 
     Args:
-        curves: A table of `load_curves` with two further columns, `panel` and `series`.
-        panel: The column that has a panel for each value, which is its title.
-        series: The column that has a colour and a label at the line's end for each value.
-        label: How a value of `series` is written there.
+        curves: A table of `load_curves` with two additional columns, `panel` and `series`.
+        metric: The column to draw; by default the primary metric of the runs.
+        panel: The column whose values each have a panel, with the value as its title.
+        series: The column whose values each have a color and a label at the end of the line.
+        label: The format of these labels, applied to a value of `series`.
         width: Width of the figure, in inches.
+
+    Raises:
+        ValueError: if `metric` is None and the runs have several primary metrics.
     """
+    shown, curves = _select_metric(curves, metric)
     titles = list(dict.fromkeys(curves[panel]))
     palette = colors(curves[series])
     figure, grid = panels(len(titles), width)
-    ends: list[list[End]] = []
-    means: list[Mean] = []
+    ends: list[list[LineEnd]] = []
+    means: list[MeanCurve] = []
     for axes, title in zip(grid, titles, strict=True):
         axes.set_title(str(title))
         ends.append([])
         for name, color in palette.items():
             chosen = curves[(curves[panel] == title) & (curves[series] == name)]
             end = None
-            # The test curve bears the name; a run that was not evaluated yet has only the other.
+            # The label belongs to the test curve, or to the training curve before any evaluation.
             for split in ("train", "test"):
-                mean = average(chosen[chosen["split"] == split])
-                draw_mean(axes, mean, color, heavy=split == "test")
-                end = _end(mean) or end
+                mean = average_curves(chosen[chosen["split"] == split], shown.name)
+                draw_mean(axes, mean, color, bold=split == "test")
+                end = mean.end or end
                 means.append(mean)
             if end is not None:
-                ends[-1].append(End(*end, label.format(name), color))
-        percent(axes)
-        steps(axes, int(curves["step"].max()))
+                ends[-1].append(LineEnd(*end, label.format(name), color))
+        set_metric_axis(axes, shown)
+        set_step_axis(axes, int(curves["step"].max()))
         axes.label_outer()
-    finals = [mean.mean[-1] + np.nan_to_num(mean.spread[-1]) for mean in means if len(mean.step)]
-    grid[0].set_ylim(*error_limits(finals))
-    handles = key(
+    worse = 1 if shown.lower_is_better else -1
+    finals = [m.mean[-1] + worse * np.nan_to_num(m.deviation[-1]) for m in means if len(m.step)]
+    if limits := metric_limits(finals, shown):
+        grid[0].set_ylim(*limits)
+    handles = legend_handles(
         unfinished=any(mean.stopped for mean in means),
         diverged=any(mean.diverged for mean in means),
     )
     figure.legend(
         handles=handles, loc="outside upper right", ncols=4 if width > COLUMN_WIDTH else 2
     )
-    for axes, names in zip(grid, ends, strict=True):
-        label_ends(axes, names)
+    for axes, labels in zip(grid, ends, strict=True):
+        label_ends(axes, labels)
     return figure
 
 
-def key(*, unfinished: bool = False, diverged: bool = False) -> list[Line2D]:
-    """Returns legend handles for the weights of lines, and for runs outside a mean if there are."""
-    handles = [
-        Line2D([], [], color="0.3", linewidth=1.5, label="test"),
-        Line2D([], [], color="0.3", linewidth=0.7, label="training"),
-    ]
+error_curves = metric_curves
+"""The name of `metric_curves` from when every primary metric was an error."""
+
+
+def _select_metric(curves: pd.DataFrame, name: str | None) -> tuple[Metric, pd.DataFrame]:
+    """Returns the metric to draw and the measurements of the runs that have it."""
+    primary = {metric.name: metric for metric in primary_metrics(curves)}
+    if name is None and len(primary) > 1:
+        several = ", ".join(primary)
+        raise ValueError(f"these runs have several primary metrics: {several}; choose one: metric=")
+    metric = primary.get(name or next(iter(primary))) or Metric(str(name))
+    if len(primary) > 1 and metric.name in primary:
+        curves = curves[curves["primary_metric"] == metric.name]
+    # A task need not measure the loss of a split; a missing loss is then no divergence.
+    measured = curves.groupby("split")["loss"].transform("count") > 0
+    return metric, curves.assign(loss=curves["loss"].where(measured, 0.0))
+
+
+def legend_handles(*, unfinished: bool = False, diverged: bool = False) -> list[Line2D]:
+    """Returns legend entries for line weights and, on request, for runs outside a mean."""
+    lines: dict[str, dict[str, Any]] = {"test": _line(bold=True), "training": _line(bold=False)}
     if unfinished:
-        handles.append(
-            Line2D([], [], color="0.3", linewidth=0.7, linestyle=_DASHES, label="unfinished run")
-        )
+        lines["unfinished run"] = {"linewidth": 0.7, "linestyle": _DASHES}
     if diverged:
-        handles.append(
-            Line2D([], [], color="0.3", linewidth=0, marker="x", ms=4.5, label="diverged run")
-        )
-    return handles
+        lines["diverged run"] = {"linewidth": 0, "marker": "x", "markersize": 4.5}
+    return [Line2D([], [], color="0.3", label=name, **line) for name, line in lines.items()]
 
 
-def error_limits(finals: Sequence[float]) -> tuple[float, float]:
-    """Returns limits that show how curves end: half as much again as the worst of `finals`.
+def metric_limits(finals: Sequence[float], metric: Metric) -> tuple[float, float] | None:
+    """Returns axis limits that show where curves end, or None to leave the axis alone.
 
-    Curves start near the error of guessing, and an axis that shows the start shows little of what
-    is compared. All of it is shown if nothing has ended yet.
+    Curves begin near the metric of a random guess, and an axis that includes the beginning shows
+    little of what is compared. The limits extend half as far again as the worst of `finals`, from
+    the best possible value. They include all fractions if no curve has ended yet.
     """
-    worst = 1.5 * max(finals, default=1.0)
-    steps_up = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-    top = next((step for step in steps_up if step >= worst), 1.0)
-    # A line at zero should not hide in the axis.
-    return -0.012 * top, top
+    if metric.unit == "fraction":
+        errors = finals if metric.lower_is_better else [1 - final for final in finals]
+        worst = 1.5 * max(errors, default=1.0)
+        rounded = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+        top = next((limit for limit in rounded if limit >= worst), 1.0)
+    elif metric.lower_is_better and min(finals, default=0) > 0:
+        top = 1.5 * max(finals)
+    else:
+        return None
+    low = -0.012 * top  # a line at the best value remains visible beside the axis
+    return (low, top) if metric.lower_is_better else (1 - top, 1 - low)
 
 
-def percent(axes: Axes, label: str = "error (%)") -> None:
-    """Makes `axes` show fractions as per cent on their vertical axis."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+def set_metric_axis(axes: Axes, metric: Metric, prefix: str = "") -> None:
+    """Formats the vertical axis for a metric: fractions in per cent, the unit in the label."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{metric.scale * value:g}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.set_ylabel(label)
+    axes.set_ylabel(f"{prefix}{metric.label}")
 
 
-def steps(axes: Axes, last: int) -> None:
-    """Makes the horizontal axis of `axes` count training steps from 0 to `last`."""
+def set_step_axis(axes: Axes, last: int) -> None:
+    """Formats the horizontal axis for training steps from 0 to `last`."""
     axes.set_xlim(0, 1.01 * last)  # room for half a marker
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(
@@ -330,29 +331,29 @@ def steps(axes: Axes, last: int) -> None:
     axes.set_xlabel("training steps")
 
 
-def label_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Writes the name of every line beside its end, right of `axes`, so that none overlap.
+def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
+    """Writes the label of each line to the right of `axes`, without overlaps.
 
-    Call it last: the names are placed for the limits and the size that the axes have then.
+    Call this function last: labels are placed for the current limits and size of the axes.
     """
     if not ends:
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # lets the layout settle, so that the axes have their height
+    figure.draw_without_rendering()  # computes the layout, and with it the height of the axes
     box = axes.get_window_extent()
     points = figure.dpi / 72
     low, high = axes.get_ylim()
     heights = (np.clip([end.y for end in ends], low, high) - low) / (high - low)
-    size = float(matplotlib.rcParams["xtick.labelsize"])
-    places = spread_apart(heights, 1.25 * size * points / box.height, 0.0, 1.0)
-    for end, place in zip(ends, places, strict=True):
+    size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
+    positions = spread_apart(heights, 1.25 * size * points / box.height, 0.0, 1.0)
+    for end, position in zip(ends, positions, strict=True):
         axes.annotate(
-            end.text,
+            end.label,
             xy=(end.x, float(np.clip(end.y, low, high))),
-            xytext=(1 + 9 * points / box.width, float(place)),
+            xytext=(1 + 9 * points / box.width, float(position)),
             textcoords="axes fraction",
-            color=_ink(end.color),
+            color=_darken(end.color),
             fontsize=size,
             va="center",
             annotation_clip=False,
@@ -368,21 +369,21 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def spread_apart(
-    places: Sequence[float] | NDArray[np.float64], gap: float, low: float, high: float
+    positions: Sequence[float] | NDArray[np.float64], gap: float, low: float, high: float
 ) -> NDArray[np.float64]:
-    """Moves `places` as little as possible, in squares, so that neighbours are `gap` apart.
+    """Moves positions at least `gap` apart, with the smallest sum of squared displacements.
 
-    Their order stays and they stay within `low` and `high`; if they do not fit, the gap shrinks
-    until they do. With the gaps taken out this is isotonic regression, solved by pooling adjacent
-    violators.
+    Their order is preserved, and they stay between `low` and `high`; if they do not fit, the gap
+    shrinks until they do. After subtraction of the gaps the problem is isotonic regression, solved
+    by pooling adjacent violators.
     """
-    count = len(places)
+    count = len(positions)
     if count > 1:
         gap = min(gap, (high - low) / (count - 1))
-    order = np.argsort(places, kind="stable")
+    order = np.argsort(positions, kind="stable")
     blocks: list[tuple[float, int]] = []
     for rank, index in enumerate(order):
-        mean, size = float(places[index]) - rank * gap, 1
+        mean, size = float(positions[index]) - rank * gap, 1
         while blocks and blocks[-1][0] > mean:
             below, number = blocks.pop()
             mean, size = (mean * size + below * number) / (size + number), size + number
@@ -394,7 +395,7 @@ def spread_apart(
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes `figure` as `stem`.png, .pdf and .svg, each whole or not at all; returns the paths."""
+    """Writes `figure` atomically as `stem`.png, .pdf and .svg, and returns the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix in FORMATS:
@@ -405,15 +406,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _end(mean: Mean, value: str = "error") -> tuple[float, float] | None:
-    """Returns where a mean ends, or the longest of the runs outside it where there is none."""
-    if len(mean.step):
-        return float(mean.step[-1]), float(mean.mean[-1])
-    ends = [run.iloc[-1] for run in (*mean.stopped, *mean.diverged) if len(run)]
-    return max(((float(end["step"]), float(end[value])) for end in ends), default=None)
-
-
-def _ink(color: str) -> tuple[float, float, float]:
-    """Darkens a line's colour for type, whose strokes are thinner."""
+def _darken(color: str) -> tuple[float, float, float]:
+    """Returns a darker color for text, whose strokes are thinner than lines."""
     red, green, blue = to_rgb(color)
     return 0.8 * red, 0.8 * green, 0.8 * blue

@@ -1,25 +1,26 @@
 "use strict";
 
-// Tables: a click on a head sorts by its column, another turns the order round.
+// Sorts a table by a column when its header is clicked, and in reverse when it is clicked again.
 for (const head of document.querySelectorAll("#runs thead th")) {
   head.querySelector("button").addEventListener("click", () => {
     const descending = head.getAttribute("aria-sort") === "ascending";
     for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const body = head.closest("table").tBodies[0];
-    const key = (row) => row.cells[head.cellIndex].dataset.value;
+    const text = (row) => row.cells[head.cellIndex].textContent.replaceAll(",", "");
+    const missing = (row) => ["", "–"].includes(text(row));
     const order = (a, b) => {
-      // Runs without a value stay last in either order.
-      if (!key(a) || !key(b)) return Number(!key(a)) - Number(!key(b));
-      const ascending = key(a) - key(b) || key(a).localeCompare(key(b), undefined, { numeric: true });
+      // Runs without a value are last in either order.
+      if (missing(a) || missing(b)) return missing(a) - missing(b);
+      const ascending = text(a) - text(b) || text(a).localeCompare(text(b), undefined, { numeric: true });
       return descending ? -ascending : ascending;
     };
     body.append(...[...body.rows].sort(order));
   });
 }
 
-// Curves: every run's errors, in per cent, in a plot that zooms, hides and tells its values.
-const { groups, steps, runs } = JSON.parse(document.getElementById("data").textContent);
+// Draws the primary metric of each run in a chart that zooms, hides lines and shows values.
+const { groups, metrics, steps, runs } = JSON.parse(document.getElementById("data").textContent);
 const chart = document.getElementById("chart");
 const controls = document.getElementById("controls");
 const margin = { left: 48, right: 12, top: 10, bottom: 40 };
@@ -29,18 +30,26 @@ const lines = runs.flatMap((run) =>
   ["train", "test"].map((split) => ({
     split,
     group: run.group,
+    metric: run.metric,
     name: run.name,
     points: steps[run[split].steps]
-      .map((step, i) => [step, run[split].error[i]])
-      .filter(([, error]) => error !== null),
+      .map((step, i) => [step, run[split].values[i]])
+      .filter(([, value]) => value !== null),
   })),
 );
-const corners = lines.flatMap((line) => line.points);
-const whole = {
-  x: [0, corners.reduce((most, [step]) => Math.max(most, step), 1)],
-  y: [0, corners.reduce((most, [, error]) => Math.max(most, error), 1)],
-};
-let view = whole;
+let metric = 0;
+let view = full();
+
+// Returns the limits that show all lines of the metric; the axes include zero.
+function full() {
+  const points = lines.filter((line) => line.metric === metric).flatMap((line) => line.points);
+  const limits = (axis) => {
+    const values = points.map((point) => point[axis]).concat(0);
+    const [low, high] = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+    return low < high ? [low, high] : [0, 1]; // an axis needs an extent
+  };
+  return { x: limits(0), y: limits(1) };
+}
 
 function element(name, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -59,14 +68,14 @@ function ticks([low, high], count) {
 }
 
 const label = (value) => String(Number(value.toPrecision(6)));
-const visible = (line) => !hidden.has(line.split) && !hidden.has(line.group);
+const visible = (line) => line.metric === metric && !hidden.has(line.split) && !hidden.has(line.group);
 
 function draw() {
   const width = chart.clientWidth;
   const right = width - margin.right;
   const bottom = height - margin.bottom;
   const x = (step) => margin.left + ((step - view.x[0]) / (view.x[1] - view.x[0])) * (right - margin.left);
-  const y = (error) => bottom - ((error - view.y[0]) / (view.y[1] - view.y[0])) * (bottom - margin.top);
+  const y = (value) => bottom - ((value - view.y[0]) / (view.y[1] - view.y[0])) * (bottom - margin.top);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, height });
   svg.append(
     element(
@@ -75,9 +84,9 @@ function draw() {
       element("rect", { x: margin.left, y: margin.top, width: right - margin.left, height: bottom - margin.top }),
     ),
   );
-  for (const error of ticks(view.y, 6)) {
-    svg.append(element("line", { class: "grid", x1: margin.left, x2: right, y1: y(error), y2: y(error) }));
-    svg.append(element("text", { x: margin.left - 8, y: y(error) + 4, "text-anchor": "end" }, label(error)));
+  for (const value of ticks(view.y, 6)) {
+    svg.append(element("line", { class: "grid", x1: margin.left, x2: right, y1: y(value), y2: y(value) }));
+    svg.append(element("text", { x: margin.left - 8, y: y(value) + 4, "text-anchor": "end" }, label(value)));
   }
   for (const step of ticks(view.x, Math.max(2, width / 120))) {
     svg.append(element("text", { x: x(step), y: bottom + 18, "text-anchor": "middle" }, label(step)));
@@ -89,12 +98,12 @@ function draw() {
     element(
       "text",
       { transform: `translate(12 ${centre}) rotate(-90)`, "text-anchor": "middle" },
-      "error (%)",
+      metrics[metric].label,
     ),
   );
   const plot = element("g", { "clip-path": "url(#plot)" });
   const drawn = lines.filter(visible).map((line) => {
-    const places = line.points.map(([step, error]) => [x(step), y(error)]);
+    const places = line.points.map(([step, value]) => [x(step), y(value)]);
     const path = element("path", {
       class: `series ${line.split}`,
       style: `--color: ${groups[line.group].color}`,
@@ -120,10 +129,10 @@ function listen(svg, plot, drawn, box) {
 
   function nearest([px, py]) {
     let best = { distance: 30 };
-    for (const one of drawn) {
-      one.places.forEach(([qx, qy], i) => {
+    for (const line of drawn) {
+      line.places.forEach(([qx, qy], i) => {
         const distance = Math.hypot(px - qx, py - qy);
-        if (distance < best.distance && within(qx, qy)) best = { ...one, i, distance };
+        if (distance < best.distance && within(qx, qy)) best = { ...line, i, distance };
       });
     }
     return best.line ? best : null;
@@ -135,12 +144,12 @@ function listen(svg, plot, drawn, box) {
     chart.querySelectorAll(".picked").forEach((node) => node.classList.remove("picked"));
   }
 
-  function tell(found) {
+  function show(found) {
     clear();
     if (!found) return;
     const { line, places, path, i } = found;
     const [px, py] = places[i];
-    const [step, error] = line.points[i];
+    const [step, value] = line.points[i];
     chart.classList.add("picking");
     path.classList.add("picked");
     const color = `--color: ${groups[line.group].color}`;
@@ -148,7 +157,7 @@ function listen(svg, plot, drawn, box) {
     const tip = document.createElement("div");
     tip.id = "tip";
     const split = line.split === "train" ? "training" : "test";
-    tip.innerText = `${line.name}\n${split} error ${error.toFixed(2)} % at step ${step}`;
+    tip.innerText = `${line.name}\n${split} ${metrics[metric].label}: ${label(value)} at step ${step}`;
     chart.append(tip);
     const left = px + 12 + tip.offsetWidth > chart.clientWidth ? px - 12 - tip.offsetWidth : px + 12;
     tip.style.left = `${Math.max(left, 0)}px`;
@@ -165,7 +174,7 @@ function listen(svg, plot, drawn, box) {
   });
   svg.addEventListener("pointermove", (event) => {
     const now = place(event);
-    if (!start) return tell(nearest(now));
+    if (!start) return show(nearest(now));
     const [low, high] = [0, 1].map((axis) => [start[axis], now[axis]].sort((a, b) => a - b));
     for (const [name, value] of Object.entries({
       x: low[0],
@@ -178,16 +187,16 @@ function listen(svg, plot, drawn, box) {
   svg.addEventListener("pointerup", (event) => {
     if (!start) return;
     const now = place(event);
-    const range = (axis, name, turned) => {
+    const range = (axis, name, reversed) => {
       const [low, high] = [start[axis], now[axis]].sort((a, b) => a - b);
-      // A drag along one axis zooms that axis alone.
+      // Dragging along one axis zooms that axis only.
       if (high - low < 8) return null;
       const [from, to] = box[name];
       const value = (at) => {
-        const share = turned ? (to - at) / (to - from) : (at - from) / (to - from);
+        const share = reversed ? (to - at) / (to - from) : (at - from) / (to - from);
         return view[name][0] + share * (view[name][1] - view[name][0]);
       };
-      return turned ? [value(high), value(low)] : [value(low), value(high)];
+      return reversed ? [value(high), value(low)] : [value(low), value(high)];
     };
     const zoomed = { x: range(0, "x", false), y: range(1, "y", true) };
     start = null;
@@ -205,7 +214,7 @@ function listen(svg, plot, drawn, box) {
 }
 
 function reset() {
-  view = whole;
+  view = full();
   draw();
 }
 
@@ -239,13 +248,22 @@ function choices(name, ...boxes) {
   return set;
 }
 
-const all = document.createElement("button");
-all.type = "button";
-all.append("Reset zoom");
-all.addEventListener("click", reset);
+const zoom = document.createElement("button");
+zoom.type = "button";
+zoom.append("Reset zoom");
+zoom.addEventListener("click", reset);
+if (metrics.length > 1) {
+  const select = document.createElement("select");
+  select.append(...metrics.map((each, index) => new Option(each.label, index)));
+  select.addEventListener("change", () => {
+    metric = Number(select.value);
+    reset();
+  });
+  controls.append(choices("Metric", select));
+}
 controls.append(
-  choices("Errors", toggle("test", "test"), toggle("train", "training")),
+  choices("Splits", toggle("test", "test"), toggle("train", "training")),
   choices("Runs", ...groups.map((group, index) => toggle(index, group.name, group.color))),
-  all,
+  zoom,
 );
 new ResizeObserver(draw).observe(chart);

@@ -1,8 +1,8 @@
-"""A sweep's answer on one page: figures, tables, curves to explore, and where it all comes from.
+"""Writes the report of a sweep: figures, tables, interactive curves and provenance on one page.
 
-`write_report` draws an experiment's figures for print and writes a report.html that is one file:
-it opens from disk, anywhere, without a network, and can be sent to a colleague. Its style and
-script stand beside this file; plotting libraries for pages weigh a megabyte and more.
+`write_report` draws an experiment's figures for print and writes `report.html`, a single file that
+opens from disk without a network. Its style sheet and script are files of this package, because
+plotting libraries for web pages add a megabyte or more.
 """
 
 import html
@@ -25,15 +25,21 @@ from resjax.analysis.runs import (
     describe,
     load_curves,
     load_runs,
-    read_json_object,
+    primary_metrics,
     status,
     summarize,
     varying,
 )
 from resjax.disk import write_atomically
+from resjax.run_files import read_json_object
 
 POINTS = 300
-"""Measurements that the page holds of one split of one run; longer curves are thinned."""
+"""The most measurements on the page for one split of one run; longer curves are thinned."""
+
+NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
+"""Matches the text of a table's cell in a column of numbers."""
+
+SPLITS = {"train": "training", "test": "test"}
 
 Drawing = Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]]
 
@@ -41,37 +47,38 @@ Drawing = Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]]
 def write_report(
     path: str | os.PathLike[str], experiment: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Writes `path`/report.html, `path`/runs.csv and `path`/figures/, and returns the page's path.
+    """Writes report.html, runs.csv and figures/ to `path`, and returns the path of the page.
 
     Args:
-        path: A sweep folder, or any folder with runs in or under it.
-        experiment: The experiment file that says what the runs are about and draws them; by
-            default `path`/experiment.py, or, without one, curves of every setting.
+        path: A sweep folder, or any folder that contains runs.
+        experiment: The experiment file, which describes and draws the runs; by default
+            `path`/experiment.py or, without that file, curves of all settings.
 
     Raises:
-        FileNotFoundError, ValueError: if there are no runs to report, as `load_runs` says.
+        FileNotFoundError, ValueError: if `load_runs` or `load_curves` raises them.
     """
     root = Path(path)
     runs = load_runs(root)
     curves = load_curves(runs)
     source = Path(experiment) if experiment is not None else root / "experiment.py"
     if experiment is None and not source.exists():
-        question = Experiment(root.resolve().name, "", overview)
+        described = Experiment(root.resolve().name, "", overview)
     else:
-        question = _load(source)
+        described = _load(source)
     pictures = []
-    for name, figure in question.figures(runs, curves).items():
+    for name, figure in described.figures(runs, curves).items():
         saved = draw.save(figure, root / "figures" / name)
         pictures.append(_figure(name, [file.relative_to(root) for file in saved], root))
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     write_atomically(root / "runs.csv", table.to_csv(index=False))
     page = Template(_asset("report.html")).substitute(
-        title=html.escape(question.title),
-        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(question.claim)),
+        title=html.escape(described.title),
+        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
         status=html.escape(_status(root, runs)),
         style=_asset("report.css"),
         script=_asset("report.js"),
         figures="\n".join(pictures),
+        directions=html.escape(_directions(runs)),
         summary=_summary(runs),
         runs=_runs(table),
         config=_config(runs),
@@ -82,7 +89,7 @@ def write_report(
 
 
 class Experiment(NamedTuple):
-    """What the runs are about: the first line of a docstring, the rest of it, and the figures."""
+    """The first line of an experiment's docstring, the rest of it, and the function that draws."""
 
     title: str
     claim: str
@@ -91,18 +98,24 @@ class Experiment(NamedTuple):
 
 @draw.style()
 def overview(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
-    """Draws training and test error of every setting in one panel, for runs without a question."""
+    """Draws the curves of all settings in one panel for each primary metric."""
     if curves.empty:
         return {}
     series = runs[["folder"]].assign(panel="all runs", series=describe(runs, varying(runs)))
-    joined = curves.merge(series, on="folder")
-    return {"curves": draw.error_curves(joined, panel="panel", series="series")}
+    curves = curves.merge(series, on="folder")
+    metrics = primary_metrics(curves)
+    return {
+        "curves" if len(metrics) == 1 else f"{metric.name}_curves": draw.metric_curves(
+            curves, metric.name, panel="panel", series="series"
+        )
+        for metric in metrics
+    }
 
 
 def _load(source: Path) -> Experiment:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such experiment file")
-    # As a script, not as a module: nothing is left behind beside it or among the modules.
+    # Run as a script, the file leaves no module and no bytecode behind.
     names = runpy.run_path(str(source), run_name="experiment")
     title, _, claim = (names.get("__doc__") or source.stem).strip().partition("\n")
     return Experiment(title.rstrip("."), claim, names.get("figures", overview))
@@ -118,9 +131,8 @@ def _paragraphs(text: str) -> list[str]:
 
 def _status(root: Path, runs: pd.DataFrame) -> str:
     counts = status(runs).value_counts()
-    planned = len(runs)
-    if (root / "sweep.json").exists():
-        planned = len(read_json_object(root / "sweep.json")["runs"])
+    plan = root / "sweep.json"
+    planned = len(read_json_object(plan)["runs"] if plan.exists() else runs)
     text = f"{int(runs['finished'].sum())} of {planned} runs finished"
     if counts.get("diverged"):
         text += f", {counts['diverged']} of them diverged"
@@ -129,13 +141,20 @@ def _status(root: Path, runs: pd.DataFrame) -> str:
     return " · ".join([text, datasets, *(f"started {start}" for start in starts[:1])])
 
 
+def _directions(runs: pd.DataFrame) -> str:
+    return "; ".join(
+        f"{'lower' if metric.lower_is_better else 'higher'} {metric.name} is better"
+        for metric in primary_metrics(runs)
+    )
+
+
 def _figure(name: str, saved: Sequence[Path], root: Path) -> str:
     vector = next(root / file for file in saved if file.suffix == ".svg")
     svg = vector.read_text("utf-8")
     svg = svg[svg.index("<svg") :]
-    # Several drawings share one page, and with it one name space of ids.
+    # All drawings of a page share one namespace of ids.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    # A hundredth of a point is finer than any screen, and half the size.
+    # Hundredths of a point are finer than any screen and halve the size.
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
     links = ", ".join(
@@ -146,56 +165,35 @@ def _figure(name: str, saved: Sequence[Path], root: Path) -> str:
     return f'<figure><div class="print">{svg}</div><figcaption>{caption}</figcaption></figure>'
 
 
-class Cell(NamedTuple):
-    """A cell of a table: its text, and what it is sorted by (nothing: last)."""
-
-    text: str
-    value: Any
-    kind: str = ""
+def _text(value: Any) -> str:
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
-def _words(value: Any) -> Cell:
-    text = "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
-    numeric = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return Cell(text, text, "number" if numeric else "")
+def _number(value: float, form: str = ",.0f") -> str:
+    return "–" if pd.isna(value) else format(value, form)
 
 
-def _number(value: float, form: str = "{:,.0f}") -> Cell:
-    if pd.isna(value):
-        return Cell("–", "", "number")
-    return Cell(form.format(value), value, "number")
-
-
-def _spread(mean: float, deviation: float) -> Cell:
-    if pd.isna(mean):
-        return Cell("–", "", "number")
-    text = f"{100 * mean:.2f}"
-    return Cell(text if pd.isna(deviation) else f"{text} ± {100 * deviation:.2f}", mean, "number")
-
-
-def _table(columns: Mapping[str, Iterable[Cell]], *, sortable: bool = False) -> str:
-    table = {name: list(cells) for name, cells in columns.items()}
-    heads = []
-    for name, cells in table.items():
-        kind = ' class="number"' if all(cell.kind == "number" for cell in cells) else ""
-        text = html.escape(name)
-        button = f'<button type="button">{text}</button>' if sortable else text
-        heads.append(f'<th scope="col"{kind}>{button}</th>')
-    rows = [
-        "<tr>" + "".join(_cell(cell, sortable) for cell in row) + "</tr>"
-        for row in zip(*table.values(), strict=True)
-    ]
+def _table(columns: Mapping[str, Iterable[str]], *, sortable: bool = False) -> str:
+    """Returns a table as HTML; columns of numbers are aligned to the right."""
+    heads, cells = [], []
+    for name, column in columns.items():
+        texts, title = list(column), html.escape(name)
+        kind = "number" if all(map(NUMBER.fullmatch, texts)) else ""
+        button = f'<button type="button">{title}</button>' if sortable else title
+        heads.append(f'<th scope="col" class="{kind}">{button}</th>')
+        kinds = texts if name == "status" else [kind] * len(texts)
+        cells.append(
+            [
+                f'<td class="{kind}">{html.escape(text)}</td>'
+                for kind, text in zip(kinds, texts, strict=True)
+            ]
+        )
+    head, *rows = (f"<tr>{''.join(row)}</tr>" for row in (heads, *zip(*cells, strict=True)))
+    body = "\n".join(rows)
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>\n'
-        + "\n".join(rows)
-        + "\n</tbody></table></div>"
+        f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>\n'
+        f"{body}\n</tbody></table></div>"
     )
-
-
-def _cell(cell: Cell, sortable: bool) -> str:
-    kind = f' class="{cell.kind}"' if cell.kind else ""
-    key = f' data-value="{html.escape(str(cell.value))}"' if sortable else ""
-    return f"<td{kind}{key}>{html.escape(cell.text)}</td>"
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -208,36 +206,32 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _summary(runs: pd.DataFrame) -> str:
     results = summarize(runs)
-    columns: dict[str, Iterable[Cell]] = {
-        name: map(_words, results[name]) for name in varying(runs)
-    }
+    columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in varying(runs)}
     columns["parameters"] = map(_number, results["parameters"])
-    columns["seeds"] = map(_words, results["seeds"])
-    for split, title in (("train", "training error"), ("test", "test error")):
-        name = f"{split}_error"
-        columns[title] = map(_spread, results[f"{name}_mean"], results[f"{name}_std"])
+    columns["seeds"] = map(str, results["seeds"])
+    for metric in primary_metrics(runs):
+        for split, title in SPLITS.items():
+            name = f"{split}_{metric.name}"
+            means, deviations = results[f"{name}_mean"], results[f"{name}_std"]
+            columns[f"{title} {metric.label}"] = map(metric.format, means, deviations)
     for name in ("unfinished", "diverged"):
         if results[name].any():
-            columns[name] = map(_words, results[name])
+            columns[name] = map(str, results[name])
     return _table(columns)
 
 
 def _runs(runs: pd.DataFrame) -> str:
-    states = status(runs)
-    columns: dict[str, Iterable[Cell]] = {"run": map(_words, runs["folder"])}
-    columns |= {name: map(_words, runs[name]) for name in (*varying(runs), "seed")}
-    columns["status"] = (Cell(state, state, state) for state in states)
-    for name, title in (
-        ("train_error", "training error"),
-        ("test_error", "test error"),
-        ("best_test_error", "best test error"),
-    ):
-        columns[title] = (_spread(error, np.nan) for error in runs[name])
+    columns: dict[str, Iterable[str]] = {"run": runs["folder"]}
+    columns |= {name: map(_text, runs[name]) for name in (*varying(runs), "seed")}
+    columns["status"] = status(runs)
+    for metric in primary_metrics(runs):
+        for name, title in (*SPLITS.items(), ("best_test", "best test")):
+            columns[f"{title} {metric.label}"] = map(metric.format, runs[f"{name}_{metric.name}"])
     columns["at step"] = map(_number, runs["best_test_step"])
-    columns["training loss"] = (_number(loss, "{:.4g}") for loss in runs["train_loss"])
+    columns["training loss"] = (_number(loss, ".4g") for loss in runs["train_loss"])
     columns["seconds"] = map(_number, runs["seconds"])
     columns["images/s"] = map(_number, runs["images_per_second"])
-    columns["start"] = map(_words, runs["start"])
+    columns["start"] = map(_text, runs["start"])
     return _table(columns, sortable=True)
 
 
@@ -248,57 +242,60 @@ def _config(runs: pd.DataFrame) -> str:
 
 
 def _provenance(root: Path, runs: pd.DataFrame) -> str:
-    seen: dict[str, list[str]] = {}
+    plan, starts = root / "sweep.json", sorted(runs["start"].dropna())
+    facts = {"sweep": str(read_json_object(plan).get("command", ""))} if plan.exists() else {}
+    origins = pd.DataFrame([_origin(Path(folder) / "provenance.json") for folder in runs["folder"]])
+    facts |= {str(name): "; ".join(origins[name].dropna().unique()) for name in origins}
+    if starts:
+        facts["first and last start"] = "; ".join(dict.fromkeys((starts[0], starts[-1])))
+    return _facts(facts)
 
-    def note(name: str, text: str) -> None:
-        if text not in seen.setdefault(name, []):
-            seen[name].append(text)
 
-    if (root / "sweep.json").exists():
-        note("sweep", str(read_json_object(root / "sweep.json").get("command", "")))
-    for folder in runs["folder"]:
-        file = Path(folder) / "provenance.json"
-        origin = read_json_object(file) if file.exists() else {}
-        changed = ", with uncommitted changes" if origin.get("dirty") else ""
-        note("commit", f"{origin.get('commit') or 'unknown'}{changed}")
-        for name in ("command", "python", "platform"):
-            note(name, str(origin.get(name, "unknown")))
-        devices = origin.get("devices")
-        listed = ", ".join(map(str, devices)) if isinstance(devices, list) else ""
-        note("devices", listed or "unknown")
-        note("device kind", str(origin.get("device_kind", "unknown")))
-        versions = origin.get("versions")
-        for package, version in versions.items() if isinstance(versions, dict) else ():
-            note(package, str(version))
-    starts = sorted(runs["start"].dropna())
-    for start in starts[:1] + starts[-1:]:
-        note("first and last start", str(start))
-    return _facts({name: "; ".join(texts) for name, texts in seen.items()})
+def _origin(file: Path) -> dict[str, str]:
+    content = read_json_object(file) if file.exists() else {}
+    devices, versions = content.get("devices"), content.get("versions")
+    changed = ", with uncommitted changes" if content.get("dirty") else ""
+    return {
+        "commit": f"{content.get('commit') or 'unknown'}{changed}",
+        **{name: str(content.get(name, "unknown")) for name in ("command", "python", "platform")},
+        "devices": ", ".join(map(str, devices)) if isinstance(devices, list) else "unknown",
+        "device kind": str(content.get("device_kind", "unknown")),
+        **({name: str(v) for name, v in versions.items()} if isinstance(versions, dict) else {}),
+    }
 
 
 def _data(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
+    """Returns the data of the interactive chart as JSON, with values as they are shown."""
     names = describe(runs, varying(runs))
     palette = draw.colors(names)
-    order = {name: place for place, name in enumerate(palette)}
+    groups = {name: index for index, name in enumerate(palette)}
+    metrics = primary_metrics(runs)
     steps: dict[tuple[int, ...], int] = {}
     records = []
-    for folder, name in zip(runs["folder"], names, strict=True):
-        record: dict[str, Any] = {"name": Path(folder).name, "group": order[name]}
-        for split in ("train", "test"):
-            curve = curves[(curves["folder"] == folder) & (curves["split"] == split)]
+    for run, name in zip(runs.to_dict("records"), names, strict=True):
+        [metric] = primary_metrics(pd.DataFrame([run]))
+        record: dict[str, Any] = {"name": Path(run["folder"]).name, "group": groups[name]}
+        record["metric"] = [each.name for each in metrics].index(metric.name)
+        for split in SPLITS:
+            curve = curves[(curves["folder"] == run["folder"]) & (curves["split"] == split)]
             chosen = curve.iloc[_thin(len(curve))]
-            errors = [None if pd.isna(e) else round(100 * e, 3) for e in chosen["error"]]
-            # Runs of one sweep are measured at the same steps, which need telling once.
-            place = steps.setdefault(tuple(chosen["step"].tolist()), len(steps))
-            record[split] = {"steps": place, "error": errors}
+            scaled = metric.scale * chosen[metric.name]
+            values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in scaled]
+            # Runs of one sweep are measured at the same steps, which are stored once.
+            index = steps.setdefault(tuple(chosen["step"].tolist()), len(steps))
+            record[split] = {"steps": index, "values": values}
         records.append(record)
-    groups = [{"name": name, "color": color} for name, color in palette.items()]
-    content = {"groups": groups, "steps": list(steps), "runs": records}
+    content = {
+        "groups": [{"name": name, "color": color} for name, color in palette.items()],
+        "metrics": [{"name": metric.name, "label": metric.label} for metric in metrics],
+        "steps": list(steps),
+        "runs": records,
+    }
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    # Inside a script element only "<" could end it, and JSON has this other way to write it.
+    # Inside a script element only "<" could end it; JSON has another way to write that character.
     return text.replace("<", "\\u003c")
 
 
 def _thin(count: int) -> list[int]:
-    """Returns evenly spread places among `count`, the first and the last with them."""
+    """Returns at most `POINTS` evenly spaced indices below `count`, with the first and the last."""
     return np.linspace(0, count - 1, min(count, POINTS)).round().astype(int).tolist()

@@ -1,58 +1,56 @@
-"""Run folders as tables: a row a run, a row a measurement, a row a set of seeds.
+"""Loads run folders as tables: one row per run, per measurement, or per group of seeds.
 
-A run folder holds `config.json`, `provenance.json`, `metrics.jsonl` and, once it is finished,
-`summary.json`. A sweep folder holds runs and a `sweep.json` that names those of its newest launch.
-Errors are fractions everywhere in these tables; per cent is a matter of showing them.
+A run folder holds `config.json`, `provenance.json`, `metrics.jsonl` and, once the run has finished,
+`summary.json`. A sweep folder holds runs and a `sweep.json` that lists the runs of its newest
+launch. Metrics with the unit "fraction" are fractions in every table; only reports and figures show
+them in per cent.
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from resjax.run_files import read_config, read_json_object, read_measurements, read_summary
-
-FINAL = ("train_loss", "train_error", "test_loss", "test_error")
-"""Values that a run ends with; all four are finite unless the run diverged."""
-
-SUMMARY = (
-    "steps",
-    *FINAL,
-    "best_test_error",
-    "best_test_step",
-    "parameters",
-    "macs",
-    "seconds",
-    "images_per_second",
+from resjax.run_files import (
+    Metric,
+    primary_metric,
+    read_config,
+    read_json_object,
+    read_measurements,
+    read_summary,
 )
-"""The fields of `summary.json`."""
 
 REPEATS = ("data.subset_seed",)
-"""What tells repetitions of a run apart, beside the seed: another draw of its examples."""
+"""Config fields that, like the seed, only distinguish repetitions of the same run."""
 
-CURVE = ("folder", "step", "split", "loss", "error", "learning_rate")
-"""The columns that every table of curves has; what else a run logged follows them."""
+PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
+"""The columns with the primary metric of each run, in the order of the fields of `Metric`."""
 
 
 def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Loads one row a run from a run folder, a sweep folder, or any folder above such folders.
+    """Loads one row per run from a run folder, a sweep folder, or any folder above them.
 
-    Where `path` has a `sweep.json`, the runs that it names are loaded, in its order; elsewhere
-    every run folder at or under `path`, in the natural order of their names (8 before 20).
+    If `path` has a `sweep.json`, the runs that it lists are loaded in its order. Otherwise every
+    run folder at or below `path` is loaded, in the natural order of names (8 before 20).
 
     Returns:
-        A table with the columns `folder` (the path of the run, under `path` as it was given), the
-        resolved config with dotted names (`seed`, `model.depth`, ...), the fields of the summary
-        (NaN in a run that is not finished, or where a value diverged), `finished` (bool),
-        `commit` and `start` (ISO 8601).
+        A table with the columns
+
+        - `folder`: the path of the run, starting with `path` as passed;
+        - the resolved config under dotted names: `seed`, `model.depth`, ...;
+        - the summary: `train_NAME` and `test_NAME` for each metric, `best_test_NAME` for the
+          primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
+        - `finished` and `diverged` (bool): a diverged run has finished with a metric that is NaN;
+        - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
+        - `commit` and `start` (ISO 8601).
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it has no runs, or one of the files is damaged (the message names it).
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it contains no runs, or a file is damaged (the message names the file).
     """
     root = Path(path)
     if not root.is_dir():
@@ -61,21 +59,27 @@ def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{root}: no runs here (a run is a folder with a config.json)")
     runs = pd.DataFrame(rows)
-    values = pd.DataFrame({name: runs.get(name, np.nan) for name in SUMMARY}, runs.index)
-    return pd.concat(
-        [runs.drop(columns=list(SUMMARY), errors="ignore"), values.astype(float)], axis=1
-    )
+    names = [metric.name for metric in primary_metrics(runs)]
+    summary = [
+        *("steps", "train_loss", *(f"train_{name}" for name in names)),
+        *("test_loss", *(f"test_{name}" for name in names)),
+        *(f"best_test_{name}" for name in names),
+        *("best_test_step", "parameters", "macs", "seconds", "images_per_second"),
+    ]
+    values = pd.DataFrame({name: runs.get(name, np.nan) for name in summary}, runs.index)
+    return pd.concat([runs.drop(columns=summary, errors="ignore"), values.astype(float)], axis=1)
 
 
 def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
-    """Loads every measurement of the runs in `source`: a path, as for `load_runs`, or its table.
+    """Loads all measurements of the runs in `source`, a path or a table of `load_runs`.
 
-    A run that is being written may end in half a line, which is left out. A run that was stopped
-    and resumed may have measured a step twice; the later measurement counts.
+    An incomplete last line, which a run may be writing, is ignored. A run that was interrupted and
+    resumed may have measured a step twice; the later measurement counts.
 
     Returns:
-        A tidy table: `folder`, `step`, `split` ("train" or "test"), `loss`, `error` (a fraction),
-        `learning_rate`, then whatever else the runs logged; NaN where a line has no such value.
+        A tidy table: `folder`, `step`, `split` ("train" or "test"), `loss`, the primary metrics of
+        the runs, `learning_rate`, all other values that the runs logged, and the primary metric of
+        each run in the columns of `load_runs`. A value that a line lacks is NaN.
 
     Raises:
         FileNotFoundError, ValueError: as `load_runs`; a damaged line is named by file and number.
@@ -86,27 +90,41 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
         for folder in runs["folder"]
         for line in read_measurements(Path(folder) / "metrics.jsonl")
     ]
-    further = dict.fromkeys(name for line in lines for name in line if name not in CURVE)
-    curves = pd.DataFrame(lines, columns=[*CURVE, *further])
-    curves = curves.astype({"step": int, "loss": float, "error": float, "learning_rate": float})
-    return curves.drop_duplicates(["folder", "step", "split"], keep="last", ignore_index=True)
+    names = [metric.name for metric in primary_metrics(runs)]
+    first = ["folder", "step", "split", "loss", *names, "learning_rate"]
+    further = dict.fromkeys(name for line in lines for name in line if name not in first)
+    curves = pd.DataFrame(lines, columns=[*first, *further])
+    curves = curves.astype({"step": int, "loss": float, "learning_rate": float}).astype(
+        dict.fromkeys(names, float)
+    )
+    curves = curves.drop_duplicates(["folder", "step", "split"], keep="last")
+    described = runs[["folder", *(name for name in PRIMARY if name in runs)]]
+    return curves.merge(described, on="folder")
+
+
+def primary_metrics(table: pd.DataFrame) -> list[Metric]:
+    """Returns the distinct primary metrics of the runs in a table of runs or curves, in order."""
+    if "primary_metric" not in table:
+        return [primary_metric({})]
+    rows = table[list(PRIMARY)].drop_duplicates("primary_metric")
+    return [Metric(*row) for row in rows.itertuples(index=False, name=None)]
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Returns the config columns in which the runs differ, the seed and REPEATS aside."""
-    # Only the config is nested, so only its names have dots.
+    """Returns the config columns in which the runs differ, except for the seed and `REPEATS`."""
+    # Only the config is nested, so only its names contain dots.
     columns = [str(name) for name in runs if "." in str(name) and name not in REPEATS]
     return [name for name in columns if runs[name].nunique(dropna=False) > 1]
 
 
 def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
-    """Returns a short name for every run, made of its values in `by`: "depth 56, shortcut none"."""
+    """Returns a short name for each run from its values in `by`: "depth 56, shortcut none"."""
 
     def name(values: tuple[Any, ...]) -> str:
         return ", ".join(
             f"{column.rpartition('.')[2]} {value}"
             for column, value in zip(by, values, strict=True)
-            if not _missing(value)
+            if not (value is None or value != value)
         )
 
     rows = runs[list(by)].itertuples(index=False, name=None)
@@ -114,85 +132,77 @@ def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
 
 
 def status(runs: pd.DataFrame) -> pd.Series:
-    """Returns "finished", "diverged" (finished with a value that is not finite) or "unfinished"."""
-    finite = np.isfinite(runs[list(FINAL)]).all(axis=1)
-    names = np.where(runs["finished"], np.where(finite, "finished", "diverged"), "unfinished")
-    return pd.Series(names, runs.index)
+    """Returns "finished", "diverged" (finished with a metric that is NaN) or "unfinished"."""
+    finished = np.where(runs["diverged"], "diverged", "finished")
+    return pd.Series(np.where(runs["finished"], finished, "unfinished"), runs.index)
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """Averages the runs that differ only in their seed, or in their draw of as many examples.
+    """Averages the runs that differ only in their seed or in `REPEATS`.
 
-    A run that is not finished or that diverged is counted but not averaged: the mean of a
-    result and a failure is neither.
+    Unfinished and diverged runs are counted but not averaged, because the mean of a result and a
+    failure is neither.
 
     Args:
         runs: A table of `load_runs`.
-        by: The columns whose values tell groups apart; by default those of `varying`.
+        by: The columns whose values distinguish groups; those of `varying` by default.
 
     Returns:
-        One row a group, in the order of the runs: the columns `by`, `seeds` (how many runs the
-        means are over), `unfinished`, `diverged`, `parameters`, and `NAME_mean` and `NAME_std`
-        (the sample standard deviation; NaN for a single seed) for every NAME of `FINAL`.
+        One row per group, in the order of the runs: the columns `by`, `seeds` (the number of runs
+        averaged), `unfinished`, `diverged`, `parameters`, and the mean `NAME_mean` and sample
+        standard deviation `NAME_std` (NaN for a single run) of every `train_` and `test_` column.
     """
     by = varying(runs) if by is None else list(by)
-    state = status(runs)
+    groups = runs.groupby(by, sort=False, dropna=False) if by else [((), runs)]
+    metrics = [str(name) for name in runs if str(name).startswith(("train_", "test_"))]
     rows = []
-    for key, group in _groups(runs, by):
-        kept = group[state[group.index] == "finished"]
-        row = dict(zip(by, key, strict=True))
-        row["seeds"] = len(kept)
-        row["unfinished"] = int((state[group.index] == "unfinished").sum())
-        row["diverged"] = int((state[group.index] == "diverged").sum())
+    for key, group in groups:
+        state = status(group)
+        averaged = group[state == "finished"]
+        row: dict[str, Any] = dict(zip(by, key, strict=True))
+        row["seeds"] = len(averaged)
+        row["unfinished"] = int((state == "unfinished").sum())
+        row["diverged"] = int((state == "diverged").sum())
         row["parameters"] = group["parameters"].max()
-        for name in FINAL:
-            row[f"{name}_mean"] = kept[name].mean()
-            row[f"{name}_std"] = kept[name].std(ddof=1)
+        for name in metrics:
+            row[f"{name}_mean"] = averaged[name].mean()
+            row[f"{name}_std"] = averaged[name].std(ddof=1)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _groups(
-    runs: pd.DataFrame, by: Sequence[str]
-) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    if by:
-        yield from runs.groupby(list(by), sort=False, dropna=False)
-    else:
-        yield (), runs
-
-
 def _run_folders(root: Path) -> list[Path]:
-    listed = root / "sweep.json"
-    if listed.exists():
+    plan = root / "sweep.json"
+    if plan.exists():
         try:
-            folders = [root / run["folder"] for run in read_json_object(listed)["runs"]]
+            folders = [root / run["folder"] for run in read_json_object(plan)["runs"]]
         except (KeyError, TypeError):
-            raise ValueError(f"{listed}: damaged, no list of runs with folders") from None
-        # A run that was planned has no folder until it starts.
+            raise ValueError(f"{plan}: damaged, no list of runs with folders") from None
+        # A planned run has no folder until it starts.
         return [folder for folder in folders if (folder / "config.json").exists()]
-    return sorted((config.parent for config in root.rglob("config.json")), key=_natural)
+    return sorted((config.parent for config in root.rglob("config.json")), key=_natural_order)
 
 
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
     words = re.split(r"(\d+)", str(path))
     return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words]
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    summary = folder / "summary.json"
-    provenance = folder / "provenance.json"
-    origin = read_json_object(provenance) if provenance.exists() else {}
+    files = {name: folder / f"{name}.json" for name in ("provenance", "summary")}
+    provenance = read_json_object(files["provenance"]) if files["provenance"].exists() else {}
+    summary = read_summary(files["summary"]) if files["summary"].exists() else {}
+    metrics = [value for name, value in summary.items() if name.startswith(("train_", "test_"))]
+    texts = {name: provenance.get(name) for name in ("commit", "start")}
     return {
         "folder": str(folder),
         **_flatten(read_config(folder / "config.json")),
-        **(read_summary(summary) if summary.exists() else {}),
-        "finished": summary.exists(),
-        **{name: _text(origin.get(name)) for name in ("commit", "start")},
+        **summary,
+        "finished": files["summary"].exists(),
+        "diverged": not np.isfinite(metrics).all(),
+        **dict(zip(PRIMARY, primary_metric(provenance), strict=True)),
+        **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     }
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -206,11 +216,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hashable(value: Any) -> Any:
-    """Tuples, unlike JSON's lists, can be compared and grouped by."""
+    """Returns JSON's lists and objects as tuples, which can be compared and grouped by."""
     if isinstance(value, dict):
         return tuple((name, _hashable(item)) for name, item in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))

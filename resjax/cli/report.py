@@ -1,16 +1,17 @@
 """Writes figures, tables and report.html from run folders."""
 
 import argparse
-import math
-from collections.abc import Hashable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resjax.cli.output import print_table
 from resjax.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from resjax.run_files import Metric
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 def write_report(folder: Path, experiment: Path | None = None) -> None:
     """Writes the report of a sweep folder and prints its summary and files."""
     from resjax.analysis import report
-    from resjax.analysis.runs import load_curves, load_runs, summarize
+    from resjax.analysis.runs import load_curves, load_runs, primary_metrics, summarize
 
     # Reading comes before drawing: missing or damaged files are the user's, the rest is our fault.
     try:
@@ -39,29 +40,30 @@ def write_report(folder: Path, experiment: Path | None = None) -> None:
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
     path = report.write_report(folder, experiment)
-    _print_summary(summarize(runs))
+    _print_summary(summarize(runs), primary_metrics(runs))
     for figure in sorted((path.parent / "figures").glob("*.png")):
         print(f"figure: {figure}, .pdf, .svg")
     print(f"report: {path}")
 
 
-def _print_summary(summary: "pd.DataFrame") -> None:
+def _print_summary(summary: "pd.DataFrame", metrics: "Iterable[Metric]") -> None:
     """Prints means and sample standard deviations over seeds."""
     groups = [name for name in summary if "." in str(name)]
-    header = [str(name).rpartition(".")[2] for name in groups]
+    columns = [(split, metric) for metric in metrics for split in ("train", "test")]
+    header = [
+        *(str(name).rpartition(".")[2] for name in groups),
+        "seeds",
+        *(f"{split} {metric.label}" for split, metric in columns),
+    ]
     rows = [
         (
             *(str(row[name]) for name in groups),
             str(row["seeds"]),
-            *(_mean(row, name) for name in ("train_error", "test_error")),
+            *(
+                metric.format(*(row[f"{split}_{metric.name}_{kind}"] for kind in ("mean", "std")))
+                for split, metric in columns
+            ),
         )
         for row in summary.to_dict("records")
     ]
-    print_table((*header, "seeds", "train error", "test error"), rows)
-
-
-def _mean(row: dict[Hashable, Any], name: str) -> str:
-    mean, deviation = 100 * row[f"{name}_mean"], 100 * row[f"{name}_std"]
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.2f} %" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f} %"
+    print_table(header, rows)

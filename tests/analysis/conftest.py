@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, without training."""
+"""Fixtures that write run folders like those of training, without training."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 def config(
     depth: int = 20, shortcut: str = "pad", seed: int = 0, steps: int = 400, data: str = "digits"
 ) -> Record:
-    """A resolved config, with every field that a run folder has."""
+    """Returns a resolved config."""
     return {
         "seed": seed,
         "model": {
@@ -65,7 +65,7 @@ def config(
 
 
 def measurements(settings: Record, points: int) -> list[Record]:
-    """Curves shaped like those of figure 6: two drops of the rate, plain nets worse with depth."""
+    """Returns curves like those of He et al.'s figure 6: plain networks get worse with depth."""
     steps, depth = settings["train"]["steps"], settings["model"]["depth"]
     noise = np.random.default_rng([settings["seed"], depth])
     plain = settings["model"]["shortcut"] == "none"
@@ -91,16 +91,20 @@ def write_run(
     points: int = 40,
     stop: float = 1.0,
     diverge: float | None = None,
+    metric: Record | None = None,
 ) -> Path:
     """Writes one run folder.
 
     Args:
-        folder: Where to write it.
-        settings: Its resolved config.
-        points: Measurements of either split.
-        stop: The share of its steps after which it was killed, without a summary.
-        diverge: The share of its steps after which its loss is not a number.
+        folder: The folder to create.
+        settings: The resolved config.
+        points: The number of measurements per split.
+        stop: The fraction of the steps after which the run was killed, without a summary.
+        diverge: The fraction of the steps after which the loss is NaN.
+        metric: The `primary_metric` of provenance.json; without it the run has errors.
     """
+    name = metric["name"] if metric else "error"
+    sign = 1 if metric is None or metric["lower_is_better"] else -1
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings))
     provenance = {
@@ -114,23 +118,26 @@ def write_run(
         "command": "resjax sweep experiments/degradation.py --config=configs/quickstart.py",
         "start": f"2026-01-05T10:00:{settings['seed']:02d}+00:00",
     }
-    (folder / "provenance.json").write_text(json.dumps(provenance))
+    described = {"primary_metric": metric} if metric else {}
+    (folder / "provenance.json").write_text(json.dumps(provenance | described))
     steps = settings["train"]["steps"]
     lines = [line for line in measurements(settings, points) if line["step"] <= stop * steps]
     for line in lines:
         if diverge is not None and line["step"] > diverge * steps:
             line |= {"loss": None, "error": 0.9}
+        error = line.pop("error")
+        line[name] = error if sign > 0 else 1 - error
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if stop == 1.0:
         train, test = lines[-2:]
-        best = min((line for line in lines[1::2]), key=lambda line: line["error"])
+        best = min((line for line in lines[1::2]), key=lambda line: sign * line[name])
         summary = {
             "steps": steps,
             "train_loss": train["loss"],
-            "train_error": train["error"],
+            f"train_{name}": train[name],
             "test_loss": test["loss"],
-            "test_error": test["error"],
-            "best_test_error": best["error"],
+            f"test_{name}": test[name],
+            f"best_test_{name}": best[name],
             "best_test_step": best["step"],
             "parameters": 97_216 * (settings["model"]["depth"] - 2) // 6 - 21_926,
             "macs": 40_551_000,
@@ -151,7 +158,7 @@ def write_sweep(
     data: str = "digits",
     **special: dict[str, Any],
 ) -> Path:
-    """Writes a sweep folder; `special` has the options of `write_run` for runs by their name."""
+    """Writes a sweep folder; `special` maps names of runs to options of `write_run`."""
     runs = []
     for depth in depths:
         for shortcut in shortcuts:
@@ -169,13 +176,29 @@ def write_sweep(
 
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a sweep folder, as `write_sweep` says; by default all its runs are finished."""
+    """Returns a function that writes a sweep folder of finished runs; see `write_sweep`."""
     return lambda **options: write_sweep(tmp_path / "sweep", **options)
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes one run folder by name, with the options of `config`, and of `write_run` in `how`."""
+    """Returns a function that writes one run folder with options of `config` and `write_run`."""
     return lambda name, how=None, **options: write_run(
         tmp_path / name, config(**options), **(how or {})
     )
+
+
+ANGLE = {"name": "angle", "lower_is_better": True, "unit": "rad"}
+ACCURACY = {"name": "accuracy", "lower_is_better": False, "unit": "fraction"}
+
+
+@pytest.fixture
+def make_tasks(make_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Returns a function that writes a folder with a run of an angle and one of an accuracy."""
+
+    def write(points: int = 5) -> Path:
+        make_run("angle", {"points": points, "metric": ANGLE}, depth=8)
+        make_run("accuracy", {"points": points, "metric": ACCURACY}, depth=20)
+        return tmp_path
+
+    return write

@@ -1,5 +1,6 @@
 """Figures are legible, honest about spread, and the same whenever they are drawn."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from matplotlib.text import Text
 
 from resjax.analysis import figures as draw
 from resjax.analysis.runs import load_curves, load_runs
+from resjax.run_files import Metric
 
 Maker = Callable[..., Path]
 
@@ -66,28 +68,28 @@ def curve(folder: str, errors: list[float], loss: float = 1.0) -> pd.DataFrame:
 
 
 def test_an_average_is_of_the_seeds_step_by_step() -> None:
-    mean = draw.average(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]))
     np.testing.assert_array_equal(mean.step, [10, 20])
     np.testing.assert_allclose(mean.mean, [0.5, 0.3])
-    np.testing.assert_allclose(mean.spread, np.sqrt([0.02, 0.02]))
+    np.testing.assert_allclose(mean.deviation, np.sqrt([0.02, 0.02]))
 
 
 def test_a_run_that_stopped_early_does_not_bend_the_average() -> None:
-    mean = draw.average(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]))
     np.testing.assert_allclose(mean.mean, [0.4, 0.2])
-    assert [run["error"].tolist() for run in mean.stopped] == [[0.9]]
+    assert [run["value"].tolist() for run in mean.stopped] == [[0.9]]
 
 
 def test_a_diverged_run_is_drawn_up_to_its_last_finite_value() -> None:
     lost = curve("b", [0.5, 0.9, 0.9])
     lost.loc[1:, "loss"] = np.nan
-    mean = draw.average(pd.concat([curve("a", [0.4, 0.2, 0.1]), lost]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2, 0.1]), lost]))
     np.testing.assert_allclose(mean.mean, [0.4, 0.2, 0.1])
-    assert [run["error"].tolist() for run in mean.diverged] == [[0.5]]
+    assert [run["value"].tolist() for run in mean.diverged] == [[0.5]]
 
 
 def test_nothing_measured_is_an_empty_average() -> None:
-    mean = draw.average(curve("a", []))
+    mean = draw.average_curves(curve("a", []))
     assert not len(mean.step)
     assert not mean.stopped
     assert not mean.diverged
@@ -118,6 +120,39 @@ def test_names_do_not_overlap_on_paper(make_sweep: Maker) -> None:
         assert all(box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_a_figure_shows_the_primary_metric_of_its_runs(make_tasks: Maker) -> None:
+    root = make_tasks()
+    accuracy, angle = drawn(root / "accuracy").axes[0], drawn(root / "angle").axes[0]
+    assert accuracy.get_ylabel() == "accuracy (%)"
+    assert angle.get_ylabel() == "angle (rad)"
+    assert accuracy.get_ylim()[1] == pytest.approx(1, abs=0.02)
+    assert angle.get_ylim()[0] == pytest.approx(0, abs=0.02)
+    formatter = accuracy.yaxis.get_major_formatter()
+    assert formatter(0.9, None) == "90"
+
+
+def test_runs_with_several_primary_metrics_need_a_choice(make_tasks: Maker) -> None:
+    curves = load_curves(make_tasks()).assign(panel="all")
+    with pytest.raises(ValueError, match="several primary metrics: accuracy, angle; choose one"):
+        draw.error_curves(curves, panel="panel", series="folder")
+    chosen = draw.metric_curves(curves, "angle", panel="panel", series="primary_metric").axes[0]
+    assert [text.get_text() for text in chosen.texts] == ["angle"]
+    losses = draw.metric_curves(curves, "loss", panel="panel", series="primary_metric").axes[0]
+    assert losses.get_ylabel() == "loss"
+    assert {text.get_text() for text in losses.texts} == {"accuracy", "angle"}
+
+
+def test_a_split_without_a_loss_has_not_diverged(make_run: Maker) -> None:
+    folder = make_run("run", {"points": 5})
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    kept = [
+        {k: v for k, v in line.items() if (k, line["split"]) != ("loss", "test")} for line in lines
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    [legend] = drawn(folder).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["test", "training"]
+
+
 def test_seeds_have_a_band_and_a_single_seed_has_none(make_sweep: Maker, tmp_path: Path) -> None:
     assert all(axes.collections for axes in drawn(make_sweep(points=5)).axes)
     (tmp_path / "sweep").rename(tmp_path / "done")
@@ -144,10 +179,30 @@ def test_the_key_explains_failures_only_where_there_are_any(
 @pytest.mark.parametrize(
     ("finals", "top"), [([0.06, 0.13], 0.2), ([0.9], 1.0), ([], 1.0), ([0.0], 0.01)]
 )
-def test_limits_show_how_curves_end(finals: list[float], top: float) -> None:
-    low, high = draw.error_limits(finals)
-    assert high == top
-    assert -0.02 * top < low < 0
+def test_limits_show_where_errors_end(finals: list[float], top: float) -> None:
+    limits = draw.metric_limits(finals, Metric("error", unit="fraction"))
+    assert limits == (pytest.approx(-0.012 * top), top)
+
+
+def test_limits_of_an_accuracy_are_those_of_the_error_upside_down() -> None:
+    limits = draw.metric_limits([0.87, 0.94], Metric("accuracy", False, "fraction"))
+    assert limits == pytest.approx((0.8, 1.0024))
+
+
+@pytest.mark.parametrize(
+    ("finals", "metric", "limits"),
+    [
+        ([0.2, 0.4], Metric("angle", True, "rad"), (-0.0072, 0.6)),
+        ([-3.0, 1.0], Metric("log likelihood", True, ""), None),
+        ([25.0, 31.0], Metric("PSNR", False, "dB"), None),
+        ([], Metric("angle", True, "rad"), None),
+    ],
+)
+def test_limits_of_other_metrics_have_no_upper_bound_that_they_could_cross(
+    finals: list[float], metric: Metric, limits: tuple[float, float] | None
+) -> None:
+    found = draw.metric_limits(finals, metric)
+    assert found == (limits and pytest.approx(limits))
 
 
 def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(

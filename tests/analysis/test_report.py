@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from resjax.analysis.report import POINTS, write_report
+from resjax.cli import main
 
 Maker = Callable[..., Path]
 
@@ -147,8 +148,8 @@ def test_the_summary_has_mean_and_deviation_over_seeds(make_sweep: Maker) -> Non
         "model.shortcut",
         "parameters",
         "seeds",
-        "training error",
-        "test error",
+        "training error (%)",
+        "test error (%)",
     ]
     assert len(rows) == 6
     assert all(row[3] == "3" for row in rows)
@@ -196,9 +197,9 @@ def test_the_data_has_per_cent_at_their_steps_and_null_for_no_number(make_run: M
     )
     data = Page(write_report(root)).data
     [run] = data["runs"]
-    assert run["test"]["error"] == [25.0, None]
+    assert run["test"]["values"] == [25.0, None]
     assert data["steps"][run["test"]["steps"]] == [10, 20]
-    assert run["train"]["error"] == []
+    assert run["train"]["values"] == []
 
 
 def test_long_curves_are_thinned_and_keep_their_ends(make_run: Maker) -> None:
@@ -237,3 +238,45 @@ def test_fifty_runs_fit_in_half_a_megabyte(make_sweep: Maker) -> None:
 def test_a_report_can_be_written_before_anything_is_measured(make_run: Maker) -> None:
     root = make_run("run", {"stop": 0.0})
     assert "0 of 1 runs finished" in Page(write_report(root)).text["header"]
+
+
+def test_a_report_asks_runs_for_their_metrics(make_tasks: Maker) -> None:
+    root = make_tasks()
+    page = Page(write_report(root))
+    heads, *rows = page.tables["summary"]
+    assert heads[3:] == [
+        "training accuracy (%)",
+        "test accuracy (%)",
+        "training angle (rad)",
+        "test angle (rad)",
+    ]
+    assert sorted(["–" in row[3:5], "–" in row[5:7]] for row in rows) == [
+        [False, True],
+        [True, False],
+    ]
+    assert "best test angle (rad)" in page.tables["runs"][0]
+    assert "higher accuracy is better; lower angle is better" in page.text["summary"]
+    assert "error" not in page.text["summary"]
+    assert {file.stem for file in (root / "figures").iterdir()} == {
+        "accuracy_curves",
+        "angle_curves",
+    }
+    assert [metric["label"] for metric in page.data["metrics"]] == ["accuracy (%)", "angle (rad)"]
+    assert [run["metric"] for run in page.data["runs"]] == [0, 1]
+    summary = json.loads((root / "angle" / "summary.json").read_text())
+    assert page.data["runs"][1]["test"]["values"][-1] == pytest.approx(
+        summary["test_angle"], rel=1e-4
+    )
+
+
+def test_the_command_prints_a_summary_with_the_metrics_of_the_runs(
+    make_tasks: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(make_tasks())]) == 0
+    header, accuracy, *_ = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", header)[-3:] == [
+        "test accuracy (%)",
+        "train angle (rad)",
+        "test angle (rad)",
+    ]
+    assert re.fullmatch(r"20 +1 +[\d.]+ +[\d.]+ +– +–", accuracy)

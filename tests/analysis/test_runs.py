@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resjax.analysis.runs import describe, load_curves, load_runs, status, summarize, varying
+from resjax.analysis.runs import (
+    describe,
+    load_curves,
+    load_runs,
+    primary_metrics,
+    status,
+    summarize,
+    varying,
+)
+from resjax.run_files import Metric
 
 Maker = Callable[..., Path]
 
@@ -225,3 +234,50 @@ def test_descriptions_name_what_differs(make_sweep: Maker) -> None:
         "depth 8, shortcut none",
         "depth 8, shortcut pad",
     ]
+
+
+def test_a_run_names_its_primary_metric_and_old_runs_have_an_error(
+    make_tasks: Maker, make_run: Maker
+) -> None:
+    root = make_tasks()
+    make_run("old")
+    runs = load_runs(root).set_index("primary_metric")
+    assert runs["lower_is_better"].to_dict() == {"angle": True, "accuracy": False, "error": True}
+    assert runs["metric_unit"].to_dict() == {
+        "angle": "rad",
+        "accuracy": "fraction",
+        "error": "fraction",
+    }
+    assert runs["best_test_accuracy"].notna().tolist() == [True, False, False]
+    assert runs["test_angle"].notna().tolist() == [False, True, False]
+
+
+def test_runs_with_different_metrics_share_a_table(make_tasks: Maker) -> None:
+    root = make_tasks()
+    runs, curves = load_runs(root), load_curves(root)
+    assert [metric.name for metric in primary_metrics(runs)] == ["accuracy", "angle"]
+    assert primary_metrics(curves) == primary_metrics(runs)
+    assert status(runs).tolist() == ["finished", "finished"]
+    results = summarize(runs, by=["model.depth"]).set_index("model.depth")
+    assert results["seeds"].tolist() == [1, 1]
+    assert results["test_angle_mean"].notna().to_dict() == {20: False, 8: True}
+    assert curves.groupby("primary_metric")["accuracy"].count().to_dict() == {
+        "accuracy": 10,
+        "angle": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "text"),
+    [
+        (Metric("error", unit="fraction"), "error (%)", "12.34 ± 0.50"),
+        (Metric("angle", True, "rad"), "angle (rad)", "0.1234 ± 0.005"),
+        (Metric("mAP", False, ""), "mAP", "0.1234 ± 0.005"),
+    ],
+)
+def test_fractions_are_shown_in_per_cent_and_other_metrics_in_their_unit(
+    metric: Metric, label: str, text: str
+) -> None:
+    assert metric.label == label
+    assert metric.format(0.1234, 0.005) == text
+    assert metric.format(math.nan) == "–"

@@ -46,6 +46,7 @@ def tables(
                         "test_loss": final,
                         "parameters": 1000.0 * depth,
                         "finished": True,
+                        "diverged": False,
                     }
                 )
                 step = np.arange(1, points + 1) * 10

@@ -17,7 +17,7 @@ EXPERIMENT = runpy.run_path(str(ROOT / "experiments" / "transfer.py"), run_name=
 METHODS: tuple[str, ...] = EXPERIMENT["METHODS"]
 sweep: Callable[..., Any] = EXPERIMENT["sweep"]
 figures: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]] = EXPERIMENT["figures"]
-method_of: Callable[[pd.DataFrame], pd.Series] = EXPERIMENT["methods_of"]
+method_of: Callable[[pd.DataFrame], pd.Series] = EXPERIMENT["method_names"]
 
 # What a run's table says of each method.
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -54,6 +54,7 @@ def table(
             ),
             "parameters": 1000.0,
             "finished": True,
+            "diverged": False,
         }
         for target in targets
         for count in examples
@@ -111,7 +112,7 @@ def test_all_but_the_runs_from_scratch_start_from_the_same_weights_and_a_new_hea
 def test_thawing_begins_at_shares_of_the_steps_whatever_an_epoch_is(
     target: str, count: int | None, examples: int
 ) -> None:
-    thaw = EXPERIMENT["thaw"](target, count)
+    thaw = EXPERIMENT["thaw_epochs"](target, count)
     steps = [np.ceil(epoch * examples / EXPERIMENT["BATCH"]) for epoch in thaw.values()]
     total = EXPERIMENT["STEPS"][count]
     assert steps == [0, total / 4, total / 2]
