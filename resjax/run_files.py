@@ -1,12 +1,12 @@
-"""What the files of a run folder hold: written by training, read by it again and by analysis.
+"""Reads the files of a run folder, for training, which writes them, and for analysis.
 
-Whatever a file holds instead, reading it ends in a ValueError that names the file.
+A file that holds anything else raises a ValueError that names the file.
 """
 
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,28 @@ RENAMED_FIELDS = {
 
 
 class Metric(NamedTuple):
-    """A metric by its name in metrics.jsonl, and how it is compared and printed."""
+    """A metric by its name in metrics.jsonl, its direction and its unit."""
 
     name: str
     lower_is_better: bool = True
-    unit: str = ""  # "fraction" is printed as per cent
+    unit: str = ""  # a "fraction" is shown in per cent
+
+    @property
+    def label(self) -> str:
+        """The metric's name with the unit in which it is shown: "error (%)"."""
+        unit = "%" if self.unit == "fraction" else self.unit
+        return f"{self.name} ({unit})" if unit else self.name
+
+    @property
+    def scale(self) -> int:
+        """The factor between a value in a file and the number shown for it."""
+        return 100 if self.unit == "fraction" else 1
+
+    def format(self, mean: float, deviation: float = math.nan) -> str:
+        """Returns "12.34 ± 0.56" in the unit of `label`, without the deviation if it is NaN."""
+        form = ".2f" if self.unit == "fraction" else ".4g"
+        values = (f"{self.scale * value:{form}}" for value in (mean, deviation) if value == value)
+        return " ± ".join(values) or "–"
 
     @property
     def label(self) -> str:
@@ -45,15 +62,24 @@ class Metric(NamedTuple):
         return " ± ".join(numbers) or "–"
 
 
-def primary_metric(provenance: Mapping[str, Any]) -> Metric:
-    """Returns the metric that ranks a run's checkpoints, from the content of provenance.json.
+CLASSIFICATION_ERROR = Metric("error", unit="fraction")
+"""The primary metric of runs of earlier versions, which do not name it."""
 
-    Runs of earlier versions, which do not name it, are classifiers.
+
+def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
+    """Returns the primary metric that the content of a provenance.json names.
+
+    Raises:
+      ValueError: names the file `path`, whose entry is damaged.
     """
-    named = provenance.get("primary_metric")
-    if isinstance(named, dict) and isinstance(named.get("name"), str):
-        return Metric(**{key: named[key] for key in Metric._fields if key in named})
-    return Metric("error", unit="fraction")
+    entry = provenance.get("primary_metric", CLASSIFICATION_ERROR._asdict())
+    try:
+        metric = Metric(**entry)
+    except TypeError:
+        metric = None
+    if metric is None or [type(value) for value in metric] != [str, bool, str]:
+        raise ValueError(f"{path}: damaged, primary_metric is not a name, a direction and a unit")
+    return metric
 
 
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,11 +100,11 @@ def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Returns the JSON object in a file.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it holds something else.
+      ValueError: the file holds something else.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -90,19 +116,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json, at least in its outline; raises as `read_json_object`."""
+    """Returns a config.json with today's field names; raises as `read_json_object` does.
+
+    Only the presence of `data.name` is checked.
+    """
     content = read_json_object(path)
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-        raise ValueError(f"{path}: damaged, no config: it has no data.name")
+        raise ValueError(f"{path}: damaged, not a config: it has no data.name")
     return rename_fields(content)
 
 
 def read_summary(path: Path) -> dict[str, float]:
-    """A summary.json, its nulls, which stand for what was not finite, as NaN.
-
-    Raises as `read_json_object`.
-    """
+    """Returns a summary.json with NaN for each null; raises as `read_json_object` does."""
     content = read_json_object(path)
     if not all(map(_is_number, content.values())) or not _is_step(content.get("steps")):
         raise ValueError(f"{path}: damaged, not a summary")
@@ -110,38 +136,59 @@ def read_summary(path: Path) -> dict[str, float]:
 
 
 def read_measurements(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order; none where there is no file.
+    """Returns the lines of a metrics.jsonl in order, or [] if there is no file.
 
-    Without its newline the last line is still being written, or was when the run was killed; if it
-    is not whole it is left out.
+    An incomplete last line is left out: it is still being written, or was when the run was killed.
 
     Raises:
-      ValueError: names the first line that is no measurement.
+      ValueError: names the first damaged line.
     """
-    if not path.exists():
-        return []
-    *whole, tail = path.read_bytes().split(b"\n")
-    lines = list(map(parse_measurement, whole))
-    if None in lines:
-        raise ValueError(f"{path}, line {lines.index(None) + 1}: damaged, not a measurement")
-    return [line for line in (*lines, parse_measurement(tail)) if line is not None]
+    return _read_lines(path, parse_measurement)
+
+
+def read_layers(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a layers.jsonl (step, layer and values), as `read_measurements` does."""
+    return _read_lines(path, parse_layer)
 
 
 def parse_measurement(text: str | bytes) -> dict[str, Any] | None:
-    """One line of a metrics.jsonl, its nulls as NaN; None for anything else."""
+    """Returns a line of metrics.jsonl with NaN for each null, or None for any other text."""
+    return _parse_line(text, "split", lambda split: split in ("train", "test"))
+
+
+def parse_layer(text: str | bytes) -> dict[str, Any] | None:
+    """Returns a line of layers.jsonl with NaN for each null, or None for any other text."""
+    return _parse_line(text, "layer", lambda layer: isinstance(layer, str))
+
+
+def _read_lines(
+    path: Path, parse: Callable[[bytes], dict[str, Any] | None]
+) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *complete, last = map(parse, path.read_bytes().split(b"\n"))
+    if None in complete:
+        number = complete.index(None) + 1
+        raise ValueError(f"{path}, line {number}: damaged, not a line of {path.name}")
+    return [line for line in (*complete, last) if line is not None]
+
+
+def _parse_line(
+    text: str | bytes, label: str, is_valid: Callable[[Any], bool]
+) -> dict[str, Any] | None:
+    """Returns a JSON object with a step, a valid `label` and numbers."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or not _is_step(line.get("step")):
+    if not isinstance(line, dict):
         return None
-    if line.get("split") not in ("train", "test"):
+    if not _is_step(line.get("step")) or not is_valid(line.get(label)):
         return None
-    values = {name: value for name, value in line.items() if name not in ("step", "split")}
+    values = {name: value for name, value in line.items() if name not in ("step", label)}
     if not all(map(_is_number, values.values())):
         return None
-    nulls = {name: math.nan for name, value in values.items() if value is None}
-    return {**line, **nulls}
+    return line | {name: math.nan for name, value in values.items() if value is None}
 
 
 def _is_step(value: Any) -> bool:
@@ -149,7 +196,7 @@ def _is_step(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold, or null."""
+    """Returns whether a value is null or a number that a float represents."""
     if type(value) is int:
         return abs(value) <= LARGEST_STEP
     return value is None or isinstance(value, float)

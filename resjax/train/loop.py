@@ -18,10 +18,10 @@ import numpy as np
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.data.examples import DataError
-from resjax.disk import describe_disk_error, unused_path
+from resjax.disk import describe_disk_error
 from resjax.errors import UserError
 from resjax.models.presets import ImpossibleNetworkError
-from resjax.run_files import Metric, parse_measurement
+from resjax.run_files import CLASSIFICATION_ERROR, parse_measurement
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -33,8 +33,6 @@ from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Compiled, Metrics, Program, State, program
-
-PRIMARY = Metric("error", unit="fraction")
 
 
 def train(
@@ -111,7 +109,9 @@ class Run:
         compiled.compiled_evaluation(state)
         compile_seconds = time.monotonic() - before
         require_room(compiled, compiled.thawed(state, largest.phase), largest.steps)
-        checkpoints = CheckpointManager(self.workdir / "checkpoints", PRIMARY, self._warn)
+        checkpoints = CheckpointManager(
+            self.workdir / "checkpoints", CLASSIFICATION_ERROR, self._warn
+        )
         try:
             state, metrics = self._resumed(compiled, checkpoints, state)
             if announce:
@@ -157,7 +157,7 @@ class Run:
             self._warn(f"no checkpoint in {self.workdir} is whole; the run begins anew")
         metrics = restored.record["metrics"] if restored else ""
         if is_main_process():
-            self._keep_damaged(metrics)
+            records.recover_metrics(self.workdir / "metrics.jsonl", metrics, self._warn)
             (self.workdir / "summary.json").unlink(missing_ok=True)  # it goes on
             records.write_json(self.workdir / "config.json", to_dict(self.config))
             records.write_provenance(
@@ -166,19 +166,6 @@ class Run:
                 init_from_weights.origin(self.config),
             )
         return state, metrics
-
-    def _keep_damaged(self, metrics: str) -> None:
-        """Moves a metrics.jsonl away that is not what the checkpoint remembers."""
-        path = self.workdir / "metrics.jsonl"
-        if not metrics or (path.exists() and path.read_bytes().startswith(metrics.encode())):
-            return
-        what = "is gone"
-        if path.exists():
-            aside = unused_path(self.workdir / "damaged", path.name)
-            aside.parent.mkdir(exist_ok=True)
-            path.rename(aside)
-            what = f"is not what the run wrote, and was moved to {aside}"
-        self._warn(f"{path} {what}; its lines come from the checkpoint")
 
     def _loop(
         self, compiled: Program, checkpoints: CheckpointManager, history: "History", state: State
@@ -277,7 +264,7 @@ def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restor
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     compiled = require_program(config)
     like = compiled.saved(compiled.init(config.seed))
-    restored = CheckpointReader(folder, warn).restore_selected(which, like, PRIMARY)
+    restored = CheckpointReader(folder, warn).restore_selected(which, like, CLASSIFICATION_ERROR)
     require_compatible(restored.record["config"], config, workdir)
     return compiled, restored
 

@@ -1,11 +1,12 @@
-"""What a run writes: config.json, provenance.json, metrics.jsonl, summary.json.
+"""Writes a run's JSON and JSON-lines files: config, provenance, metrics, layers, summary.
 
-Every file appears whole or not at all; a metrics line is written in one piece. `summary.json` comes
-last, so its presence means that the run is finished.
+Each JSON file appears whole or not at all, and each line of a .jsonl file is written in one piece.
+summary.json is written last: it exists if and only if the run has finished.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,36 +20,55 @@ from pathlib import Path
 from typing import Any
 
 from resjax import run_files
-from resjax.disk import describe_disk_error, write_atomically
+from resjax.disk import describe_disk_error, unused_path, write_atomically
 from resjax.errors import UserError
+from resjax.train.progress import Warn
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON whole or not at all; a number that is not finite becomes null."""
+    """Writes a JSON object atomically; numbers that are not finite become null."""
     write_atomically(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
 
 
-def write_provenance(path: Path, step: int, further: Mapping[str, Any]) -> None:
-    """Writes provenance.json; that of a run which goes on keeps how it began.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if there is no file.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    return _read(run_files.read_json_object, path)
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Returns the summary of a finished run, or None if the run has not finished.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    return _read(run_files.read_summary, path)
+
+
+def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
+    """Writes provenance.json, or appends to its list `resumed` if the run continues.
 
     Args:
       path: of the file.
-      step: from which the run goes on.
-      further: what else the run comes from.
+      step: from which the run continues.
+      sources: further entries, such as the weights that training starts from.
     """
-    content = {**provenance(), **further}
-    with contextlib.suppress(UserError):  # damaged: begun anew
-        if (there := read_json(path)) is not None:
-            before = there.get("resumed")
-            resumed = [*(before if isinstance(before, list) else []), {"step": step, **content}]
-            content = {**there, "resumed": resumed}
+    content = {**provenance(), **sources}
+    with contextlib.suppress(UserError):  # a damaged file is replaced
+        if (first := read_json(path)) is not None:
+            resumed = first.get("resumed")
+            resumed = resumed if isinstance(resumed, list) else []
+            content = {**first, "resumed": [*resumed, {"step": step, **content}]}
     write_json(path, content)
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: commit, versions, devices, command, start."""
+    """Returns what a result depends on beside its config: commit, versions, devices, command."""
     import jax
 
     return {
@@ -64,35 +84,36 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git(*words: str) -> str | None:
-    """What git says of the source; None where git does not track it or is not there."""
+def _git(*arguments: str) -> str | None:
+    """Returns git's output in the source folder; None without git or if it does not track this."""
     try:
-        for command in (["ls-files", "--error-unmatch", __file__], words):
-            answer = subprocess.run(
+        for command in (["ls-files", "--error-unmatch", __file__], arguments):
+            done = subprocess.run(
                 ["git", *command],
                 cwd=Path(__file__).parent,
                 capture_output=True,
                 text=True,
                 check=True,
             )
-        return answer.stdout.strip()
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 class JsonLinesFile:
-    """metrics.jsonl: one JSON object a line, appended.
+    """A file of one JSON object per line that grows with the run.
 
-    A disk that is full or away ends no run: lines wait in memory until it takes them.
+    All lines stay in memory, so a disk that is full or unreachable does not end the run: what it
+    lacks is written as soon as it accepts it.
     """
 
-    def __init__(self, path: Path | None, text: str, warn: Callable[[str], None] = lambda _: None):
-        """Opens the file for more lines than those of `text`; others that it held are dropped.
+    def __init__(self, path: Path | None, text: str, warn: Warn = lambda _: None):
+        """Replaces the file's content by `text` and opens it for more lines.
 
         Args:
-          path: None where another process writes the file.
-          text: its first lines.
-          warn: is told when the file cannot be written.
+          path: None if another process writes the file.
+          text: lines up to the step from which the run continues.
+          warn: receives a line when the file cannot be written.
         """
         self._path, self._warn = path, warn
         self._lines = [text]
@@ -102,31 +123,36 @@ class JsonLinesFile:
 
     @property
     def text(self) -> str:
-        """All lines, those too that wait."""
+        """All lines, including those that are not on disk yet."""
         self._lines = ["".join(self._lines)]
         return self._lines[0]
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        return text_mark(self.text)
+
     def write(self, line: Mapping[str, Any]) -> None:
-        self._lines.append(_line(line))
+        """Appends a line; numbers that are not finite become null."""
+        self._lines.append(json.dumps(_finite(line)) + "\n")
         if self._path is None:
             return
-        with self._told():
+        with self._warning():
             if self._behind:
                 self._rewrite()
             elif self._file.write(content := self._lines[-1].encode()) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
-        """Brings all lines to the disk, for a checkpoint must not be ahead of them."""
+        """Flushes all lines to the disk, because a checkpoint must not be ahead of them."""
         if self._path is None:
             return
-        with self._told():
+        with self._warning():
             if self._behind or not self._path.exists():
                 self._rewrite()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Raises OSError where lines still wait and the disk does not take them."""
+        """Closes the file; raises OSError if the disk does not accept the last lines."""
         try:
             if self._behind:
                 self._rewrite()
@@ -144,32 +170,74 @@ class JsonLinesFile:
         self._behind = False
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _warning(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if not self._behind:
-                why = describe_disk_error(error)
-                self._warn(f"{self._path}: {why}; lines wait in memory until it can be written")
+                self._warn(
+                    f"{self._path}: {describe_disk_error(error)}; its lines stay in memory until "
+                    "it can be written"
+                )
             self._behind = True
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file.
+def text_mark(text: str) -> dict[str, Any]:
+    """Returns size and digest of a text, by which `read_marked` recognizes it in a file."""
+    content = text.encode()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
-    Raises:
-      UserError: it holds something else.
+
+def read_marked(path: Path, mark: Mapping[str, Any]) -> str | None:
+    """Returns the text with which a file begins if it has this mark, otherwise None."""
+    content = path.read_bytes()[: mark["bytes"]] if path.exists() else b""
+    return content.decode() if hashlib.sha256(content).hexdigest() == mark["sha256"] else None
+
+
+def recover_metrics(path: Path, text: str, warn: Warn) -> None:
+    """Moves a metrics.jsonl to `damaged/` unless it begins with the text that a checkpoint holds.
+
+    Args:
+      path: of the file.
+      text: lines up to the checkpoint's step.
+      warn: receives what happened to the file.
     """
-    return _read(run_files.read_json_object, path)
+    if read_marked(path, text_mark(text)) is None:
+        warn(f"{path} {_set_aside(path)}; its lines are restored from the checkpoint")
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None where the run is not finished.
+def recover_layers(path: Path, mark: Mapping[str, Any] | None, step: int, warn: Warn) -> str:
+    """Returns the lines of a layers.jsonl up to a checkpoint, which holds only their mark.
 
-    Raises:
-      UserError: it is no summary.
+    If the file does not begin with them, it is moved to `damaged/`, and the result is its intact
+    lines.
+
+    Args:
+      path: of the file.
+      mark: `JsonLinesFile.mark` at the checkpoint; None if the run did not write the file.
+      step: of the checkpoint.
+      warn: receives what happened to the file.
     """
-    return _read(run_files.read_summary, path)
+    text = read_marked(path, mark or text_mark(""))
+    if text is not None:
+        return text
+    content = path.read_bytes() if path.exists() else b""
+    intact = [
+        line + b"\n"
+        for line in content.split(b"\n")
+        if (values := run_files.parse_layer(line)) and values["step"] <= step
+    ]
+    warn(f"{path} {_set_aside(path)}; its {len(intact)} intact lines are used")
+    return b"".join(intact).decode()
+
+
+def _set_aside(path: Path) -> str:
+    if not path.exists():
+        return "is missing"
+    aside = unused_path(path.parent / "damaged", path.name)
+    aside.parent.mkdir(exist_ok=True)
+    path.rename(aside)
+    return f"is not what the run wrote and was moved to {aside}"
 
 
 def _read(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any] | None:
@@ -178,15 +246,11 @@ def _read(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any] 
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{error}; put back a copy, or move it away") from error
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(values)) + "\n"
+        raise UserError(f"{error}; restore it from a copy or move it away") from error
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity, so they become null."""
+    """Replaces numbers that JSON does not have, NaN and infinities, by None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

@@ -1,12 +1,11 @@
-"""Checks what is on disk: of runs every checkpoint and every file, of weights folders the seal.
+"""Verifies runs and weights folders on disk: every checkpoint and every other file.
 
-A checkpoint is read whole and its digests are compared. The newest that verifies remembers the
-config and the metrics, so that these files are checked against what was written, and not only for
-being JSON.
+All arrays of each checkpoint are read and compared with their digests. The newest intact checkpoint
+holds the config and the metrics, so these files are compared with what was written.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +15,15 @@ from resjax import run_files
 from resjax.disk import DamagedError, verify_checksums
 from resjax.errors import UserError
 from resjax.train import records
-from resjax.train.checkpoint_reader import CheckpointReader, Restored, read_checkpoint
+from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.identity import config_differences
 from resjax.transfer.weights import is_weights_folder
 
-MARKS = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
+RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")  # each marks a run
 
 
 class Finding(NamedTuple):
-    """What was found at a path."""
+    """What is wrong with a file or folder, or what an intact folder holds."""
 
     path: Path
     message: str
@@ -32,27 +31,29 @@ class Finding(NamedTuple):
 
 
 def verify(root: Path) -> list[Finding]:
-    """Checks every run and weights folder at or under a folder.
+    """Verifies all runs and weights folders at or below a folder.
 
     Returns:
-      For each what is damaged of it, or in one line what is there.
+      For each folder its damages, or one finding that says what it holds.
 
     Raises:
-      UserError: there is no such folder, or nothing of the kind in it.
+      UserError: the folder does not exist, or there is no run and no weights folder in it.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    folders = sorted((root, *(each for each in root.rglob("*") if each.is_dir())))
+    folders = sorted((root, *(path for path in root.rglob("*") if path.is_dir())))
     weights = [folder for folder in folders if is_weights_folder(folder)]
     runs = [
         folder
         for folder in folders
-        if any((folder / mark).exists() for mark in MARKS) and "damaged" not in folder.parts
+        if any((folder / name).exists() for name in RUN_FILES) and "damaged" not in folder.parts
     ]
     if not runs and not weights:
-        raise UserError(f"{root}: no runs here (a run is a folder with a config.json), nor weights")
-    of_runs = [finding for run in runs for finding in _verify_run(run)]
-    return [*of_runs, *map(_verify_weights, weights)]
+        raise UserError(
+            f"{root}: contains no runs (folders with a config.json) and no weights folders"
+        )
+    found = [finding for run in runs for finding in _verify_run(run)]
+    return [*found, *map(_verify_weights, weights)]
 
 
 def _verify_weights(folder: Path) -> Finding:
@@ -60,35 +61,28 @@ def _verify_weights(folder: Path) -> Finding:
         verify_checksums(folder)
     except DamagedError as error:
         return Finding(folder, f"damaged: {error}")
-    return Finding(folder, "whole: weights", damaged=False)
+    return Finding(folder, "intact: weights", damaged=False)
 
 
-def _verify_run(run: Path) -> Iterator[Finding]:
+def _verify_run(run: Path) -> list[Finding]:
     findings: list[Finding] = []
-    whole = []
-    for step, restored in _checkpoints((run / "checkpoints").resolve()):
-        if isinstance(restored, DamagedError):
-            findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {restored}"))
-        else:
-            whole.append(restored)
-    newest = whole[-1].record if whole else None
-    findings += _verify_json(run, newest)
-    lines = _metrics(run / "metrics.jsonl", newest, findings)
-    findings += _verify_summary(run / "summary.json", lines, whole)
-    steps = ", ".join(str(each.step) for each in whole) or "none"
-    yield from findings or [
-        Finding(run, f"whole: {len(lines)} lines; checkpoints: {steps}", damaged=False)
-    ]
-
-
-def _checkpoints(folder: Path) -> Iterator[tuple[int, Restored | DamagedError]]:
-    """Every checkpoint of a folder: what it holds, arrays aside, or what is wrong with it."""
-    for step in CheckpointReader(folder).steps():
+    intact: dict[int, dict[str, Any]] = {}  # records by step
+    checkpoints = (run / "checkpoints").resolve()
+    for step in CheckpointReader(checkpoints).steps():
         try:
-            _, record = read_checkpoint(folder / str(step))
-            yield step, Restored(step, None, record)
+            _, intact[step] = read_checkpoint(checkpoints / str(step))
         except DamagedError as error:
-            yield step, error
+            findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {error}"))
+    newest = intact[max(intact)] if intact else None
+    findings += _verify_json(run, newest)
+    mark = newest and newest.get("layers")
+    findings += _verify_lines(run / "layers.jsonl", run_files.read_layers, mark)[1]
+    mark = newest and records.text_mark(newest["metrics"])
+    lines, damages = _verify_lines(run / "metrics.jsonl", run_files.read_measurements, mark)
+    findings += [*damages, *_verify_summary(run / "summary.json", lines, intact)]
+    steps = ", ".join(map(str, intact)) or "none"
+    held = f"intact: {len(lines)} lines of metrics; checkpoints: {steps}"
+    return findings or [Finding(run, held, damaged=False)]
 
 
 def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
@@ -104,40 +98,42 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
             yield Finding(run / name, "damaged: the newest checkpoint has another config")
 
 
-def _metrics(
-    path: Path, newest: dict[str, Any] | None, findings: list[Finding]
-) -> list[dict[str, Any]]:
-    """The lines of a metrics file; adds to the findings what is wrong with them."""
+def _verify_lines(
+    path: Path, read: Callable[[Path], list[dict[str, Any]]], mark: dict[str, Any] | None
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """Returns the lines of a .jsonl file, whose beginning a checkpoint marks, and its damages."""
     try:
-        lines = run_files.read_measurements(path)
+        lines = read(path)
     except ValueError as error:
-        findings.append(Finding(path, str(error).removeprefix(f"{path}").lstrip(",: ")))
-        return []
-    if newest and not path.exists():
+        return [], [Finding(path, str(error).removeprefix(f"{path}").lstrip(",: "))]
+    findings = []
+    if mark and mark["bytes"] and not path.exists():
         findings.append(Finding(path, "missing"))
-    elif newest and not path.read_bytes().startswith(newest["metrics"].encode()):
-        findings.append(Finding(path, "damaged: the newest checkpoint remembers other lines"))
-    seen = [(line["step"], line["split"]) for line in lines]
-    if len(set(seen)) < len(seen) or seen != sorted(seen, key=lambda each: each[0]):
-        findings.append(Finding(path, "damaged: steps repeat, or go back"))
-    return lines
+    elif mark and records.read_marked(path, mark) is None:
+        findings.append(Finding(path, "damaged: the newest checkpoint has other lines"))
+    steps = [line["step"] for line in lines]
+    keys = {(line["step"], line.get("split", line.get("layer")), *line) for line in lines}
+    if len(keys) < len(lines) or steps != sorted(steps):
+        findings.append(Finding(path, "damaged: steps repeat or decrease"))
+    return lines, findings
 
 
 def _verify_summary(
-    path: Path, lines: list[dict[str, Any]], whole: list[Restored]
+    path: Path, lines: list[dict[str, Any]], checkpoints: Collection[int]
 ) -> Iterator[Finding]:
     try:
         summary = records.read_summary(path)
     except UserError:
-        yield Finding(path, "damaged: no summary")
+        yield Finding(path, "damaged: not a summary")
         return
     if summary is None:
         return
-    if summary["steps"] not in [each.step for each in whole]:
-        yield Finding(path, f"says {summary['steps']} steps, of which there is no whole checkpoint")
-    for split in ("train", "test"):
-        last = next((line for line in reversed(lines) if line["split"] == split), None)
-        for name in ("loss", "error"):
-            told = summary.get(f"{split}_{name}", math.inf)
-            if last and not np.array_equal(told, last.get(name, math.inf), equal_nan=True):
-                yield Finding(path, f"damaged: {split}_{name} is not that of the last line")
+    if summary["steps"] not in checkpoints:
+        yield Finding(path, f"there is no intact checkpoint of its last step, {summary['steps']}")
+    last = {line["split"]: line for line in lines}
+    for field, value in summary.items():
+        split, _, name = field.partition("_")
+        if split in last and not np.array_equal(
+            value, last[split].get(name, math.inf), equal_nan=True
+        ):
+            yield Finding(path, f"damaged: {field} is not that of the last line of metrics.jsonl")

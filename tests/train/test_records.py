@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resjax.run_files import read_measurements
+from resjax.run_files import read_layers, read_measurements
 from resjax.train import records
 
 
@@ -50,8 +50,12 @@ def line(step, split="train", **values):
     return {"step": step, "split": split, **values}
 
 
-def as_text(content):
-    return json.dumps(content) + "\n"
+def layer(step, name, **values):
+    return {"step": step, "layer": name, **values}
+
+
+def as_text(*lines):
+    return "".join(json.dumps(each) + "\n" for each in lines)
 
 
 def write_lines(path, lines, behind=""):
@@ -59,6 +63,7 @@ def write_lines(path, lines, behind=""):
     for each in lines:
         file.write(each)
     file.close()
+    return file
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
@@ -73,7 +78,7 @@ def test_metrics_go_on_behind_the_lines_that_are_kept_and_others_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = [line(1), line(2), line(2, "test")]
     write_lines(path, [*kept, line(3), line(3, "test")])
-    write_lines(path, [line(3, again=1)], behind="".join(map(as_text, kept)))
+    write_lines(path, [line(3, again=1)], behind=as_text(*kept))
     assert read_measurements(path) == [*kept, line(3, again=1)]
 
 
@@ -82,7 +87,7 @@ def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path)
     write_lines(path, [line(1), line(2)])
     path.write_text(path.read_text() + '{"step": 2, "spl')
     assert read_measurements(path) == [line(1), line(2)]
-    write_lines(path, [line(3)], behind=as_text(line(1)) + as_text(line(2)))
+    write_lines(path, [line(3)], behind=as_text(line(1), line(2)))
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
 
 
@@ -92,6 +97,52 @@ def test_a_loss_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
     texts = path.read_text().splitlines()
     assert [json.loads(text)["loss"] for text in texts] == [None, None]
     assert all(math.isnan(each["loss"]) for each in read_measurements(path))
+
+
+LAYERS = [layer(step, name, norm=0.5 * step) for step in (1, 2) for name in ("stem", "head")]
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """A layers.jsonl that is one step ahead of the checkpoint whose mark comes with it."""
+    path = tmp_path / "layers.jsonl"
+    file = write_lines(path, LAYERS)
+    write_lines(path, [layer(3, "stem", norm=9.0)], file.text)
+    return path, file.mark
+
+
+def test_layers_continue_from_the_checkpoint_and_later_lines_are_dropped(layers):
+    path, mark = layers
+    warnings = []
+    text = records.recover_layers(path, mark, 2, warnings.append)
+    write_lines(path, [layer(3, "stem", norm=1.0)], text)
+    assert read_layers(path) == [*LAYERS, layer(3, "stem", norm=1.0)]
+    assert warnings == []
+
+
+@pytest.mark.parametrize("damage", ["line", "missing"])
+def test_intact_lines_of_damaged_layers_survive(layers, damage):
+    path, mark = layers
+    content = path.read_text()
+    path.unlink() if damage == "missing" else path.write_text(content.replace("{", "[", 1))
+    warnings = []
+    text = records.recover_layers(path, mark, 2, warnings.append)
+    assert text == ("" if damage == "missing" else as_text(*LAYERS[1:]))
+    assert len(warnings) == 1
+    assert ("3 intact lines" in warnings[0]) == (damage == "line")
+    assert (path.parent / "damaged" / path.name).exists() == (damage == "line")
+
+
+def test_layers_that_begin_after_a_checkpoint_start_empty(layers):
+    assert records.recover_layers(layers[0], None, 2, pytest.fail) == ""
+
+
+def test_a_mark_does_not_grow_with_the_file(tmp_path):
+    sizes = [
+        len(json.dumps(write_lines(tmp_path / "layers.jsonl", LAYERS * count).mark))
+        for count in (1, 1000)
+    ]
+    assert sizes[1] - sizes[0] == 3  # more digits of the size
 
 
 def test_provenance_says_where_a_result_comes_from(monkeypatch):

@@ -91,7 +91,7 @@ def test_metrics_that_are_not_what_was_written_come_from_the_checkpoint(
         path.write_bytes(changed)
     told = []
     train(config, unfinished, warn=told.append)
-    assert "its lines come from the checkpoint" in told[0]
+    assert "its lines are restored from the checkpoint" in told[0]
     assert found(unfinished) == found(finished)
     kept = unfinished / "damaged" / "metrics.jsonl"
     assert kept.exists() == (damage != "gone")
@@ -296,7 +296,7 @@ def flip(path):
         ("checkpoints/10/commit_success.txt", flip, "commit_success.txt changed"),
         ("checkpoints/10/state/_METADATA", os.unlink, "state/_METADATA is missing"),
         ("checkpoints/10/SHA256SUMS", os.unlink, "SHA256SUMS is missing"),
-        ("checkpoints/10", shutil.rmtree, "of which there is no whole checkpoint"),
+        ("checkpoints/10", shutil.rmtree, "there is no intact checkpoint of its last step, 10"),
         ("metrics.jsonl", flip, "damaged"),
         ("metrics.jsonl", os.unlink, "missing"),
         ("config.json", os.unlink, "missing"),
@@ -323,7 +323,7 @@ def test_verify_finds_numbers_that_are_not_those_of_the_run(finished, tmp_path):
 
 
 def test_verify_refuses_a_folder_without_runs(tmp_path):
-    with pytest.raises(UserError, match="no runs here"):
+    with pytest.raises(UserError, match="contains no runs"):
         verify(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         verify(tmp_path / "nowhere")
