@@ -29,23 +29,6 @@ class Metric(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The metric's name with the unit in which it is shown: "error (%)"."""
-        unit = "%" if self.unit == "fraction" else self.unit
-        return f"{self.name} ({unit})" if unit else self.name
-
-    @property
-    def scale(self) -> int:
-        """The factor between a value in a file and the number shown for it."""
-        return 100 if self.unit == "fraction" else 1
-
-    def format(self, mean: float, deviation: float = math.nan) -> str:
-        """Returns "12.34 ± 0.56" in the unit of `label`, without the deviation if it is NaN."""
-        form = ".2f" if self.unit == "fraction" else ".4g"
-        values = (f"{self.scale * value:{form}}" for value in (mean, deviation) if value == value)
-        return " ± ".join(values) or "–"
-
-    @property
-    def label(self) -> str:
         """The name with the unit in which the metric is printed: "error (%)", "angle (rad)"."""
         unit = "%" if self.unit == "fraction" else self.unit
         return f"{self.name} ({unit})" if unit else self.name

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from resjax.run_files import (
+    CLASSIFICATION_ERROR,
     Metric,
     primary_metric,
     read_config,
@@ -105,7 +106,7 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
 def primary_metrics(table: pd.DataFrame) -> list[Metric]:
     """Returns the distinct primary metrics of the runs in a table of runs or curves, in order."""
     if "primary_metric" not in table:
-        return [primary_metric({})]
+        return [CLASSIFICATION_ERROR]
     rows = table[list(PRIMARY)].drop_duplicates("primary_metric")
     return [Metric(*row) for row in rows.itertuples(index=False, name=None)]
 
@@ -200,7 +201,7 @@ def _row(folder: Path) -> dict[str, Any]:
         **summary,
         "finished": files["summary"].exists(),
         "diverged": not np.isfinite(metrics).all(),
-        **dict(zip(PRIMARY, primary_metric(provenance), strict=True)),
+        **dict(zip(PRIMARY, primary_metric(provenance, files["provenance"]), strict=True)),
         **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     }
 
