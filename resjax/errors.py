@@ -1,5 +1,7 @@
 """Errors that the user can fix, reported in one line with exit code 2."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A user's mistake; the message says what is wrong, where, and how to fix it."""
@@ -9,3 +11,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Returns an error's type and message on one line of at most `limit` characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def first_few(items: Iterable[str], shown: int = 5, separator: str = ", ") -> str:
+    """Returns the first items as one line of a message, and how many more there are."""
+    items = list(items)
+    more = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
+    return separator.join([*items[:shown], *more])

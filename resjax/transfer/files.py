@@ -16,8 +16,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from resjax.disk import describe_disk_error, summarize
-from resjax.errors import UserError
+from resjax.disk import describe_disk_error
+from resjax.errors import UserError, one_line
 from resjax.transfer import keras_file, torch_file
 from resjax.transfer.zipped import Archive
 
@@ -164,7 +164,7 @@ def _read_safetensors(path: Path) -> Arrays:
         (length,) = struct.unpack("<Q", content[:8])
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: truncated or damaged safetensors ({summarize(error)})") from error
+        raise UserError(f"{path}: truncated or damaged safetensors ({one_line(error)})") from error
     arrays = {}
     for name, tensor in sorted(tensors):
         if tensor["dtype"] not in _SAFETENSORS_TYPES:
@@ -186,7 +186,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON, it is damaged ({summarize(error)})") from error
+        raise UserError(f"{path}: is no JSON, it is damaged ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no object of JSON")
     return content

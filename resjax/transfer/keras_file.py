@@ -24,8 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from resjax.disk import summarize
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.transfer.zipped import Archive
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # within a .keras file
@@ -133,7 +132,7 @@ def _open(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
         with h5py.File(file, "r") as root:
             yield root
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: truncated or damaged HDF5 file ({summarize(error)})") from error
+        raise UserError(f"{path}: truncated or damaged HDF5 file ({one_line(error)})") from error
 
 
 def _arrays(root: Any, path: Path, size: int, config: _Json) -> dict[str, np.ndarray]:

@@ -16,12 +16,11 @@ from resjax.disk import (
     DamagedError,
     describe_disk_error,
     digest,
-    summarize,
     verify_checksums,
     write_checksums,
 )
 from resjax.download import download
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.transfer.files import BESIDE, INDEX, WHOLE
 
 _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -130,7 +129,7 @@ def _from_hub(source: str) -> Path:
             local_files_only=refusal is not None,
         )
     except Exception as error:
-        why = summarize(refusal or error)
+        why = one_line(refusal or error)
         raise UserError(
             f"{source}: cannot be had from the hub ({why}), and was not fetched before"
         ) from error

@@ -6,8 +6,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from resjax.disk import summarize
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 
 # What a file may become in memory, as a multiple of its size, and whatever its size. Weights hardly
 # compress, so that more is a bomb.
@@ -71,4 +70,4 @@ class Archive:
             raise self.damaged(error) from error
 
     def damaged(self, error: Exception) -> UserError:
-        return UserError(f"{self.path}: truncated or damaged zip archive ({summarize(error)})")
+        return UserError(f"{self.path}: truncated or damaged zip archive ({one_line(error)})")
