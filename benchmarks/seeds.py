@@ -20,7 +20,6 @@ Everything runs on one device; where there are more, let one of them be seen.
 
 import json
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +38,7 @@ from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, t
 
 from resjax.config import Config, load, override, resolve
 from resjax.disk import write_atomically
-from resjax.sweeps.workers import Place, fastest_workers, places
+from resjax.sweeps.workers import Resources, default_workers, divide_machine
 from resjax.train.step import Program, State, compiled
 from resjax.train.step import program as program_of
 
@@ -142,9 +141,11 @@ def processes(case: Case) -> Iterator[Contender]:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as ending:
         links: list[Connection] = []
-        for seed, place in enumerate(places(case.seeds)):
+        for seed, resources in enumerate(divide_machine(case.seeds)):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(case, seed, place, theirs), daemon=True)
+            process = context.Process(
+                target=serve, args=(case, seed, resources, theirs), daemon=True
+            )
             process.start()
             theirs.close()  # or the end of the process would not be seen
             ending.callback(process.join)
@@ -159,10 +160,9 @@ def processes(case: Case) -> Iterator[Contender]:
         yield Contender(train, compile_seconds)
 
 
-def serve(case: Case, seed: int, place: Place, link: Connection) -> None:
+def serve(case: Case, seed: int, resources: Resources, link: Connection) -> None:
     """A process of `processes`: seconds to compile go out, then a loss for every word come in."""
-    os.sched_setaffinity(0, place.cores)  # both before JAX looks for devices
-    os.environ.update(place.environment)
+    resources.claim()
     jax.config.update("jax_enable_compilation_cache", False)
     program = Program(case.config)
     state = program.init(seed)
@@ -187,7 +187,7 @@ def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # or compiling takes no time
     result: dict[str, Any] = {
         "provenance": provenance(),
-        "default_workers": fastest_workers(),
+        "default_workers": default_workers(),
         "cases": [],
     }
     for case in cases:

@@ -1,13 +1,22 @@
-"""What this machine offers to a process."""
+"""The processor cores of this machine, on Linux and macOS."""
 
 import os
+from collections.abc import Collection
+
+
+def core_ids() -> list[int]:
+    """Returns the cores this process may use; where the system cannot tell (macOS), all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def available_cores() -> int:
-    """Returns the number of cores this process may use.
+    """Returns the number of cores this process may use."""
+    return len(core_ids())
 
-    macOS has no `os.sched_getaffinity`; there it is the number of cores of the machine.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+
+def pin_to_cores(cores: Collection[int]) -> None:
+    """Restricts this process to these cores; does nothing where the system cannot (macOS)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)

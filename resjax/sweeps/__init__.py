@@ -1,6 +1,6 @@
-"""Sweeps: which runs an experiment consists of, and how they are run.
+"""Sweeps: the runs of an experiment, and the launchers that train them.
 
-The algebra is public here, since experiment files write in it.
+Experiment files import the algebra from here.
 """
 
 from resjax.sweeps.algebra import chain, param, product, zipped

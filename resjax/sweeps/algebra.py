@@ -1,8 +1,8 @@
 """The algebra of sweeps: pure functions over iterables of overrides.
 
-A sweep is any iterable of dicts from a config's dotted fields to values, one dict a run. `param`
-makes the simplest; `product`, `zipped` and `chain` combine sweeps, lazily and in order, as
-their namesakes of itertools do with any iterable::
+A sweep is an iterable of dicts, one per run, that map dotted config fields to values. `param`
+creates a sweep over one field; `product`, `zipped` and `chain` combine sweeps, lazily and in order,
+like `product`, `zip` and `chain` of Python::
 
     product(
         param("model.depth", (20, 56)),
@@ -10,9 +10,9 @@ their namesakes of itertools do with any iterable::
         param("seed", range(5)),
     )
 
-The product is associative, and its unit is `product()`, one run without overrides; the chain is
-associative, and its unit is `chain()`, no run; a product distributes over a chain on its left. The
-idea of such an algebra is that of google-deepmind/simply's sweeps.
+`product` is associative with the unit `product()`, one run without overrides. `chain` is
+associative with the unit `chain()`, no run. `product` distributes over a `chain` on its left. The
+idea of an algebra comes from the sweeps of google-deepmind/simply.
 """
 
 import itertools
@@ -23,37 +23,37 @@ Overrides = dict[str, Any]
 
 
 def param(field: str, values: Iterable[Any]) -> Iterator[Overrides]:
-    """One run for each value of a field."""
+    """Returns a sweep with one run per value of a field."""
     return ({field: value} for value in values)
 
 
 def product(*sweeps: Iterable[Mapping[str, Any]]) -> Iterator[Overrides]:
-    """Every combination of the sweeps' runs; the last sweep varies fastest.
+    """Returns every combination of the sweeps' runs; the last sweep varies fastest.
 
     Raises:
       ValueError: two sweeps set the same field.
     """
-    return map(_united, itertools.product(*sweeps))
+    return map(_union, itertools.product(*sweeps))
 
 
 def zipped(*sweeps: Iterable[Mapping[str, Any]]) -> Iterator[Overrides]:
-    """The sweeps' first runs united, then their second runs, and so on.
+    """Returns the union of the sweeps' first runs, then of their second runs, and so on.
 
     Raises:
       ValueError: two sweeps set the same field, or one is longer than another.
     """
-    return map(_united, zip(*sweeps, strict=True))
+    return map(_union, zip(*sweeps, strict=True))
 
 
 def chain(*sweeps: Iterable[Mapping[str, Any]]) -> Iterator[Overrides]:
-    """The runs of the first sweep, then those of the second, and so on."""
+    """Returns the runs of the first sweep, then those of the second, and so on."""
     return map(dict, itertools.chain(*sweeps))
 
 
-def _united(parts: Iterable[Mapping[str, Any]]) -> Overrides:
+def _union(parts: Iterable[Mapping[str, Any]]) -> Overrides:
     union: Overrides = {}
     for part in parts:
         if twice := union.keys() & part.keys():
-            raise ValueError(f"two of the sweeps that are combined set {', '.join(sorted(twice))}")
+            raise ValueError(f"two of the combined sweeps set {', '.join(sorted(twice))}")
         union.update(part)
     return union

@@ -1,7 +1,7 @@
-"""An experiment file and a config make a plan: every run of the sweep, resolved and checked.
+"""The plan of a sweep: every run of an experiment on a config, resolved and checked.
 
-Nothing starts and nothing is written before the whole plan stands, so an impossible network in a
-sweep's last run is refused at once, and not after a night.
+The plan is complete before anything is trained or written, so an impossible network in the last run
+of a sweep is an error now, and not after a night.
 """
 
 import functools
@@ -22,35 +22,35 @@ from resjax.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: what sets it apart from the others, and all of it."""
+    """One run of a sweep: its overrides and its resolved config."""
 
     overrides: dict[str, Any]
     config: Config
 
     @property
     def name(self) -> str:
-        """A folder's name, readable and unique: `depth56-none-seed0-1a2b3c4d`."""
+        """The name of its folder, readable and unique: `depth56-none-seed0-1a2b3c4d`."""
         values = "-".join(_short(field, value) for field, value in self.overrides.items())
         return f"{values[:100]}-{digest(self.config)}".lstrip("-.")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of an experiment, in its sweep's order."""
+    """The runs of an experiment, in the order of its sweep."""
 
     experiment: Path
     runs: tuple[Run, ...]
 
 
 def plan(experiment: Path, config: ConfigDict) -> Plan:
-    """Calls the experiment's `sweep` with `config.sweep` and resolves every run that it yields.
+    """Calls the experiment's `sweep` with the keywords `config.sweep` and resolves its runs.
 
-    A single value stands for a tuple of one where `sweep` has a tuple by default, so that
-    `--config.sweep.seeds=0` does what it says.
+    If a keyword's default is a tuple, a single value becomes a tuple of one, as in
+    `--config.sweep.seeds=0`.
 
     Raises:
-      UserError: there is no such experiment, it takes no such keyword, a run's config is not valid,
-        or two runs are the same.
+      UserError: there is no such experiment or keyword, a run's config is not valid, or two runs
+        are the same.
     """
     sweep = getattr(import_file(experiment), "sweep", None)
     if not callable(sweep):
@@ -60,10 +60,10 @@ def plan(experiment: Path, config: ConfigDict) -> Plan:
         sweeping = list(sweep(**keywords))
     runs: dict[str, Run] = {}
     for overrides in sweeping:
-        run = _resolved(experiment, config, overrides)
+        run = _resolve_run(experiment, config, overrides)
         identity = json.dumps(to_dict(run.config), sort_keys=True)
         if identity in runs:
-            same = f"{_described(runs[identity].overrides)} and {_described(overrides)}"
+            same = f"{_text(runs[identity].overrides)} and {_text(overrides)}"
             raise UserError(f"{experiment}: two of its runs are the same: {same}")
         runs[identity] = run
     if not runs:
@@ -72,28 +72,32 @@ def plan(experiment: Path, config: ConfigDict) -> Plan:
 
 
 def _keywords(
-    experiment: Path, sweep: Callable[..., Any], given: Mapping[str, Any]
+    experiment: Path, sweep: Callable[..., Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    taken = inspect.signature(sweep).parameters
+    parameters = inspect.signature(sweep).parameters
     keywords = {}
-    for name, value in given.items():
-        if name not in taken:
-            known = ", ".join(taken) or "no keyword"
+    for name, value in values.items():
+        if name not in parameters:
+            known = ", ".join(parameters) or "no keyword"
             raise UserError(f"sweep.{name}: the sweep of {experiment} takes {known}")
-        single = isinstance(taken[name].default, tuple) and not isinstance(value, (tuple, list))
+        single = isinstance(parameters[name].default, tuple) and not isinstance(
+            value, (tuple, list)
+        )
         keywords[name] = (value,) if single else value
     return keywords
 
 
-def _resolved(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
+def _resolve_run(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
     if not isinstance(overrides, Mapping):
-        raise UserError(f"{experiment}: sweep() yields {overrides!r}; expected a dict of overrides")
+        raise UserError(
+            f"{experiment}: sweep() yields {overrides!r}; it must yield dicts of overrides"
+        )
     try:
         changed = override(config, overrides)
-        as_read = {field: _value(changed, field) for field in overrides}
-        return Run(as_read, resolve(changed))
+        parsed = {field: _value(changed, field) for field in overrides}
+        return Run(parsed, resolve(changed))
     except UserError as error:
-        raise UserError(f"{experiment}: run {_described(overrides)}: {error}") from error
+        raise UserError(f"{experiment}: run {_text(overrides)}: {error}") from error
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -101,7 +105,7 @@ def _value(config: ConfigDict, field: str) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def _described(overrides: Mapping[str, Any]) -> str:
+def _text(overrides: Mapping[str, Any]) -> str:
     return " ".join(f"{field}={value}" for field, value in overrides.items()) or "without overrides"
 
 

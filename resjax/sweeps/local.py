@@ -1,35 +1,32 @@
-"""The local launcher: runs a plan on this machine, one run after the other or several at once.
+"""The local launcher: trains the runs of a plan on this machine, one or several at a time.
 
-A run is what its config says, so launching again skips what is finished and resumes what is not.
-Runs that differ only in seed follow each other, because they share one compiled program. A run that
-fails is told and leaves its traceback in `error.txt`; the others go on.
+A run is identified by its config, so launching again skips finished runs and resumes the others.
+A run that fails leaves its traceback in `error.txt`; the other runs go on.
 """
 
-import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from typing import Any
 
 from resjax.config import Config, digest, to_dict
 from resjax.data import datasets
 from resjax.disk import write_atomically
 from resjax.errors import UserError
-from resjax.sweeps.experiment import Plan, Run
-from resjax.sweeps.workers import Failure, Worker, attempt, fastest_workers, places
+from resjax.sweeps.experiment import Plan
+from resjax.sweeps.status import RunStatus, shown
+from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
 from resjax.train import records
 from resjax.train.lock import locked
 from resjax.train.progress import Listener, Progress, print_warning
 from resjax.train.signals import Stopped, StopRequest
+
+POLL_SECONDS = 0.2  # between two checks whether the workers have ended or a stop is requested
 
 
 def launch(
@@ -39,139 +36,98 @@ def launch(
     workers: int | None = None,
     stop: StopRequest | None = None,
 ) -> int:
-    """Runs what of `plan` is not finished in `workdir` yet, and returns how many runs failed.
+    """Trains the runs of `plan` that are not finished in `workdir`; returns how many failed.
 
-    Writes `sweep.json`, a copy of the experiment file, so that `workdir` explains itself, and the
+    Writes `sweep.json` and a copy of the experiment file, which say what `workdir` holds, and the
     run folders under `runs/`.
 
     Args:
-      plan: the runs, resolved.
+      plan: the resolved runs.
       workdir: the sweep folder.
-      command: what the user typed, for the record.
+      command: the command line, for `sweep.json`.
       workers: processes that train at the same time, each on its share of the machine; 1 trains in
-        this process. None: as many as were measured to be fastest.
-      stop: asked now and then whether to end here.
+        this process. None: the number that was measured to be fastest.
+      stop: a request to stop, which is checked between dispatches.
 
     Raises:
-      UserError: a dataset is not on this machine, or another launch is under way in `workdir`.
-      Stopped: it was asked to stop; the runs that were under way have saved.
+      UserError: a dataset is not on this machine, or another launch is running in `workdir`.
+      Stopped: stopping was requested; the runs that were training are saved.
     """
-    _require_data(plan)
+    for name in {run.config.data.name for run in plan.runs}:
+        datasets.open_dataset(name)
     with locked(workdir, print_warning):
-        _record(plan, workdir, command)
+        _write_sweep(plan, workdir, command)
         return _launch(plan, workdir, workers, stop or StopRequest())
 
 
 def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -> int:
-    rows = {digest(run.config): Row(run.name) for run in plan.runs}
-    waiting: list[Job] = []
-    with _board(list(rows.values())) as ended:
-        for run in _seeds_together(plan):
-            job = Job(run, workdir / "runs" / run.name, rows[digest(run.config)])
-            if summary := _summary(job.folder, run.config):
-                job.row.skip(summary)
-                ended(job.row)
-            else:
-                waiting.append(job)
-        several = min(fastest_workers() if workers is None else workers, len(waiting))
-        if several > 1:
-            _train_at_once(waiting, several, workdir / "compiled", ended, stop)
-        elif waiting:
-            from resjax.train.step import keep_compiled  # JAX takes a second, and workers have it
+    runs = [
+        RunStatus(
+            name=run.name,
+            config=run.config,
+            folder=workdir / "runs" / run.name,
+            program=digest(replace(run.config, seed=0)),
+        )
+        for run in plan.runs
+    ]
+    with shown(runs) as show_end:
+        for run in runs:
+            if summary := _finished_summary(run):
+                steps, rate = summary["steps"], summary["images_per_second"]
+                run.state, run.progress = "skipped", Progress(steps, steps, summary, rate)
+                show_end(run)
+        waiting = [run for run in runs if run.state == "waiting"]
+        queue = RunQueue(waiting, show_end)
+        workers = min(default_workers() if workers is None else workers, len(waiting))
+        if workers > 1:
+            _train_in_workers(queue, workers, workdir / "compiled", stop)
+        elif workers:
+            from resjax.train.step import keep_compiled  # imports JAX; each worker has its own
 
             keep_compiled(workdir / "compiled")
-            for job in waiting:
-                _train(job, partial(attempt, stop=stop))
-                ended(job.row)
-    return sum(row.status == "failed" for row in rows.values())
+            queue.train(partial(attempt, stop=stop))
+    return sum(run.state == "failed" for run in runs)
 
 
-@dataclass
-class Row:
-    """What a launch tells of one run."""
+class RunQueue:
+    """The runs that wait for training; the threads of several workers share it."""
 
-    name: str
-    status: str = "waiting"
-    progress: Progress | None = None
-    error: str = ""
-    started: float | None = None
-    ended: float | None = None
+    def __init__(self, runs: Sequence[RunStatus], show_end: Callable[[RunStatus], None]):
+        self._runs, self._show_end = list(runs), show_end
+        self._compiled: set[str] = set()
+        self._lock = threading.Lock()
 
-    def follow(self, progress: Progress) -> None:
-        self.progress = progress
+    def train(self, attempt: Callable[[Config, Path, Listener], Failure | None]) -> None:
+        """Trains one run after the other until the queue is empty."""
+        program = ""
+        while run := self._take(program):
+            program, report = run.program, run.folder / "error.txt"
+            run.state, run.started = "running", time.monotonic()
+            report.unlink(missing_ok=True)
+            if failure := attempt(run.config, run.folder, run.follow):
+                run.error = failure.error
+                run.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(report, failure.report)
+            run.state, run.ended = "failed" if failure else "done", time.monotonic()
+            self._show_end(run)
 
-    def skip(self, summary: dict[str, Any]) -> None:
-        self.status = "skipped"
-        steps, rate = summary["steps"], summary["images_per_second"]
-        self.progress = Progress(steps, steps, summary, rate)
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """Name, status, step, train error, test error, images/s and time, as text."""
-        status = f"{self.status}: {self.error}" if self.error else self.status
-        if self.started is None:
-            seconds = ""
-        else:
-            seconds = f"{(self.ended or time.monotonic()) - self.started:.0f} s"
-        if self.progress is None:
-            return self.name, status, "", "", "", "", seconds
-        step, steps, metrics, rate = self.progress
-        errors = (_percent(metrics.get(f"{split}_error")) for split in ("train", "test"))
-        return self.name, status, f"{step}/{steps}", *errors, f"{rate:,.0f}", seconds
-
-
-class Job(NamedTuple):
-    """A run that is to be trained, where, and the row that tells of it."""
-
-    run: Run
-    folder: Path
-    row: Row
-
-    @property
-    def program(self) -> str:
-        """The same for runs that share a compiled program."""
-        return digest(dataclasses.replace(self.run.config, seed=0))
-
-
-LOOKS = 0.2  # seconds between two looks at what the workers do
-COLUMNS = ("run", "status", "step", "train error", "test error", "images/s", "time")
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def _train_at_once(
-    jobs: list[Job],
-    workers: int,
-    compiled: Path,
-    ended: Callable[[Row], None],
-    stop: StopRequest,
-) -> None:
-    """Keeps every worker busy: with what it has compiled already, else with what nobody has."""
-    lock = threading.Lock()
-    begun: set[str] = set()
-
-    def take(program: str) -> Job | None:
-        with lock:
-            own = (job for job in jobs if job.program == program)
-            new = (job for job in jobs if job.program not in begun)
-            chosen = next(chain(own, new, jobs), None)
-            if chosen:
-                jobs.remove(chosen)
-                begun.add(chosen.program)
+    def _take(self, program: str) -> RunStatus | None:
+        """Removes a run of this program; else one of a program that nobody has; else any."""
+        with self._lock:
+            same = (run for run in self._runs if run.program == program)
+            new = (run for run in self._runs if run.program not in self._compiled)
+            if chosen := next(chain(same, new, self._runs), None):
+                self._runs.remove(chosen)
+                self._compiled.add(chosen.program)
             return chosen
 
-    def serve(worker: Worker) -> None:
-        program = ""
-        while job := take(program):
-            program = job.program
-            _train(job, worker.attempt)
-            with lock:
-                ended(job.row)
 
-    made = [Worker(place, compiled) for place in places(workers)]
-    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in made]
+def _train_in_workers(queue: RunQueue, number: int, cache_dir: Path, stop: StopRequest) -> None:
+    workers = [Worker(resources, cache_dir) for resources in divide_machine(number)]
+    threads = [
+        threading.Thread(target=queue.train, args=(worker.attempt,), daemon=True)
+        for worker in workers
+    ]
     with stop.graceful():
         try:
             for thread in threads:
@@ -179,41 +135,15 @@ def _train_at_once(
             while any(thread.is_alive() for thread in threads):
                 if stop.signal:
                     raise Stopped(stop.signal, "; the runs under way have saved")
-                time.sleep(LOOKS)
+                time.sleep(POLL_SECONDS)
         finally:
-            for worker in made:
+            for worker in workers:
                 worker.stop()
-            for worker in made:
+            for worker in workers:
                 worker.join()
 
 
-def _train(job: Job, attempt: Callable[[Config, Path, Listener], Failure | None]) -> None:
-    row, report = job.row, job.folder / "error.txt"
-    row.status, row.started = "running", time.monotonic()
-    report.unlink(missing_ok=True)
-    if failure := attempt(job.run.config, job.folder, row.follow):
-        row.status, row.error = "failed", failure.error
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(report, failure.report)
-    else:
-        row.status = "done"
-    row.ended = time.monotonic()
-
-
-def _seeds_together(plan: Plan) -> list[Run]:
-    """The plan's runs; those that differ only in seed follow the first of them."""
-    groups: dict[str, list[Run]] = {}
-    for run in plan.runs:
-        groups.setdefault(digest(dataclasses.replace(run.config, seed=0)), []).append(run)
-    return [run for group in groups.values() for run in group]
-
-
-def _require_data(plan: Plan) -> None:
-    for name in {run.config.data.name for run in plan.runs}:
-        datasets.open_dataset(name)
-
-
-def _record(plan: Plan, workdir: Path, command: str) -> None:
+def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "experiment.py", plan.experiment.read_text())
     runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
@@ -221,50 +151,9 @@ def _record(plan: Plan, workdir: Path, command: str) -> None:
     records.write_json(workdir / "sweep.json", content)
 
 
-def _summary(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of a run that an earlier launch finished with the same config."""
-    with suppress(UserError):  # damaged: training the run will say so
-        if records.read_json(folder / "config.json") == to_dict(config):
-            return records.read_summary(folder / "summary.json")
+def _finished_summary(run: RunStatus) -> dict[str, Any] | None:
+    """Returns the summary of a run that an earlier launch finished with the same config."""
+    with suppress(UserError):  # a damaged file is reported when the run is trained
+        if records.read_json(run.folder / "config.json") == to_dict(run.config):
+            return records.read_summary(run.folder / "summary.json")
     return None
-
-
-@contextmanager
-def _board(rows: list[Row]) -> Iterator[Callable[[Row], None]]:
-    """Shows the runs, and gives what is to be told when one has ended.
-
-    On a terminal they are a live table, elsewhere a plain line as each ends.
-    """
-    console = Console()
-    if console.is_terminal:
-        with Live(get_renderable=lambda: _table(rows, console.height - 6), console=console):
-            yield lambda row: None
-    else:
-        yield lambda row: print(*filter(None, _labelled(row)), sep="  ", flush=True)
-
-
-def _labelled(row: Row) -> list[str]:
-    name, status, step, train, test, rate, seconds = row.cells
-    return [
-        name,
-        status,
-        step and f"step {step}",
-        train and f"train error {train}",
-        test and f"test error {test}",
-        rate and f"{rate} images/s",
-        seconds,
-    ]
-
-
-def _table(rows: list[Row], height: int) -> Table:
-    """The runs around the one that is running, as many as fit; at the end all of them."""
-    ended = [row.status in ("done", "skipped", "failed") for row in rows]
-    table = Table(title=f"{sum(ended)} of {len(rows)} runs ended", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
-    running = next((at for at, row in enumerate(rows) if row.status == "running"), 0)
-    shown = len(rows) if all(ended) else max(height, 1)
-    first = max(0, min(running - shown // 2, len(rows) - shown))
-    for row in rows[first : first + shown]:
-        table.add_row(*row.cells)
-    return table

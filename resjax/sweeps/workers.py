@@ -1,8 +1,9 @@
-"""Worker processes of the local launcher: each has its share of the machine and trains runs there.
+"""Worker processes of the local launcher, each with its own share of the machine.
 
-Small networks leave a machine idle: between two operations of a narrow layer threads wait for each
-other, and a GPU for its next kernel. Several runs at once fill the gaps. Processes and not threads,
-because each has a JAX of its own, on its own cores; `benchmarks/seeds.py` measures what they gain.
+A small network leaves a machine partly idle: threads wait for each other between two operations of
+a narrow layer, and a GPU waits for its next kernel. Training several runs at the same time fills
+the gaps. The workers are processes so that each has a JAX of its own, on its own cores;
+`benchmarks/seeds.py` measures the gain.
 """
 
 import multiprocessing
@@ -17,26 +18,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
-from resjax.machine import available_cores
+from resjax.errors import one_line
+from resjax.machine import available_cores, core_ids, pin_to_cores
 from resjax.train.progress import Listener, Progress
 from resjax.train.signals import Stopped, StopRequest, stop_on_signals
 
-GPU_MEMORY = 0.9  # the share of a GPU's memory that its workers take together
+GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share
 
 
-class Place(NamedTuple):
+class Resources(NamedTuple):
     """A worker's share of the machine."""
 
     cores: frozenset[int]
     environment: dict[str, str]
 
+    def claim(self) -> None:
+        """Restricts this process to the share; call it before JAX looks for devices."""
+        pin_to_cores(self.cores)
+        os.environ.update(self.environment)
 
-def places(workers: int) -> list[Place]:
-    """Divides this machine among workers: its cores, and its GPUs where there are any."""
-    cores, gpus = sorted(os.sched_getaffinity(0)), visible_gpus()
-    divided = []
+
+def divide_machine(workers: int) -> list[Resources]:
+    """Divides the cores and GPUs of this machine among workers."""
+    cores, gpus = core_ids(), visible_gpus()
+    shares = []
     for worker in range(workers):
-        # Where there are more workers than cores, several share one.
+        # Workers beyond the number of cores share one.
         own = cores[worker::workers] or [cores[worker % len(cores)]]
         environment = {}
         if gpus:
@@ -45,69 +52,68 @@ def places(workers: int) -> list[Place]:
                 "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)],
                 "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / sharing:.3f}",
             }
-        divided.append(Place(frozenset(own), environment))
-    return divided
+        shares.append(Resources(frozenset(own), environment))
+    return shares
 
 
-def fastest_workers() -> int:
-    """As many as were measured to be fastest: a worker a core without a GPU, else one a GPU."""
+def default_workers() -> int:
+    """Returns the number that was measured to be fastest: one per GPU, else one per core."""
     return len(visible_gpus()) or available_cores()
 
 
 def visible_gpus() -> list[str]:
-    """NVIDIA GPUs by what CUDA_VISIBLE_DEVICES calls them; found without starting CUDA."""
+    """Returns the NVIDIA GPUs by their names in CUDA_VISIBLE_DEVICES, without starting CUDA."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in chosen.split(",") if name]
     if os.environ.get("JAX_PLATFORMS", "cuda") not in ("cuda", "gpu"):
         return []
     found = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number, _ in enumerate(found.iterdir())] if found.is_dir() else []
+    return [str(index) for index, _ in enumerate(found.iterdir())] if found.is_dir() else []
 
 
 class Failure(NamedTuple):
-    """What came of a run that did not end well."""
+    """Why a run failed."""
 
-    error: str  # in one line
-    report: str  # with the traceback, where there is one
+    error: str  # on one line
+    report: str  # with the traceback, if there is one
 
 
 def attempt(
     config: Config, folder: Path, on_progress: Listener, stop: StopRequest | None = None
 ) -> Failure | None:
-    """Trains one run here; whatever goes wrong is the run's affair alone.
+    """Trains one run in this process; returns the failure instead of raising it.
 
     Raises:
-      Stopped: it was asked to stop, and has saved.
+      Stopped: stopping was requested; the run is saved.
     """
-    from resjax.train.loop import train  # takes seconds
+    from resjax.train.loop import train  # imports JAX, which takes seconds
 
     try:
         train(config, folder, on_progress, stop=stop)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return Failure(text, traceback.format_exc())
+        return Failure(one_line(error), traceback.format_exc())
     return None
 
 
 class Worker:
-    """A process that trains runs, one after the other; a lost one is replaced at the next run."""
+    """A process that trains one run after the other; if it is lost, the next run gets a new one."""
 
-    def __init__(self, place: Place, compiled: Path):
-        """Starts nothing yet.
+    def __init__(self, resources: Resources, cache_dir: Path):
+        """Starts no process yet.
 
         Args:
-          place: the worker's share of the machine.
-          compiled: the folder in which what is compiled is kept.
+          resources: the worker's share of the machine.
+          cache_dir: the folder for compiled programs.
         """
-        self._place, self._compiled = place, compiled
+        self._resources, self._cache_dir = resources, cache_dir
         self._process: Any = None
         self._stopped = False
 
     def attempt(self, config: Config, folder: Path, on_progress: Listener) -> Failure | None:
-        """As the function, in the process.
+        """Does what the function `attempt` does, in the worker's process.
 
         Raises:
-          SystemExit: the worker was stopped meanwhile; ends the thread that waits for it.
+          SystemExit: `stop` was called meanwhile; ends the calling thread.
         """
         try:
             if self._process is None:
@@ -126,42 +132,42 @@ class Worker:
             return Failure(text, text + "\n")
 
     def stop(self) -> None:
-        """Ends the process; a run in it saves first. `join` waits for that."""
+        """Requests the end of the process, which saves its run first; `join` waits for it."""
         self._stopped = True
         if self._process is not None:
             self._process.terminate()
 
     def join(self) -> None:
+        """Waits for the end of the process."""
         if self._process is not None:
             self._process.join()
 
     def _start(self) -> None:
-        # Not forked: a copy of a process that runs threads may hang.
+        # A forked copy of a process that runs threads may hang.
         context = multiprocessing.get_context("spawn")
-        self._link, theirs = context.Pipe()
-        arguments = theirs, self._place, self._compiled
+        self._link, link = context.Pipe()
+        arguments = link, self._resources, self._cache_dir
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()  # or the end of the process would not be seen
+        link.close()  # only then does the end of the process close the pipe
 
 
-def _serve(link: Connection, place: Place, compiled: Path) -> None:
-    """A worker's life: configs in; progress out, and how each run ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's affair
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
-    os.sched_setaffinity(0, place.cores)  # both before JAX looks for devices
-    os.environ.update(place.environment)
+def _serve(link: Connection, resources: Resources, cache_dir: Path) -> None:
+    """Receives configs; sends progress, and at the end of each run its failure or None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
+    threading.Thread(target=_exit_with_launcher, daemon=True).start()
+    resources.claim()
     from resjax.train.step import keep_compiled
 
-    keep_compiled(compiled)
+    keep_compiled(cache_dir)
     with stop_on_signals((signal.SIGTERM,)) as stop, suppress(Stopped, BrokenPipeError):
         while True:
             config, folder = link.recv()
             link.send(attempt(from_dict(config), folder, link.send, stop))
 
 
-def _end_with_launcher() -> None:
-    """A launcher that was killed leaves nobody to train for; launched again it goes on."""
+def _exit_with_launcher() -> None:
+    """Ends this process when the launcher is killed; the next launch resumes the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

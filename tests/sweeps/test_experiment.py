@@ -102,7 +102,7 @@ def test_the_nearest_experiment_is_named_where_one_is_missing(experiment):
     [
         ("x = 1\n", "has no function sweep()"),
         ("def sweep():\n  return []\n", "yields no run"),
-        ("def sweep():\n  yield 3\n", "expected a dict of overrides"),
+        ("def sweep():\n  yield 3\n", "must yield dicts of overrides"),
         ("def sweep():\n  yield {'seed': 1}\n  yield {'seed': 1}\n", "are the same: seed=1 and"),
         ("def sweep():\n  yield {'seed': 0}\n  yield {'model.depth': 20}\n", "are the same"),
         ("def sweep():\n  yield {}\n  raise OSError('no disk')\n", "x.py:3: OSError: no disk"),

@@ -1,4 +1,4 @@
-"""Worker processes: the machine is divided among them, and what happens in one stays there."""
+"""Worker processes divide the machine among them, and what happens in one stays there."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from resjax.config import default_config, override
+from resjax.machine import available_cores
 from resjax.sweeps import workers
 from resjax.sweeps.experiment import plan
 from resjax.sweeps.local import launch
@@ -60,7 +61,7 @@ def gpus(monkeypatch):
 def test_every_core_belongs_to_one_worker(cores, gpus, count, divided):
     cores(count)
     gpus("")
-    shares = [place.cores for place in workers.places(divided)]
+    shares = [share.cores for share in workers.divide_machine(divided)]
     assert sorted(core for share in shares for core in share) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) < 2
 
@@ -68,25 +69,40 @@ def test_every_core_belongs_to_one_worker(cores, gpus, count, divided):
 def test_workers_beyond_the_cores_share_them(cores, gpus):
     cores(2)
     gpus("")
-    assert [place.cores for place in workers.places(3)] == [{0}, {1}, {0}]
+    assert [share.cores for share in workers.divide_machine(3)] == [{0}, {1}, {0}]
 
 
 def test_every_gpu_goes_to_a_worker_with_its_memory(cores, gpus):
     cores(8)
     gpus("3,GPU-5a")
-    assert workers.fastest_workers() == 2
-    assert [place.environment for place in workers.places(2)] == [
+    assert workers.default_workers() == 2
+    assert [share.environment for share in workers.divide_machine(2)] == [
         {"CUDA_VISIBLE_DEVICES": "3", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.900"},
         {"CUDA_VISIBLE_DEVICES": "GPU-5a", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.900"},
     ]
-    fractions = [place.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in workers.places(3)]
+    fractions = [
+        share.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in workers.divide_machine(3)
+    ]
     assert fractions == ["0.450"] * 3  # two of them on the first
 
 
 def test_without_a_gpu_a_worker_a_core_is_fastest(cores, gpus):
     cores(6)
     gpus("")
-    assert workers.fastest_workers() == 6
+    assert workers.default_workers() == 6
+
+
+def test_macos_has_no_affinity_so_workers_share_all_cores(monkeypatch, gpus):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_setaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpus("7")
+    assert (available_cores(), workers.default_workers()) == (4, 1)
+    first, second = workers.divide_machine(2)
+    assert (first.cores, second.cores) == ({0, 2}, {1, 3})
+    second.claim()  # cannot pin; sets the environment
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""The state of each run of a sweep while it is trained, and its display."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from resjax.config import Config
+from resjax.train.progress import Progress, describe
+
+COLUMNS = ("run", "state", "step", "metrics", "time")
+
+
+@dataclass
+class RunStatus:
+    """One run of a sweep: what it is, where it is, and how far it is."""
+
+    name: str
+    config: Config
+    folder: Path
+    program: str  # equal for runs that share a compiled program
+    state: str = "waiting"
+    error: str = ""
+    progress: Progress | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    def follow(self, progress: Progress) -> None:
+        """Notes how far the run is; the listener of its training."""
+        self.progress = progress
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The texts for `COLUMNS`."""
+        state = f"{self.state}: {self.error}" if self.error else self.state
+        step = metrics = seconds = ""
+        if self.progress is not None:
+            step = f"step {self.progress.step}/{self.progress.steps}"
+            metrics = describe(self.progress)
+        if self.started is not None:
+            seconds = f"{(self.ended or time.monotonic()) - self.started:.0f} s"
+        return self.name, state, step, metrics, seconds
+
+
+@contextmanager
+def shown(runs: Sequence[RunStatus]) -> Iterator[Callable[[RunStatus], None]]:
+    """Shows the runs and yields a function to call when one of them has ended.
+
+    A terminal gets a live table, anything else one line per run that has ended.
+    """
+    console = Console()
+    if console.is_terminal:
+        with Live(get_renderable=lambda: _table(runs, console.height - 6), console=console):
+            yield lambda run: None
+    else:
+        yield _print_line
+
+
+def _print_line(run: RunStatus) -> None:
+    # A single write, because the threads of several workers print.
+    sys.stdout.write("  ".join(filter(None, run.cells)) + "\n")
+    sys.stdout.flush()
+
+
+def _table(runs: Sequence[RunStatus], height: int) -> Table:
+    """Returns a table of `height` runs around the first that is running; of all at the end."""
+    ended = [run.state in ("done", "skipped", "failed") for run in runs]
+    table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
+    running = next((index for index, run in enumerate(runs) if run.state == "running"), 0)
+    rows = len(runs) if all(ended) else max(height, 1)
+    first = max(0, min(running - rows // 2, len(runs) - rows))
+    for run in runs[first : first + rows]:
+        table.add_row(*run.cells)
+    return table
