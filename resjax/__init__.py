@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resjax.analysis.runs import load_curves as load_curves
+    from resjax.analysis.runs import load_layers as load_layers
     from resjax.analysis.runs import load_runs as load_runs
     from resjax.inference.loading import load_pretrained as load_pretrained
     from resjax.models.count import count as count
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": "resjax.models.resnet",
     "count": "resjax.models.count",
+    "load_curves": "resjax.analysis.runs",
+    "load_layers": "resjax.analysis.runs",
     "load_pretrained": "resjax.inference.loading",
     "load_runs": "resjax.analysis.runs",
 }
 
-__all__ = ["__version__", "build", "count", "load_pretrained", "load_runs"]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -282,6 +282,46 @@ def _select_metric(curves: pd.DataFrame, name: str | None) -> tuple[Metric, pd.D
     return metric, curves.assign(loss=curves["loss"].where(measured, 0.0))
 
 
+def layer_profile(
+    layers: pd.DataFrame,
+    value: str,
+    *,
+    series: str = "step",
+    label: str = "{}",
+    log: bool = False,
+    width: float = COLUMN_WIDTH,
+) -> Figure:
+    """Draws a diagnostic against the index of the layer in the network.
+
+    Args:
+        layers: A table of `load_layers`, with an additional column `series` unless that is "step".
+        value: The column to draw; layers without a value are left out.
+        series: The column whose values each have a line. Rows of the same layer within a line,
+            such as those of several seeds, are averaged, in a band of one standard deviation.
+        label: The format of the labels at line ends, applied to a value of `series`.
+        log: Whether the vertical axis is logarithmic, which leaves out values of zero or less.
+        width: Width of the figure, in inches.
+    """
+    figure, [axes] = panels(1, width)
+    measured = layers[layers.groupby("layer")[value].transform("count") > 0]
+    ends = []
+    for name, color in colors(measured[series]).items():
+        groups = measured[measured[series] == name].groupby("layer", sort=False)[value]
+        profile = groups.agg(["mean", "std"]).reset_index(drop=True)
+        profile = profile[profile["mean"] > (0 if log else -np.inf)]
+        mean, deviation = profile.to_numpy(dtype=np.float64).T
+        curve = MeanCurve(profile.index.to_numpy(), mean, deviation, [], [])
+        draw_mean(axes, curve, color)
+        if curve.end:
+            ends.append(LineEnd(*curve.end, label.format(name), color))
+    axes.set_yscale("log" if log else "linear")
+    axes.set_xlabel("layer, from the input to the output")
+    axes.set_ylabel(value.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    label_ends(axes, ends)
+    return figure
+
+
 def legend_handles(*, unfinished: bool = False, diverged: bool = False) -> list[Line2D]:
     """Returns legend entries for line weights and, on request, for runs outside a mean."""
     lines: dict[str, dict[str, Any]] = {"test": _line(bold=True), "training": _line(bold=False)}
@@ -344,7 +384,8 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     box = axes.get_window_extent()
     points = figure.dpi / 72
     low, high = axes.get_ylim()
-    heights = (np.clip([end.y for end in ends], low, high) - low) / (high - low)
+    heights = [axes.transData.transform((end.x, end.y))[1] for end in ends]
+    heights = np.clip((np.array(heights) - box.y0) / box.height, 0, 1)
     size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
     positions = spread_apart(heights, 1.25 * size * points / box.height, 0.0, 1.0)
     for end, position in zip(ends, positions, strict=True):

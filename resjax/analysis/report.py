@@ -24,6 +24,7 @@ from resjax.analysis import figures as draw
 from resjax.analysis.runs import (
     describe,
     load_curves,
+    load_layers,
     load_runs,
     primary_metrics,
     status,
@@ -65,10 +66,6 @@ def write_report(
         described = Experiment(root.resolve().name, "", overview)
     else:
         described = _load(source)
-    pictures = []
-    for name, figure in described.figures(runs, curves).items():
-        saved = draw.save(figure, root / "figures" / name)
-        pictures.append(_figure(name, [file.relative_to(root) for file in saved], root))
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     write_atomically(root / "runs.csv", table.to_csv(index=False))
     page = Template(_asset("report.html")).substitute(
@@ -77,10 +74,11 @@ def write_report(
         status=html.escape(_status(root, runs)),
         style=_asset("report.css"),
         script=_asset("report.js"),
-        figures="\n".join(pictures),
+        figures=_figures(described.figures(runs, curves), root),
         directions=html.escape(_directions(runs)),
         summary=_summary(runs),
         runs=_runs(table),
+        layers=_layers(runs, root),
         config=_config(runs),
         provenance=_provenance(root, runs),
         data=_data(runs, curves),
@@ -148,9 +146,16 @@ def _directions(runs: pd.DataFrame) -> str:
     )
 
 
-def _figure(name: str, saved: Sequence[Path], root: Path) -> str:
-    vector = next(root / file for file in saved if file.suffix == ".svg")
-    svg = vector.read_text("utf-8")
+def _figures(figures: Mapping[str, Figure], root: Path) -> str:
+    """Saves figures and returns them as HTML."""
+    return "\n".join(
+        _figure(name, draw.save(figure, root / "figures" / name), root)
+        for name, figure in figures.items()
+    )
+
+
+def _figure(name: str, files: Sequence[Path], root: Path) -> str:
+    svg = next(file for file in files if file.suffix == ".svg").read_text("utf-8")
     svg = svg[svg.index("<svg") :]
     # All drawings of a page share one namespace of ids.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -158,8 +163,8 @@ def _figure(name: str, saved: Sequence[Path], root: Path) -> str:
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
     links = ", ".join(
-        f'<a href="{html.escape(file.as_posix())}">{html.escape(file.suffix[1:].upper())}</a>'
-        for file in saved
+        f'<a href="{html.escape(file.relative_to(root).as_posix())}">{file.suffix[1:].upper()}</a>'
+        for file in files
     )
     caption = f"{html.escape(name.replace('_', ' '))} ({links})"
     return f'<figure><div class="print">{svg}</div><figcaption>{caption}</figcaption></figure>'
@@ -233,6 +238,26 @@ def _runs(runs: pd.DataFrame) -> str:
     columns["images/s"] = map(_number, runs["images_per_second"])
     columns["start"] = map(_text, runs["start"])
     return _table(columns, sortable=True)
+
+
+@draw.style()
+def _layers(runs: pd.DataFrame, root: Path) -> str:
+    """Returns a section with a figure per diagnostic, at the last step with finite values."""
+    layers = load_layers(runs)
+    if layers.empty:
+        return ""
+    settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))
+    figures = {}
+    for name in layers.columns.drop(["folder", "step", "layer"]):
+        measured = layers.merge(settings, on="folder").dropna(subset=name)
+        last = measured[measured["step"] == measured.groupby("folder")["step"].transform("max")]
+        log = bool((last[name] > 0).all())
+        figures[f"layers_{name}"] = draw.layer_profile(last, name, series="setting", log=log)
+    return f"""<section id="layers">
+<h2>Layers</h2>
+<p>What diagnostics measured in each layer, at the last step with finite values.</p>
+{_figures(figures, root)}
+</section>"""
 
 
 def _config(runs: pd.DataFrame) -> str:

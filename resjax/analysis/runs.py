@@ -1,9 +1,9 @@
-"""Loads run folders as tables: one row per run, per measurement, or per group of seeds.
+"""Loads run folders as tables with one row per run, measurement, layer, or group of seeds.
 
-A run folder holds `config.json`, `provenance.json`, `metrics.jsonl` and, once the run has finished,
-`summary.json`. A sweep folder holds runs and a `sweep.json` that lists the runs of its newest
-launch. Metrics with the unit "fraction" are fractions in every table; only reports and figures show
-them in per cent.
+A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`, `layers.jsonl` if the run has
+diagnostics and, once the run has finished, `summary.json`. A sweep folder holds runs and a
+`sweep.json` that lists the runs of its newest launch. Metrics with the unit "fraction" are
+fractions in every table; only reports and figures show them in per cent.
 """
 
 import os
@@ -21,6 +21,7 @@ from resjax.run_files import (
     primary_metric,
     read_config,
     read_json_object,
+    read_layers,
     read_measurements,
     read_summary,
 )
@@ -101,6 +102,30 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     curves = curves.drop_duplicates(["folder", "step", "split"], keep="last")
     described = runs[["folder", *(name for name in PRIMARY if name in runs)]]
     return curves.merge(described, on="folder")
+
+
+def load_layers(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Loads what diagnostics measured in the layers of the runs in `source`, as in `load_curves`.
+
+    Returns:
+        A tidy table: `folder`, `step`, `layer` ("stage1/block2/Conv_0/kernel"), and one column per
+        diagnostic. The layers of a step are in the order of the network. A value is NaN if it was
+        not finite or not measured; the table is empty if no run has diagnostics.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_curves`.
+    """
+    runs = source if isinstance(source, pd.DataFrame) else load_runs(source)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for folder in runs["folder"]:
+        for line in read_layers(Path(folder) / "layers.jsonl"):
+            # Diagnostics may have a line each, and a resumed run may repeat a step: later counts.
+            row = rows.setdefault((folder, line["step"], line["layer"]), {"folder": folder})
+            row.update(line)
+    first = ["folder", "step", "layer"]
+    values = dict.fromkeys(name for row in rows.values() for name in row if name not in first)
+    layers = pd.DataFrame(list(rows.values()), columns=[*first, *values])
+    return layers.astype({"step": int, **dict.fromkeys(values, float)})
 
 
 def primary_metrics(table: pd.DataFrame) -> list[Metric]:

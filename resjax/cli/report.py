@@ -31,12 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
 def write_report(folder: Path, experiment: Path | None = None) -> None:
     """Writes the report of a sweep folder and prints its summary and files."""
     from resjax.analysis import report
-    from resjax.analysis.runs import load_curves, load_runs, primary_metrics, summarize
+    from resjax.analysis.runs import load_curves, load_layers, load_runs, primary_metrics, summarize
 
     # Reading comes before drawing: missing or damaged files are the user's, the rest is our fault.
     try:
         runs = load_runs(folder)
         load_curves(runs)
+        load_layers(runs)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
     path = report.write_report(folder, experiment)

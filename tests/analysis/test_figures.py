@@ -222,6 +222,43 @@ def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(
     assert b"/Type3" not in first[1]
 
 
+def layers(**values: list[float]) -> pd.DataFrame:
+    """Returns a table of one diagnostic: by series the values of its layers."""
+    tables = [
+        pd.DataFrame({"folder": "run", "step": 10, "series": series, "norm": norms})
+        for series, norms in values.items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(layer=[f"block{index}/kernel" for index in table.index])
+
+
+def test_a_profile_has_a_line_per_series_with_layers_counted_from_its_own_first() -> None:
+    table = layers(shallow=[1, 2], deep=[8, 4, 2])
+    axes = draw.layer_profile(table, "norm", series="series", label="{} network").axes[0]
+    shown = {line.get_color(): line.get_xydata().tolist() for line in axes.lines}
+    assert list(shown.values()) == [[[0, 1], [1, 2]], [[0, 8], [1, 4], [2, 2]]]
+    assert [text.get_text() for text in axes.texts] == ["shallow network", "deep network"]
+    assert axes.get_ylabel() == "norm"
+
+
+def test_a_profile_averages_seeds_and_leaves_out_values_that_a_log_axis_cannot_show() -> None:
+    table = layers(net=[1, 0, 4, np.nan])
+    table = pd.concat([table, table.assign(folder="other", norm=3 * table["norm"])])
+    axes = draw.layer_profile(table, "norm", log=True).axes[0]
+    assert axes.get_yscale() == "log"
+    assert axes.lines[0].get_xydata().tolist() == [[0, 2], [2, 8]]
+    assert [text.get_text() for text in axes.texts] == ["10"]
+    assert axes.collections  # the band of one standard deviation
+
+
+def test_labels_stand_beside_line_ends_on_a_log_axis() -> None:
+    figure = draw.layer_profile(
+        layers(low=[1, 1], high=[1, 100]), "norm", series="series", log=True
+    )
+    low, high = (text.get_position()[1] for text in figure.axes[0].texts)
+    assert (low, high) == pytest.approx((0.045, 0.955), abs=0.02)
+
+
 def test_the_style_ends_with_its_context() -> None:
     before = dict(matplotlib.rcParams)
     with draw.style():

@@ -280,3 +280,14 @@ def test_the_command_prints_a_summary_with_the_metrics_of_the_runs(
         "test angle (rad)",
     ]
     assert re.fullmatch(r"20 +1 +[\d.]+ +[\d.]+ +– +–", accuracy)
+
+
+def test_a_report_has_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> None:
+    root = make_sweep(points=2, seeds=(0,))
+    assert "layers" not in Page(write_report(root)).text
+    for folder in (root / "runs").iterdir():
+        line = {"step": 10, "layer": "stem/kernel", "gradient_norm": 1.0}
+        (folder / "layers.jsonl").write_text(json.dumps(line) + "\n")
+    page = Page(write_report(root))
+    assert "layers gradient norm" in page.text["layers"]
+    assert (root / "figures" / "layers_gradient_norm.pdf").exists()

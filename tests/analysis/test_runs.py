@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import resjax
 from resjax.analysis.runs import (
     describe,
     load_curves,
@@ -267,6 +268,13 @@ def test_runs_with_different_metrics_share_a_table(make_tasks: Maker) -> None:
     }
 
 
+def test_a_damaged_description_of_the_metric_is_named(make_run: Maker) -> None:
+    folder = make_run("run")
+    (folder / "provenance.json").write_text('{"primary_metric": {"name": 3}}')
+    with pytest.raises(ValueError, match=r"provenance\.json: damaged, primary_metric"):
+        load_runs(folder)
+
+
 @pytest.mark.parametrize(
     ("metric", "label", "text"),
     [
@@ -281,3 +289,52 @@ def test_fractions_are_shown_in_per_cent_and_other_metrics_in_their_unit(
     assert metric.label == label
     assert metric.format(0.1234, 0.005) == text
     assert metric.format(math.nan) == "–"
+
+
+def write_layers(folder: Path, *lines: dict[str, object]) -> Path:
+    (folder / "layers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_layers_are_in_the_order_of_the_network_with_a_column_per_diagnostic(
+    make_run: Maker,
+) -> None:
+    folder = write_layers(
+        make_run("run"),
+        {"step": 10, "layer": "stem/kernel", "gradient_norm": 2, "update_ratio": 0.1},
+        {"step": 10, "layer": "head/kernel", "gradient_norm": None},
+        {"step": 10, "layer": "head/kernel", "update_ratio": 0.2},
+        {"step": 20, "layer": "stem/kernel", "gradient_norm": 1.0},
+    )
+    layers = resjax.load_layers(folder)
+    assert layers.columns.tolist() == ["folder", "step", "layer", "gradient_norm", "update_ratio"]
+    assert layers["layer"].tolist() == ["stem/kernel", "head/kernel", "stem/kernel"]
+    assert layers["step"].tolist() == [10, 10, 20]
+    np.testing.assert_array_equal(layers["gradient_norm"], [2, np.nan, 1])
+    np.testing.assert_array_equal(layers["update_ratio"], [0.1, 0.2, np.nan])
+    pd.testing.assert_frame_equal(resjax.load_layers(load_runs(folder)), layers)
+
+
+def test_a_resumed_run_repeats_steps_of_layers_and_the_later_values_count(make_run: Maker) -> None:
+    folder = write_layers(
+        make_run("run"),
+        {"step": 10, "layer": "stem", "norm": 1.0},
+        {"step": 10, "layer": "stem", "norm": 3.0},
+        {"step": 10, "layer": "head", "norm": 4.0},
+    )
+    with (folder / "layers.jsonl").open("a") as file:
+        file.write('{"step": 20, "layer": "st')  # being written
+    layers = resjax.load_layers(folder)
+    assert dict(zip(layers["layer"], layers["norm"], strict=True)) == {"stem": 3.0, "head": 4.0}
+
+
+def test_a_damaged_line_of_layers_is_named_by_its_number(make_run: Maker) -> None:
+    folder = write_layers(make_run("run"), {"step": 10, "norm": 1.0}, {"step": 10, "layer": "stem"})
+    with pytest.raises(ValueError, match=r"layers\.jsonl, line 1: damaged"):
+        resjax.load_layers(folder)
+
+
+def test_runs_without_diagnostics_have_no_layers(make_sweep: Maker) -> None:
+    layers = resjax.load_layers(make_sweep(points=1))
+    assert layers.empty
+    assert layers.columns.tolist() == ["folder", "step", "layer"]
