@@ -1,4 +1,4 @@
-"""Many processes, on one host or many: they find each other before JAX first looks for devices."""
+"""Joins several processes, on one host or many, before JAX initializes its devices."""
 
 import os
 import sys
@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from resjax.errors import UserError
 
-# A process that has not been heard of for so long is lost; the others then end.
-HEARTBEAT_SECONDS = 20
-LOST = 75  # exit code: sysexits' EX_TEMPFAIL, try again
+HEARTBEAT_SECONDS = 20  # without a heartbeat after which a process is lost, which ends the others
+EXIT_PEER_LOST = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Cluster(NamedTuple):
-    """How this process finds the others; what is None, SLURM, Open MPI or the TPU slice knows."""
+    """How this process finds the others; without arguments from SLURM, Open MPI or the TPU."""
 
     coordinator: str | None = None  # host:port of process 0
     processes: int | None = None
@@ -22,33 +21,32 @@ class Cluster(NamedTuple):
 
 
 def join(cluster: Cluster) -> None:
-    """Waits for the other processes; from here on `jax.devices()` are those of all.
+    """Waits for the other processes; afterwards `jax.devices()` are the devices of all.
 
     Raises:
-      UserError: the processes did not find each other, or the environment does not say how.
+      UserError: the processes did not find each other, or neither the arguments nor the environment
+        say how many there are.
     """
     import jax
 
-    given = [value is not None for value in cluster]
-    if any(given) and not all(given):
+    if None in cluster and cluster != Cluster():
         raise UserError("--coordinator, --processes and --process go together; give all three")
     try:
         jax.distributed.initialize(
             *cluster, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (ValueError, RuntimeError) as error:
-        what = str(error).splitlines()[0]
         raise UserError(
-            f"the processes did not find each other: {what} "
-            "(name them by --coordinator=HOST:PORT --processes=N --process=I)"
+            f"the processes did not find each other: {str(error).splitlines()[0]} "
+            "(give --coordinator=HOST:PORT --processes=N --process=I)"
         ) from error
 
 
 @contextmanager
 def exit_when_peer_is_lost() -> Iterator[None]:
-    """Ends this process, and says why, when a collective fails because another process is gone.
+    """Ends this process with a message when a collective fails because another process is lost.
 
-    Leaving in the usual way would wait for the lost one.
+    It skips JAX's shutdown, which would wait for the lost process.
     """
     import jax
 
@@ -59,28 +57,28 @@ def exit_when_peer_is_lost() -> Iterator[None]:
             raise
         print(
             f"resjax: process {jax.process_index()} of {jax.process_count()} ends, because another "
-            f"is lost ({str(error).splitlines()[0][:200]}); launch all of them again to go on from "
-            "the last checkpoint",
+            f"process is lost ({str(error).splitlines()[0][:200]}); launch all of them again to "
+            "continue from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST)
+        os._exit(EXIT_PEER_LOST)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes."""
+    """Returns whether this is process 0, which writes the files of a run."""
     import jax
 
     return jax.process_index() == 0
 
 
-def all_processes(ok: bool) -> bool:
-    """Whether it is so in every process; all of them must ask, and wait for each other."""
+def all_processes(value: bool) -> bool:
+    """Returns whether `value` is true in every process; waits until all of them call this."""
     import jax
 
     if jax.process_count() == 1:
-        return ok
+        return value
     import numpy as np
     from jax.experimental.multihost_utils import process_allgather
 
-    return bool(np.all(process_allgather(np.array(ok))))
+    return bool(np.all(process_allgather(np.array(value))))

@@ -1,14 +1,16 @@
-"""Whose run a folder holds: that of one config, some of whose fields may change when it goes on."""
+"""Decides whether a run may continue under a config: most fields must be those it began with."""
 
 from pathlib import Path
 from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from resjax.config import Config, to_dict
 from resjax.errors import UserError
 from resjax.train import records
 
-# What may change between two launches of a run; `train.steps` only upwards.
-MAY_DIFFER = (
+# Fields that may change when a run is launched again; `train.steps` may only grow.
+MAY_CHANGE = (
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -19,42 +21,33 @@ MAY_DIFFER = (
 
 
 def require_same_run(config: Config, workdir: Path) -> None:
-    """A run folder belongs to one config; a UserError names what differs."""
-    if (there := records.read_json(workdir / "config.json")) is not None:
-        require_compatible(there, config, workdir)
+    """Raises a UserError if the folder's config.json does not allow the run to continue."""
+    if (saved := records.read_json(workdir / "config.json")) is not None:
+        require_compatible(saved, config, workdir)
 
 
-def require_compatible(there: dict[str, Any], config: Config, workdir: Path) -> None:
-    """Refuses to go on with a run of the config `there` under another one."""
-    if differences := config_differences(there, to_dict(config)):
+def require_compatible(saved: dict[str, Any], config: Config, workdir: Path) -> None:
+    """Raises a UserError if a run with the config `saved` may not continue under `config`."""
+    if differences := config_differences(saved, to_dict(config)):
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differences)}); "
-            f"choose another --workdir. What may differ: {', '.join(MAY_DIFFER)} (steps upwards)"
+            f"{workdir} holds a run with another config ({'; '.join(differences)}); choose another "
+            f"--workdir. Fields that may change: {', '.join(MAY_CHANGE)} (steps may only grow)"
         )
 
 
-def config_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """In words, the fields that keep a run of one config from going on under the other."""
-    theirs, ours = _flat(there), _flat(here)
+def config_differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Returns a phrase for each field that keeps a run from continuing under another config."""
+    old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")
     return [
-        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not _may_differ(key, theirs, ours)
+        f"{field} is {old.get(field)!r} there and {new.get(field)!r} here"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not _may_change(field, old, new)
     ]
 
 
-def _may_differ(key: str, theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether a run may go on although a field has changed; one that is not there has not."""
-    if key not in MAY_DIFFER or key not in theirs.keys() & ours.keys():
+def _may_change(field: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if field not in MAY_CHANGE or field not in old.keys() & new.keys():
         return False
-    if key == "train.steps":
-        return type(theirs[key]) is type(ours[key]) is int and theirs[key] <= ours[key]
+    if field == "train.steps":
+        return type(old[field]) is type(new[field]) is int and old[field] <= new[field]
     return True
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= nested if nested is not None else {prefix + key: value}
-    return flat

@@ -1,4 +1,4 @@
-"""How far a run is, told on a terminal by a bar and elsewhere by plain lines."""
+"""Reports the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TextIO
 
+from resjax.run_files import CLASSIFICATION_ERROR, Metric
+
 
 class Progress(NamedTuple):
-    """A run at a step; `metrics` holds the latest known, such as train_error and test_error."""
+    """The progress of a run at a step."""
 
     step: int
     steps: int
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # the latest, by names such as train_loss and test_error
     images_per_second: float
+    primary: Metric = CLASSIFICATION_ERROR
 
 
 Listener = Callable[[Progress], None]
@@ -21,77 +24,68 @@ Warn = Callable[[str], None]
 
 
 def print_warning(text: str) -> None:
-    """Tells of what a run survives."""
+    """Prints a warning about something that the run survives."""
     print(f"resjax: warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def console(stream: TextIO = sys.stdout, every: float = 10.0) -> Iterator[Listener]:
-    """A listener that draws a bar with rate and time left; no terminal gets a line now and then.
+    """Yields a listener that draws a bar on a terminal, and prints lines to any other stream.
 
     Args:
-      stream: where to.
-      every: seconds between two plain lines, at least.
+      stream: to write to.
+      every: minimum number of seconds between two lines; the last step always gets one.
     """
     if stream.isatty():
         with _bar(stream) as listener:
             yield listener
         return
     start, last = time.monotonic(), -every
-    origin: tuple[int, float] | None = None  # a run that goes on has steps behind it
+    first: tuple[int, float] | None = None  # step and seconds; a resumed run begins above step 0
 
-    def line(progress: Progress) -> None:
-        nonlocal last, origin
-        elapsed = time.monotonic() - start
-        origin = origin or (progress.step, elapsed)
-        if elapsed - last < every and progress.step < progress.steps:
+    def print_line(progress: Progress) -> None:
+        nonlocal last, first
+        step, steps, elapsed = progress.step, progress.steps, time.monotonic() - start
+        first = first or (step, elapsed)
+        if elapsed - last < every and step < steps:
             return
-        last = elapsed
-        print(
-            f"step {progress.step}/{progress.steps}  {describe(progress)}  "
-            f"{elapsed:.0f} s, {_left(progress, elapsed, *origin)} left",
-            file=stream,
-            flush=True,
-        )
+        last, left = elapsed, "?"
+        if step > first[0]:
+            left = f"{(steps - step) * (elapsed - first[1]) / (step - first[0]):.0f} s"
+        line = f"step {step}/{steps}  {describe(progress)}  {elapsed:.0f} s, {left} left"
+        print(line, file=stream, flush=True)
 
-    yield line
+    yield print_line
 
 
 def describe(progress: Progress) -> str:
-    """`train error 12.3 %  test error 14.0 %  5,120 images/s`."""
-    errors = [
-        f"{name.replace('_', ' ')} {100 * value:.2f} %"
-        for name, value in progress.metrics.items()
-        if name.endswith("error")
+    """Returns, for example, `train error 12.30 %  test error 14.00 %  5,120 images/s`."""
+    metric = progress.primary
+    unit = "%" if metric.unit == "fraction" else metric.unit
+    values = [
+        f"{split} {metric.name} {metric.format(value)} {unit}".rstrip()
+        for split in ("train", "test")
+        if (value := progress.metrics.get(f"{split}_{metric.name}")) is not None
     ]
-    return "  ".join([*errors, f"{progress.images_per_second:,.0f} images/s"])
-
-
-def _left(progress: Progress, elapsed: float, since: int, start: float) -> str:
-    """Time left, at the rate from the first that was told."""
-    if progress.step == since:
-        return "?"
-    rate = (elapsed - start) / (progress.step - since)
-    return f"{rate * (progress.steps - progress.step):.0f} s"
+    return "  ".join([*values, f"{progress.images_per_second:,.0f} images/s"])
 
 
 @contextmanager
 def _bar(stream: TextIO) -> Iterator[Listener]:
-    from rich import progress as rich  # 0.1 s
+    from rich import progress as rich  # takes 0.1 s
     from rich.console import Console
 
-    columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn())
-    with rich.Progress(
-        *columns, rich.TextColumn("{task.description}"), console=Console(file=stream)
-    ) as bar:
+    columns = (
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+    )
+    with rich.Progress(*columns, console=Console(file=stream)) as bar:
         task = bar.add_task("compiling", total=None)
 
         def draw(progress: Progress) -> None:
-            bar.update(
-                task,
-                total=progress.steps,
-                completed=progress.step,
-                description=describe(progress),
-            )
+            text = describe(progress)
+            bar.update(task, total=progress.steps, completed=progress.step, description=text)
 
         yield draw

@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: finish what is under way, save, and leave with a code that says so.
+"""SIGTERM and Ctrl-C: training saves before it ends, and the exit code names the signal.
 
-A run that is asked to stop ends between two dispatches. Python runs a handler only when the main
-thread comes back from C, which while XLA compiles takes minutes; so the bytes that the interpreter
-writes on a signal are read by a thread of their own, and what has nothing to save ends at once.
+Python runs a signal handler only when the main thread returns from C code, which takes minutes
+while XLA compiles. The interpreter also writes each signal's number to a socket; a thread reads it
+there, so a process that has nothing to save ends at once.
 """
 
 import os
@@ -17,25 +17,25 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 class Stopped(BaseException):
-    """A run ended early because it was asked to; it has saved where it is."""
+    """A run was stopped by a signal and has saved its state."""
 
-    def __init__(self, by: int, what: str):
-        super().__init__(f"stopped by {signal.Signals(by).name}{what}")
-        self.code = 128 + by  # what a shell says of a process that a signal ended
+    def __init__(self, number: int, details: str):
+        super().__init__(f"stopped by {signal.Signals(number).name}{details}")
+        self.code = 128 + number  # as a shell reports a process that a signal ended
 
 
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether a signal has requested this process to stop."""
 
     def __init__(self, notify: Callable[[str], None] = lambda _: None):
-        """Nobody has asked yet; `notify` is told what comes of a signal."""
+        """Creates a request that no signal has made yet; `notify` receives what a signal does."""
         self.signal: int | None = None
         self._notify = notify
-        self._saves = False
+        self._graceful = False
         self._calls = 0
 
     def requested(self) -> bool:
-        """Whether to stop here; several processes agree, and stop at the same call."""
+        """Returns whether to stop now; several processes agree on the same call."""
         import jax
 
         if jax.process_count() == 1:
@@ -50,64 +50,60 @@ class StopRequest:
 
     @contextmanager
     def graceful(self) -> Iterator[None]:
-        """Within it somebody looks at `asked` and saves; elsewhere a signal ends the process."""
-        self._saves = True
+        """A context whose code calls `requested` and saves; elsewhere a signal ends the process."""
+        self._graceful = True
         try:
             yield
         finally:
-            self._saves = False
+            self._graceful = False
 
     def receive(self, number: int) -> None:
-        """A signal came."""
-        if not self._saves or (self.signal is not None and number == signal.SIGINT):
-            self._notify(f"{_name(number)}: left at once")
+        """Handles a signal: the first requests a stop, a second Ctrl-C ends the process."""
+        name = signal.Signals(number).name
+        if not self._graceful or (self.signal is not None and number == signal.SIGINT):
+            self._notify(f"{name}: exits at once")
             os._exit(128 + number)
         if self.signal is None:
             self.signal = number
-            self._notify(f"{_name(number)}: saving after this dispatch; Ctrl-C leaves at once")
+            self._notify(f"{name}: saves after this dispatch; Ctrl-C exits at once")
 
 
 @contextmanager
 def stop_on_signals(
-    ours: tuple[int, ...] = SIGNALS,
+    signals: tuple[int, ...] = SIGNALS,
     together: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Iterator[StopRequest]:
-    """Takes SIGTERM and Ctrl-C over, for a command or a worker process; from its main thread.
+    """Handles SIGTERM and Ctrl-C in a command or worker process; call it in the main thread.
 
     Args:
-      ours: the signals.
-      together: whether processes train together: then JAX keeps SIGTERM, to agree on when to stop,
-        and Ctrl-C becomes one.
-      notify: is told what comes of a signal.
+      signals: to handle.
+      together: whether several processes train together. JAX then handles SIGTERM, to agree on a
+        step at which all stop, and Ctrl-C is passed on as SIGTERM.
+      notify: receives a line about what a signal does.
     """
     stop = StopRequest(notify)
-    ours = tuple(each for each in ours if each == signal.SIGINT or not together)
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
+    handled = [each for each in signals if each == signal.SIGINT or not together]
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def read() -> None:
-        while received := reading.recv(1):
-            if received[0] not in ours:
-                continue
-            stop.receive(received[0])
-            if together:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def receive_all() -> None:
+        while received := reader.recv(1):
+            if received[0] in handled:
+                stop.receive(received[0])
+                if together:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=read, daemon=True)
+    thread = threading.Thread(target=receive_all, daemon=True)
     thread.start()
-    before: dict[int, Any] = {each: signal.signal(each, lambda *_: None) for each in ours}
-    before_fd = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    old_handlers: dict[int, Any] = {each: signal.signal(each, lambda *_: None) for each in handled}
+    old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield stop
     finally:
-        signal.set_wakeup_fd(before_fd)
-        for each, handler in before.items():
+        signal.set_wakeup_fd(old_fd)
+        for each, handler in old_handlers.items():
             signal.signal(each, handler)
-        writing.close()
+        writer.close()
         thread.join()
-        reading.close()
-
-
-def _name(number: int) -> str:
-    return signal.Signals(number).name
+        reader.close()

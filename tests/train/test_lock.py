@@ -11,7 +11,7 @@ import pytest
 
 from resjax.errors import UserError
 from resjax.train import lock
-from resjax.train.lock import NAME, locked
+from resjax.train.lock import FILE_NAME, locked
 
 HOLD = """
 import sys, time
@@ -59,7 +59,7 @@ def test_after_its_release_nothing_is_left_and_the_next_may_come(tmp_path):
     told = []
     for _ in range(2):
         with locked(tmp_path / "new" / "run", told.append):
-            assert (tmp_path / "new" / "run" / NAME).exists()
+            assert (tmp_path / "new" / "run" / FILE_NAME).exists()
         assert not (tmp_path / "new").exists()
     assert told == []
 
@@ -73,9 +73,9 @@ def test_what_was_written_in_a_new_folder_stays(tmp_path):
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The lock file of a process on another machine, whose locks are not seen here."""
-    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.5)
     content = {"host": "elsewhere", "process": 7, "boot": "another"}
-    (tmp_path / NAME).write_text(json.dumps(content))
+    (tmp_path / FILE_NAME).write_text(json.dumps(content))
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def test_a_dead_process_on_another_machine_is_watched_then_its_lock_is_taken(els
     start = time.monotonic()
     with locked(elsewhere, told.append):
         assert time.monotonic() - start >= 0.5
-        assert json.loads((elsewhere / NAME).read_text())["process"] == os.getpid()
+        assert json.loads((elsewhere / FILE_NAME).read_text())["process"] == os.getpid()
     assert [("watching" in text, "taken over" in text) for text in told] == [
         (True, False),
         (False, True),
@@ -98,7 +98,7 @@ def test_a_process_on_another_machine_that_beats_is_left_alone(elsewhere):
         stamp = 0  # no clock that runs: 1970, as after a jump
         while not over.wait(0.05):
             stamp += 1
-            os.utime(elsewhere / NAME, (stamp, stamp))
+            os.utime(elsewhere / FILE_NAME, (stamp, stamp))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -108,25 +108,25 @@ def test_a_process_on_another_machine_that_beats_is_left_alone(elsewhere):
     finally:
         over.set()
         thread.join()
-    assert json.loads((elsewhere / NAME).read_text())["process"] == 7
+    assert json.loads((elsewhere / FILE_NAME).read_text())["process"] == 7
 
 
 def test_the_holder_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     with locked(tmp_path):
-        first = (tmp_path / NAME).stat().st_mtime_ns
+        first = (tmp_path / FILE_NAME).stat().st_mtime_ns
         deadline = time.monotonic() + 5
-        while (tmp_path / NAME).stat().st_mtime_ns == first:
+        while (tmp_path / FILE_NAME).stat().st_mtime_ns == first:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"process": null}'])
 def test_a_damaged_lock_file_that_nobody_holds_stops_nobody(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
-    (tmp_path / NAME).write_text(content)
+    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.2)
+    (tmp_path / FILE_NAME).write_text(content)
     with locked(tmp_path):
-        assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+        assert json.loads((tmp_path / FILE_NAME).read_text())["process"] == os.getpid()
 
 
 COUNT = """

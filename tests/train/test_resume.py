@@ -116,7 +116,7 @@ def test_what_may_differ_is_told_with_what_does(configure, unfinished):
     told = str(raised.value)
     assert "seed is 0 there and 3 here" in told
     assert "eval_every is" not in told
-    assert "What may differ: train.steps, train.log_every, train.eval_every" in told
+    assert "Fields that may change: train.steps, train.log_every, train.eval_every" in told
 
 
 def test_without_its_config_a_folder_still_knows_whose_it_is(configure, config, unfinished):

@@ -56,7 +56,7 @@ def test_what_has_nothing_to_save_ends_at_once_even_while_it_compiles(start, sen
     process.send_signal(sent)
     _, told = process.communicate(timeout=10)
     assert process.returncode == 128 + sent
-    assert told == f"{sent.name}: left at once\n"
+    assert told == f"{sent.name}: exits at once\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -67,13 +67,13 @@ def test_what_heeds_a_signal_comes_to_its_end_and_is_asked(start, sent):
     assert process.returncode == 0
     assert said == "came back True\n"
     assert told.count("\n") == 1
-    assert "saving after this dispatch" in told
+    assert "saves after this dispatch" in told
 
 
 def test_the_second_ctrl_c_ends_it_at_once(start):
     process = start("heeded", "100")
     process.send_signal(signal.SIGINT)
-    assert "saving" in process.stderr.readline()
+    assert "saves" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
