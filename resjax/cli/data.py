@@ -10,7 +10,7 @@ from resjax.cli.output import print_table
 from resjax.config import default_config, load, override, resolve
 
 if TYPE_CHECKING:
-    from resjax.data.prepared import Prepared
+    from resjax.data.prepared import PreparedSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Lists datasets and where they are on this machine."""
     from resjax.data import DATASETS
-    from resjax.data.prepared import prepared_sets
+    from resjax.data.prepared import list_prepared
 
-    here = {prepared.name: prepared for prepared in prepared_sets()}
+    here = {prepared.name: prepared for prepared in list_prepared()}
     rows = []
     for name, spec in DATASETS.items():
         prepared = here.pop(spec.tfds, None)
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _location(prepared: "Prepared | None") -> str:
+def _location(prepared: "PreparedSet | None") -> str:
     if prepared is None:
         return "-"
     foreign = f" ({prepared.format}: only TensorFlow reads it)"

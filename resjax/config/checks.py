@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 from resjax.config.schema import Config, Data, Optimizer, Transfer
-from resjax.data import why_unknown
+from resjax.data import invalid_name
 from resjax.models.presets import nearest
 
 SCHEDULES = ("steps", "constant", "cosine", "onecycle", "he2015")
@@ -50,7 +50,7 @@ def _uneven_intervals(config: Config) -> Iterator[str]:
 
 
 def _in_data(data: Data) -> Iterator[str]:
-    if why := why_unknown(data.name):
+    if why := invalid_name(data.name):
         yield f"data.name: {why}"
     classes = f"data.classes={_joined(data.classes)}"
     if len(data.classes) == 1:

@@ -1,29 +1,30 @@
-"""Datasets, the feeds that draw batches from them, and augmentation.
+"""Datasets, batches and augmentation.
 
-Imports no JAX, so that a misspelt dataset is refused at once.
+This module does not import JAX, so that a misspelled dataset name is reported at once.
 
-Data of one's own has a name too: `tfds:NAME` is any image-classification set that TFDS prepared,
-`folder:PATH` a folder of image files with one folder a class, `npz:PATH` a file of NumPy arrays.
+User data has names too: `tfds:NAME` is an image-classification dataset that TFDS prepared,
+`folder:PATH` a folder of image files with one subfolder per class, `npz:PATH` a file of NumPy
+arrays.
 """
 
 import difflib
 from typing import NamedTuple
 
-OWN = ("tfds:", "folder:", "npz:")
+USER_DATA = ("tfds:", "folder:", "npz:")  # prefixes of names
 
 
 class Spec(NamedTuple):
-    """What is known of a dataset before it is read."""
+    """Facts about a dataset that are known before it is read."""
 
     classes: int
-    image_shape: tuple[int, int, int] | None  # height, width, channels; None: sizes differ
+    image_shape: tuple[int, int, int] | None  # height, width, channels; None if sizes differ
     train_images: int
     test_images: int
     source: str
-    embedded: bool = False  # comes with the installation
-    synthetic: bool = False  # no data, but noise of the right shape
-    tfds: str = ""  # its name there
-    test_split: str = "test"  # what is its test here; such as ImageNet's validation split
+    embedded: bool = False  # part of the installation
+    synthetic: bool = False  # noise in the right shape
+    tfds: str = ""  # its name in TFDS
+    test_split: str = "test"  # name of the split to test on; ImageNet's is validation
 
 
 DATASETS = {
@@ -32,7 +33,7 @@ DATASETS = {
         (8, 8, 1),
         1_437,
         360,
-        "handwritten digits (Alpaydin & Kaynak 1998, UCI), as scikit-learn carries them",
+        "handwritten digits (Alpaydin & Kaynak 1998, UCI), from scikit-learn",
         embedded=True,
     ),
     "cifar10": Spec(10, (32, 32, 3), 50_000, 10_000, "Krizhevsky 2009", tfds="cifar10"),
@@ -60,7 +61,7 @@ DATASETS = {
         (32, 32, 3),
         50_000,
         1_000,
-        "noise of the shape of CIFAR-10: measures speed, teaches nothing",
+        "noise in the shape of CIFAR-10, to measure speed",
         embedded=True,
         synthetic=True,
     ),
@@ -69,17 +70,17 @@ DATASETS = {
         (224, 224, 3),
         1_281,
         50,
-        "noise of the shape of a thousandth of ImageNet: measures speed, teaches nothing",
+        "noise in the shape of ImageNet, a thousandth of its size, to measure speed",
         embedded=True,
         synthetic=True,
     ),
 }
 
 
-def why_unknown(name: str) -> str | None:
-    """What is wrong with a dataset's name; None where it is in DATASETS or names own data."""
-    if name in DATASETS or name.startswith(OWN):
+def invalid_name(name: str) -> str | None:
+    """Returns what is wrong with a dataset's name, or None if it is valid."""
+    if name in DATASETS or name.startswith(USER_DATA):
         return None
     near = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}"
-    return f"no dataset {name!r}; {hint} (own data: tfds:NAME, folder:PATH, npz:PATH)"
+    return f"no dataset {name!r}; {hint} (your own data: tfds:NAME, folder:PATH, npz:PATH)"

@@ -1,7 +1,6 @@
-"""The archives of small datasets as their authors publish them: fetched, checked and read.
+"""The archives of small datasets as their authors publish them: downloads, verifies and reads them.
 
-What is checked is the content, not its compression: archives that a distribution or a colleague
-packed again are as good. Every published digest stands in one table, with who published it.
+The digests are of the archives' contents, so an archive that was compressed again is accepted.
 """
 
 import gzip
@@ -17,131 +16,122 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.data.examples import DataError, in_one_line
+from resjax.data.examples import DataError, one_line
 from resjax.download import download
 
-Columns = Mapping[str, Any]  # of a split: an array or list for every feature, all of one length
+Columns = Mapping[str, Any]  # features of a split by name: arrays or lists of one length
 
 
 class Content(NamedTuple):
-    """A dataset as it was published: images as (n, h, w) or (n, h, w, c) of uint8."""
+    """A dataset as published: images as uint8 (n, h, w) or (n, h, w, c)."""
 
     splits: Mapping[str, Columns]
-    names: Mapping[str, Sequence[str]]  # of classes, by feature, where the archive tells them
+    names: Mapping[str, Sequence[str]]  # class names by feature, if the archive contains them
 
 
-class File(NamedTuple):
-    """A file as it was published. Digests are written algorithm:hexadecimal digits."""
+class Archive(NamedTuple):
+    """A published file."""
 
     url: str
-    whole: str  # digest of the file as it is
-    inside: Mapping[str, str | None]  # of what it holds, unpacked; None: nobody published one
-    optional: bool = False  # not fetched, and read only where it is
+    members: Mapping[str, str | None]  # "algorithm:hex digest" of each; None: none is published
+    optional: bool = False  # is not downloaded, but read if it exists
 
     @property
     def name(self) -> str:
         return PurePosixPath(self.url).name
 
 
-class Form(NamedTuple):
-    """One of the forms in which a dataset is published."""
+class Release(NamedTuple):
+    """One of the formats in which a dataset is published."""
 
-    read: Callable[[Mapping[str, bytes]], Content]
-    files: Sequence[File]
+    read: Callable[[Mapping[str, bytes]], Content]  # from the members' contents
+    archives: Sequence[Archive]
 
 
-def read_idx(contents: Mapping[str, bytes]) -> Content:
-    """MNIST's format: big-endian sizes, then bytes (yann.lecun.com/exdb/mnist)."""
+MNIST_SPLITS = {"train": "train", "test": "t10k"}  # prefixes of the files
+
+
+def read_idx(members: Mapping[str, bytes]) -> Content:
+    """Reads MNIST's format: big-endian sizes, then bytes (yann.lecun.com/exdb/mnist)."""
 
     def columns(prefix: str) -> Columns:
-        images = contents[f"{prefix}-images-idx3-ubyte"]
-        count, height, width = np.frombuffer(images, ">i4", 3, offset=4)
+        images = members[f"{prefix}-images-idx3-ubyte"]
+        labels = members[f"{prefix}-labels-idx1-ubyte"]
+        shape = np.frombuffer(images, ">i4", 3, offset=4)
         return {
-            "image": np.frombuffer(images, np.uint8, offset=16).reshape(count, height, width),
-            "label": np.frombuffer(
-                contents[f"{prefix}-labels-idx1-ubyte"], np.uint8, count, offset=8
-            ),
+            "image": np.frombuffer(images, np.uint8, offset=16).reshape(shape),
+            "label": np.frombuffer(labels, np.uint8, shape[0], offset=8),
         }
 
-    return Content({"train": columns("train"), "test": columns("t10k")}, {})
+    return Content({split: columns(prefix) for split, prefix in MNIST_SPLITS.items()}, {})
 
 
-def read_cifar_binary(
-    contents: Mapping[str, bytes],
-    train: Sequence[str],
-    test: str,
-    labels: Mapping[str, str],
-) -> Content:
-    """CIFAR's binary form: records of a byte for each label and three planes of 32x32.
+def read_cifar_binary(members: Mapping[str, bytes], labels: Mapping[str, str]) -> Content:
+    """Reads CIFAR's binary format: records of one byte per label and three planes of 32x32.
 
     Args:
-      contents: of the archive.
-      train: files of the training split.
-      test: file of the test split.
-      labels: the file with the names of each label, in the order of the labels in a record.
+      members: contents by name.
+      labels: the file with the class names of each label, in the order of a record's labels.
     """
 
-    def columns(split: str, files: Sequence[str]) -> Columns:
-        content = b"".join(contents[file] for file in files)
-        records = np.frombuffer(content, np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)
-        return {
-            "image": _planes(records[:, len(labels) :]),
-            "id": [f"{split}_{index:05d}" for index in range(len(records))],
-            **{label: records[:, column] for column, label in enumerate(labels)},
-        }
+    def columns(split: str, batches: Sequence[bytes]) -> Columns:
+        records = np.frombuffer(b"".join(batches), np.uint8)
+        records = records.reshape(-1, len(labels) + 3 * 32 * 32)
+        by_label = {label: records[:, column] for column, label in enumerate(labels)}
+        return _cifar_columns(split, records[:, len(labels) :], by_label)
 
     return Content(
-        {"train": columns("train", train), "test": columns("test", [test])},
-        {label: contents[file].decode().split() for label, file in labels.items()},
+        {split: columns(split, batches) for split, batches in _cifar_batches(members).items()},
+        {label: members[file].decode().split() for label, file in labels.items()},
     )
 
 
 def read_cifar_python(
-    contents: Mapping[str, bytes],
-    train: Sequence[str],
-    test: str,
-    meta: str,
-    labels: Mapping[str, tuple[str, str]],
+    members: Mapping[str, bytes], meta: str, labels: Mapping[str, tuple[str, str]]
 ) -> Content:
-    """CIFAR's pickled form, which is what torchvision fetches.
+    """Reads CIFAR's pickled format, which torchvision downloads.
 
     Args:
-      contents: of the archive; unpickled, so their digests must have been checked.
-      train: files of the training split.
-      test: file of the test split.
-      meta: file with the names of the classes.
-      labels: for each label its key in the batches, and in `meta`.
+      members: contents by name; they are unpickled, so their digests must have been verified.
+      meta: the file with the class names.
+      labels: the keys of each label in the batches and in `meta`.
     """
 
-    def columns(split: str, files: Sequence[str]) -> Columns:
-        batches = [pickle.loads(contents[file], encoding="latin1") for file in files]
-        images = np.concatenate([batch["data"] for batch in batches])
-        return {
-            "image": _planes(images),
-            "id": [f"{split}_{index:05d}" for index in range(len(images))],
-            **{
-                label: np.concatenate([batch[key] for batch in batches])
-                for label, (key, _) in labels.items()
-            },
+    def columns(split: str, contents: Sequence[bytes]) -> Columns:
+        batches = [pickle.loads(content, encoding="latin1") for content in contents]
+        by_label = {
+            label: np.concatenate([batch[key] for batch in batches])
+            for label, (key, _) in labels.items()
         }
+        planes = np.concatenate([batch["data"] for batch in batches])
+        return _cifar_columns(split, planes, by_label)
 
-    names = pickle.loads(contents[meta], encoding="latin1")
+    names = pickle.loads(members[meta], encoding="latin1")
     return Content(
-        {"train": columns("train", train), "test": columns("test", [test])},
+        {split: columns(split, batches) for split, batches in _cifar_batches(members).items()},
         {label: names[key] for label, (_, key) in labels.items()},
     )
 
 
-def _planes(rows: np.ndarray) -> np.ndarray:
-    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+def _cifar_batches(members: Mapping[str, bytes]) -> dict[str, list[bytes]]:
+    prefixes = {"train": ("data_batch", "train"), "test": ("test",)}
+    return {
+        split: [members[name] for name in sorted(members) if name.startswith(prefix)]
+        for split, prefix in prefixes.items()
+    }
 
 
-def read_svhn(contents: Mapping[str, bytes]) -> Content:
-    """SVHN's cropped digits in MATLAB's format: images (h, w, c, n), and 10 for the digit 0."""
+def _cifar_columns(split: str, planes: np.ndarray, labels: Columns) -> Columns:
+    images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return {"image": images, "id": [f"{split}_{i:05d}" for i in range(len(images))], **labels}
+
+
+def read_svhn(members: Mapping[str, bytes]) -> Content:
+    """Reads SVHN's cropped digits (MATLAB): images (h, w, c, n); the digit 0 has the label 10."""
     from scipy.io import loadmat
 
     splits: dict[str, Columns] = {}
-    for name, content in contents.items():
+    for name, content in members.items():
         split = name.removesuffix("_32x32.mat")
         arrays = loadmat(io.BytesIO(content))
         splits[split] = {
@@ -152,85 +142,48 @@ def read_svhn(contents: Mapping[str, bytes]) -> Content:
     return Content(splits, {})
 
 
-MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+def _idx_release(url: str, *digests: str) -> Release:
+    names = [
+        f"{prefix}-{kind}-ubyte"
+        for prefix in MNIST_SPLITS.values()
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    archives = zip(names, digests, strict=True)
+    return Release(read_idx, [Archive(f"{url}{name}.gz", {name: md5}) for name, md5 in archives])
+
+
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
-CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 
-# By TFDS's name; the first form is the one that is fetched. Digests of whole files are TFDS's
-# (SHA-256) and torchvision's (MD5).
-FORMS: dict[str, Sequence[Form]] = {
-    # Of the unzipped files: widely published, by CMake and CI scripts that fetch them.
+# By TFDS's name; the first release is the one that is downloaded.
+RELEASES: dict[str, Sequence[Release]] = {
+    # Digests: widely published, by CMake and CI scripts that download the files.
     "mnist": [
-        Form(
-            read_idx,
-            [
-                File(
-                    f"{MNIST_URL}train-images-idx3-ubyte.gz",
-                    "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                    {"train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb"},
-                ),
-                File(
-                    f"{MNIST_URL}train-labels-idx1-ubyte.gz",
-                    "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                    {"train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624"},
-                ),
-                File(
-                    f"{MNIST_URL}t10k-images-idx3-ubyte.gz",
-                    "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                    {"t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea"},
-                ),
-                File(
-                    f"{MNIST_URL}t10k-labels-idx1-ubyte.gz",
-                    "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                    {"t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637"},
-                ),
-            ],
+        _idx_release(
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            "md5:6bbc9ace898e44ae57da46a324031adb",
+            "md5:a25bea736e30d166cdddb491f175f624",
+            "md5:2646ac647ad5339dbf082846283269ea",
+            "md5:27ae3e4e09519cfbb04c329615203637",
         )
     ],
-    # Of the unzipped files: published likewise, and equal to those of Debian's package
-    # dataset-fashion-mnist, whose archives were packed again.
+    # Digests: published as MNIST's are; equal to those of Debian's package dataset-fashion-mnist.
     "fashion_mnist": [
-        Form(
-            read_idx,
-            [
-                File(
-                    f"{FASHION_MNIST_URL}train-images-idx3-ubyte.gz",
-                    "sha256:3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    {"train-images-idx3-ubyte": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a"},
-                ),
-                File(
-                    f"{FASHION_MNIST_URL}train-labels-idx1-ubyte.gz",
-                    "sha256:a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    {"train-labels-idx1-ubyte": "md5:9018921c3c673c538a1fc5bad174d6f9"},
-                ),
-                File(
-                    f"{FASHION_MNIST_URL}t10k-images-idx3-ubyte.gz",
-                    "sha256:346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    {"t10k-images-idx3-ubyte": "md5:8181f5470baa50b63fa0f6fddb340f0a"},
-                ),
-                File(
-                    f"{FASHION_MNIST_URL}t10k-labels-idx1-ubyte.gz",
-                    "sha256:67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    {"t10k-labels-idx1-ubyte": "md5:15d484375f8d13e6eb1aabb0c3f46965"},
-                ),
-            ],
+        _idx_release(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "md5:9018921c3c673c538a1fc5bad174d6f9",
+            "md5:8181f5470baa50b63fa0f6fddb340f0a",
+            "md5:15d484375f8d13e6eb1aabb0c3f46965",
         )
     ],
-    # Inside the binary form: MXNet's (gluon.data.vision). Inside the pickled one: torchvision's.
+    # Digests: MXNet's (gluon.data.vision) of the binary format, torchvision's of the pickled one.
     "cifar10": [
-        Form(
-            partial(
-                read_cifar_binary,
-                train=[f"{name}.bin" for name in CIFAR10_TRAIN],
-                test="test_batch.bin",
-                labels={"label": "batches.meta.txt"},
-            ),
+        Release(
+            partial(read_cifar_binary, labels={"label": "batches.meta.txt"}),
             [
-                File(
+                Archive(
                     f"{CIFAR_URL}cifar-10-binary.tar.gz",
-                    "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
                     {
                         "data_batch_1.bin": "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
                         "data_batch_2.bin": "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
@@ -243,18 +196,13 @@ FORMS: dict[str, Sequence[Form]] = {
                 )
             ],
         ),
-        Form(
+        Release(
             partial(
-                read_cifar_python,
-                train=CIFAR10_TRAIN,
-                test="test_batch",
-                meta="batches.meta",
-                labels={"label": ("labels", "label_names")},
+                read_cifar_python, meta="batches.meta", labels={"label": ("labels", "label_names")}
             ),
             [
-                File(
+                Archive(
                     f"{CIFAR_URL}cifar-10-python.tar.gz",
-                    "md5:c58f30108f718f92721af3b95e74349a",
                     {
                         "data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
                         "data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
@@ -269,20 +217,14 @@ FORMS: dict[str, Sequence[Form]] = {
         ),
     ],
     "cifar100": [
-        Form(
+        Release(
             partial(
                 read_cifar_binary,
-                train=["train.bin"],
-                test="test.bin",
-                labels={
-                    "coarse_label": "coarse_label_names.txt",
-                    "label": "fine_label_names.txt",
-                },
+                labels={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
             ),
             [
-                File(
+                Archive(
                     f"{CIFAR_URL}cifar-100-binary.tar.gz",
-                    "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
                     {
                         "train.bin": "sha1:e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
                         "test.bin": "sha1:8fb6623e830365ff53cf14adec797474f5478006",
@@ -292,11 +234,9 @@ FORMS: dict[str, Sequence[Form]] = {
                 )
             ],
         ),
-        Form(
+        Release(
             partial(
                 read_cifar_python,
-                train=["train"],
-                test="test",
                 meta="meta",
                 labels={
                     "coarse_label": ("coarse_labels", "coarse_label_names"),
@@ -304,9 +244,8 @@ FORMS: dict[str, Sequence[Form]] = {
                 },
             ),
             [
-                File(
+                Archive(
                     f"{CIFAR_URL}cifar-100-python.tar.gz",
-                    "md5:eb9058c3a382ffc7106e4002c42a8d85",
                     {
                         "train": "md5:16019d7e3df5f24257cddd939b257f8d",
                         "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -316,24 +255,21 @@ FORMS: dict[str, Sequence[Form]] = {
             ],
         ),
     ],
-    # Of the .mat files: torchvision's.
+    # Digests: torchvision's.
     "svhn_cropped": [
-        Form(
+        Release(
             read_svhn,
             [
-                File(
+                Archive(
                     f"{SVHN_URL}train_32x32.mat",
-                    "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
                     {"train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373"},
                 ),
-                File(
+                Archive(
                     f"{SVHN_URL}test_32x32.mat",
-                    "sha256:cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
                     {"test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3"},
                 ),
-                File(  # 1.3 GB, half a million easier digits
+                Archive(  # 1.3 GB, half a million easier digits
                     f"{SVHN_URL}extra_32x32.mat",
-                    "sha256:a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
                     {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"},
                     optional=True,
                 ),
@@ -343,82 +279,73 @@ FORMS: dict[str, Sequence[Form]] = {
 }
 
 
-def read(name: str, folder: Path) -> Content:
-    """Reads a dataset of FORMS from its archives in `folder`, in whatever form lies there.
+def read_archives(name: str, folder: Path) -> Content:
+    """Reads a dataset of `RELEASES` from the archives in `folder`, in whichever format they are.
 
     Raises:
-      DataError: a file is missing, damaged, or not what was published; says which.
+      DataError: an archive is missing, damaged, or not the published one.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     missing = []
-    for form in FORMS[name]:
-        found = [(file, _find(folder, file)) for file in form.files]
-        lacks = [file.name for file, path in found if not (path or file.optional)]
+    for release in RELEASES[name]:
+        found = [(archive, _find(folder, archive.name)) for archive in release.archives]
+        lacks = [archive.name for archive, path in found if not (path or archive.optional)]
         if not lacks:
-            contents: dict[str, bytes] = {}
-            for file, path in found:
+            members: dict[str, bytes] = {}
+            for archive, path in found:
                 if path:
-                    contents |= _checked(path, file)
-            return form.read(contents)
+                    members |= _verified_members(path, archive)
+            return release.read(members)
         missing.append(" and ".join(lacks))
     raise DataError(f"{folder} lacks {', or '.join(missing)}")
 
 
-def fetch(name: str, folder: Path, announce: Callable[[str], None]) -> None:
-    """Downloads the archives of a dataset of FORMS into `folder`, but for those that are there.
+def download_archives(name: str, folder: Path, announce: Callable[[str], None]) -> None:
+    """Downloads the archives of a dataset of `RELEASES` that `folder` lacks.
 
     Raises:
-      UserError: a file cannot be downloaded.
+      UserError: an archive cannot be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in FORMS[name][0].files:
-        path = folder / file.name
-        if file.optional or path.exists():
-            continue
-        download(file.url, path, announce, "name its folder with --from=DIR")
+    for archive in RELEASES[name][0].archives:
+        path = folder / archive.name
+        if not archive.optional and not path.exists():
+            download(archive.url, path, announce, "name its folder with --from=DIR")
 
 
-def _find(folder: Path, file: File) -> Path | None:
-    """The file, or an unzipped copy of it."""
-    names = (file.name, file.name.removesuffix(".gz"))
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def _find(folder: Path, name: str) -> Path | None:
+    """Returns the path of a file or of its unzipped copy."""
+    paths = (folder / name, folder / name.removesuffix(".gz"))
+    return next((path for path in paths if path.is_file()), None)
 
 
-def _checked(path: Path, file: File) -> dict[str, bytes]:
-    """What a file holds, after a look at its digests."""
+def _verified_members(path: Path, archive: Archive) -> dict[str, bytes]:
     try:
-        contents = {name: content for name, content in _unpack(path) if name in file.inside}
+        members = {name: data for name, data in _unpack(path) if name in archive.members}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(
-            f"{path}: cannot be unpacked, it is damaged: {in_one_line(error)}"
-        ) from error
-    if lacks := file.inside.keys() - contents.keys():
+        raise DataError(f"{path}: cannot be unpacked, it is damaged: {one_line(error)}") from error
+    if lacks := archive.members.keys() - members.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
-    with path.open("rb") as opened:
-        algorithm, _, expected = file.whole.partition(":")
-        if hashlib.file_digest(opened, algorithm).hexdigest() == expected:
-            return contents
-    for name, published in file.inside.items():
-        if published is None:
+    for name, digest in archive.members.items():
+        if digest is None:
             continue
-        algorithm, _, expected = published.partition(":")
-        found = hashlib.new(algorithm, contents[name]).hexdigest()
-        if found != expected:
+        algorithm, _, expected = digest.partition(":")
+        if (found := hashlib.new(algorithm, members[name]).hexdigest()) != expected:
             where = path if path.name == name else f"{path}: {name}"
             raise DataError(
                 f"{where} has {algorithm} {found}, the published one {expected}; it is damaged "
                 "or another file"
             )
-    return contents
+    return members
 
 
 def _unpack(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.name.endswith(".tar.gz"):
         with tarfile.open(path) as archive:
             for member in archive:
-                if opened := archive.extractfile(member):
-                    yield PurePosixPath(member.name).name, opened.read()
+                if file := archive.extractfile(member):
+                    yield PurePosixPath(member.name).name, file.read()
     elif path.suffix == ".gz":
         yield path.stem, gzip.decompress(path.read_bytes())
     else:

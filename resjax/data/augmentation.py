@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from resjax.data.normalization import Statistics, scale, standardize
-from resjax.data.trivial_augment import GREY, trivial_augment
+from resjax.data.trivial_augment import GRAY, trivial_augment
 
 Images = Float[Array, "n h w c"]
 Batch = dict[str, Array]
@@ -174,11 +174,11 @@ def adjust_colors(
     The degenerate image is black for brightness (0), the mean gray for contrast (1), and the image
     in grayscale for saturation (2), which therefore leaves a grayscale image unchanged.
     """
-    weights = GREY / GREY.sum() if image.shape[-1] == GREY.size else np.ones(1)
+    weights = GRAY / GRAY.sum() if image.shape[-1] == GRAY.size else np.ones(1)
     for which in order:
-        grey = (image * weights).sum(-1, keepdims=True)
+        gray = (image * weights).sum(-1, keepdims=True)
         degenerate = lax.select_n(
-            which, *jnp.broadcast_arrays(jnp.zeros_like(grey), grey.mean(), grey)
+            which, *jnp.broadcast_arrays(jnp.zeros_like(gray), gray.mean(), gray)
         )
         image = jnp.clip(degenerate + factors[which] * (image - degenerate), 0, 1)
     return image

@@ -1,12 +1,11 @@
-"""Crops of large images on the host: what ImageNet's images go through before they make a batch.
+"""Crops of large images on the host, before they are batched.
 
-Images come as Pillow holds them, where possible not yet decoded, for a JPEG decodes faster at a
-half, a quarter or an eighth of its size, and a crop knows which of these will do. Every crop is
-called alike, with the image and a generator of the image's own. Mirroring, and all else that needs
-no large image, is on the device: `resjax.data.augmentation`.
+Each crop is called with a Pillow image and the image's own random generator. A JPEG is not decoded
+before the crop is known, because decoding at a half, a quarter or an eighth of its size is faster.
+Augmentation that does not need the large image runs on the device: `resjax.data.augmentation`.
 
-Pillow, because it is here anyway and nothing was faster: a photo of 500x375 pixels takes it 0.80 ms
-to decode, simplejpeg 0.67 ms, to which comes a copy, and OpenCV 0.83 ms; resampling takes 0.7 ms.
+Alternatives to Pillow are not faster: for a photo of 500x375 pixels Pillow takes 0.80 ms to decode,
+simplejpeg 0.67 ms and a copy, OpenCV 0.83 ms. Resampling takes 0.7 ms.
 """
 
 import math
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
 
 Pixels = UInt8[np.ndarray, "size size c"]
 
-AREA = (0.08, 1.0)  # of a random crop, as a share of the image
-RATIO = (3 / 4, 4 / 3)  # of its width to its height
+AREA = (0.08, 1.0)  # bounds of a random crop's area, as a fraction of the image's
+RATIO = (3 / 4, 4 / 3)  # bounds of width / height
 TRIES = 10
 
-# A JPEG is decoded no smaller than this many times what a crop needs. Pillow's thumbnails have the
-# same; with 1 pixels would be off by twice as much.
+# A JPEG is decoded at no less than this multiple of the size that a crop needs, as in Pillow's
+# thumbnails. With 1, the error of the pixels would be twice as large.
 REDUCING_GAP = 2
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels of it; edges may lie between two."""
+    """A part of an image, in pixels, which may be fractional."""
 
     left: float
     top: float
@@ -41,16 +40,16 @@ class Box(NamedTuple):
 
 
 def random_resized_crop(image: "Image", generator: np.random.Generator, *, size: int) -> Pixels:
-    """A crop of random area and ratio, resampled to a square of `size` (Szegedy et al. 2014).
+    """Resamples a crop of random area and ratio to a square of `size` (Szegedy et al. 2014).
 
-    Area and the logarithm of the ratio are uniform, as in torchvision. An image so long that no
-    crop fits is cropped in its middle.
+    The area and the logarithm of the ratio are uniform, as in torchvision. If no crop fits, because
+    the image is too elongated, its center is used.
     """
     return resampled(image, random_box(generator, *image.size), size)
 
 
 def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
-    """Where `random_resized_crop` crops an image of this size."""
+    """Draws the box of `random_resized_crop`."""
     for _ in range(TRIES):
         area = width * height * generator.uniform(*AREA)
         ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -72,10 +71,10 @@ def scale_jitter_crop(
     size: int,
     shorter_sides: tuple[int, int] = (256, 480),
 ) -> Pixels:
-    """A random square of `size`, of the image brought to a random scale (He et al. 2015).
+    """Crops a random square of `size` from the image at a random scale (He et al. 2015).
 
-    The shorter side has a length drawn from `shorter_sides`, both included (Simonyan & Zisserman
-    2014). Only the square is resampled, not the image.
+    The image's shorter side is drawn uniformly from the range `shorter_sides`, bounds included
+    (Simonyan & Zisserman 2014). Only the square is resampled.
     """
     low, high = shorter_sides
     width, height = scaled(image.size, int(generator.integers(low, high + 1)))
@@ -88,18 +87,15 @@ def scale_jitter_crop(
 def resize_and_center_crop(
     image: "Image", _: np.random.Generator, *, size: int, shorter_side: int | None = None
 ) -> Pixels:
-    """The square of `size` in the middle of the image, whose shorter side is resampled first.
+    """Resizes the image's shorter side to `shorter_side` and crops the central square of `size`.
 
-    Args:
-      image: of any size.
-      size: of the square.
-      shorter_side: what it is brought to; None is 8/7 of `size`, 256 pixels for 224.
+    `shorter_side=None` is 8/7 of `size`, 256 pixels for 224.
     """
     return center(with_shorter_side(image, size, shorter_side), size)
 
 
 def center(image: "Image", size: int) -> Pixels:
-    """The square of `size` in the middle."""
+    """Crops the central square of `size`."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return as_array(image.crop((left, top, left + size, top + size)))
 
@@ -107,10 +103,10 @@ def center(image: "Image", size: int) -> Pixels:
 def ten_crop(
     image: "Image", _: np.random.Generator, *, size: int, shorter_side: int | None = None
 ) -> UInt8[np.ndarray, "10 size size c"]:
-    """The four corners and the middle, of the image and its mirror image (Krizhevsky et al. 2012).
+    """Crops the four corners and the center, of the image and its mirror image.
 
-    In the order of torchvision: top left, top right, bottom left, bottom right, middle. Arguments
-    as of `resize_and_center_crop`.
+    Krizhevsky et al. 2012, in torchvision's order: top left, top right, bottom left, bottom right,
+    center. The arguments are those of `resize_and_center_crop`.
     """
     image = with_shorter_side(image, size, shorter_side)
     whole = as_array(image)
@@ -127,7 +123,7 @@ def ten_crop(
 
 
 def with_shorter_side(image: "Image", size: int, shorter_side: int | None) -> "Image":
-    """The whole image, resampled."""
+    """Resizes the whole image."""
     from PIL.Image import Resampling
 
     side = shorter_side or usual_shorter_side(size)
@@ -135,24 +131,24 @@ def with_shorter_side(image: "Image", size: int, shorter_side: int | None) -> "I
 
 
 def usual_shorter_side(size: int) -> int:
-    """To which an image is brought before a square of `size` is cut: 256 pixels for 224."""
+    """Returns the usual shorter side before a crop of `size`: 256 pixels for 224."""
     return round(size * 8 / 7)
 
 
 def scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Width and height once the shorter has this length; the other is rounded down."""
+    """Returns (width, height) with this shorter side; the longer one is rounded down."""
     width, height = size
     shorter = min(size)
     return width * shorter_side // shorter, height * shorter_side // shorter
 
 
 def resampled(image: "Image", box: Box, size: int) -> Pixels:
-    """A part of the image as a square of `size`, decoded no larger than that takes."""
+    """Resamples a part of the image to a square of `size`, decoding no more than necessary."""
     from PIL.Image import Resampling
 
     width, height = image.size
     shrink = min(box.right - box.left, box.bottom - box.top) / (REDUCING_GAP * size)
-    # Of a JPEG not yet decoded; of others it does nothing.
+    # This has an effect on JPEGs that are not decoded yet.
     image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
     x, y = image.width / width, image.height / height
     part = (box.left * x, box.top * y, box.right * x, box.bottom * y)

@@ -1,7 +1,7 @@
 """Datasets by name: opened, to read their images one by one, or loaded, whole or in part.
 
-Every source (scikit-learn's digits, what TFDS prepared, folders and .npz files of one's own) gives
-its splits as rows of examples. TFDS's split expressions, such as `train[:90%]`, work on all.
+Every kind of source offers its splits as sequences of examples, so TFDS's split expressions, such
+as `train[:90%]`, work on all of them.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data import DATASETS, Spec, why_unknown
-from resjax.data.cache import cached
+from resjax.data import DATASETS, Spec, invalid_name
+from resjax.data.cache import cached_arrays
 from resjax.data.decoding import as_array, as_image, decode, open_image, resize
 from resjax.data.examples import (
     ArrayExamples,
@@ -22,16 +22,15 @@ from resjax.data.examples import (
     Example,
     Examples,
     NotPreparedError,
-    Piece,
-    Pieces,
     Shape,
+    Slices,
     Source,
     Split,
-    of_arrays,
-    pieces,
+    array_source,
+    select,
 )
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
-from resjax.data.subsets import few, of_classes
+from resjax.data.subsets import sample_per_class, select_classes
 from resjax.data.user_data import open_folder, open_npz
 
 __all__ = [
@@ -42,7 +41,7 @@ __all__ = [
     "Examples",
     "NotPreparedError",
     "OnBadImage",
-    "Opened",
+    "OpenDataset",
     "Split",
     "load",
     "open_dataset",
@@ -53,38 +52,47 @@ OnBadImage = Literal["error", "skip"]
 
 
 class Dataset(NamedTuple):
+    """A dataset in memory."""
+
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    skipped: int = 0  # bad images that were left out
+    skipped: int = 0  # images that could not be decoded
 
 
-class Opened(NamedTuple):
-    train: Examples
-    test: Examples
+class OpenDataset(NamedTuple):
+    """A dataset whose images are read one by one."""
+
+    train: Slices
+    test: Slices
     class_names: tuple[str, ...]
-    image_shape: Shape | None  # height, width, channels; None: not all the same, as far as known
+    image_shape: Shape | None  # None if sizes differ or are not known yet
 
 
 def open_dataset(
     name: str, train_split: str | None = None, test_split: str | None = None
-) -> Opened:
+) -> OpenDataset:
     """Opens a dataset without reading an image.
 
     Args:
-      name: of DATASETS, or of own data: `tfds:NAME`, `folder:PATH`, `npz:PATH`.
-      train_split: a split expression, such as `train[:90%]`; None is the dataset's own split.
-      test_split: likewise.
+      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
+      test_split: a split expression; None is the dataset's default.
 
     Raises:
-      NotPreparedError: its files are not here.
-      DataError: no such dataset or split, or its files are not what they should be.
+      NotPreparedError: the dataset is known but its files are not on this machine.
+      DataError: the dataset or split does not exist, or its files are damaged.
     """
-    source = _source(name)
-    train, test = _expressions(name, source, train_split, test_split)
-    return Opened(
-        _examples(source, train),
-        _examples(source, test),
+    source = _open_source(name)
+    test_split = test_split or source.test
+    if test_split is None:
+        raise DataError(
+            f"{name} has no test split, only {', '.join(source.splits)}; set data.train_split and "
+            "data.test_split, such as train[:80%] and train[80%:]"
+        )
+    return OpenDataset(
+        select(train_split or source.train, source.splits),
+        select(test_split, source.splits),
         source.class_names,
         source.image_shape,
     )
@@ -99,78 +107,72 @@ def load(
     on_bad_image: OnBadImage = "error",
     classes: Sequence[int] = (),
     per_class: int | None = None,
-    subset: int = 0,
+    subset_seed: int = 0,
 ) -> Dataset:
-    """Reads a dataset, and gives all or part of it.
+    """Loads a dataset, or a subset of it, into memory.
 
-    What had to be decoded from a prepared set is kept beside it, and verified when it is read.
+    Images decoded from a prepared dataset are cached in its folder.
 
     Args:
-      name: of DATASETS, or of own data: `tfds:NAME`, `folder:PATH`, `npz:PATH`.
-      train_split: a split expression, such as `train[:90%]`; None is the dataset's own split.
-      test_split: likewise.
-      image_size: side in pixels of the square to which images are scaled and cut.
-      on_bad_image: whether an image that cannot be decoded is an error, or left out and counted.
-      classes: numbers of the classes to keep, each once; they are renumbered in this order. ()
-        keeps all.
-      per_class: training examples to keep of every class; None keeps all.
-      subset: number of the draw that `per_class` makes.
+      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
+      test_split: a split expression; None is the dataset's default.
+      image_size: side in pixels of the square to which images are resized and cropped.
+      on_bad_image: raise an error for an image that cannot be decoded, or skip and count it.
+      classes: the classes to select, renumbered in this order; () selects all.
+      per_class: training examples to draw from each class; None is all.
+      subset_seed: of that draw.
 
     Raises:
-      NotPreparedError: its files are not here.
-      DataError: no such dataset, split or class; its files are not what they should be; a class
-        has fewer than `per_class` examples; or its images have different sizes and no `image_size`
-        is asked for.
+      NotPreparedError: the dataset is known but its files are not on this machine.
+      DataError: the dataset, split or class does not exist; its files are damaged; a class has
+        fewer than `per_class` examples; or images differ in size and `image_size` is None.
     """
-    source = _source(name)
-    if strange := [number for number in classes if number >= len(source.class_names)]:
+    opened = open_dataset(name, train_split, test_split)
+    class_names = opened.class_names
+    if unknown := [number for number in classes if number >= len(class_names)]:
         raise DataError(
-            f"data.classes: {name} has no class {strange[0]}, its classes are 0 to "
-            f"{len(source.class_names) - 1}"
+            f"data.classes: {name} has no class {unknown[0]}, its classes are 0 to "
+            f"{len(class_names) - 1}"
         )
-    splits, skipped = [], 0
-    for expression in _expressions(name, source, train_split, test_split):
-        asked = pieces(expression, source.splits)
-        parts = [_whole(source, piece, image_size, on_bad_image) for piece in asked]
-        splits.append(Split(*map(_joined, zip(*parts, strict=True))))
-        skipped += sum(piece.stop - piece.start for piece in asked) - len(splits[-1].labels)
-    train, test = splits
+    channels = opened.image_shape[2] if opened.image_shape else 3
+    train, test = (
+        _concatenate([_read(*part, channels, image_size, on_bad_image) for part in slices.parts])
+        for slices in (opened.train, opened.test)
+    )
+    read, expected = len(train.labels) + len(test.labels), len(opened.train) + len(opened.test)
     _require_same_size(f"{name}: the test split", test.images[0], train.images)
-    class_names = source.class_names
     if classes:
-        train, test = of_classes(train, classes), of_classes(test, classes)
+        train, test = select_classes(train, classes), select_classes(test, classes)
         class_names = tuple(class_names[number] for number in classes)
     if per_class is not None:
-        train = few(train, per_class, subset, class_names)
-    return Dataset(train, test, class_names, skipped)
+        train = sample_per_class(train, per_class, subset_seed, class_names)
+    return Dataset(train, test, class_names, skipped=expected - read)
 
 
-def prepared_folder(examples: Examples) -> Path | None:
-    """Where the prepared set lies that examples are read from; None where they come from others."""
-    parts = [part for part, _, _ in examples.parts] if isinstance(examples, Pieces) else [examples]
-    folders = {part.folder if isinstance(part, PreparedExamples) else None for part in parts}
+def prepared_folder(slices: Slices) -> Path | None:
+    """Returns the folder of the prepared dataset that holds all examples, or None."""
+    folders = {getattr(examples, "folder", None) for examples, _, _ in slices.parts}
     return folders.pop() if len(folders) == 1 else None
 
 
-def _source(name: str) -> Source:
-    if why := why_unknown(name):
+def _open_source(name: str) -> Source:
+    if why := invalid_name(name):
         raise DataError(why)
     kind, _, rest = name.partition(":")
     if kind == "folder":
         return open_folder(Path(rest).expanduser())
     if kind == "npz":
         return open_npz(Path(rest).expanduser())
-    if kind == "tfds":
-        return _prepared(name, rest)
     if name == "digits":
         return digits()
-    spec = DATASETS[name]
-    return synthetic(name, spec) if spec.synthetic else _prepared(name, spec.tfds, spec.test_split)
-
-
-def _prepared(name: str, tfds_name: str, test_split: str = "test") -> Source:
+    spec = DATASETS.get(name)
+    if spec and spec.synthetic:
+        return synthetic(name, spec)
     try:
-        return open_prepared(tfds_name, name, test_split)
+        if spec is None:
+            return open_prepared(rest, name)
+        return open_prepared(spec.tfds, name, spec.test_split)
     except NotPreparedError as error:
         embedded = ", ".join(key for key, spec in DATASETS.items() if spec.embedded)
         raise NotPreparedError(
@@ -179,45 +181,40 @@ def _prepared(name: str, tfds_name: str, test_split: str = "test") -> Source:
         ) from error
 
 
-def _expressions(
-    name: str, source: Source, train_split: str | None, test_split: str | None
-) -> tuple[str, str]:
-    test = test_split or source.test
-    if test is None:
-        raise DataError(
-            f"{name} has no test split, only {', '.join(source.splits)}; set data.train_split and "
-            "data.test_split, such as train[:80%] and train[80%:]"
-        )
-    return train_split or source.train, test
-
-
-def _examples(source: Source, expression: str) -> Examples:
-    parts = tuple(
-        (source.splits[split], start, stop)
-        for split, start, stop in pieces(expression, source.splits)
-    )
-    (examples, start, stop), *others = parts
-    return Pieces(parts) if others or (start, stop) != (0, len(examples)) else examples
-
-
-def _whole(source: Source, piece: Piece, image_size: int | None, on_bad_image: OnBadImage) -> Split:
-    split, start, stop = piece
-    examples = source.splits[split]
+def _read(
+    examples: Examples,
+    start: int,
+    stop: int,
+    channels: int,
+    image_size: int | None,
+    on_bad_image: OnBadImage,
+) -> Split:
     if isinstance(examples, ArrayExamples) and not image_size:
         images, labels = examples.split
         return Split(images[start:stop], labels[start:stop])
-    channels = source.image_shape[2] if source.image_shape else 3
 
     def decoded() -> Split:
-        return _decoded(Pieces(((examples, start, stop),)), channels, image_size, on_bad_image)
+        part = Slices(((examples, start, stop),))
+        return _decode_all(part, channels, image_size, on_bad_image)
 
-    if isinstance(examples, PreparedExamples):
-        key = f"{split}-{start}-{stop}-{image_size or 'original'}"
-        return cached(examples.folder, key, stop - start, decoded)
-    return decoded()
+    if not isinstance(examples, PreparedExamples):
+        return decoded()
+    key = f"{examples.split}-{start}-{stop}-{image_size or 'original'}"
+    arrays = cached_arrays(
+        examples.folder,
+        key,
+        Split._fields,
+        decoded,
+        worth_caching=lambda arrays: len(arrays[1]) == stop - start,  # none was skipped
+    )
+    return Split(*arrays)
 
 
-def _decoded(
+def _concatenate(splits: Sequence[Split]) -> Split:
+    return splits[0] if len(splits) == 1 else Split(*map(np.concatenate, zip(*splits, strict=True)))
+
+
+def _decode_all(
     examples: Examples, channels: int, image_size: int | None, on_bad_image: OnBadImage
 ) -> Split:
     images, labels = np.empty(0, np.uint8), np.empty(len(examples), np.int32)
@@ -236,7 +233,7 @@ def _decoded(
         images[count], labels[count] = pixels, example.label
         count += 1
     if not count:
-        raise DataError(f"{examples[0].origin}: cannot be decoded, nor can any other of its split")
+        raise DataError(f"{examples[0].origin}: cannot be decoded, nor can any other image there")
     return Split(images[:count], labels[:count])
 
 
@@ -252,22 +249,18 @@ def _require_same_size(origin: str, pixels: np.ndarray, others: np.ndarray) -> N
     if pixels.shape != others.shape[1:]:
         sizes = ["x".join(map(str, shape)) for shape in (pixels.shape[:2], others.shape[1:3])]
         raise DataError(
-            f"{origin} has {sizes[0]} pixels, others {sizes[1]}: set data.image_size to bring all "
-            "to one size, or stream them with data.feed=stream"
+            f"{origin} has {sizes[0]} pixels, others {sizes[1]}: set data.image_size to resize all "
+            "images, or stream them with data.feed=stream"
         )
 
 
-def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
 def digits() -> Source:
-    """1,797 greyscale digits of 8x8 pixels; the last fifth, in the order of the file, is the test.
+    """Returns scikit-learn's 1,797 grayscale digits of 8x8 pixels.
 
-    The file is ordered by writer, so most test digits come from hands that no training digit comes
-    from. scikit-learn carries the images, so there is nothing to download.
+    The file is ordered by writer and its last fifth is the test split, so most test digits are by
+    writers that training does not see.
     """
-    # To import scikit-learn for one file would take a second.
+    # Importing scikit-learn would take a second.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(file), delimiter=",", dtype=np.int32)  # 64 pixels from 0 to 16, a label
     images = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
@@ -277,13 +270,13 @@ def digits() -> Source:
         "train": Split(images[:count], labels[:count]),
         "test": Split(images[count:], labels[count:]),
     }
-    return of_arrays("digits", splits, tuple(map(str, range(10))))
+    return array_source("digits", splits, tuple(map(str, range(10))))
 
 
 def synthetic(name: str, spec: Spec) -> Source:
-    """Noise of a dataset's shape, the same every time: what is measured on it is speed alone."""
+    """Returns noise in a dataset's shape, always the same, to measure speed."""
     generator = np.random.default_rng(0)
-    assert spec.image_shape  # noise has one
+    assert spec.image_shape
 
     def split(shape: Shape, count: int) -> Split:
         images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -293,4 +286,4 @@ def synthetic(name: str, spec: Spec) -> Source:
         "train": split(spec.image_shape, spec.train_images),
         "test": split(spec.image_shape, spec.test_images),
     }
-    return of_arrays(name, splits, tuple(str(number) for number in range(spec.classes)))
+    return array_source(name, splits, tuple(map(str, range(spec.classes))))

@@ -1,7 +1,6 @@
-"""Encoded images to arrays: what cameras, scanners and the web make of "an image".
+"""Decodes images with Pillow to upright 8-bit RGB or grayscale.
 
-Orientation, palettes, alpha, CMYK and 16 bits are brought to eight bits of RGB or grey, upright;
-what cannot be read is told by its origin. Pillow does the work.
+EXIF orientation, palettes, alpha, CMYK and 16 bits are converted.
 """
 
 import io
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data.examples import BadImageError, in_one_line
+from resjax.data.examples import BadImageError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,26 +19,24 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 def decode(data: bytes, channels: int, origin: str) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image, upright, in the channels that its dataset has.
+    """Decodes an image.
 
     Args:
       data: a file's contents.
-      channels: 3 is RGB, 1 is grey.
-      origin: names the image in the error.
+      channels: 3 for RGB, 1 for grayscale.
+      origin: the image's name in the error message.
 
     Raises:
-      BadImageError: it is truncated, or no image.
+      BadImageError: the data are truncated or not an image.
     """
     return as_array(open_image(data, channels, origin))
 
 
 def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False) -> "Image.Image":
-    """Like `decode`, for those who go on with Pillow.
+    """Like `decode`, but returns a Pillow image.
 
-    Args:
-      data: as of `decode`, like `channels` and `origin`.
-      lazily: leave a JPEG undecoded that is upright and has the right channels, so that `draft` can
-        still make it smaller. One that is truncated then raises OSError where it is decoded.
+    With `lazily`, an upright JPEG with the right channels is not decoded yet, so that `draft` can
+    still reduce its size; if it is truncated, decoding it raises OSError.
     """
     from PIL import ExifTags, Image, ImageOps
 
@@ -50,14 +47,14 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
         if lazily and upright and (image.format, image.mode) == ("JPEG", mode):
             return image
         ImageOps.exif_transpose(image, in_place=True)
-    # What Pillow's parsers are known to raise on damaged files.
+    # What Pillow's parsers raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{origin}: cannot be decoded: {in_one_line(error)}") from error
+        raise BadImageError(f"{origin}: cannot be decoded: {one_line(error)}") from error
     if image.mode == "F":
-        raise BadImageError(f"{origin}: has floating-point pixels; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them
+        raise BadImageError(f"{origin}: has floating-point pixels; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.mode == "P":  # whose transparency Pillow wants in the open before it is dropped
+    if image.mode == "P":  # Pillow warns about dropping a palette's transparency
         image = image.convert("RGBA")
     return image.convert(mode)
 
@@ -75,7 +72,7 @@ def as_image(array: UInt8[np.ndarray, "h w c"]) -> "Image.Image":
 def resize(
     image: "Image.Image", size: int, interpolation: Interpolation = "bilinear"
 ) -> "Image.Image":
-    """Brings the shorter side to `size` pixels and cuts the longer one to it, at both ends."""
+    """Resizes the shorter side to `size` pixels and center-crops the longer one."""
     from PIL import Image, ImageOps
 
     return ImageOps.fit(image, (size, size), Image.Resampling[interpolation.upper()])

@@ -1,8 +1,8 @@
-"""What every source of data gives: splits, as rows of examples, and what is said when it cannot."""
+"""Datasets as sequences of examples, split expressions, and the errors of reading data."""
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -20,26 +20,26 @@ class DataError(UserError):
 
 
 class NotPreparedError(DataError):
-    """The dataset is known, but not on this machine."""
+    """The dataset is known but not on this machine."""
 
 
 class BadImageError(DataError):
-    """An image that cannot be decoded."""
+    """An image cannot be decoded."""
 
 
-def in_one_line(error: Exception) -> str:
-    """What a library says, for a DataError to quote; without the objects that it shows."""
+def one_line(error: Exception) -> str:
+    """Returns a library's message on one line, without the objects that it prints."""
     return " ".join(re.sub(r"<\w[^>]* object at 0x\w+>", "", str(error)).split())
 
 
 class Example(NamedTuple):
-    image: bytes | UInt8[np.ndarray, "h w c"]  # a file's contents, or decoded already
+    image: bytes | UInt8[np.ndarray, "h w c"]  # a file's contents, or decoded
     label: int
     origin: str  # for messages: a file's path, or "cifar10 train[17]"
 
 
 class Examples(Protocol):
-    """A split as a row of examples with random access; picklable, and cheap to open."""
+    """A sequence of examples with random access; picklable and cheap to open."""
 
     def __len__(self) -> int: ...
 
@@ -47,28 +47,28 @@ class Examples(Protocol):
 
 
 class Source(NamedTuple):
-    """A dataset as its reader gives it: all its splits, by name."""
+    """A dataset with all its splits, opened but not read."""
 
     splits: Mapping[str, Examples]
     class_names: tuple[str, ...]
-    image_shape: Shape | None  # None: sizes differ, or are not known before all is read
-    train: str = "train"  # which split is meant where none is asked for
-    test: str | None = "test"
+    image_shape: Shape | None  # None if sizes differ or are not known yet
+    train: str = "train"  # name of the default training split
+    test: str | None = "test"  # name of the default test split
 
 
 class Split(NamedTuple):
-    """Images and labels, on the host or on a device."""
+    """Images and labels as NumPy or JAX arrays."""
 
-    images: UInt8[Any, "n h w c"]  # an array of NumPy's or JAX's
+    images: UInt8[Any, "n h w c"]
     labels: Int[Any, "n"]
 
 
 @dataclass(frozen=True)
 class ArrayExamples:
-    """Examples that are decoded already."""
+    """Examples of decoded images."""
 
     split: Split
-    name: str
+    name: str  # for messages
 
     def __len__(self) -> int:
         return len(self.split.labels)
@@ -78,24 +78,16 @@ class ArrayExamples:
         return Example(images[index], int(labels[index]), f"{self.name}[{index}]")
 
 
-def of_arrays(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Source:
-    """A source of arrays that are here already."""
+def array_source(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Source:
+    """Returns a source of images that are in memory and have one shape."""
     examples = {split: ArrayExamples(part, f"{name} {split}") for split, part in splits.items()}
     height, width, channels = next(iter(splits.values())).images.shape[1:]
     return Source(examples, class_names, (height, width, channels))
 
 
-class Piece(NamedTuple):
-    """The examples of a split from `start` to before `stop`."""
-
-    split: str
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True)
-class Pieces:
-    """Pieces of splits, one after the other."""
+class Slices:
+    """Slices of splits, one after the other."""
 
     parts: tuple[tuple[Examples, int, int], ...]  # examples, start, stop
 
@@ -111,31 +103,31 @@ class Pieces:
         return examples[stop - (ends[part] - index)]
 
 
-def pieces(expression: str, splits: Mapping[str, Examples]) -> Sequence[Piece]:
-    """Reads one of TFDS's split expressions: `train`, `train[:90%]`, `train[-500:]+test`.
+def select(expression: str, splits: Mapping[str, Examples]) -> Slices:
+    """Evaluates a TFDS split expression: `train`, `train[:90%]`, `train[-500:]+test`.
 
     Raises:
-      DataError: there is no such split, no such expression, or no example in it.
+      DataError: the expression is malformed, names an unknown split, or selects nothing.
     """
-    if expression in splits:  # nearly always; TFDS takes seconds to import
-        found = [Piece(expression, 0, len(splits[expression]))]
-    else:
-        import tensorflow_datasets as tfds
+    if expression in splits:  # usually; TFDS takes seconds to import
+        return Slices(((splits[expression], 0, len(splits[expression])),))
+    import tensorflow_datasets as tfds
 
-        infos = {
-            name: tfds.core.SplitInfo(name=name, shard_lengths=[len(examples)], num_bytes=0)
-            for name, examples in splits.items()
-        }
-        try:
-            asked = tfds.core.ReadInstruction.from_spec(expression).to_absolute(infos)
-        except (ValueError, NotImplementedError, AssertionError) as error:
-            raise DataError(
-                f"split {expression!r}: {in_one_line(error)}; the splits are {', '.join(splits)}"
-            ) from error
-        found = [
-            Piece(name, start or 0, len(splits[name]) if stop is None else stop)
-            for name, start, stop in ((part.splitname, part.from_, part.to) for part in asked)
-        ]
-    if not sum(stop - start for _, start, stop in found):
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(examples)], num_bytes=0)
+        for name, examples in splits.items()
+    }
+    try:
+        ranges = tfds.core.ReadInstruction.from_spec(expression).to_absolute(infos)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        raise DataError(
+            f"split {expression!r}: {one_line(error)}; the splits are {', '.join(splits)}"
+        ) from error
+    parts = [
+        (examples, part.from_ or 0, len(examples) if part.to is None else part.to)
+        for part in ranges
+        for examples in (splits[part.splitname],)
+    ]
+    if not (parts := [part for part in parts if part[1] < part[2]]):
         raise DataError(f"split {expression!r} is empty")
-    return found
+    return Slices(tuple(parts))

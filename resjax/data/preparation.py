@@ -1,8 +1,8 @@
-"""Preparing a set in the format of TFDS: small ones from their archives, without TensorFlow.
+"""Prepares datasets in the format of TFDS; small ones from their archives, without TensorFlow.
 
-The stock builders read with TensorFlow's file system and encode with its PNG encoder. A subclass
-that yields Pillow's images under the stock builder's name and version writes the same set, which
-any TFDS reads. Every other set takes the stock builder itself, and TensorFlow.
+TFDS's builders read and encode with TensorFlow. A subclass that yields Pillow images under the same
+name and version writes the same dataset, which TFDS can read. Datasets whose archives are unknown
+here are prepared by TFDS's own builder, which needs TensorFlow.
 """
 
 import contextlib
@@ -12,44 +12,44 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resjax.data import DATASETS, why_unknown
-from resjax.data.archives import FORMS, Content, fetch, read
+from resjax.data import DATASETS, invalid_name
+from resjax.data.archives import RELEASES, Content, download_archives, read_archives
 from resjax.data.examples import DataError, NotPreparedError
-from resjax.data.prepared import data_dir, find
+from resjax.data.prepared import data_dir, find_prepared
 
 
 def prepare(name: str, source: Path | None, announce: Callable[[str], None]) -> Path:
-    """Prepares a set, all of it or nothing, unless it is prepared.
+    """Prepares a dataset completely or not at all; a prepared one stays as it is.
 
     Args:
-      name: of DATASETS, or `tfds:NAME`.
-      source: the folder of its archives, as they were published; None fetches them.
-      announce: is told of every stage.
+      name: a key of DATASETS, or `tfds:NAME`.
+      source: the folder of the published archives; None downloads them.
+      announce: called with one line at each stage.
 
     Returns:
-      The folder of the prepared set.
+      The folder of the prepared dataset.
 
     Raises:
-      DataError: no such set, or it takes no preparation; an archive is missing, damaged or cannot
-        be had; or preparing takes TensorFlow, which is not here.
+      UserError: the dataset does not exist or needs no preparation; an archive is missing, damaged
+        or cannot be downloaded; or the dataset needs TensorFlow, which is not installed.
     """
-    if why := why_unknown(name):
+    if why := invalid_name(name):
         raise DataError(why)
     spec = DATASETS.get(name)
     tfds_name = spec.tfds if spec else name.removeprefix("tfds:")
     if not tfds_name or name.startswith(("folder:", "npz:")):
         raise DataError(f"{name} needs no preparation")
     try:
-        folder = find(tfds_name)
-        announce(f"{name} is prepared already; to prepare it anew, remove its folder first")
+        folder = find_prepared(tfds_name)
+        announce(f"{name} is already prepared; remove its folder to prepare it again")
         return folder
     except NotPreparedError:
         pass
-    if tfds_name in FORMS:
+    if tfds_name in RELEASES:
         _from_archives(tfds_name, source, announce)
     else:
-        _by_tensorflow(tfds_name, source)
-    return find(tfds_name)
+        _with_tensorflow(tfds_name, source)
+    return find_prepared(tfds_name)
 
 
 def _from_archives(name: str, source: Path | None, announce: Callable[[str], None]) -> None:
@@ -57,12 +57,12 @@ def _from_archives(name: str, source: Path | None, announce: Callable[[str], Non
 
     if source is None:
         source = data_dir() / "downloads" / name
-        fetch(name, source, announce)
-    content = read(name, source)
+        download_archives(name, source, announce)
+    content = read_archives(name, source)
     images = sum(len(columns["label"]) for columns in content.splits.values())
-    announce(f"{name}: the archives are as published; writing {images:,} images")
-    tfds.disable_progress_bar()  # it has three a split
-    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says that it downloads
+    announce(f"{name}: the archives are intact; writing {images:,} images")
+    tfds.disable_progress_bar()  # three bars per split
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS says that it downloads
         builder = _builder(name, content)(data_dir=data_dir(), file_format="array_record")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -70,7 +70,7 @@ def _from_archives(name: str, source: Path | None, announce: Callable[[str], Non
 
 
 def _builder(name: str, content: Content) -> Any:
-    """The stock builder, but for where its examples come from."""
+    """Returns a subclass of TFDS's builder that takes its examples from `content`."""
     import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.core import registered
@@ -91,13 +91,13 @@ def _builder(name: str, content: Content) -> Any:
                     self.info.features[feature].names = list(names)
                 return {split: examples(split) for split in content.splits}
 
-    Builder.name, Builder.__module__ = stock.name, stock.__module__  # what the set will tell
+    Builder.name, Builder.__module__ = stock.name, stock.__module__  # recorded in the dataset
     return Builder
 
 
-def _by_tensorflow(name: str, source: Path | None) -> None:
+def _with_tensorflow(name: str, source: Path | None) -> None:
     if not importlib.util.find_spec("tensorflow"):
-        raise DataError(f"{name} takes TensorFlow to prepare: pip install 'resjax[tensorflow]'")
+        raise DataError(f"preparing {name} needs TensorFlow: pip install 'resjax[tensorflow]'")
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir(), file_format="array_record")

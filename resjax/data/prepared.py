@@ -1,8 +1,8 @@
-"""Sets in the format of TensorFlow Datasets, read without TensorFlow.
+"""Datasets in the format of TensorFlow Datasets (TFDS), read without TensorFlow.
 
-They lie where TFDS keeps them, in $TFDS_DATA_DIR or else ~/tensorflow_datasets, and may have been
-prepared by `resjax data prepare` or by TFDS itself, as array_record. TFDS tells what they hold; the
-records are read here, because its own reader decodes every feature, and takes much longer.
+They are in TFDS's folder, $TFDS_DATA_DIR or else ~/tensorflow_datasets, prepared as array_record by
+`resjax data prepare` or by TFDS. Records are read here because TFDS's reader decodes all features
+and takes much longer.
 """
 
 import bisect
@@ -12,36 +12,38 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.data.examples import DataError, Example, NotPreparedError, Source, in_one_line
+from resjax.data.examples import DataError, Example, NotPreparedError, Source, one_line
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 def data_dir() -> Path:
+    """Returns the folder of prepared datasets."""
     default = Path.home() / "tensorflow_datasets"
     return Path(os.environ.get("TFDS_DATA_DIR", default)).expanduser()
 
 
-class Prepared(NamedTuple):
-    """A prepared set, as a listing shows it."""
+class PreparedSet(NamedTuple):
+    """Facts about a prepared dataset."""
 
-    name: str  # as TFDS writes it: name, or name/config
+    name: str  # in TFDS: name or name/config
     folder: Path
     images: Mapping[str, int]  # by split
-    format: str  # of its files: array_record, or what only TensorFlow reads
+    format: str  # of its files: array_record, or another that needs TensorFlow
     bytes: int
 
 
-def prepared_sets() -> Iterator[Prepared]:
-    """The newest version of every set in the data folder, told without TFDS, which takes seconds.
+def list_prepared() -> Iterator[PreparedSet]:
+    """Yields the newest version of each prepared dataset, without TFDS, whose import takes seconds.
 
     Raises:
-      DataError: what describes a set cannot be read.
+      DataError: the description of a dataset is damaged.
     """
     root = data_dir()
     infos = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
@@ -58,18 +60,18 @@ def prepared_sets() -> Iterator[Prepared]:
             raise DataError(f"{folder}: damaged, prepare it again: {error!r}") from error
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         name = folder.parent.relative_to(root).as_posix()
-        yield Prepared(name, folder, images, info.get("fileFormat", "tfrecord"), size)
+        yield PreparedSet(name, folder, images, info.get("fileFormat", "tfrecord"), size)
 
 
-def find(name: str) -> Path:
-    """Finds a set's folder without any network.
+def find_prepared(name: str) -> Path:
+    """Returns the folder of a prepared dataset, without network access.
 
     Args:
-      name: as TFDS writes it: `name`, `name/config`, either with `:1.2.3` behind.
+      name: in TFDS: `name` or `name/config`, optionally followed by `:1.2.3`.
 
     Raises:
-      NotPreparedError: it is not in the data folder.
-      DataError: it has several configurations and none is asked for.
+      NotPreparedError: the dataset is not in the data folder.
+      DataError: the dataset has several configurations and `name` selects none.
     """
     path, _, version = name.partition(":")
     root = data_dir() / path
@@ -78,10 +80,10 @@ def find(name: str) -> Path:
         return folder
     configs = [inner.name for inner in sorted(root.glob("*/")) if _newest(inner)]
     if configs and not version:
-        default = root / ".config" / "metadata.json"  # TFDS's note of which one is meant
+        default = root / ".config" / "metadata.json"  # TFDS's record of the default
         chosen = json.loads(default.read_text())["default_config_name"] if default.exists() else ""
         if chosen in configs or len(configs) == 1:
-            return find(f"{path}/{chosen if chosen in configs else configs[0]}")
+            return find_prepared(f"{path}/{chosen if chosen in configs else configs[0]}")
         raise DataError(f"{path} has several configurations; name one: {path}/{configs[0]}, ...")
     raise NotPreparedError(f"{name} is not prepared in {data_dir()}")
 
@@ -95,33 +97,33 @@ def _newest(root: Path) -> Path | None:
 
 
 def open_prepared(name: str, label: str, test_split: str = "test") -> Source:
-    """Opens a set without reading a record.
+    """Opens a prepared dataset without reading a record.
 
     Args:
-      name: as TFDS writes it.
-      label: what messages call it.
-      test_split: which split is its test; where there is none of that name, `validation` is.
+      name: in TFDS.
+      label: the name for messages.
+      test_split: name of the default test split; `validation` if the dataset lacks it.
 
     Raises:
-      NotPreparedError: it is not here.
-      DataError: it is here, but in another format, damaged, or not of images with one label each.
+      NotPreparedError: the dataset is not in the data folder.
+      DataError: it is damaged, has another file format, or is not an image classification.
     """
-    folder = find(name)
+    folder = find_prepared(name)
     info = _builder(folder).info
     import tensorflow_datasets as tfds
 
     formats = {format.value for format in info.available_file_formats()}
     if "array_record" not in formats:
         raise DataError(
-            f"{folder} holds {' and '.join(sorted(formats))} files, which only TensorFlow reads; "
-            "prepare it again with TFDS's file_format='array_record'"
+            f"{folder} contains {' and '.join(sorted(formats))} files, which need TensorFlow; "
+            "prepare it again with file_format='array_record' in TFDS"
         )
     image, target = (_feature(info.features, feature) for feature in ("image", "label"))
     if not (
         isinstance(image, tfds.features.Image) and isinstance(target, tfds.features.ClassLabel)
     ):
         raise DataError(
-            f"{name} is no image classification; its features are {_described(info.features)}"
+            f"{name} is not an image classification; its features are {_list(info.features)}"
         )
     shape = image.shape if None not in image.shape else None
     splits = {
@@ -136,8 +138,8 @@ def _feature(features: Any, name: str) -> Any:
     return features[name] if hasattr(features, "keys") and name in features else None
 
 
-def _described(features: Any) -> str:
-    parts = features.items() if hasattr(features, "keys") else [("a row", features)]
+def _list(features: Any) -> str:
+    parts = features.items() if hasattr(features, "keys") else [("each record", features)]
     return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in parts)
 
 
@@ -149,24 +151,18 @@ def _builder(folder: Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except (OSError, ValueError, KeyError, ParseError) as error:
-        raise DataError(
-            f"{folder}: cannot be read, prepare it again: {in_one_line(error)}"
-        ) from error
+        raise DataError(f"{folder}: cannot be read, prepare it again: {one_line(error)}") from error
 
 
+@dataclass(frozen=True)
 class PreparedExamples:
-    """A split of a prepared set; its images are still encoded."""
+    """A split of a prepared dataset, with encoded images."""
 
-    def __init__(self, folder: Path, split: str, name: str, length: int, classes: int):
-        self.folder = folder
-        self.split = split
-        self.name = name
-        self.length = length
-        self.classes = classes
-
-    def __reduce__(self) -> Any:  # files are opened where it is used
-        arguments = (self.folder, self.split, self.name, self.length, self.classes)
-        return PreparedExamples, arguments
+    folder: Path
+    split: str
+    name: str  # for messages
+    length: int
+    classes: int
 
     def __len__(self) -> int:
         return self.length
@@ -176,9 +172,10 @@ class PreparedExamples:
             raise IndexError(index)
         from tensorflow_datasets.proto import tf_example_pb2
 
-        shard = bisect.bisect_right(self._ends, index)
-        first = self._ends[shard - 1] if shard else 0
-        feature = tf_example_pb2.Example.FromString(self._shards[shard].read(index - first))
+        shards, ends = _shards(self.folder, self.split)
+        shard = bisect.bisect_right(ends, index)
+        first = ends[shard - 1] if shard else 0
+        feature = tf_example_pb2.Example.FromString(shards[shard].read(index - first))
         (image,) = feature.features.feature["image"].bytes_list.value
         (label,) = feature.features.feature["label"].int64_list.value
         origin = f"{self.name} {self.split}[{index}]"
@@ -186,28 +183,25 @@ class PreparedExamples:
             raise DataError(f"{origin}: its label is {label}, but there are {self.classes} classes")
         return Example(image, label, origin)
 
-    @cached_property
-    def _shards(self) -> list["_Shard"]:
-        import resource
 
-        instructions = _builder(self.folder).info.splits[self.split].file_instructions
-        # All shards stay open; ImageNet's 1,024 are more than most systems allow at first.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
-        return [_Shard(os.fspath(instruction.filename)) for instruction in instructions]
+@functools.cache
+def _shards(folder: Path, split: str) -> tuple[list["_Shard"], list[int]]:
+    """Returns the shards of a split and, for each, where its examples end within the split."""
+    import resource
 
-    @cached_property
-    def _ends(self) -> list[int]:
-        """Where every shard's examples end within the split's."""
-        instructions = _builder(self.folder).info.splits[self.split].file_instructions
-        return list(accumulate(instruction.take for instruction in instructions))
+    instructions = _builder(folder).info.splits[split].file_instructions
+    # All shards stay open. ImageNet's 1,024 are more files than the default limit of most systems.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
+    shards = [_Shard(os.fspath(instruction.filename)) for instruction in instructions]
+    return shards, list(accumulate(instruction.take for instruction in instructions))
 
 
 class _Shard:
     """A file of records with random access.
 
-    A seek and a read of one record take 4 µs where array_record's own data source takes 200, as it
-    sends every single record through its thread pool.
+    A seek and a read take 4 µs per record; array_record's own data source takes 200 µs, because it
+    sends each record through its thread pool.
     """
 
     def __init__(self, path: str):
@@ -221,7 +215,7 @@ class _Shard:
                 return self._reader.read()
             except Exception as error:
                 raise DataError(
-                    f"{self.path}: record {index} cannot be read: {in_one_line(error)}; "
+                    f"{self.path}: record {index} cannot be read: {one_line(error)}; "
                     "if the file is damaged, prepare the set again"
                 ) from error
 
@@ -229,6 +223,6 @@ class _Shard:
     def _reader(self) -> Any:
         from array_record.python import array_record_module
 
-        # Its documentation's options for random access.
+        # The options for random access in its documentation.
         options = "readahead_buffer_size:0,max_parallelism:0"
         return array_record_module.ArrayRecordReader(self.path, options)

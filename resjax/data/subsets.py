@@ -1,4 +1,4 @@
-"""Parts of a dataset that is here whole: some of its classes, a few training examples of each."""
+"""Subsets of a loaded dataset: some of its classes, a few training examples of each."""
 
 from collections.abc import Sequence
 
@@ -7,35 +7,25 @@ import numpy as np
 from resjax.data.examples import DataError, Split
 
 
-def of_classes(split: Split, classes: Sequence[int]) -> Split:
-    """The examples of some classes, in the split's order; the first of `classes` becomes class 0.
-
-    Args:
-      split: with labels from 0.
-      classes: numbers of classes, each once.
+def select_classes(split: Split, classes: Sequence[int]) -> Split:
+    """Returns the examples of some classes in their order, relabeled by position in `classes`.
 
     Raises:
-      DataError: the split has no example of them.
+      DataError: the split has no example of these classes.
     """
-    kept = np.isin(split.labels, classes)
-    if not kept.any():
+    selected = np.isin(split.labels, classes)
+    if not selected.any():
         numbers = ", ".join(map(str, classes))
         raise DataError(f"data.classes: the split has no example of the classes {numbers}")
-    renumbered = np.argsort(classes)[np.searchsorted(np.sort(classes), split.labels[kept])]
-    return Split(split.images[kept], renumbered.astype(split.labels.dtype))
+    relabeled = np.argsort(classes)[np.searchsorted(np.sort(classes), split.labels[selected])]
+    return Split(split.images[selected], relabeled.astype(split.labels.dtype))
 
 
-def few(split: Split, per_class: int, draw: int, class_names: Sequence[str]) -> Split:
-    """As many examples of every class, drawn at random, in the split's order.
+def sample_per_class(split: Split, per_class: int, seed: int, class_names: Sequence[str]) -> Split:
+    """Returns `per_class` random examples of each class, in the split's order.
 
-    The draw depends on nothing but its number and the split's labels; of two with the same number
-    the larger holds the smaller.
-
-    Args:
-      split: with a label for every name.
-      per_class: examples of a class.
-      draw: number of the draw, from 0.
-      class_names: one a class.
+    The sample depends only on the seed and the split's labels, and a larger sample with the same
+    seed contains the smaller ones.
 
     Raises:
       DataError: a class has fewer examples.
@@ -47,7 +37,7 @@ def few(split: Split, per_class: int, draw: int, class_names: Sequence[str]) -> 
             raise DataError(
                 f"data.per_class={per_class}: class {name!r} has {len(members)} training examples"
             )
-        generator = np.random.default_rng((draw, label))
+        generator = np.random.default_rng((seed, label))
         chosen.append(generator.permutation(members)[:per_class])
     rows = np.sort(np.concatenate(chosen))
     return Split(split.images[rows], split.labels[rows])

@@ -1,9 +1,9 @@
-"""TrivialAugment: one operation, drawn with its strength, for every image (arXiv 2103.10158).
+"""TrivialAugment: one random operation of random strength per image (arXiv 2103.10158).
 
-Müller & Hutter 2021, in their "wide" space as torchvision has it: no parameter to tune. The
-operations are Pillow's, held to its integer arithmetic. Under `vmap` a switch would compute all
-fourteen, so they are three computations instead: every warp is one affine map, every enhancement
-one blend, and every remapping of grey levels one expression.
+Müller & Hutter 2021, with their "wide" space as in torchvision: there is nothing to tune. The
+operations match Pillow's, including its integer arithmetic. Under `vmap` a switch would compute all
+fourteen, so they share three computations: an affine warp, a blend with a degenerate image, and a
+remapping of gray levels.
 """
 
 from typing import NamedTuple
@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-LEVELS = 256  # of a byte
-STRENGTHS = 31  # that an operation can have
-GREY = np.array([19595, 38470, 7471])  # 0.299, 0.587, 0.114 in 65536ths, as Pillow has them
+LEVELS = 256  # values of a byte
+STRENGTHS = 31  # per operation
+GRAY = np.array([19595, 38470, 7471])  # 0.299, 0.587, 0.114 in 65536ths, as in Pillow
 
 
 class Range(NamedTuple):
-    """The strengths of an operation, evenly from `weakest` to `strongest`."""
+    """The strengths of an operation, evenly spaced from `weakest` to `strongest`."""
 
     weakest: float = 0.0
     strongest: float = 0.0
-    signed: bool = False  # whether the sign is drawn too
+    signed: bool = False  # whether a random sign applies
 
 
 # Warps, enhancements and remappings, in this order.
@@ -31,15 +31,15 @@ WIDE = {
     "identity": Range(),
     "shear_x": Range(0, 0.99, signed=True),
     "shear_y": Range(0, 0.99, signed=True),
-    "translate_x": Range(0, 32, signed=True),  # pixels, of any size of image
+    "translate_x": Range(0, 32, signed=True),  # pixels, whatever the image size
     "translate_y": Range(0, 32, signed=True),
     "rotate": Range(0, 135, signed=True),  # degrees, counter-clockwise
-    "brightness": Range(0, 0.99, signed=True),  # what an enhancement's factor has above 1
+    "brightness": Range(0, 0.99, signed=True),  # of enhancements: the factor minus 1
     "color": Range(0, 0.99, signed=True),
     "contrast": Range(0, 0.99, signed=True),
     "sharpness": Range(0, 0.99, signed=True),
-    "posterize": Range(8, 2),  # bits that are kept
-    "solarize": Range(255, 0),  # level from which on the image is inverted
+    "posterize": Range(8, 2),  # bits kept
+    "solarize": Range(255, 0),  # level from which the image is inverted
     "autocontrast": Range(),
     "equalize": Range(),
 }
@@ -53,11 +53,11 @@ Pixels = Int[Array, "h w c"]  # 0 to 255
 def trivial_augment(
     keys: Key[Array, "n"], images: UInt8[Array, "n h w c"]
 ) -> UInt8[Array, "n h w c"]:
-    """Applies one operation of `WIDE` to every image; each is as likely as the others.
+    """Applies one operation of `WIDE`, drawn uniformly, to each image.
 
     Args:
-      keys: draw every image's operation, strength and sign.
-      images: (n, h, w, c) of 1 channel or 3, in bytes: the operations are defined on these.
+      keys: one for each image; draw the operation, its strength and its sign.
+      images: (n, h, w, c) with 1 or 3 channels.
     """
 
     def one(key: Array, image: Array) -> Array:
@@ -77,14 +77,14 @@ def operate(
     """Applies one operation.
 
     Args:
-      image: of 1 channel or 3.
-      operation: its place in `OPERATIONS`; may be traced.
+      image: with 1 or 3 channels.
+      operation: its index in `OPERATIONS`; may be traced.
       magnitude: in the operation's unit, see `WIDE`.
     """
     chosen = {name: operation == place for place, name in enumerate(OPERATIONS)}
     pixels = image.astype(jnp.int32)
-    # Beside each other, not one after the other: fused, the second would compute the first anew for
-    # every pixel that it looks at.
+    # In parallel, not in sequence: fused in sequence, each pixel that a later computation reads
+    # would be computed again by the earlier one.
     warped, enhanced, remapped = (
         part(pixels, chosen, magnitude) for part in (_warp, _enhance, _remap)
     )
@@ -97,20 +97,20 @@ Chosen = dict[str, Bool[Array, ""]]
 
 
 def _warp(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixels:
-    """Shears about the corner, shifts, or turns about the centre; black comes in from outside."""
+    """Shears about the corner, translates, or rotates about the center; fills with black."""
     height, width, _ = image.shape
 
-    def asked(name: str) -> Array:
+    def magnitude_of(name: str) -> Array:
         return jnp.where(chosen[name], magnitude, 0.0)
 
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    angle = jnp.radians(asked("rotate"))
+    angle = jnp.radians(magnitude_of("rotate"))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     from_x, from_y = x - width / 2, y - height / 2
     source_x = cos * from_x - sin * from_y + width / 2
     source_y = sin * from_x + cos * from_y + height / 2
-    source_x += asked("shear_x") * y - jnp.trunc(asked("translate_x"))
-    source_y += asked("shear_y") * x - jnp.trunc(asked("translate_y"))
+    source_x += magnitude_of("shear_x") * y - jnp.trunc(magnitude_of("translate_x"))
+    source_y += magnitude_of("shear_y") * x - jnp.trunc(magnitude_of("translate_y"))
     row, column = jnp.floor(source_y).astype(jnp.int32), jnp.floor(source_x).astype(jnp.int32)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # Negative indices would count from the end.
@@ -119,15 +119,15 @@ def _warp(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixels:
 
 
 def _enhance(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixels:
-    """Goes away from a degenerate image: black, evenly grey, without colour, or smoothed."""
-    grey = image
-    if image.shape[-1] == GREY.size:
-        grey = ((image * GREY).sum(-1, keepdims=True) + (1 << 15)) >> 16
-    mean = (2 * grey.sum() + grey.size) // (2 * grey.size)
+    """Extrapolates from a degenerate image: black, uniformly gray, grayscale, or smoothed."""
+    gray = image
+    if image.shape[-1] == GRAY.size:
+        gray = ((image * GRAY).sum(-1, keepdims=True) + (1 << 15)) >> 16
+    mean = (2 * gray.sum() + gray.size) // (2 * gray.size)
     degenerate = {
         "brightness": jnp.zeros_like(image),
         "contrast": jnp.broadcast_to(mean, image.shape),
-        "color": jnp.broadcast_to(grey, image.shape),
+        "color": jnp.broadcast_to(gray, image.shape),
         "sharpness": _smooth(image),
     }
     names = list(degenerate)
@@ -137,7 +137,7 @@ def _enhance(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixe
 
 
 def _smooth(image: Pixels) -> Pixels:
-    """The mean of every pixel, five times, and its eight neighbours; the border stays."""
+    """Averages each pixel, weighted 5, with its eight neighbors; the border is unchanged."""
     height, width, _ = image.shape
     padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
     nine = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3))
@@ -146,7 +146,7 @@ def _smooth(image: Pixels) -> Pixels:
 
 
 def _remap(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixels:
-    """Gives every level another, by itself or by what levels its channel has."""
+    """Maps each level to another, which may depend on the levels in its channel."""
     dropped = 8 - jnp.where(chosen["posterize"], jnp.round(magnitude), 8).astype(jnp.int32)
     low, high = image.min((0, 1)), image.max((0, 1))
     stretched = (LEVELS - 1) * (image - low) // jnp.maximum(high - low, 1)
@@ -160,7 +160,7 @@ def _remap(image: Pixels, chosen: Chosen, magnitude: Float[Array, ""]) -> Pixels
 
 
 def _equalize(channel: Int[Array, "h w"]) -> Int[Array, "h w"]:
-    """Spreads the levels so that each is about as frequent as the others."""
+    """Equalizes the histogram of a channel."""
     histogram = jnp.zeros(LEVELS, jnp.int32).at[channel].add(1)
     step = (channel.size - histogram[channel.max()]) // (LEVELS - 1)
     below = jnp.cumsum(histogram) - histogram

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from resjax.data.user_data import last_fifth
+from resjax.data.user_data import hold_out_fifth
 from resjax.errors import UserError
 from resjax.inference.features import Features
 
@@ -35,7 +35,7 @@ def linear_probe(train: Values, labels: Labels, test: Values) -> Labels:
     """
     if len(np.unique(labels)) < 2:
         raise UserError("a linear probe needs features of two classes or more")
-    first, validation = last_fifth(labels)
+    first, validation = hold_out_fifth(labels)
     if not len(validation):
         raise UserError("a linear probe needs two examples of a class, to choose its penalty")
     errors = [

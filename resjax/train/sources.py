@@ -15,7 +15,7 @@ import numpy as np
 
 from resjax.config import Config, Data
 from resjax.data import crops, datasets
-from resjax.data.cache import kept
+from resjax.data.cache import cached_arrays
 from resjax.data.normalization import Statistics, compute_statistics
 from resjax.data.stream import Crop, eval_batches, stream
 from resjax.errors import UserError
@@ -53,7 +53,7 @@ class Resident:
             on_bad_image=data.on_bad_image,
             classes=data.classes,
             per_class=data.per_class,
-            subset=data.subset_seed,
+            subset_seed=data.subset_seed,
         )
         self.class_names = dataset.class_names
         self.classes = len(dataset.class_names)
@@ -75,7 +75,7 @@ class Streamed:
 
     image_shape: Any
 
-    def __init__(self, config: Config, backend: Backend, opened: datasets.Opened):
+    def __init__(self, config: Config, backend: Backend, opened: datasets.OpenDataset):
         data = config.data
         self._data, self._parts = data, config.train.accumulation_steps
         self._backend, self._opened = backend, opened
@@ -175,7 +175,7 @@ class Streamed:
             return Statistics(*computed())
         what = f"{data.train_split or 'train'}-{data.image_size}-{data.normalization}"
         key = re.sub(r"[^\w-]+", "_", f"statistics-{what}")
-        return Statistics(*kept(folder, key, Statistics._fields[: 2 + colors], computed))
+        return Statistics(*cached_arrays(folder, key, Statistics._fields[: 2 + colors], computed))
 
     def _sample(self) -> Any:
         """Images spread evenly over the training split, as an evaluation crops them."""
@@ -227,7 +227,7 @@ def source(config: Config, backend: Backend) -> Resident | Streamed:
     return Streamed(config, backend, opened)
 
 
-def _fits(data: Data, opened: datasets.Opened, devices: int) -> bool:
+def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
     """Whether the dataset goes onto the devices, and may."""
     if data.train_crop != "none" or data.eval_crop != "center":
         return False

@@ -1,4 +1,4 @@
-"""Archives are judged by their content, read in every published form, and fetched whole."""
+"""Archives are verified by their content and read in every published format."""
 
 import gzip
 import hashlib
@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from resjax.data import archives
-from resjax.data.archives import FORMS, fetch, read
+from resjax.data.archives import RELEASES, download_archives, read_archives
 from resjax.data.examples import DataError
 from resjax.errors import UserError
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
 
 GENERATOR = np.random.default_rng(0)
 GREY = GENERATOR.integers(0, 256, (7, 28, 28), np.uint8)
@@ -37,7 +36,7 @@ def planes(images):
 
 
 def pack(path, contents):
-    """Writes contents into a .tar.gz, into a .gz, or as they are."""
+    """Writes contents as .tar.gz, .gz or uncompressed."""
     if path.name.endswith(".tar.gz"):
         with tarfile.open(path, "w:gz") as archive:
             for name, content in contents.items():
@@ -125,24 +124,24 @@ CONTENTS = [
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """Has contents of ours stand for what was published: `publish(name, form, contents)`."""
+    """Publishes other contents under a dataset's name: `publish(name, release, contents)`."""
 
     def write(name, form, contents):
-        published = FORMS[name][form]
+        published = RELEASES[name][form]
         files = []
-        for file in published.files:
+        for file in published.archives:
             if file.optional:
                 continue
-            inside = {member: contents[member] for member in file.inside}
+            inside = {member: contents[member] for member in file.members}
             pack(tmp_path / file.name, inside)
             digests = {
                 member: digest and f"md5:{hashlib.md5(inside[member]).hexdigest()}"
-                for member, digest in file.inside.items()
+                for member, digest in file.members.items()
             }
-            files.append(file._replace(inside=digests))
-        forms = list(FORMS[name])
-        forms[form] = published._replace(files=files)
-        monkeypatch.setitem(FORMS, name, forms)
+            files.append(file._replace(members=digests))
+        forms = list(RELEASES[name])
+        forms[form] = published._replace(archives=files)
+        monkeypatch.setitem(RELEASES, name, forms)
         return tmp_path
 
     return write
@@ -151,8 +150,8 @@ def publish(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "form", "contents"), CONTENTS, ids=[f"{name}{form}" for name, form, _ in CONTENTS]
 )
-def test_every_published_form_gives_its_images_labels_and_names(publish, name, form, contents):
-    splits, names = read(name, publish(name, form, contents()))
+def test_every_release_contains_its_images_labels_and_names(publish, name, form, contents):
+    splits, names = read_archives(name, publish(name, form, contents()))
     images = GREY if name == "mnist" else COLOR
     batches = 5 if name == "cifar10" else 1
     np.testing.assert_array_equal(splits["train"]["image"], np.concatenate([images] * batches))
@@ -167,30 +166,30 @@ def test_every_published_form_gives_its_images_labels_and_names(publish, name, f
         assert names["label"] == ["airplane", "automobile", "bird"]
 
 
-def test_an_archive_that_was_packed_again_or_unpacked_is_as_good(publish):
+def test_recompressed_and_unpacked_archives_are_accepted(publish):
     folder = publish("mnist", 0, mnist())
-    expected = read("mnist", folder)
+    expected = read_archives("mnist", folder)
     images = folder / "train-images-idx3-ubyte.gz"
     content = gzip.decompress(images.read_bytes())
     images.write_bytes(gzip.compress(content, 1))
     labels = folder / "t10k-labels-idx1-ubyte.gz"
     (folder / "t10k-labels-idx1-ubyte").write_bytes(gzip.decompress(labels.read_bytes()))
     labels.unlink()
-    again = read("mnist", folder)
+    again = read_archives("mnist", folder)
     np.testing.assert_array_equal(again.splits["train"]["image"], expected.splits["train"]["image"])
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_other_content_is_refused_with_both_digests(publish, name):
+def test_changed_content_is_refused_with_both_digests(publish, name):
     contents = mnist() if name == "mnist" else cifar10_binary()
     folder = publish(name, 0, contents)
-    file = FORMS[name][0].files[0]
-    member = next(iter(file.inside))
+    file = RELEASES[name][0].archives[0]
+    member = next(iter(file.members))
     before = contents[member]
     contents[member] = before[:-1] + bytes([before[-1] ^ 1])
-    pack(folder / file.name, {inside: contents[inside] for inside in file.inside})
+    pack(folder / file.name, {inside: contents[inside] for inside in file.members})
     with pytest.raises(DataError) as refused:
-        read(name, folder)
+        read_archives(name, folder)
     for said in (f"{folder / file.name}: {member}", *map(md5, (before, contents[member]))):
         assert said in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -200,40 +199,26 @@ def md5(content):
     return hashlib.md5(content).hexdigest()
 
 
-def test_a_whole_file_with_its_published_digest_needs_no_other(publish):
-    folder = publish("cifar10", 0, cifar10_binary())
-    (file,) = FORMS["cifar10"][0].files
-    whole = hashlib.sha256((folder / file.name).read_bytes()).hexdigest()
-    other = file._replace(inside=dict.fromkeys(file.inside, "md5:other"))
-    FORMS["cifar10"][0] = FORMS["cifar10"][0]._replace(files=[other])
-    with pytest.raises(DataError, match="the published one other"):
-        read("cifar10", folder)
-    FORMS["cifar10"][0] = FORMS["cifar10"][0]._replace(
-        files=[other._replace(whole=f"sha256:{whole}")]
-    )
-    assert len(read("cifar10", folder).splits["train"]["label"]) == 35
-
-
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn_cropped"])
-def test_a_cut_archive_is_named(publish, name):
+def test_a_truncated_archive_is_named(publish, name):
     contents = {"mnist": mnist, "cifar10": cifar10_binary, "svhn_cropped": svhn}[name]()
     folder = publish(name, 0, contents)
-    path = folder / FORMS[name][0].files[0].name
+    path = folder / RELEASES[name][0].archives[0].name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=f"^{path}") as refused:
-        read(name, folder)
+        read_archives(name, folder)
     assert "\n" not in str(refused.value)
 
 
-def test_missing_archives_are_told_in_every_form(publish):
+def test_missing_archives_of_every_release_are_listed(publish):
     folder = publish("mnist", 0, mnist())
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"lacks t10k-labels-idx1-ubyte\.gz$"):
-        read("mnist", folder)
+        read_archives("mnist", folder)
     with pytest.raises(DataError, match=r"lacks cifar-10-binary.tar.gz, or cifar-10-python.tar.gz"):
-        read("cifar10", folder)
+        read_archives("cifar10", folder)
     with pytest.raises(DataError, match="nowhere: no such folder"):
-        read("cifar10", folder / "nowhere")
+        read_archives("cifar10", folder / "nowhere")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -243,33 +228,33 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(publish, monkeypatch):
-    """Serves MNIST's archives, ours, on this machine."""
+    """Serves small archives in MNIST's format."""
     folder = publish("mnist", 0, mnist())
     handler = partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        form = FORMS["mnist"][0]
+        form = RELEASES["mnist"][0]
         url = f"http://127.0.0.1:{server.server_port}"
-        files = [file._replace(url=f"{url}/{file.name}") for file in form.files]
-        monkeypatch.setitem(FORMS, "mnist", [form._replace(files=files)])
+        files = [file._replace(url=f"{url}/{file.name}") for file in form.archives]
+        monkeypatch.setitem(RELEASES, "mnist", [form._replace(archives=files)])
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_archives_are_fetched_once(served, tmp_path):
+def test_archives_are_downloaded_once(served, tmp_path):
     said = []
-    fetch("mnist", tmp_path / "here", said.append)
+    download_archives("mnist", tmp_path / "here", said.append)
     assert len(said) == 4
-    assert len(read("mnist", tmp_path / "here").splits["test"]["label"]) == 7
-    fetch("mnist", tmp_path / "here", said.append)
+    assert len(read_archives("mnist", tmp_path / "here").splits["test"]["label"]) == 7
+    download_archives("mnist", tmp_path / "here", said.append)
     assert len(said) == 4
 
 
 def test_a_failed_download_names_the_file_and_the_alternative(served, tmp_path, publish):
     (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(UserError, match=r"t10k-images.*: cannot be .*; .*--from=DIR$"):
-        fetch("mnist", tmp_path / "here", lambda said: None)
+        download_archives("mnist", tmp_path / "here", lambda said: None)
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
         "train-images-idx3-ubyte.gz",
         "train-labels-idx1-ubyte.gz",
@@ -278,7 +263,7 @@ def test_a_failed_download_names_the_file_and_the_alternative(served, tmp_path, 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_as_debian_packs_it_has_the_published_statistics():
-    splits, _ = archives.read("fashion_mnist", DEBIAN)
+    splits, _ = read_archives("fashion_mnist", DEBIAN)
     images, labels = splits["train"]["image"], splits["train"]["label"]
     assert (images.shape, splits["test"]["image"].shape) == ((60_000, 28, 28), (10_000, 28, 28))
     assert set(np.bincount(labels)) == {6_000}

@@ -1,4 +1,4 @@
-"""What is decoded once is read back, verified; damage and lack of room cost time only."""
+"""Decoded images are read from the cache; damage and a full disk only cost time."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def shapes(write_images, noise):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The origins of all images that are decoded."""
+    """The origins of all decoded images."""
     origins = []
     decode = datasets.decode
 
@@ -33,7 +33,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_a_second_load_decodes_nothing_and_is_the_same(shapes, decoded):
+def test_a_second_load_decodes_nothing(shapes, decoded):
     first = load("tfds:shapes")
     assert len(decoded) == 42
     assert_same(first, load("tfds:shapes"))
@@ -53,7 +53,7 @@ def test_a_damaged_array_is_decoded_again(shapes, decoded, part):
     assert len(decoded) == 42 + 30
 
 
-def test_splits_and_sizes_are_kept_apart(shapes, decoded):
+def test_splits_and_sizes_are_cached_separately(shapes, decoded):
     whole = load("tfds:shapes")
     part = load("tfds:shapes", "train[:10]", "train[10:]")
     np.testing.assert_array_equal(part.train.images, whole.train.images[:10])
@@ -62,13 +62,13 @@ def test_splits_and_sizes_are_kept_apart(shapes, decoded):
     assert_same(whole, load("tfds:shapes"))
 
 
-def test_a_folder_that_cannot_be_written_is_only_slow(shapes, decoded):
-    (shapes / FOLDER).touch()  # no folder can be made there, by no user
+def test_a_folder_that_cannot_be_written_is_no_error(shapes, decoded):
+    (shapes / FOLDER).touch()  # so no user can create the folder
     assert_same(load("tfds:shapes"), load("tfds:shapes"))
     assert len(decoded) == 84
 
 
-def test_a_split_that_lacks_bad_images_is_not_kept(write_images, noise):
+def test_a_split_with_skipped_images_is_not_cached(write_images, noise):
     bad = noise(4)
     bad[2]["image"].seek(0)
     bad[2]["image"].write(b"broken")

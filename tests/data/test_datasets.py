@@ -1,4 +1,4 @@
-"""The embedded dataset, loading whole whatever the source, and the refusal of what is not here."""
+"""Loading datasets and subsets of them, and the errors if that is impossible."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from resjax.data import DATASETS
 from resjax.data.datasets import DataError, NotPreparedError, Split, load
-from resjax.data.subsets import few
+from resjax.data.subsets import sample_per_class
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def digits():
     return load("digits")
 
 
-def test_digits_are_1437_to_train_and_360_to_test(digits):
+def test_digits_have_1437_training_and_360_test_images(digits):
     spec = DATASETS["digits"]
     assert digits.train.images.shape == (1_437, 8, 8, 1) == (spec.train_images, *spec.image_shape)
     assert digits.test.images.shape == (360, 8, 8, 1) == (spec.test_images, *spec.image_shape)
@@ -24,14 +24,14 @@ def test_digits_are_1437_to_train_and_360_to_test(digits):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_images_are_bytes_and_labels_whole_numbers_of_every_class(digits, split):
+def test_images_are_uint8_and_labels_int32_of_every_class(digits, split):
     images, labels = getattr(digits, split)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
     assert set(labels.tolist()) == set(range(DATASETS["digits"].classes))
     assert digits.class_names == tuple("0123456789")
 
 
-def test_digits_are_scikit_learns_in_their_order_from_0_to_255(digits):
+def test_digits_are_scikit_learns_in_order_scaled_to_255(digits):
     bunch = load_digits()
     images = np.concatenate([digits.train.images, digits.test.images])[..., 0]
     assert (images.min(), images.max()) == (0, 255)
@@ -39,18 +39,12 @@ def test_digits_are_scikit_learns_in_their_order_from_0_to_255(digits):
     assert (np.concatenate([digits.train.labels, digits.test.labels]) == bunch.target).all()
 
 
-def test_the_split_is_fixed(digits):
-    again = load("digits")
-    assert (again.test.images == digits.test.images).all()
-    assert (again.train.images == digits.train.images).all()
-
-
 def test_no_test_digit_is_a_training_digit(digits):
     train = {image.tobytes() for image in digits.train.images}
     assert not any(image.tobytes() in train for image in digits.test.images)
 
 
-def test_a_known_dataset_that_is_not_here_is_refused_in_one_line(data_folder):
+def test_a_dataset_that_is_not_prepared_is_an_error_that_says_how_to_prepare_it(data_folder):
     with pytest.raises(NotPreparedError, match=r"'cifar10' is not prepared .*; embedded: digits"):
         load("cifar10")
 
@@ -60,28 +54,28 @@ def test_a_known_dataset_that_is_not_here_is_refused_in_one_line(data_folder):
     [
         ("cifar01", "no dataset 'cifar01'; did you mean 'cifar10'?"),
         ("xyz", "no dataset 'xyz'; known: digits, cifar10, "),
-        ("folders:x", "(own data: tfds:NAME, folder:PATH, npz:PATH)"),
+        ("folders:x", "(your own data: tfds:NAME, folder:PATH, npz:PATH)"),
     ],
 )
-def test_a_misspelt_name_is_refused_with_what_was_meant(name, message):
+def test_a_misspelled_name_is_an_error_with_a_suggestion(name, message):
     with pytest.raises(DataError) as refused:
         load(name)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_parts_of_splits_can_be_loaded(digits):
+def test_split_expressions_select_parts(digits):
     data = load("digits", "train[:90%]", "train[90%:]+test[:10]")
     assert (data.train.images == digits.train.images[:1293]).all()
     assert (data.test.labels == [*digits.train.labels[1293:], *digits.test.labels[:10]]).all()
 
 
-def test_arrays_are_brought_to_another_size():
+def test_images_in_memory_can_be_resized():
     data = load("digits", image_size=12)
     assert data.train.images.shape == (1_437, 12, 12, 1)
 
 
-def test_kept_classes_are_numbered_in_the_order_asked_for(digits):
+def test_selected_classes_are_relabeled_in_their_given_order(digits):
     part = load("digits", classes=(7, 3))
     assert part.class_names == ("7", "3")
     for split, whole in ((part.train, digits.train), (part.test, digits.test)):
@@ -91,7 +85,7 @@ def test_kept_classes_are_numbered_in_the_order_asked_for(digits):
         assert split.labels.dtype == np.int32
 
 
-def test_a_few_examples_of_each_class_are_drawn_and_the_test_stays_whole(digits):
+def test_per_class_samples_training_examples_only(digits):
     part = load("digits", classes=(7, 3, 5), per_class=4)
     assert np.bincount(part.train.labels).tolist() == [4, 4, 4]
     assert (part.test.labels == load("digits", classes=(7, 3, 5)).test.labels).all()
@@ -105,8 +99,8 @@ def test_a_few_examples_of_each_class_are_drawn_and_the_test_stays_whole(digits)
     )
 
 
-def test_a_draw_is_repeated_by_its_number_and_another_differs():
-    first, again, other = (load("digits", per_class=3, subset=n).train for n in (1, 1, 2))
+def test_a_sample_depends_on_its_seed():
+    first, again, other = (load("digits", per_class=3, subset_seed=n).train for n in (1, 1, 2))
     assert (first.images == again.images).all()
     assert (first.images != other.images).any()
 
@@ -116,26 +110,28 @@ def test_a_draw_is_repeated_by_its_number_and_another_differs():
     st.tuples(st.integers(1, 4), st.integers(1, 4)).map(sorted),
     st.integers(0, 9),
 )
-def test_a_draw_of_more_examples_holds_those_of_fewer(labels, counts, draw):
-    rows = np.arange(len(labels)).reshape(-1, 1, 1, 1)  # images that tell their row
+def test_a_larger_sample_contains_the_smaller_one(labels, counts, seed):
+    rows = np.arange(len(labels)).reshape(-1, 1, 1, 1)  # each image is its row number
     split = Split(rows, np.array(labels))
-    smaller, larger = (few(split, count, draw, "abc").images.ravel() for count in counts)
+    smaller, larger = (
+        sample_per_class(split, count, seed, "abc").images.ravel() for count in counts
+    )
     assert set(smaller) <= set(larger)
     assert (np.diff(larger) > 0).all()
     assert np.bincount(split.labels[larger]).tolist() == 3 * [counts[1]]
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"classes": (0, 10)}, "data.classes: digits has no class 10, its classes are 0 to 9"),
         ({"per_class": 143}, "data.per_class=143: class '2' has 142 training examples"),
         ({"classes": (8, 9), "test_split": "test[:3]"}, "no example of the classes 8, 9"),
     ],
 )
-def test_a_part_that_is_not_there_is_refused_in_one_line(asked, message):
+def test_an_impossible_subset_is_an_error(options, message):
     with pytest.raises(DataError) as refused:
-        load("digits", **asked)
+        load("digits", **options)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -144,7 +140,7 @@ def gradient(height, width):
     return np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
 
 
-def test_images_of_different_sizes_need_a_size(write_folder):
+def test_images_of_different_sizes_need_image_size(write_folder):
     files = {"a/1.png": gradient(8, 8), "a/2.png": gradient(6, 9), "a/3.png": gradient(5, 4)}
     name = f"folder:{write_folder(files)}"
     with pytest.raises(DataError, match=r"a/2.png has 6x9 pixels, others 8x8: set data.image_size"):
@@ -152,13 +148,13 @@ def test_images_of_different_sizes_need_a_size(write_folder):
     assert load(name, image_size=4).train.images.shape == (2, 4, 4, 3)
 
 
-def test_a_test_split_of_another_size_needs_a_size(write_folder):
+def test_a_test_split_of_another_size_needs_image_size(write_folder):
     name = f"folder:{write_folder({'a/1.png': gradient(8, 8), 'a/2.png': gradient(6, 9)})}"
     with pytest.raises(DataError, match="test split has 6x9 pixels, others 8x8: set data"):
         load(name)
 
 
-def test_bad_images_are_an_error_or_left_out_and_counted(write_folder):
+def test_bad_images_are_an_error_or_skipped_and_counted(write_folder):
     files = {f"{name}/{number}.png": gradient(4, 4) for name in "ab" for number in range(5)}
     name = f"folder:{write_folder(files | {'a/1.png': b'no image', 'b/4.png': b''})}"
     with pytest.raises(DataError, match=r"a/1.png: cannot be decoded"):
@@ -171,7 +167,7 @@ def test_bad_images_are_an_error_or_left_out_and_counted(write_folder):
         load(name, "train[1:2]", on_bad_image="skip")
 
 
-def test_noise_has_its_datasets_shape_and_is_the_same_every_time(monkeypatch):
+def test_synthetic_datasets_have_their_shape_and_are_deterministic(monkeypatch):
     spec = DATASETS["synthetic_imagenet"]._replace(train_images=3, test_images=2)
     monkeypatch.setitem(DATASETS, "synthetic_imagenet", spec)
     first, second = load("synthetic_imagenet"), load("synthetic_imagenet")

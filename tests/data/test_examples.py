@@ -1,4 +1,4 @@
-"""Split expressions cut a set as TFDS cuts it."""
+"""Split expressions select what TFDS documents."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resjax.data.datasets import DataError, open_dataset
-from resjax.data.examples import ArrayExamples, Piece, Pieces, Split, pieces
+from resjax.data.examples import ArrayExamples, Slices, Split, select
 
 
 def row(count, name="train"):
@@ -17,11 +17,11 @@ def row(count, name="train"):
 
 @settings(deadline=None)  # the first imports TFDS
 @given(st.integers(1, 300), st.integers(0, 100))
-def test_two_complementary_slices_share_nothing_and_make_the_whole(count, percent):
+def test_complementary_slices_are_disjoint_and_complete(count, percent):
     cut = []
     for expression in (f"train[:{percent}%]", f"train[{percent}%:]"):
         with contextlib.suppress(DataError):  # one of them may be empty
-            cut += pieces(expression, {"train": row(count)})
+            cut += select(expression, {"train": row(count)}).parts
     indices = [index for _, start, stop in cut for index in range(start, stop)]
     assert indices == list(range(count))
 
@@ -29,21 +29,23 @@ def test_two_complementary_slices_share_nothing_and_make_the_whole(count, percen
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        ("train", [Piece("train", 0, 1437)]),
-        ("train[:90%]", [Piece("train", 0, 1293)]),
-        ("train[-100:]", [Piece("train", 1337, 1437)]),
-        ("train[10:20]+test", [Piece("train", 10, 20), Piece("test", 0, 360)]),
-        ("all", [Piece("train", 0, 1437), Piece("test", 0, 360)]),
+        ("train", [("train", 0, 1437)]),
+        ("train[:90%]", [("train", 0, 1293)]),
+        ("train[-100:]", [("train", 1337, 1437)]),
+        ("train[10:20]+test", [("train", 10, 20), ("test", 0, 360)]),
+        ("train[:0]+test", [("test", 0, 360)]),
+        ("all", [("train", 0, 1437), ("test", 0, 360)]),
     ],
 )
 def test_expressions_mean_what_tfds_documents(expression, expected):
-    assert pieces(expression, {"train": row(1437), "test": row(360)}) == expected
+    selected = select(expression, {"train": row(1437), "test": row(360, "test")})
+    assert [(examples.name, *bounds) for examples, *bounds in selected.parts] == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted), min_size=1))
-def test_pieces_come_one_after_the_other(bounds):
+def test_slices_are_concatenated(bounds):
     examples = row(9)
-    joined = Pieces(tuple((examples, start, stop) for start, stop in bounds))
+    joined = Slices(tuple((examples, start, stop) for start, stop in bounds))
     expected = [index for start, stop in bounds for index in range(start, stop)]
     assert len(joined) == len(expected)
     assert [joined[index].label for index in range(len(joined))] == expected
@@ -61,13 +63,13 @@ def test_pieces_come_one_after_the_other(bounds):
         ("train[:2000]", "split 'train[:2000]': "),
     ],
 )
-def test_an_impossible_expression_is_refused_in_one_line(expression, message):
+def test_an_impossible_expression_is_an_error(expression, message):
     with pytest.raises(DataError, match=message.replace("[", r"\[")) as refused:
         open_dataset("digits", expression)
     assert "\n" not in str(refused.value)
 
 
-def test_an_example_is_told_by_its_place_in_the_whole_split():
+def test_the_origin_of_an_example_is_its_index_in_the_whole_split():
     opened = open_dataset("digits", "train[:90%]", "train[90%:]")
     assert opened.test[0].origin == "digits train[1293]"
     whole = open_dataset("digits").train

@@ -1,4 +1,4 @@
-"""What is prepared without TensorFlow is the stock set: all of it, or nothing."""
+"""A dataset prepared without TensorFlow equals TFDS's own, and is complete or absent."""
 
 import importlib.util
 
@@ -48,13 +48,13 @@ CONTENTS = {
 
 @pytest.fixture
 def archives(monkeypatch):
-    """Has the contents above come out of every folder."""
+    """Replaces the archives of every folder by the contents above."""
     contents = CONTENTS | {"svhn_cropped": CONTENTS["svhn"]}
-    monkeypatch.setattr(preparation, "read", lambda name, folder: contents[name])
+    monkeypatch.setattr(preparation, "read_archives", lambda name, folder: contents[name])
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_the_stock_reader_finds_the_set_with_every_feature(name, archives, data_folder, tmp_path):
+def test_tfds_reads_the_prepared_dataset_with_all_features(name, archives, data_folder, tmp_path):
     import tensorflow_datasets as tfds
 
     said = []
@@ -83,18 +83,16 @@ def test_the_stock_reader_finds_the_set_with_every_feature(name, archives, data_
     )
 
 
-def test_a_prepared_set_stays_as_it_is(archives, data_folder, tmp_path):
+def test_a_prepared_dataset_is_left_unchanged(archives, data_folder, tmp_path):
     folder = prepare("mnist", tmp_path, lambda said: None)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     said = []
     assert prepare("mnist", tmp_path, said.append) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert "prepared already" in said[0]
+    assert "already prepared" in said[0]
 
 
-def test_a_preparation_that_is_cut_short_leaves_no_set(
-    archives, data_folder, tmp_path, monkeypatch
-):
+def test_an_interrupted_preparation_leaves_no_dataset(archives, data_folder, tmp_path, monkeypatch):
     def interrupt(array):
         raise KeyboardInterrupt
 
@@ -116,14 +114,14 @@ def test_a_preparation_that_is_cut_short_leaves_no_set(
         ("cifar10", "lacks cifar-10-binary.tar.gz"),
     ],
 )
-def test_what_cannot_be_prepared_is_told_in_one_line(name, message, data_folder, tmp_path):
+def test_a_dataset_that_cannot_be_prepared_is_an_error(name, message, data_folder, tmp_path):
     with pytest.raises(DataError) as refused:
         prepare(name, tmp_path, lambda said: None)
     assert message in str(refused.value)
     assert not data_folder.exists()
 
 
-def test_with_tensorflow_the_stock_builder_writes_array_record(monkeypatch, data_folder, tmp_path):
+def test_with_tensorflow_tfds_prepares_as_array_record(monkeypatch, data_folder, tmp_path):
     import tensorflow_datasets as tfds
 
     asked = {}
@@ -150,7 +148,7 @@ def test_with_tensorflow_the_stock_builder_writes_array_record(monkeypatch, data
     }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorflow"), reason="TensorFlow is here")
-def test_other_sets_ask_for_tensorflow(data_folder):
-    with pytest.raises(DataError, match=r"takes TensorFlow .*: pip install 'resjax\[tensorflow\]'"):
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow"), reason="TensorFlow is installed")
+def test_without_tensorflow_other_datasets_are_an_error(data_folder):
+    with pytest.raises(DataError, match=r"needs TensorFlow: pip install 'resjax\[tensorflow\]'"):
         prepare("tfds:caltech101", None, lambda said: None)

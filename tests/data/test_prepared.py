@@ -1,4 +1,4 @@
-"""Sets that TFDS wrote are read as TFDS reads them, and nothing else is taken for one."""
+"""Datasets that TFDS prepared are read as TFDS reads them; others are errors."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from resjax.data.datasets import DataError, NotPreparedError, open_dataset
 from resjax.data.decoding import decode
-from resjax.data.prepared import prepared_sets
+from resjax.data.prepared import list_prepared
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def shapes(write_images, noise):
 
 
 @pytest.mark.parametrize("split", ["train", "test", "train[:50%]", "train[70%:]+test[-3:]"])
-def test_every_split_is_what_the_stock_reader_gives(shapes, split):
+def test_every_split_equals_that_of_tfds(shapes, split):
     import tensorflow_datasets as tfds
 
     ours = open_dataset("tfds:shapes", split).train
@@ -42,13 +42,13 @@ def test_every_split_is_what_the_stock_reader_gives(shapes, split):
         assert label == expected["label"]
 
 
-def test_a_split_in_several_files_is_one_row(write_images, noise):
+def test_a_split_in_several_files_is_one_sequence(write_images, noise):
     folder = write_images(train=noise(30), test=noise(12), shards=4)
     assert len(list(folder.glob("*train*of-00004"))) == 4
-    test_every_split_is_what_the_stock_reader_gives(folder, "train[20%:]+test")
+    test_every_split_equals_that_of_tfds(folder, "train[20%:]+test")
 
 
-def test_a_split_may_have_more_files_than_may_be_open_at_first(write_images, noise):
+def test_a_split_may_have_more_files_than_the_soft_limit_of_open_files(write_images, noise):
     write_images(train=noise(40), test=noise(40), shards=40)
     train = open_dataset("tfds:shapes").train
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -60,7 +60,7 @@ def test_a_split_may_have_more_files_than_may_be_open_at_first(write_images, noi
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_images_come_encoded_and_told_by_split_and_place(shapes):
+def test_examples_are_encoded_images_with_split_and_index_as_origin(shapes):
     opened = open_dataset("tfds:shapes")
     example = opened.test[7]
     assert example.image.startswith(b"\x89PNG")
@@ -81,14 +81,14 @@ def test_images_of_many_sizes_have_no_shape(write_images, noise):
     assert open_dataset("tfds:shapes").image_shape is None
 
 
-def test_an_unprepared_set_is_found_out_without_network(data_folder, no_network):
+def test_an_unprepared_dataset_is_an_error_without_network_access(data_folder, no_network):
     message = "is not prepared in .*/tfds: run `resjax data prepare .*; embedded: digits"
     for name in ("cifar10", "tfds:caltech101", "tfds:nothing/such:1.0.0"):
         with pytest.raises(NotPreparedError, match=message):
             open_dataset(name)
 
 
-def test_the_newest_version_is_read_unless_another_is_asked_for(write_images, noise, write_set):
+def test_the_newest_version_is_read_unless_the_name_selects_another(write_images, noise, write_set):
     import tensorflow_datasets as tfds
 
     features = {
@@ -113,25 +113,25 @@ def test_a_configuration_is_named_or_the_only_one(shapes):
         open_dataset("tfds:shapes")
     (root / ".config").mkdir()
     (root / ".config" / "metadata.json").write_text('{"default_config_name": "rotated"}')
-    assert "rotated" in str(open_dataset("tfds:shapes").train.folder)
+    assert "rotated" in str(open_dataset("tfds:shapes").train.parts[0][0].folder)
 
 
-def test_a_set_in_tfrecord_format_is_told_to_be_prepared_as_array_record(shapes):
+def test_a_dataset_in_tfrecord_format_is_an_error(shapes):
     info = shapes / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(DataError, match="tfrecord files, which only TensorFlow reads; prepare it"):
+    with pytest.raises(DataError, match="tfrecord files, which need TensorFlow; prepare it"):
         open_dataset("tfds:shapes")
 
 
-def test_a_set_without_image_and_label_is_refused_by_its_features(write_set):
+def test_a_dataset_without_image_and_label_is_an_error_that_lists_its_features(write_set):
     import tensorflow_datasets as tfds
 
     write_set("words", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
-    with pytest.raises(DataError, match=r"words is no image classification; .* text \(Text\)"):
+    with pytest.raises(DataError, match=r"words is not an image classification; .* text \(Text\)"):
         open_dataset("tfds:words")
 
 
-def test_a_set_without_a_test_split_asks_for_one(write_images, noise):
+def test_a_dataset_without_a_test_split_needs_split_expressions(write_images, noise):
     write_images(train=noise(10))
     with pytest.raises(DataError, match="has no test split, only train; set data"):
         open_dataset("tfds:shapes")
@@ -139,7 +139,7 @@ def test_a_set_without_a_test_split_asks_for_one(write_images, noise):
     assert (len(opened.train), len(opened.test)) == (8, 2)
 
 
-def test_a_label_out_of_range_is_told_by_its_origin(shapes):
+def test_a_label_out_of_range_is_an_error_with_its_origin(shapes):
     features = shapes / "features.json"
     features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
     train = open_dataset("tfds:shapes").train
@@ -170,14 +170,14 @@ def test_a_damaged_description_is_named(shapes, name):
     assert "\n" not in str(refused.value)
 
 
-def test_the_listing_tells_every_set_its_splits_and_size(shapes):
-    (listed,) = prepared_sets()
+def test_the_listing_has_the_splits_and_size_of_each_dataset(shapes):
+    (listed,) = list_prepared()
     assert (listed.name, listed.folder, listed.format) == ("shapes", shapes, "array_record")
     assert listed.images == {"train": 30, "test": 12}
     assert listed.bytes == sum(file.stat().st_size for file in shapes.iterdir())
 
 
-def test_the_listing_names_a_set_whose_description_is_damaged(shapes):
+def test_the_listing_names_a_dataset_whose_description_is_damaged(shapes):
     (shapes / "dataset_info.json").write_text(json.dumps({"name": "shapes"}))
     with pytest.raises(DataError, match=f"^{shapes}: damaged"):
-        list(prepared_sets())
+        list(list_prepared())

@@ -1,4 +1,4 @@
-"""Folders and .npz files of one's own: what is taken, how it is split, and every refusal."""
+"""User data in folders and .npz files: layouts, default splits and errors."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resjax.data.datasets import DataError, load, open_dataset
-from resjax.data.user_data import last_fifth
+from resjax.data.user_data import hold_out_fifth
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -16,9 +16,9 @@ def files(*names):
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
-def test_the_last_fifth_of_every_class_is_the_test(labels):
+def test_the_last_fifth_of_each_class_is_held_out(labels):
     labels = np.array(labels)
-    train, test = last_fifth(labels)
+    train, test = hold_out_fifth(labels)
     assert sorted([*train, *test]) == list(range(len(labels)))
     for label in np.unique(labels):
         first, last = (part[labels[part] == label] for part in (train, test))
@@ -27,7 +27,7 @@ def test_the_last_fifth_of_every_class_is_the_test(labels):
         assert [*first, *last] == list(np.flatnonzero(labels == label))
 
 
-def test_the_folders_of_classes_are_the_labels_in_the_order_of_their_names(write_folder):
+def test_sorted_class_folders_are_the_labels(write_folder):
     root = write_folder(
         files("dog/1.png", "cat/a/1.PNG", "cat/2.png", "dog/2.png", "cat/.hidden.png", "cat/x.txt")
     )
@@ -39,7 +39,7 @@ def test_the_folders_of_classes_are_the_labels_in_the_order_of_their_names(write
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
-def test_a_folder_may_bring_its_test_part(write_folder, name):
+def test_a_folder_may_contain_a_test_part(write_folder, name):
     root = write_folder(files("train/a/1.png", "train/b/1.png", f"{name}/b/1.png"))
     data = load(f"folder:{root}")
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1], [1])
@@ -53,20 +53,20 @@ def test_a_folder_may_bring_its_test_part(write_folder, name):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        (["a/1.png", "b/1.txt"], "images/b: holds no image"),
+        (["a/1.png", "b/1.txt"], "images/b: contains no image"),
         (["train/a/1.png", "test/b/1.png"], "images/test/b: the training part has no such class"),
         (["train/a/1.png"], "has no test split, only train; set data.train_split and"),
-        (["1.png"], "images: holds no folder"),
+        (["1.png"], "images: contains no folder"),
     ],
 )
-def test_a_folder_of_another_layout_is_refused_in_one_line(write_folder, tree, message):
+def test_another_layout_is_an_error(write_folder, tree, message):
     root = write_folder(files(*tree))
     with pytest.raises(DataError, match=message) as refused:
         open_dataset(f"folder:{root}")
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_gone_is_named(write_folder):
+def test_a_missing_file_is_named(write_folder):
     root = write_folder(files("a/1.png", "a/2.png"))
     train = open_dataset(f"folder:{root}").train
     (root / "a" / "1.png").unlink()
@@ -75,7 +75,7 @@ def test_a_file_that_is_gone_is_named(write_folder):
 
 
 @pytest.mark.parametrize("name", ["folder:nowhere", "npz:nowhere.npz"])
-def test_a_misspelt_path_is_named(name):
+def test_a_misspelled_path_is_named(name):
     with pytest.raises(DataError, match=r"^nowhere(\.npz)?: no such"):
         open_dataset(name)
 
@@ -100,7 +100,7 @@ def npz(tmp_path):
     return write
 
 
-def test_an_npz_file_with_two_parts_is_taken_as_it_is(npz):
+def test_an_npz_file_may_contain_train_and_test_parts(npz):
     data = load(npz(PARTS))
     np.testing.assert_array_equal(data.train.images, IMAGES[:12])
     np.testing.assert_array_equal(data.test.labels, LABELS[12:])
@@ -108,13 +108,13 @@ def test_an_npz_file_with_two_parts_is_taken_as_it_is(npz):
     assert data.class_names == ("0", "1", "2", "3")
 
 
-def test_an_npz_file_without_parts_gives_its_last_fifth_of_every_class(npz):
+def test_an_npz_file_without_parts_holds_out_a_fifth(npz):
     data = load(npz(WHOLE | {"class_names": np.array(["a", "b", "c", "d"])}))
     np.testing.assert_array_equal(data.test.images, IMAGES[16:])
     assert data.class_names == ("a", "b", "c", "d")
 
 
-def test_grey_images_may_lack_the_channel(npz):
+def test_grayscale_images_may_lack_the_channel_axis(npz):
     opened = open_dataset(npz(WHOLE | {"images": IMAGES[..., 0]}))
     assert opened.image_shape == (5, 6, 1)
 
@@ -122,12 +122,12 @@ def test_grey_images_may_lack_the_channel(npz):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": IMAGES}, "holds a; it takes x_train, "),
+        ({"a": IMAGES}, "contains a; it needs x_train, "),
         (WHOLE | {"images": IMAGES / 255}, r"images is float64 of shape \(20, 5, 6, 3\)"),
         (WHOLE | {"images": IMAGES[..., :2]}, r"of shape \(20, 5, 6, 2\)"),
         (WHOLE | {"labels": LABELS / 1}, "labels is float64"),
         (WHOLE | {"labels": LABELS[:, None]}, r"labels is int64 of shape \(20, 1\)"),
-        (WHOLE | {"labels": LABELS[:-1]}, r"takes whole numbers as \(20,\)"),
+        (WHOLE | {"labels": LABELS[:-1]}, r"must be integers of shape \(20,\)"),
         (WHOLE | {"labels": LABELS - 1}, "a label is -1; classes are numbered from 0"),
         (WHOLE | {"labels": LABELS * 2}, "no label is 1, but one is 6"),
         (WHOLE | {"class_names": np.array(["a"])}, "a label is 3, but class_names has 1"),
@@ -136,7 +136,7 @@ def test_grey_images_may_lack_the_channel(npz):
         ({"images": IMAGES, "labels": np.array([{}] * 20)}, "cannot be read as an .npz file"),
     ],
 )
-def test_other_arrays_are_refused_in_one_line(npz, arrays, message):
+def test_unsuitable_arrays_are_an_error(npz, arrays, message):
     name = npz(arrays)
     with pytest.raises(DataError, match=message) as refused:
         open_dataset(name)
@@ -145,7 +145,7 @@ def test_other_arrays_are_refused_in_one_line(npz, arrays, message):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "npy"])
-def test_a_damaged_npz_file_is_refused_in_one_line(npz, damage, tmp_path):
+def test_a_damaged_npz_file_is_an_error(npz, damage, tmp_path):
     name = npz(WHOLE)
     path = tmp_path / "mine.npz"
     content = bytearray(path.read_bytes())
