@@ -47,7 +47,7 @@ from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.run_files import Metric
 from resjax.train import checkpoints, loop
-from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_record
+from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_checkpoint
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.step import Program
 
@@ -105,7 +105,7 @@ def start(folder: Path, *options: str, **fields: Any) -> subprocess.Popen[str]:
 def ends(folder: Path) -> tuple[dict[str, Any], bytes]:
     """What a finished run found: digests of all its arrays, and its metrics."""
     newest = CheckpointReader(folder / "checkpoints").steps()[-1]
-    return read_record(folder / "checkpoints" / str(newest))["arrays"], (
+    return read_checkpoint(folder / "checkpoints" / str(newest))[1]["arrays"], (
         folder / "metrics.jsonl"
     ).read_bytes()
 

@@ -7,7 +7,7 @@ of each array) and a list of its files with their digests, which is compared bef
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from resjax.train.distributed import all_processes
 from resjax.train.progress import Warn
 
 WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the files are listed
-LISTED_DIFFERENCES = 5
+LISTED = 5  # differences in a message
 
 StateTemplate = Callable[[int], Any]
 """Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with
@@ -58,37 +58,26 @@ class CheckpointReader:
         Raises:
           UserError: an intact checkpoint belongs to another network.
         """
-        restored = (self.restore_step(step, template) for step in reversed(self.steps()))
-        return next(filter(None, restored), None)
+        return self._first_intact(reversed(self.steps()), template)
 
     def restore_selected(self, which: str, template: StateTemplate, primary: Metric) -> Restored:
-        """Restores one checkpoint.
-
-        Args:
-          which: `last`, `best` (by the primary metric on the test set), or the number of a step.
-          template: of the state.
-          primary: metric that ranks checkpoints.
+        """Restores the `last` checkpoint, the `best` by the primary metric, or that of a step.
 
         Raises:
-          UserError: there is no such checkpoint, or it is damaged.
+          UserError: there is no such checkpoint, or it is damaged or belongs to another network.
         """
-        steps, found = self.steps(), None
-        if which in ("last", "best"):
-            found = self.restore_latest(template)
-        elif int(which) in steps:
-            found = self.restore_step(int(which), template)
-        else:
+        steps = self.steps()
+        if which not in ("last", "best", *map(str, steps)):
             known = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self.folder} has no checkpoint of step {which}; it has: {known}")
+        candidates = [int(which)] if which.isdecimal() else steps[::-1]
+        found = self._first_intact(candidates, template)
         if found and which == "best":
             costs = evaluation_costs(found.record["metrics"], primary)
             ranked = sorted(costs.keys() & set(self.steps()), key=lambda step: (costs[step], step))
-            restored = (self.restore_step(step, template) for step in ranked)
-            found = next(filter(None, restored), found)
+            found = self._first_intact(ranked, template) or found
         if found is None:
-            raise UserError(
-                f"{self.folder} has no intact checkpoint; train again with `resjax train`"
-            )
+            raise UserError(f"{self.folder} has no intact checkpoint; train with `resjax train`")
         return found
 
     def restore_step(self, step: int, template: StateTemplate) -> Restored | None:
@@ -97,89 +86,65 @@ class CheckpointReader:
         Raises:
           UserError: it is intact, but belongs to another network.
         """
-        state = template(step)
+        state, damage = template(step), ""
         targets = named_arrays(state)
-        damage = ""
         try:
-            restored = self._read(step, targets)
+            arrays, record = read_checkpoint(self.folder / str(step), targets)
         except DamagedError as error:
             damage = str(error)
         if all_processes(not damage):
-            arrays = (restored.state[name] for name in targets)
-            state = jax.tree.map(lambda leaf: _restored_leaf(leaf, next(arrays)), state)
-            return restored._replace(state=state)
+            leaves = (arrays[name] for name in targets)
+            state = jax.tree.map(lambda leaf: _restored_leaf(leaf, next(leaves)), state)
+            return Restored(step, state, record)
         self._skip_damaged(step, damage or "another process could not read it")
         return None
 
-    def _read(self, step: int, targets: Mapping[str, Any]) -> Restored:
-        folder = self.folder / str(step)
-        record = read_record(folder)
-        if differences := list(_differences(record["arrays"], targets)):
-            omitted = len(differences) - LISTED_DIFFERENCES
-            more = f"; and {omitted} more" if omitted > 0 else ""
-            listed = "; ".join(differences[:LISTED_DIFFERENCES])
-            raise UserError(f"{folder} holds another network: {listed}{more}")
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
-        return Restored(step, read_arrays(folder, shapes, record), record)
+    def _first_intact(self, steps: Iterable[int], template: StateTemplate) -> Restored | None:
+        return next(filter(None, (self.restore_step(step, template) for step in steps)), None)
 
     def _skip_damaged(self, step: int, damage: str) -> None:
         self._warn(f"{self.folder / str(step)} is damaged: {damage}; it is skipped")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the record of a checkpoint after comparing its files with their digests.
+def read_checkpoint(
+    folder: Path, targets: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arrays of a checkpoint by name, and its record.
+
+    Args:
+      folder: of one checkpoint.
+      targets: shape, dtype and sharding of each array; None for whatever is there, on the CPU.
 
     Raises:
-      DamagedError: the files are not those that were saved.
+      DamagedError: the checkpoint is not what was saved.
+      UserError: it is, but its arrays are not those of `targets`.
     """
     verify_checksums(folder, WRITTEN_AT_COMMIT)
     try:
         record = _restore_item(folder, "record", ocp.args.JsonRestore())
+        saved = record["arrays"]
     except Exception as error:  # damaged files raise all kinds of errors
         raise DamagedError(f"its record cannot be read ({summarize(error)})") from error
-    if not isinstance(record, dict) or "arrays" not in record:
-        raise DamagedError("its record is not what was saved")
-    return record
-
-
-def read_arrays(
-    folder: Path, targets: Mapping[str, Any], record: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the arrays of a checkpoint by name.
-
-    Args:
-      folder: of the checkpoint.
-      targets: shape, dtype and sharding of each array by name.
-      record: of the checkpoint.
-
-    Raises:
-      DamagedError: an array cannot be read, or its digest is not the record's.
-    """
+    if targets is None:
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        targets = {
+            name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
+            for name, array in saved.items()
+        }
+    elif differences := list(_differences(saved, targets)):
+        more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
+        listed = "; ".join(differences[:LISTED])
+        raise UserError(f"{folder} holds another network: {listed}{more}")
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
     try:
-        arrays = _restore_item(folder, "state", ocp.args.StandardRestore(dict(targets)))
-        saved = record["arrays"]
+        arrays = _restore_item(folder, "state", ocp.args.StandardRestore(shapes))
         changed = [name for name in targets if describe_array(arrays[name]) != saved[name]]
     except Exception as error:
         raise DamagedError(f"its arrays cannot be read ({summarize(error)})") from error
     if changed:
         more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
         raise DamagedError(f"{changed[0]}{more} changed since it was saved")
-    return arrays
-
-
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns all arrays of a checkpoint by name, on the CPU, and its record; needs no template.
-
-    Raises:
-      DamagedError: the checkpoint is not what was saved.
-    """
-    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    record = read_record(folder)
-    targets = {
-        name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
-        for name, array in record["arrays"].items()
-    }
-    return read_arrays(folder, targets, record), record
+    return arrays, record
 
 
 def _restore_item(folder: Path, name: str, arguments: Any) -> Any:

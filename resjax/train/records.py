@@ -5,7 +5,6 @@ summary.json is written last: it exists if and only if the run has finished.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -103,15 +102,15 @@ def _git(*arguments: str) -> str | None:
 class JsonLinesFile:
     """A file of one JSON object per line that grows with the run.
 
-    All lines stay in memory, so a disk that is full or unreachable does not end the run: what it
-    lacks is written as soon as it accepts it.
+    All lines stay in memory, so a disk that is full or unreachable does not end the run: lines that
+    it refuses are written when it accepts them again.
     """
 
     def __init__(self, path: Path | None, text: str, warn: Warn = lambda _: None):
-        """Replaces the file's content by `text` and opens it for more lines.
+        """Replaces the content of the file by `text`, to which further lines are appended.
 
         Args:
-          path: None if another process writes the file.
+          path: None in a process that does not write the file.
           text: lines up to the step from which the run continues.
           warn: receives a line when the file cannot be written.
         """
@@ -134,22 +133,18 @@ class JsonLinesFile:
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line; numbers that are not finite become null."""
         self._lines.append(json.dumps(_finite(line)) + "\n")
-        if self._path is None:
-            return
+        content = self._lines[-1].encode()
         with self._warning():
-            if self._behind:
+            if self._behind or (self._file and self._file.write(content) < len(content)):
                 self._rewrite()
-            elif self._file.write(content := self._lines[-1].encode()) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Flushes all lines to the disk, because a checkpoint must not be ahead of them."""
-        if self._path is None:
-            return
         with self._warning():
-            if self._behind or not self._path.exists():
+            if self._behind or not (self._path and self._path.exists()):
                 self._rewrite()
-            os.fsync(self._file.fileno())
+            if self._file:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file; raises OSError if the disk does not accept the last lines."""
@@ -175,10 +170,8 @@ class JsonLinesFile:
             yield
         except OSError as error:
             if not self._behind:
-                self._warn(
-                    f"{self._path}: {describe_disk_error(error)}; its lines stay in memory until "
-                    "it can be written"
-                )
+                why = describe_disk_error(error)
+                self._warn(f"{self._path}: {why}; lines stay in memory until it can be written")
             self._behind = True
 
 
@@ -195,13 +188,7 @@ def read_marked(path: Path, mark: Mapping[str, Any]) -> str | None:
 
 
 def recover_metrics(path: Path, text: str, warn: Warn) -> None:
-    """Moves a metrics.jsonl to `damaged/` unless it begins with the text that a checkpoint holds.
-
-    Args:
-      path: of the file.
-      text: lines up to the checkpoint's step.
-      warn: receives what happened to the file.
-    """
+    """Moves a metrics.jsonl to `damaged/` unless it begins with a checkpoint's text."""
     if read_marked(path, text_mark(text)) is None:
         warn(f"{path} {_set_aside(path)}; its lines are restored from the checkpoint")
 
@@ -209,26 +196,25 @@ def recover_metrics(path: Path, text: str, warn: Warn) -> None:
 def recover_layers(path: Path, mark: Mapping[str, Any] | None, step: int, warn: Warn) -> str:
     """Returns the lines of a layers.jsonl up to a checkpoint, which holds only their mark.
 
-    If the file does not begin with them, it is moved to `damaged/`, and the result is its intact
-    lines.
+    If the file has another beginning, it is moved to `damaged/` and its intact lines are returned.
 
     Args:
       path: of the file.
-      mark: `JsonLinesFile.mark` at the checkpoint; None if the run did not write the file.
+      mark: `JsonLinesFile.mark` at the checkpoint; None if there was no such file.
       step: of the checkpoint.
       warn: receives what happened to the file.
     """
     text = read_marked(path, mark or text_mark(""))
     if text is not None:
         return text
-    content = path.read_bytes() if path.exists() else b""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     intact = [
-        line + b"\n"
-        for line in content.split(b"\n")
-        if (values := run_files.parse_layer(line)) and values["step"] <= step
+        line.decode() + "\n"
+        for line in lines
+        if (parsed := run_files.parse_layer(line)) and parsed["step"] <= step
     ]
     warn(f"{path} {_set_aside(path)}; its {len(intact)} intact lines are used")
-    return b"".join(intact).decode()
+    return "".join(intact)
 
 
 def _set_aside(path: Path) -> str:
