@@ -26,6 +26,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from resjax.analysis.runs import primary_metrics
 from resjax.disk import write_atomically
@@ -39,8 +40,6 @@ TEXT_WIDTH = 6.9
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Colors without an order, the most distinct first; yellow is too light for lines."""
-
-FORMATS = ("png", "pdf", "svg")
 
 _DASHES = (0, (3, 2))
 
@@ -189,12 +188,10 @@ def draw_error_bars(
     bold: bool = True,
 ) -> None:
     """Draws means joined by a line, with error bars of one sample standard deviation."""
-    dot: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 4 if bold else 2.5,
-        "elinewidth": 1 if bold else 0.7,
-    }
-    axes.errorbar(x, mean, deviation.fillna(0), color=color, **_line(bold), **dot)
+    look: dict[str, Any] = (
+        {"markersize": 4, "elinewidth": 1} if bold else {"markersize": 2.5, "elinewidth": 0.7}
+    )
+    axes.errorbar(x, mean, deviation.fillna(0), color=color, marker="o", **look, **_line(bold))
 
 
 def _line(bold: bool) -> dict[str, Any]:
@@ -252,13 +249,10 @@ def metric_curves(
     finals = [m.mean[-1] + worse * np.nan_to_num(m.deviation[-1]) for m in means if len(m.step)]
     if limits := metric_limits(finals, shown):
         grid[0].set_ylim(*limits)
-    handles = legend_handles(
-        unfinished=any(mean.stopped for mean in means),
-        diverged=any(mean.diverged for mean in means),
-    )
-    figure.legend(
-        handles=handles, loc="outside upper right", ncols=4 if width > COLUMN_WIDTH else 2
-    )
+    unfinished, diverged = any(mean.stopped for mean in means), any(mean.diverged for mean in means)
+    handles = legend_handles(unfinished=unfinished, diverged=diverged)
+    columns = 4 if width > COLUMN_WIDTH else 2
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns)
     for axes, labels in zip(grid, ends, strict=True):
         label_ends(axes, labels)
     return figure
@@ -363,11 +357,9 @@ def set_step_axis(axes: Axes, last: int) -> None:
     """Formats the horizontal axis for training steps from 0 to `last`."""
     axes.set_xlim(0, 1.01 * last)  # room for half a marker
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(
-            lambda step, _: f"{step / 1000:g}k" if last >= 10_000 and step else f"{step:g}"
-        )
-    )
+    if last >= 10_000:
+        thousands = FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
+        axes.xaxis.set_major_formatter(thousands)
     axes.set_xlabel("training steps")
 
 
@@ -389,12 +381,13 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
     positions = spread_apart(heights, 1.25 * size * points / box.height, 0.0, 1.0)
     for end, position in zip(ends, positions, strict=True):
+        red, green, blue = to_rgb(end.color)
         axes.annotate(
             end.label,
             xy=(end.x, float(np.clip(end.y, low, high))),
             xytext=(1 + 9 * points / box.width, float(position)),
             textcoords="axes fraction",
-            color=_darken(end.color),
+            color=(0.8 * red, 0.8 * green, 0.8 * blue),  # text is thinner than lines
             fontsize=size,
             va="center",
             annotation_clip=False,
@@ -415,23 +408,15 @@ def spread_apart(
     """Moves positions at least `gap` apart, with the smallest sum of squared displacements.
 
     Their order is preserved, and they stay between `low` and `high`; if they do not fit, the gap
-    shrinks until they do. After subtraction of the gaps the problem is isotonic regression, solved
-    by pooling adjacent violators.
+    shrinks until they do. After subtraction of the gaps the problem is isotonic regression.
     """
-    count = len(positions)
-    if count > 1:
-        gap = min(gap, (high - low) / (count - 1))
+    if not len(positions):
+        return np.empty(0)
     order = np.argsort(positions, kind="stable")
-    blocks: list[tuple[float, int]] = []
-    for rank, index in enumerate(order):
-        mean, size = float(positions[index]) - rank * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            below, number = blocks.pop()
-            mean, size = (mean * size + below * number) / (size + number), size + number
-        blocks.append((mean, size))
-    pooled = np.concatenate([np.full(size, mean) for mean, size in blocks] or [np.empty(0)])
-    moved = np.empty(count)
-    moved[order] = np.clip(pooled, low, high - gap * max(count - 1, 0)) + gap * np.arange(count)
+    gaps = min(gap, (high - low) / max(len(positions) - 1, 1)) * np.arange(len(positions))
+    pooled = isotonic_regression(np.asarray(positions)[order] - gaps).x
+    moved = np.empty(len(positions))
+    moved[order] = np.clip(pooled, low, high - gaps[-1]) + gaps
     return moved
 
 
@@ -439,15 +424,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes `figure` atomically as `stem`.png, .pdf and .svg, and returns the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    for suffix in FORMATS:
+    for suffix, metadata in _METADATA.items():
         content = io.BytesIO()
         with style():
-            figure.savefig(content, format=suffix, metadata=_METADATA[suffix])
+            figure.savefig(content, format=suffix, metadata=metadata)
         paths.append(write_atomically(stem.with_name(f"{stem.name}.{suffix}"), content.getvalue()))
     return paths
-
-
-def _darken(color: str) -> tuple[float, float, float]:
-    """Returns a darker color for text, whose strokes are thinner than lines."""
-    red, green, blue = to_rgb(color)
-    return 0.8 * red, 0.8 * green, 0.8 * blue

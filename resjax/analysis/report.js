@@ -37,7 +37,7 @@ const lines = runs.flatMap((run) =>
       .filter(([, value]) => value !== null),
   })),
 );
-let metric = 0;
+let [metric] = Object.keys(metrics);
 let view = full();
 
 // Returns the limits that show all lines of the metric; the axes include zero.
@@ -98,7 +98,7 @@ function draw() {
     element(
       "text",
       { transform: `translate(12 ${centre}) rotate(-90)`, "text-anchor": "middle" },
-      metrics[metric].label,
+      metrics[metric],
     ),
   );
   const plot = element("g", { "clip-path": "url(#plot)" });
@@ -157,7 +157,7 @@ function listen(svg, plot, drawn, box) {
     const tip = document.createElement("div");
     tip.id = "tip";
     const split = line.split === "train" ? "training" : "test";
-    tip.innerText = `${line.name}\n${split} ${metrics[metric].label}: ${label(value)} at step ${step}`;
+    tip.innerText = `${line.name}\n${split} ${metrics[metric]}: ${label(value)} at step ${step}`;
     chart.append(tip);
     const left = px + 12 + tip.offsetWidth > chart.clientWidth ? px - 12 - tip.offsetWidth : px + 12;
     tip.style.left = `${Math.max(left, 0)}px`;
@@ -252,11 +252,11 @@ const zoom = document.createElement("button");
 zoom.type = "button";
 zoom.append("Reset zoom");
 zoom.addEventListener("click", reset);
-if (metrics.length > 1) {
+if (Object.keys(metrics).length > 1) {
   const select = document.createElement("select");
-  select.append(...metrics.map((each, index) => new Option(each.label, index)));
+  select.append(...Object.entries(metrics).map(([name, text]) => new Option(text, name)));
   select.addEventListener("change", () => {
-    metric = Number(select.value);
+    metric = select.value;
     reset();
   });
   controls.append(choices("Metric", select));

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import runpy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,20 +61,16 @@ def write_report(
     root = Path(path)
     runs = load_runs(root)
     curves = load_curves(runs)
-    source = Path(experiment) if experiment is not None else root / "experiment.py"
-    if experiment is None and not source.exists():
-        described = Experiment(root.resolve().name, "", overview)
-    else:
-        described = _load(source)
+    title, claim, draw_figures = _load(root, experiment)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     write_atomically(root / "runs.csv", table.to_csv(index=False))
     page = Template(_asset("report.html")).substitute(
-        title=html.escape(described.title),
-        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
+        title=html.escape(title),
+        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(claim)),
         status=html.escape(_status(root, runs)),
         style=_asset("report.css"),
         script=_asset("report.js"),
-        figures=_figures(described.figures(runs, curves), root),
+        figures=_figures(draw_figures(runs, curves), root),
         directions=html.escape(_directions(runs)),
         summary=_summary(runs),
         runs=_runs(table),
@@ -84,14 +80,6 @@ def write_report(
         data=_data(runs, curves),
     )
     return write_atomically(root / "report.html", page)
-
-
-class Experiment(NamedTuple):
-    """The first line of an experiment's docstring, the rest of it, and the function that draws."""
-
-    title: str
-    claim: str
-    figures: Drawing
 
 
 @draw.style()
@@ -110,13 +98,17 @@ def overview(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     }
 
 
-def _load(source: Path) -> Experiment:
+def _load(root: Path, experiment: str | os.PathLike[str] | None) -> tuple[str, str, Drawing]:
+    """Returns an experiment's title and claim, from its docstring, and the function that draws."""
+    source = Path(experiment) if experiment is not None else root / "experiment.py"
+    if experiment is None and not source.exists():
+        return root.resolve().name, "", overview
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such experiment file")
     # Run as a script, the file leaves no module and no bytecode behind.
     names = runpy.run_path(str(source), run_name="experiment")
     title, _, claim = (names.get("__doc__") or source.stem).strip().partition("\n")
-    return Experiment(title.rstrip("."), claim, names.get("figures", overview))
+    return title.rstrip("."), claim, names.get("figures", overview)
 
 
 def _asset(name: str) -> str:
@@ -148,26 +140,20 @@ def _directions(runs: pd.DataFrame) -> str:
 
 def _figures(figures: Mapping[str, Figure], root: Path) -> str:
     """Saves figures and returns them as HTML."""
-    return "\n".join(
-        _figure(name, draw.save(figure, root / "figures" / name), root)
-        for name, figure in figures.items()
-    )
-
-
-def _figure(name: str, files: Sequence[Path], root: Path) -> str:
-    svg = next(file for file in files if file.suffix == ".svg").read_text("utf-8")
-    svg = svg[svg.index("<svg") :]
-    # All drawings of a page share one namespace of ids.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    # Hundredths of a point are finer than any screen and halve the size.
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
-    links = ", ".join(
-        f'<a href="{html.escape(file.relative_to(root).as_posix())}">{file.suffix[1:].upper()}</a>'
-        for file in files
-    )
-    caption = f"{html.escape(name.replace('_', ' '))} ({links})"
-    return f'<figure><div class="print">{svg}</div><figcaption>{caption}</figcaption></figure>'
+    parts = []
+    for name, figure in figures.items():
+        files = {path.suffix[1:]: path for path in draw.save(figure, root / "figures" / name)}
+        svg = files["svg"].read_text("utf-8")
+        # All drawings of a page share one namespace of ids.
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
+        # Hundredths of a point are finer than any screen and halve the size.
+        svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
+        hrefs = {kind: html.escape(f"figures/{name}.{kind}") for kind in files}
+        links = ", ".join(f'<a href="{href}">{kind.upper()}</a>' for kind, href in hrefs.items())
+        caption = f"<figcaption>{html.escape(name.replace('_', ' '))} ({links})</figcaption>"
+        parts.append(f'<figure><div class="print">{svg}</div>{caption}</figure>')
+    return "\n".join(parts)
 
 
 def _text(value: Any) -> str:
@@ -186,13 +172,8 @@ def _table(columns: Mapping[str, Iterable[str]], *, sortable: bool = False) -> s
         kind = "number" if all(map(NUMBER.fullmatch, texts)) else ""
         button = f'<button type="button">{title}</button>' if sortable else title
         heads.append(f'<th scope="col" class="{kind}">{button}</th>')
-        kinds = texts if name == "status" else [kind] * len(texts)
-        cells.append(
-            [
-                f'<td class="{kind}">{html.escape(text)}</td>'
-                for kind, text in zip(kinds, texts, strict=True)
-            ]
-        )
+        kinds = zip(texts, texts if name == "status" else [kind] * len(texts), strict=True)
+        cells.append([f'<td class="{kind}">{html.escape(text)}</td>' for text, kind in kinds])
     head, *rows = (f"<tr>{''.join(row)}</tr>" for row in (heads, *zip(*cells, strict=True)))
     body = "\n".join(rows)
     return (
@@ -250,9 +231,13 @@ def _layers(runs: pd.DataFrame, root: Path) -> str:
     figures = {}
     for name in layers.columns.drop(["folder", "step", "layer"]):
         measured = layers.merge(settings, on="folder").dropna(subset=name)
+        if measured.empty:
+            continue
         last = measured[measured["step"] == measured.groupby("folder")["step"].transform("max")]
         log = bool((last[name] > 0).all())
-        figures[f"layers_{name}"] = draw.layer_profile(last, name, series="setting", log=log)
+        figures[f"layers_{name}"] = draw.layer_profile(
+            last, name, series="setting", log=log, width=draw.TEXT_WIDTH
+        )
     return f"""<section id="layers">
 <h2>Layers</h2>
 <p>What diagnostics measured in each layer, at the last step with finite values.</p>
@@ -294,33 +279,27 @@ def _data(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     names = describe(runs, varying(runs))
     palette = draw.colors(names)
     groups = {name: index for index, name in enumerate(palette)}
-    metrics = primary_metrics(runs)
+    metrics = {metric.name: metric for metric in primary_metrics(runs)}
     steps: dict[tuple[int, ...], int] = {}
     records = []
-    for run, name in zip(runs.to_dict("records"), names, strict=True):
-        [metric] = primary_metrics(pd.DataFrame([run]))
-        record: dict[str, Any] = {"name": Path(run["folder"]).name, "group": groups[name]}
-        record["metric"] = [each.name for each in metrics].index(metric.name)
+    for folder, metric, name in zip(runs["folder"], runs["primary_metric"], names, strict=True):
+        record = {"name": Path(folder).name, "group": groups[name], "metric": metric}
         for split in SPLITS:
-            curve = curves[(curves["folder"] == run["folder"]) & (curves["split"] == split)]
-            chosen = curve.iloc[_thin(len(curve))]
-            scaled = metric.scale * chosen[metric.name]
-            values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in scaled]
+            curve = curves[(curves["folder"] == folder) & (curves["split"] == split)]
+            last, count = len(curve) - 1, min(len(curve), POINTS)
+            chosen = curve.iloc[np.linspace(0, last, count).round().astype(int)]
+            scaled = metrics[metric].scale * chosen[metric]
             # Runs of one sweep are measured at the same steps, which are stored once.
             index = steps.setdefault(tuple(chosen["step"].tolist()), len(steps))
+            values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in scaled]
             record[split] = {"steps": index, "values": values}
         records.append(record)
     content = {
         "groups": [{"name": name, "color": color} for name, color in palette.items()],
-        "metrics": [{"name": metric.name, "label": metric.label} for metric in metrics],
+        "metrics": {name: metric.label for name, metric in metrics.items()},
         "steps": list(steps),
         "runs": records,
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     # Inside a script element only "<" could end it; JSON has another way to write that character.
     return text.replace("<", "\\u003c")
-
-
-def _thin(count: int) -> list[int]:
-    """Returns at most `POINTS` evenly spaced indices below `count`, with the first and the last."""
-    return np.linspace(0, count - 1, min(count, POINTS)).round().astype(int).tolist()

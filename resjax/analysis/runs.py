@@ -219,26 +219,17 @@ def _row(folder: Path) -> dict[str, Any]:
     provenance = read_json_object(files["provenance"]) if files["provenance"].exists() else {}
     summary = read_summary(files["summary"]) if files["summary"].exists() else {}
     metrics = [value for name, value in summary.items() if name.startswith(("train_", "test_"))]
+    [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
     texts = {name: provenance.get(name) for name in ("commit", "start")}
     return {
         "folder": str(folder),
-        **_flatten(read_config(folder / "config.json")),
+        **{str(name): _hashable(value) for name, value in config.items()},
         **summary,
         "finished": files["summary"].exists(),
         "diverged": not np.isfinite(metrics).all(),
         **dict(zip(PRIMARY, primary_metric(provenance, files["provenance"]), strict=True)),
         **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     }
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = _hashable(value)
-    return flat
 
 
 def _hashable(value: Any) -> Any:

@@ -217,7 +217,7 @@ def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(
         "error.png",
         "error.svg",
     ]
-    # In `FORMATS`' order the second is the PDF; a date may be the same in both by chance.
+    # The second file is the PDF; its date may be the same in both by chance.
     assert b"/CreationDate" not in first[1]
     assert b"/Type3" not in first[1]
 

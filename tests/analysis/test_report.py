@@ -261,8 +261,8 @@ def test_a_report_asks_runs_for_their_metrics(make_tasks: Maker) -> None:
         "accuracy_curves",
         "angle_curves",
     }
-    assert [metric["label"] for metric in page.data["metrics"]] == ["accuracy (%)", "angle (rad)"]
-    assert [run["metric"] for run in page.data["runs"]] == [0, 1]
+    assert page.data["metrics"] == {"accuracy": "accuracy (%)", "angle": "angle (rad)"}
+    assert [run["metric"] for run in page.data["runs"]] == ["accuracy", "angle"]
     summary = json.loads((root / "angle" / "summary.json").read_text())
     assert page.data["runs"][1]["test"]["values"][-1] == pytest.approx(
         summary["test_angle"], rel=1e-4
@@ -286,7 +286,7 @@ def test_a_report_has_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> 
     root = make_sweep(points=2, seeds=(0,))
     assert "layers" not in Page(write_report(root)).text
     for folder in (root / "runs").iterdir():
-        line = {"step": 10, "layer": "stem/kernel", "gradient_norm": 1.0}
+        line = {"step": 10, "layer": "stem/kernel", "gradient_norm": 1.0, "diverged": None}
         (folder / "layers.jsonl").write_text(json.dumps(line) + "\n")
     page = Page(write_report(root))
     assert "layers gradient norm" in page.text["layers"]
