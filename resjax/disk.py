@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
+from resjax.errors import one_line
+
 CHECKSUMS = "SHA256SUMS"
 
 
@@ -79,7 +81,7 @@ def verify_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
     except FileNotFoundError as error:
         raise DamagedError(f"{CHECKSUMS} is missing") from error
     except (ValueError, OSError) as error:
-        raise DamagedError(f"its files cannot be read ({summarize(error)})") from error
+        raise DamagedError(f"its files cannot be read ({one_line(error, 200)})") from error
 
 
 def digest(path: Path) -> str:
@@ -99,13 +101,7 @@ def describe_disk_error(error: BaseException) -> str:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
         if os.strerror(code).lower() in str(error).lower():
             return os.strerror(code)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def summarize(error: BaseException) -> str:
-    """Returns the type of an error and the first line of its message."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"
+    return one_line(error)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 from resjax.data.datasets import OnBadImage, open_dataset
 from resjax.data.examples import Examples
 from resjax.data.normalization import normalize
-from resjax.disk import summarize, write_atomically
-from resjax.errors import UserError
+from resjax.disk import write_atomically
+from resjax.errors import UserError, one_line
 from resjax.inference.images import Function, each_image, find_images
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables
@@ -145,10 +145,10 @@ def load_features(path: Path) -> Features:
     try:
         return read(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or summarize(error)}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
     # What NumPy and Arrow raise for files that are damaged or of another kind.
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        why = summarize(error)
+        why = one_line(error)
         raise UserError(f"{path}: is no file that `resjax features` wrote ({why})") from error
 
 

@@ -16,14 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from resjax.disk import DamagedError, summarize, verify_checksums
-from resjax.errors import UserError
+from resjax.disk import DamagedError, verify_checksums
+from resjax.errors import UserError, first_few, one_line
 from resjax.run_files import Metric, parse_measurement
 from resjax.train.distributed import all_processes
 from resjax.train.progress import Warn
 
 WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the files are listed
-LISTED = 5  # differences in a message
 
 StateTemplate = Callable[[int], Any]
 """Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with
@@ -124,7 +123,7 @@ def read_checkpoint(
         record = _restore_item(folder, "record", ocp.args.JsonRestore())
         saved = record["arrays"]
     except Exception as error:  # damaged files raise all kinds of errors
-        raise DamagedError(f"its record cannot be read ({summarize(error)})") from error
+        raise DamagedError(f"its record cannot be read ({one_line(error, 200)})") from error
     if targets is None:
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         targets = {
@@ -132,18 +131,15 @@ def read_checkpoint(
             for name, array in saved.items()
         }
     elif differences := list(_differences(saved, targets)):
-        more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
-        listed = "; ".join(differences[:LISTED])
-        raise UserError(f"{folder} holds another network: {listed}{more}")
+        raise UserError(f"{folder} holds another network: {first_few(differences, 5, '; ')}")
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
     try:
         arrays = _restore_item(folder, "state", ocp.args.StandardRestore(shapes))
         changed = [name for name in targets if describe_array(arrays[name]) != saved[name]]
     except Exception as error:
-        raise DamagedError(f"its arrays cannot be read ({summarize(error)})") from error
+        raise DamagedError(f"its arrays cannot be read ({one_line(error, 200)})") from error
     if changed:
-        more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
-        raise DamagedError(f"{changed[0]}{more} changed since it was saved")
+        raise DamagedError(f"{first_few(changed, 1)} changed since it was saved")
     return arrays, record
 
 

@@ -1,6 +1,6 @@
-"""Where a step's time goes: a trace for Perfetto or XProf, and the operations that cost most."""
+"""Profiles training steps: a trace for Perfetto or XProf, and the most expensive operations."""
 
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from resjax.train.step import Program
 
 
 class Operation(NamedTuple):
-    """An operation of the compiled program, all its calls together."""
+    """All calls of one operation of the compiled program."""
 
     name: str
     seconds: float
@@ -19,7 +19,7 @@ class Operation(NamedTuple):
 
 
 def profile(program: Program, steps: int, folder: Path) -> list[Operation]:
-    """Traces `steps` steps of a fresh state into `folder`, after as many to warm up.
+    """Writes a trace of `steps` steps to `folder`, after as many steps to warm up.
 
     Returns:
       The operations, the most expensive first.
@@ -29,29 +29,23 @@ def profile(program: Program, steps: int, folder: Path) -> list[Operation]:
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         _, metrics = program.steps(state, steps)
         jax.block_until_ready(metrics)
-    newest = max(
-        folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime
-    )
-    return operations(newest)
+    traces = folder.glob("plugins/profile/*/*.xplane.pb")
+    return operations(max(traces, key=lambda path: path.stat().st_mtime))
 
 
 def operations(trace: Path) -> list[Operation]:
-    """The operations in a trace, the most expensive first.
+    """Returns the operations in an .xplane.pb file, the most expensive first.
 
-    On an accelerator they lie on its own lines; on CPU on those of the threads, where an event of
-    the compiled program names its HLO operation. A loop's own event covers what runs within it, so
-    it is left out.
+    An event with the statistic `hlo_op` is an operation, on accelerators as on CPUs. The events of
+    loops and calls are left out: their time is that of the operations within them.
     """
-    seconds: defaultdict[str, float] = defaultdict(float)
-    calls: defaultdict[str, int] = defaultdict(int)
+    seconds, calls = Counter[str](), Counter[str]()
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" not in stats or str(stats["hlo_op"]).startswith(("while", "call")):
-                    continue
-                seconds[event.name] += event.duration_ns / 1e9
-                calls[event.name] += 1
+                operation = str(dict(event.stats).get("hlo_op", "while"))
+                if not operation.startswith(("while", "call")):
+                    seconds[event.name] += event.duration_ns / 1e9
+                    calls[event.name] += 1
     total = sum(seconds.values())
-    ranked = sorted(seconds, key=seconds.__getitem__, reverse=True)
-    return [Operation(name, seconds[name], calls[name], seconds[name] / total) for name in ranked]
+    return [Operation(name, s, calls[name], s / total) for name, s in seconds.most_common()]
