@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resjax.data.crops import random_resized_crop
-from resjax.data.stream import SHARED_MEMORY, Maker, Share, stream
+from resjax.data.stream import SHARED_MEMORY, BatchMaker, BatchRequest, stream
 from resjax.data.user_data import FileExamples
 from resjax.disk import write_atomically
 
@@ -106,7 +106,7 @@ def in_grain(examples: FileExamples, workers: int, batches: int) -> float:
     from absl import flags
 
     flags.FLAGS(["feeds"])  # Grain's workers want them parsed
-    maker = Maker(examples, CROP, 3, 0, "error")
+    maker = BatchMaker(examples, CROP, 3, 0, "error")
     row = grain.MapDataset.range(len(examples)).shuffle(seed=0).repeat()
     made = row.map_with_index(partial(one_image, maker)).batch(BATCH)
     serial = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -118,8 +118,8 @@ def in_grain(examples: FileExamples, workers: int, batches: int) -> float:
         feed.close()
 
 
-def one_image(maker: Maker, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    batch = maker.batch(Share(position, np.array([index]), 1))
+def one_image(maker: BatchMaker, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    batch = maker(BatchRequest(position, np.array([index]), 1))
     return batch.images[0], batch.labels[0]
 
 

@@ -1,14 +1,13 @@
-"""The streaming feed: large datasets are read, decoded and cropped on the host, batch by batch.
+"""Batches of large datasets: read, decoded and cropped on the host by worker processes.
 
-What a step sees is a pure function of the seed and the step's number, whatever the number of
-workers; so there is no state to save, and a run that resumes at any step sees the batches that
-would have come. The order is Grain's, whose shuffle finds any element of any epoch by itself: in 5
-µs, but in 30 of a thousand examples, and in 1,000 of thirty.
+A batch is a pure function of the seed and the step, whatever the number of workers. So there is no
+state to save, and a run that resumes at any step continues with the same batches. The order is
+Grain's, whose shuffle computes any element of any epoch in 5 µs (30 µs for a thousand examples).
 
-The processes are the standard library's. Grain's (0.2.18) wait for ever when one of them hangs, in
-`next` and in `close`; outlive a main process that is killed; and hold JAX, 190 MB each. These hold
-NumPy and Pillow, and end with the main process. One that dies is replaced, for what it had to make
-can be made again; one that hangs, or that dies again, is an error of one line.
+The processes are the standard library's. Grain's (0.2.18) wait forever if one of them hangs, in
+`next` and in `close`; outlive a main process that is killed; and import JAX, 190 MB each. These
+import NumPy and Pillow and end with the main process. A worker that dies is replaced; one that
+hangs, or dies again, is an error.
 """
 
 import itertools
@@ -43,34 +42,33 @@ if TYPE_CHECKING:
 
 Crop = Callable[["Image", np.random.Generator], UInt8[np.ndarray, "..."]]
 
-AHEAD = 2  # batches that wait or are being made, for every worker
-PATIENCE = 300.0  # seconds for a batch
+PREFETCH = 2  # batches per worker that wait or are being made
+TIMEOUT_SECONDS = 300.0  # for a batch
 SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batch(NamedTuple):
-    images: UInt8[np.ndarray, "b ..."]  # (b, h, w, c), or of ten crops (b, 10, h, w, c)
+    images: UInt8[np.ndarray, "b ..."]  # (b, h, w, c), or (b, 10, h, w, c) with ten crops
     labels: Int32[np.ndarray, "b"]
-    # 0 for what fills up an evaluation's last batch, or stands for a bad image; else 1.
-    weights: Float32[np.ndarray, "b"]
+    weights: Float32[np.ndarray, "b"]  # 0 for padding and for replaced bad images, else 1
     skipped: int  # bad images
 
 
 class WorkerError(DataError):
-    """A process that makes batches died or hangs."""
+    """A worker process died or hangs."""
 
 
-class Share(NamedTuple):
-    """What one process has of a global batch."""
+class BatchRequest(NamedTuple):
+    """The part of a global batch that this host makes."""
 
-    first: int  # position of its first example in the endless row, from which augmentation draws
+    first: int  # position of its first example in the sequence of all batches; seeds the crops
     indices: Int64[np.ndarray, "b"]  # in the dataset
-    counted: int  # how many come before those that fill up
+    valid: int  # number of examples before the padding
 
 
 @dataclass(frozen=True)
-class Maker:
-    """Makes batches; all that a worker has to know."""
+class BatchMaker:
+    """Makes batches; workers receive a copy."""
 
     examples: Examples
     crop: Crop | None
@@ -78,40 +76,34 @@ class Maker:
     seed: int
     on_bad_image: OnBadImage
 
-    def batch(self, share: Share) -> Batch:
-        made = [self.example(*at) for at in enumerate(share.indices.tolist(), share.first)]
-        first = made[0]
-        for other in made:
-            if other.image.shape != first.image.shape:
+    def __call__(self, request: BatchRequest) -> Batch:
+        numbered = enumerate(request.indices.tolist(), request.first)
+        images, examples, good = zip(*(self._example(*each) for each in numbered), strict=True)
+        for image, example in zip(images, examples, strict=True):
+            if image.shape != images[0].shape:
+                sizes = ["x".join(map(str, each.shape)) for each in (image, images[0])]
                 raise DataError(
-                    f"{other.origin} is {size(other)} pixels, {first.origin} {size(first)}; "
-                    "set data.image_size to bring all to one size"
+                    f"{example.origin} is {sizes[0]} pixels, {examples[0].origin} {sizes[1]}; "
+                    "set data.image_size to resize all images"
                 )
-        good = np.array([each.good for each in made[: share.counted]], bool)
-        weights = np.zeros(len(made), np.float32)
-        weights[: share.counted] = good
-        return Batch(
-            images=np.stack([each.image for each in made]),
-            labels=np.array([each.label for each in made], np.int32),
-            weights=weights,
-            skipped=int((~good).sum()),
-        )
+        weights = np.array(good, np.float32)
+        weights[request.valid :] = 0
+        labels = np.array([example.label for example in examples], np.int32)
+        return Batch(np.stack(images), labels, weights, request.valid - int(weights.sum()))
 
-    def example(self, position: int, index: int) -> "Made":
-        """The example at `index`, or under "skip" the next good one of the dataset."""
+    def _example(self, position: int, index: int) -> tuple[np.ndarray, Example, bool]:
+        """Returns an image, its example and True, or with "skip" the next good one and False."""
         count = len(self.examples)
         for distance in range(count):
             example = self.examples[(index + distance) % count]
             try:
-                image = self.image(example, position)
+                return self._image(example, position), example, not distance
             except BadImageError:
                 if self.on_bad_image == "error":
                     raise
-            else:
-                return Made(image, example.label, example.origin, good=not distance)
         raise DataError(f"none of {count} images can be decoded, {example.origin} among them")
 
-    def image(self, example: Example, position: int) -> UInt8[np.ndarray, "..."]:
+    def _image(self, example: Example, position: int) -> UInt8[np.ndarray, "..."]:
         content, _, origin = example
         if self.crop is None:
             return decode(content, self.channels, origin) if isinstance(content, bytes) else content
@@ -125,120 +117,108 @@ class Maker:
             raise BadImageError(f"{origin}: cannot be decoded: {error}") from error
 
 
-class Made(NamedTuple):
-    image: UInt8[np.ndarray, "..."]
-    label: int
-    origin: str
-    good: bool  # False: it stands for a bad one
-
-
-def size(example: Made) -> str:
-    return "x".join(map(str, example.image.shape))
-
-
-class Feed(Iterator[Batch]):
-    """Batches in order, made ahead by workers. Close it, or use it in a `with`.
+class Prefetcher(Iterator[Batch]):
+    """Yields batches in order, which workers make ahead. Close it, or use it in a `with`.
 
     `next` raises:
-      BadImageError: an image cannot be decoded, and is not to be skipped.
-      DataError: no image can be decoded, or they have different sizes.
+      BadImageError: an image cannot be decoded, and bad images are not skipped.
+      DataError: no image can be decoded, or images differ in size.
       WorkerError: a worker died or hangs.
     """
 
-    def __init__(self, maker: Maker, shares: Iterator[Share], workers: int):
-        self._shares = shares
+    def __init__(self, make: BatchMaker, requests: Iterator[BatchRequest], workers: int):
+        self._requests = requests
         self._folder = tempfile.TemporaryDirectory(
-            prefix="resjax-feed-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+            prefix="resjax-batches-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
         )
         self._executor: futures.Executor
-        self._make: Callable[[Share], Batch | Written]
+        self._make: Callable[[BatchRequest], Batch | StoredBatch] = make
         self._workers: Mapping[int, BaseProcess] = {}
         if workers:
             self._pool = partial(
                 futures.ProcessPoolExecutor,
                 workers,
                 multiprocessing.get_context("spawn"),
-                initializer=begin_worker,
-                initargs=(maker, self._folder.name),
+                initializer=_start_worker,
+                initargs=(make, self._folder.name),
             )
-            self._begin_workers()
-            self._make = make_in_worker
+            self._start_workers()
+            self._make = _make_in_worker
         else:
             self._executor = futures.ThreadPoolExecutor(1)
-            self._make = maker.batch
-        self._pending: deque[tuple[Share, futures.Future[Batch | Written]]] = deque()
-        self._came = False  # a batch, since workers were replaced
-        with self._closed_by_errors():
-            self._order(itertools.islice(shares, AHEAD * max(workers, 1)))
+        self._pending: deque[tuple[BatchRequest, futures.Future[Batch | StoredBatch]]] = deque()
+        self._progressed = False  # whether a batch arrived since workers were replaced
+        with self._closing_on_error():
+            self._submit(itertools.islice(requests, PREFETCH * max(workers, 1)))
 
     def __next__(self) -> Batch:
         if not self._pending:
             self.close()
             raise StopIteration
-        with self._closed_by_errors():
+        with self._closing_on_error():
             try:
                 batch = self._result(self._pending[0][1])
             except BrokenProcessPool:
                 self._replace_workers()
                 batch = self._result(self._pending[0][1])
             self._pending.popleft()
-            self._came = True
-            self._order(itertools.islice(self._shares, 1))
+            self._progressed = True
+            self._submit(itertools.islice(self._requests, 1))
         return batch
 
-    def _order(self, shares: Iterable[Share]) -> None:
-        for share in shares:
-            with interrupt_held():  # by a worker that this starts, too
+    def _submit(self, requests: Iterable[BatchRequest]) -> None:
+        for request in requests:
+            with _interrupts_blocked():  # also in a worker that this starts
                 try:
-                    future = self._executor.submit(self._make, share)
-                except BrokenProcessPool as error:  # which the batch's turn will tell
+                    future = self._executor.submit(self._make, request)
+                except BrokenProcessPool as error:  # handled when it is this batch's turn
                     future = futures.Future()
                     future.set_exception(error)
-            self._pending.append((share, future))
+            self._pending.append((request, future))
 
-    def _begin_workers(self) -> None:
+    def _start_workers(self) -> None:
         self._executor = pool = self._pool()
-        self._workers = pool._processes  # public, as `kill_workers`, from Python 3.14 on
+        self._workers = pool._processes  # Python 3.14 has the public method `kill_workers`
 
     def _replace_workers(self) -> None:
-        """A worker died, perhaps for want of memory: others make what it and they had to make."""
-        if not self._came:
+        """Starts new workers, which make all pending batches, unless they die repeatedly."""
+        if not self._progressed:
             raise BrokenProcessPool
-        text = f"a worker of the feed died of {self._cause_of_death()}; others take its place"
+        text = f"a data worker died of {self._cause_of_death()} and is replaced"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         self._end_workers()
-        self._begin_workers()
-        waiting = [share for share, _ in self._pending]
+        self._start_workers()
+        requests = [request for request, _ in self._pending]
         self._pending.clear()
-        self._came = False
-        self._order(waiting)
+        self._progressed = False
+        self._submit(requests)
 
-    def _result(self, future: "futures.Future[Batch | Written]") -> Batch:
-        if not futures.wait([future], PATIENCE).done:
+    def _result(self, future: "futures.Future[Batch | StoredBatch]") -> Batch:
+        if not futures.wait([future], TIMEOUT_SECONDS).done:
             raise WorkerError(
-                f"no batch came in {PATIENCE:g} s: a disk or a worker of the feed hangs; "
+                f"no batch arrived in {TIMEOUT_SECONDS:g} s: a disk or a data worker hangs; "
                 "with data.workers=0 Ctrl-C shows where"
             )
-        made = future.result()
-        return made.read() if isinstance(made, Written) else made
+        result = future.result()
+        return result.load() if isinstance(result, StoredBatch) else result
 
     @contextmanager
-    def _closed_by_errors(self) -> Iterator[None]:
+    def _closing_on_error(self) -> Iterator[None]:
         try:
             yield
         except BrokenProcessPool:
             cause = self._cause_of_death()
             self.close()
             raise WorkerError(
-                f"a worker of the feed died of {cause}; its last words, if any, are above; "
-                "if memory ran out, lower data.workers or data.batch_size"
+                f"a data worker died of {cause}; its own message, if any, is above; if memory ran "
+                "out, lower data.workers or data.batch_size"
             ) from None
         except BaseException:  # Ctrl-C too
             self.close()
             raise
 
     def _cause_of_death(self) -> str:
-        """Of the worker that died first: the executor ends the others by SIGTERM."""
+        """Returns the cause for the first worker; the executor ends the others with SIGTERM."""
         codes = {worker.exitcode or 0 for worker in self._workers.values()}
         code = min(codes - {0, -signal.SIGTERM}, default=-signal.SIGTERM)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -251,7 +231,7 @@ class Feed(Iterator[Batch]):
 
     def _end_workers(self) -> None:
         for worker in self._workers.values():
-            worker.kill()  # one that is stopped heeds nothing else
+            worker.kill()  # a stopped process ignores other signals
         self._executor.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -262,10 +242,11 @@ class Feed(Iterator[Batch]):
 
 
 @contextmanager
-def interrupt_held() -> Iterator[None]:
-    """Ctrl-C reaches all processes, but is the main one's affair: those begun here never see it.
+def _interrupts_blocked() -> Iterator[None]:
+    """Blocks SIGINT, here and in processes started here.
 
-    SIGTERM they must heed, for the executor ends them by it; what a scheduler's ends is replaced.
+    A terminal sends Ctrl-C to all processes, but only the main process handles it. Workers receive
+    SIGTERM, because the executor ends them with it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -286,39 +267,38 @@ def stream(
     process: int = 0,
     processes: int = 1,
     on_bad_image: OnBadImage = "error",
-) -> Feed:
-    """The batches of training, from `first_step` on, without end.
+) -> Prefetcher:
+    """Returns the endless sequence of training batches from `first_step` on.
 
-    Examples come in an endless row of epochs, each a permutation of all, cut into batches; so every
-    example comes exactly once an epoch, and a batch may span the end of one.
+    The batches cut an endless sequence of epochs, each a permutation of all examples. So each epoch
+    contains every example exactly once, and a batch may span two epochs.
 
     Args:
-      examples: of the training split.
-      batch_size: of all hosts together; `processes` divides it.
-      seed: of the order, and of what `crop` draws.
-      first_step: of the batch that comes first; any is as quick.
-      crop: of `resjax.data.crops`, with its size bound; must be picklable. None leaves the images
-        as they are, which must then have one size.
-      channels: 3 is RGB, 1 is grey.
-      workers: processes that make batches; 0 is a thread of this process.
-      process: this host's number. Host p gets the p-th part of every batch, so all hosts together
-        see the batches of one.
-      processes: how many hosts there are.
-      on_bad_image: "error", or "skip": the next good example of the dataset stands in for it.
+      examples: the training split.
+      batch_size: global; divisible by `processes`.
+      seed: of the order and of the crops.
+      first_step: of the first batch; later steps are not slower.
+      crop: from `resjax.data.crops`, with its size bound; must be picklable. None leaves the images
+        as they are, so they must have one size.
+      channels: 3 for RGB, 1 for grayscale.
+      workers: number of processes that make batches; 0 uses a thread.
+      process: index of this host, which makes the corresponding part of each batch.
+      processes: number of hosts.
+      on_bad_image: "error", or "skip" to replace a bad image by the next good one of the dataset.
     """
     import grain  # takes seconds
 
-    # Epoch e is shuffled by Grain's seed + e: runs of neighbouring seeds would share epochs.
+    # Grain shuffles epoch e with its seed + e, so runs with adjacent seeds would share epochs.
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    row = grain.MapDataset.range(len(examples)).shuffle(seed=grain_seed).repeat()
-    each = batch_size // processes
+    order = grain.MapDataset.range(len(examples)).shuffle(seed=grain_seed).repeat()
+    size = batch_size // processes
 
-    def share(step: int) -> Share:
-        first = step * batch_size + process * each
-        return Share(first, np.array([row[at] for at in range(first, first + each)]), each)
+    def request(step: int) -> BatchRequest:
+        first = step * batch_size + process * size
+        return BatchRequest(first, np.array([order[i] for i in range(first, first + size)]), size)
 
-    maker = Maker(examples, crop, channels, seed, on_bad_image)
-    return Feed(maker, map(share, itertools.count(first_step)), workers)
+    make = BatchMaker(examples, crop, channels, seed, on_bad_image)
+    return Prefetcher(make, map(request, itertools.count(first_step)), workers)
 
 
 def eval_batches(
@@ -331,50 +311,49 @@ def eval_batches(
     process: int = 0,
     processes: int = 1,
     on_bad_image: OnBadImage = "error",
-) -> Feed:
-    """The batches of an evaluation: every example once, in order, the last batch filled up.
+) -> Prefetcher:
+    """Returns batches with every example once, in order, the last one padded.
 
-    Arguments as of `stream`. What fills up, and under "skip" what stands for a bad image, has
-    weight 0.
+    The arguments are those of `stream`. Padding and replaced bad images have weight 0.
     """
     count = len(examples)
-    each = batch_size // processes
+    size = batch_size // processes
 
-    def share(step: int) -> Share:
-        first = step * batch_size + process * each
-        indices = np.minimum(np.arange(first, first + each), count - 1)
-        return Share(first, indices, counted=min(max(count - first, 0), each))
+    def request(step: int) -> BatchRequest:
+        first = step * batch_size + process * size
+        indices = np.minimum(np.arange(first, first + size), count - 1)
+        return BatchRequest(first, indices, valid=min(max(count - first, 0), size))
 
-    maker = Maker(examples, crop, channels, 0, on_bad_image)
-    return Feed(maker, map(share, range(math.ceil(count / batch_size))), workers)
+    make = BatchMaker(examples, crop, channels, 0, on_bad_image)
+    return Prefetcher(make, map(request, range(math.ceil(count / batch_size))), workers)
 
 
-# What follows runs in a worker, or reads what a worker wrote.
+# What follows runs in workers, except StoredBatch.load.
 
-_maker: Maker
+_maker: BatchMaker
 _folder: str
 
 
-class Written(NamedTuple):
-    """A batch whose images lie in a file: a pipe would copy them three times, one by one."""
+class StoredBatch(NamedTuple):
+    """A batch whose images are in a file, because a pipe would copy them three times."""
 
     path: Path
     batch: Batch
 
-    def read(self) -> Batch:
+    def load(self) -> Batch:
         images = np.load(self.path, mmap_mode="c")
-        self.path.unlink()  # the memory stays until the array goes
+        self.path.unlink()  # the memory remains until the array is deleted
         return self.batch._replace(images=np.asarray(images))
 
 
-def begin_worker(maker: Maker, folder: str) -> None:
+def _start_worker(maker: BatchMaker, folder: str) -> None:
     global _maker, _folder
     _maker, _folder = maker, folder
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """A worker whose main process was killed would wait for work for ever."""
+def _end_with_parent() -> None:
+    """Ends this worker when the main process is killed; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -382,14 +361,14 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def make_in_worker(share: Share) -> Written:
-    batch = _maker.batch(share)
-    path = Path(_folder, f"{share.first}.npy")
+def _make_in_worker(request: BatchRequest) -> StoredBatch:
+    batch = _maker(request)
+    path = Path(_folder, f"{request.first}.npy")
     try:
         np.save(path, batch.images)
     except OSError as error:
         raise WorkerError(
             f"{path}: {error}; lower data.workers or data.batch_size, or make room there "
-            "(of a container: --shm-size)"
+            "(in a container: --shm-size)"
         ) from error
-    return Written(path, batch._replace(images=batch.images[:0]))
+    return StoredBatch(path, batch._replace(images=batch.images[:0]))

@@ -1,4 +1,4 @@
-"""The streaming feed: its laws, its workers, and what it says when something is wrong."""
+"""Streamed batches: their order, their workers, and errors."""
 
 import itertools
 import multiprocessing
@@ -24,7 +24,7 @@ from resjax.data import stream as streaming
 from resjax.data.crops import random_resized_crop
 from resjax.data.decoding import decode
 from resjax.data.examples import ArrayExamples, BadImageError, DataError, Split
-from resjax.data.stream import Batch, Crop, Feed, WorkerError, eval_batches, stream
+from resjax.data.stream import Batch, Crop, Prefetcher, WorkerError, eval_batches, stream
 from resjax.data.user_data import FileExamples
 
 CROP = partial(random_resized_crop, size=16)
@@ -32,21 +32,21 @@ SIZES = st.integers(1, 40)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def no_process_and_no_file_remains() -> Iterator[None]:
     places = (streaming.SHARED_MEMORY, Path(tempfile.gettempdir()))
-    before = {folder for place in places for folder in place.glob("resjax-feed-*")}
+    before = {folder for place in places for folder in place.glob("resjax-batches-*")}
     yield
     assert not multiprocessing.active_children()
-    assert {folder for place in places for folder in place.glob("resjax-feed-*")} == before
+    assert {folder for place in places for folder in place.glob("resjax-batches-*")} == before
 
 
 def numbered(count: int) -> ArrayExamples:
-    """Noise whose labels are its place in the dataset."""
+    """Noise whose labels are indices."""
     images = np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3), np.uint8)
     return ArrayExamples(Split(images, np.arange(count, dtype=np.int32)), "noise")
 
 
-def taken(feed: Feed, batches: int | None = None) -> list[Batch]:
+def taken(feed: Prefetcher, batches: int | None = None) -> list[Batch]:
     with feed:
         return list(itertools.islice(feed, batches))
 
@@ -70,7 +70,9 @@ def joined(parts: tuple[Batch, ...]) -> Batch:
 
 @settings(max_examples=8, deadline=None)
 @given(count=SIZES, batch_size=SIZES, seed=st.integers(0, 2**31 - 1))
-def test_every_example_comes_exactly_once_an_epoch(count: int, batch_size: int, seed: int) -> None:
+def test_an_epoch_contains_every_example_exactly_once(
+    count: int, batch_size: int, seed: int
+) -> None:
     epochs = 3
     batches = taken(
         stream(numbered(count), batch_size=batch_size, seed=seed), -(-epochs * count // batch_size)
@@ -81,7 +83,7 @@ def test_every_example_comes_exactly_once_an_epoch(count: int, batch_size: int, 
 
 @settings(max_examples=8, deadline=None)
 @given(count=SIZES, each=st.integers(1, 8), processes=st.integers(2, 4))
-def test_the_shares_of_all_processes_are_the_batches_of_one(
+def test_the_parts_of_all_hosts_are_the_batches_of_one(
     count: int, each: int, processes: int
 ) -> None:
     for feed, batches in (
@@ -98,19 +100,19 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_makes_the_same_batches(workers: int) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
     assert same(taken(feed(workers=workers), 12), taken(feed(), 12))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_feed_that_resumes_gives_the_batches_that_would_have_come(workers: int) -> None:
+def test_batches_from_any_step_on_are_those_of_the_whole_run(workers: int) -> None:
     feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
     whole = taken(feed(), 12)
     assert same(taken(feed(first_step=6, workers=workers), 6), whole[6:])
 
 
-def test_a_late_step_is_as_quick_as_the_first() -> None:
+def test_a_late_step_is_as_fast_as_the_first() -> None:
     feed = partial(stream, numbered(1000), batch_size=100, seed=0)
     seconds = []
     for first_step in (0, 0, 10**6, 10**12):  # the first imports Grain
@@ -120,26 +122,26 @@ def test_a_late_step_is_as_quick_as_the_first() -> None:
     assert max(seconds[2:]) < seconds[1] + 1  # to walk there would take minutes
 
 
-def test_epochs_and_runs_differ_in_their_order() -> None:
+def test_epochs_and_runs_have_different_orders() -> None:
     feed = partial(stream, numbered(50), batch_size=50)
     # Two epochs of two runs whose seeds are neighbours.
     orders = [batch.labels.tolist() for seed in (0, 1) for batch in taken(feed(seed=seed), 2)]
     assert all(one != other for one, other in itertools.combinations(orders, 2))
 
 
-def test_every_order_of_examples_can_come() -> None:
+def test_every_permutation_occurs() -> None:
     epochs = taken(stream(numbered(3), batch_size=3, seed=0), 60)
     assert len({tuple(epoch.labels) for epoch in epochs}) == 6
 
 
-def test_an_image_is_cropped_anew_in_every_epoch_and_run() -> None:
+def test_crops_differ_between_epochs_and_runs() -> None:
     feed = partial(stream, numbered(1), batch_size=1, crop=CROP)
     crops = [batch.images.tobytes() for seed in (0, 1) for batch in taken(feed(seed=seed), 3)]
     assert len(set(crops)) == 6
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_needs_no_crop_comes_as_it_is(channels: int) -> None:
+def test_without_a_crop_images_are_unchanged(channels: int) -> None:
     examples = numbered(10)
     examples = ArrayExamples(
         Split(examples.split.images[..., :channels], examples.split.labels), "noise"
@@ -153,7 +155,7 @@ def test_what_needs_no_crop_comes_as_it_is(channels: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(count=SIZES, batch_size=SIZES)
-def test_an_evaluation_sees_every_example_once_in_order(count: int, batch_size: int) -> None:
+def test_an_evaluation_has_every_example_once_in_order(count: int, batch_size: int) -> None:
     batches = taken(eval_batches(numbered(count), batch_size=batch_size))
     assert {len(batch.labels) for batch in batches} == {batch_size}
     weights = np.concatenate([batch.weights for batch in batches])
@@ -163,7 +165,7 @@ def test_an_evaluation_sees_every_example_once_in_order(count: int, batch_size: 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> FileExamples:
-    """Eight JPEGs, of which the second and the last are damaged; labels number them."""
+    """Eight JPEGs, of which the second and the last are damaged; labels are indices."""
     generator = np.random.default_rng(0)
     paths = [tmp_path / f"{number}.jpg" for number in range(8)]
     for path in paths:
@@ -185,7 +187,7 @@ def test_a_bad_image_is_an_error_that_names_it(
 
 @pytest.mark.parametrize("crop", [CROP, None])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_next_good_image_stands_for_a_bad_one(
+def test_skip_replaces_a_bad_image_by_the_next_good_one(
     photos: FileExamples, workers: int, crop: Crop | None
 ) -> None:
     [batch] = taken(
@@ -203,10 +205,10 @@ def test_a_bad_image_has_no_weight_in_an_evaluation(photos: FileExamples) -> Non
     one, two = taken(eval_batches(photos, batch_size=5, crop=CROP, on_bad_image="skip"))
     assert one.weights.tolist() == [1, 0, 1, 1, 1]
     assert two.weights.tolist() == [1, 1, 0, 0, 0]
-    assert (one.skipped, two.skipped) == (1, 1)  # what fills up is not counted
+    assert (one.skipped, two.skipped) == (1, 1)  # padding is not counted
 
 
-def test_where_no_image_is_good_there_is_nothing_to_skip_to(photos: FileExamples) -> None:
+def test_a_dataset_without_good_images_is_an_error(photos: FileExamples) -> None:
     bad = FileExamples(photos.root, ["1.jpg", "7.jpg"], [0, 1])
     with pytest.raises(DataError, match=r"none of 2 images can be decoded"):
         taken(stream(bad, batch_size=1, seed=0, on_bad_image="skip"), 1)
@@ -226,50 +228,50 @@ def kill_workers() -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_that_die_are_replaced_and_no_batch_is_another(sent: signal.Signals) -> None:
+def test_workers_that_die_are_replaced_and_batches_stay_the_same(sent: signal.Signals) -> None:
     expected = taken(stream(numbered(30), batch_size=7, seed=0), 40)
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         found = list(itertools.islice(feed, 10))
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, sent)
-        with pytest.warns(RuntimeWarning, match=f"died of {sent.name}; others take its place"):
+        with pytest.warns(RuntimeWarning, match=f"died of {sent.name} and is replaced"):
             found += itertools.islice(feed, 30)
     assert same(found, expected)
 
 
-def test_workers_that_die_again_before_a_batch_came_are_told(
+def test_workers_that_die_again_before_a_batch_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with stream(numbered(30), batch_size=7, seed=0, workers=1) as feed:
         next(feed)
-        # What is made anew is an exit code, of the worker itself.
+        # The replaced worker exits when it makes a batch.
         monkeypatch.setattr(feed, "_make", os._exit)
-        feed._shares = itertools.repeat(3)
+        feed._requests = itertools.repeat(3)
         feed._pending = deque((3, future) for _, future in feed._pending)
         kill_workers()
         start = time.monotonic()
         with (
             pytest.warns(RuntimeWarning),
-            pytest.raises(WorkerError, match="a worker of the feed died of") as raised,
+            pytest.raises(WorkerError, match="a data worker died of") as raised,
         ):
             taken(feed, 100)
     assert time.monotonic() - start < 20
     assert "\n" not in str(raised.value)
 
 
-def test_a_worker_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_an_error_and_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         next(feed)
-        monkeypatch.setattr(streaming, "PATIENCE", 1.0)
+        monkeypatch.setattr(streaming, "TIMEOUT_SECONDS", 1.0)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGSTOP)
         start = time.monotonic()
-        with pytest.raises(WorkerError, match="no batch came in 1 s"):
+        with pytest.raises(WorkerError, match="no batch arrived in 1 s"):
             taken(feed, 100)
     assert time.monotonic() - start < 5
 
 
-def test_ctrl_c_in_a_terminal_is_the_main_processs_alone() -> None:
+def test_workers_ignore_ctrl_c() -> None:
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         next(feed)
         for worker in multiprocessing.active_children():
@@ -277,12 +279,12 @@ def test_ctrl_c_in_a_terminal_is_the_main_processs_alone() -> None:
         assert len(taken(feed, 20)) == 20
 
 
-def test_a_full_disk_is_told_with_the_mend() -> None:
-    """Of files, in this process and its workers, as many bytes as two of the images have."""
+def test_a_full_disk_is_an_error_that_says_how_to_fix_it() -> None:
+    """Limits the size of files, here and in workers, to that of two images."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 20 * 24 * 3, limits[1]))
     try:
-        with pytest.raises(WorkerError, match=r"resjax-feed-.*lower data\.workers"):
+        with pytest.raises(WorkerError, match=r"resjax-batches-.*lower data\.workers"):
             taken(stream(numbered(30), batch_size=7, seed=0, workers=1), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
