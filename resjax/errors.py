@@ -1,5 +1,6 @@
 """Errors that the user can fix, reported in one line with exit code 2."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -8,8 +9,9 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Returns an error's type and message on one line of at most `limit` characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """Returns an error's type and message on one line, without the addresses of objects in it."""
+    message = re.sub(r"<\w[^>]* object at 0x\w+>", "", str(error))
+    text = " ".join(f"{type(error).__name__}: {message}".split()).removesuffix(":")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax.data.examples import DataError, one_line
+from resjax.data.examples import DataError
 from resjax.download import download
+from resjax.errors import one_line
 
 Columns = Mapping[str, Any]  # features of a split by name: arrays or lists of one length
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data.examples import BadImageError, one_line
+from resjax.data.examples import BadImageError
+from resjax.errors import one_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,7 +1,6 @@
 """Datasets as sequences of examples, split expressions, and the errors of reading data."""
 
 import bisect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 
 Shape = tuple[int, int, int]  # height, width, channels
 
@@ -25,11 +24,6 @@ class NotPreparedError(DataError):
 
 class BadImageError(DataError):
     """An image cannot be decoded."""
-
-
-def one_line(error: Exception) -> str:
-    """Returns a library's message on one line, without the objects that it prints."""
-    return " ".join(re.sub(r"<\w[^>]* object at 0x\w+>", "", str(error)).split())
 
 
 class Example(NamedTuple):

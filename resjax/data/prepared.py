@@ -18,7 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.data.examples import DataError, Example, NotPreparedError, Source, one_line
+from resjax.data.examples import DataError, Example, NotPreparedError, Source
+from resjax.errors import one_line
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resjax.data.examples import DataError, Example, Source, Split, array_source, one_line
+from resjax.data.examples import DataError, Example, Source, Split, array_source
+from resjax.errors import one_line
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

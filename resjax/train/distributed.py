@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 
 HEARTBEAT_SECONDS = 20  # without a heartbeat after which a process is lost, which ends the others
 EXIT_PEER_LOST = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -37,7 +37,7 @@ def join(cluster: Cluster) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes did not find each other: {str(error).splitlines()[0]} "
+            f"the processes did not find each other: {one_line(error)} "
             "(give --coordinator=HOST:PORT --processes=N --process=I)"
         ) from error
 
@@ -57,7 +57,7 @@ def exit_when_peer_is_lost() -> Iterator[None]:
             raise
         print(
             f"resjax: process {jax.process_index()} of {jax.process_count()} ends, because another "
-            f"process is lost ({str(error).splitlines()[0][:200]}); launch all of them again to "
+            f"process is lost ({one_line(error)}); launch all of them again to "
             "continue from the last checkpoint",
             file=sys.stderr,
             flush=True,

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from resjax.config import Config
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.train.parallel import device_memory
 from resjax.train.step import Program, State
 
@@ -55,10 +55,10 @@ def exhaustion_told(config: Config) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not re.search("out of memory", text := str(error), re.IGNORECASE):
+        if not re.search("out of memory", str(error), re.IGNORECASE):
             raise
         raise UserError(
-            f"{jax.devices()[0].device_kind} has no room: {text.splitlines()[0]}; lower "
+            f"{jax.devices()[0].device_kind} has no room: {one_line(error)}; lower "
             f"data.batch_size={config.data.batch_size}, or take its gradients in parts by "
             f"train.accumulation_steps={2 * config.train.accumulation_steps}"
         ) from error

@@ -58,7 +58,7 @@ def test_slices_are_concatenated(bounds):
     ("expression", "message"),
     [
         ("train[:0]", "split 'train[:0]' is empty"),
-        ("trian", "split 'trian': Unknown split 'trian'.*; the splits are train, test"),
+        ("trian", "split 'trian': ValueError: Unknown split 'trian'.*; the splits are train, test"),
         ("train[:x]", "split 'train[:x]': "),
         ("train[:2000]", "split 'train[:2000]': "),
     ],
