@@ -72,7 +72,7 @@ def test_a_cpu_has_the_memory_that_the_system_has_left():
 def test_what_the_allocator_refuses_is_told_in_one_line(configure, room, tmp_path):
     room(None)  # as where nobody says how much there is
     config = configure({"data.batch_size": 300_000_000, "data.crop_padding": 0})
-    with pytest.raises(UserError, match="has no room: .*Out of memory") as told:
+    with pytest.raises(UserError, match=r"has no room: .*Out of memory") as told:
         train(config, tmp_path / "run")
     assert "lower data.batch_size=300000000, or" in str(told.value)
     assert "\n" not in str(told.value)
