@@ -39,13 +39,7 @@ class CheckpointManager(CheckpointReader):
     """The folder `checkpoints/` of a run in training."""
 
     def __init__(self, folder: Path, primary: Metric, warn: Warn = lambda _: None):
-        """Opens the folder and creates it if necessary.
-
-        Args:
-          folder: for checkpoints only.
-          primary: metric on the test set that selects the best checkpoint.
-          warn: receives a line for each damaged checkpoint and each failed save.
-        """
+        """Opens the folder; `primary`, on the test set, decides which checkpoint is the best."""
         super().__init__(folder, warn)
         self._primary = primary
         self._costs: Mapping[int, float] = {}
@@ -54,15 +48,10 @@ class CheckpointManager(CheckpointReader):
         self._manager = self._open()
 
     def save(self, state: Any, step: int, record: Mapping[str, Any]) -> None:
-        """Starts to save; the next call, `wait` or `close` waits until the checkpoint is written.
+        """Starts to save one replica of the state; the next save, `wait` or `close` waits for it.
 
-        A failure is a warning, and `retry_due` says when to try again.
-
-        Args:
-          state: pytree of arrays, one replica.
-          step: number of the step.
-          record: JSON content to save with the state. Its `metrics`, the text of metrics.jsonl,
-            decide which checkpoint is the best.
+        A failure is a warning, and `retry_due` says when to try again. The record is JSON; its
+        `metrics`, the text of metrics.jsonl, decides which checkpoint is the best.
         """
         try:
             self._save(state, step, record)

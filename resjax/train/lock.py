@@ -28,11 +28,9 @@ TIMEOUT_SECONDS = 30.0  # without a heartbeat after which a holder on another ma
 
 @contextmanager
 def locked(folder: Path, warn: Warn = lambda _: None) -> Iterator[None]:
-    """Locks a folder, which it creates if necessary; of several processes, process 0 does.
+    """Locks a folder, which it creates if necessary; among several processes, process 0 does.
 
-    Args:
-      folder: of a run or a sweep.
-      warn: receives a line if the lock of a dead process is taken over.
+    Warns before it takes over the lock of a dead process.
 
     Raises:
       UserError: another process holds the lock; names it.

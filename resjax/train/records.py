@@ -32,30 +32,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the JSON object in a file, or None if there is no file.
-
-    Raises:
-      UserError: the file holds something else.
-    """
+    """Returns the JSON object in a file, or None without a file; else raises UserError."""
     return _read(run_files.read_json_object, path)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """Returns the summary of a finished run, or None if the run has not finished.
-
-    Raises:
-      UserError: the file holds something else.
-    """
+    """Returns a summary.json, or None if the run has not finished; else raises UserError."""
     return _read(run_files.read_summary, path)
 
 
 def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
-    """Writes provenance.json, or appends to its list `resumed` if the run continues.
+    """Writes provenance.json; a run that continues from `step` adds to the file's list `resumed`.
 
-    Args:
-      path: of the file.
-      step: from which the run continues.
-      sources: further entries, such as the weights that training starts from.
+    `sources` are further entries, such as the weights that training starts from.
     """
     content = {**provenance(), **sources}
     with contextlib.suppress(UserError):  # a damaged file is replaced
@@ -107,12 +96,9 @@ class JsonLinesFile:
     """
 
     def __init__(self, path: Path | None, text: str, warn: Warn = lambda _: None):
-        """Replaces the content of the file by `text`, to which further lines are appended.
+        """Replaces the content of the file by `text`, the lines up to the step to continue from.
 
-        Args:
-          path: None in a process that does not write the file.
-          text: lines up to the step from which the run continues.
-          warn: receives a line when the file cannot be written.
+        `path` is None in a process that does not write the file.
         """
         self._path, self._warn = path, warn
         self._lines = [text]
@@ -196,13 +182,8 @@ def recover_metrics(path: Path, text: str, warn: Warn) -> None:
 def recover_layers(path: Path, mark: Mapping[str, Any] | None, step: int, warn: Warn) -> str:
     """Returns the lines of a layers.jsonl up to a checkpoint, which holds only their mark.
 
-    If the file has another beginning, it is moved to `damaged/` and its intact lines are returned.
-
-    Args:
-      path: of the file.
-      mark: `JsonLinesFile.mark` at the checkpoint; None if there was no such file.
-      step: of the checkpoint.
-      warn: receives what happened to the file.
+    A file with another beginning is moved to `damaged/`, and its intact lines up to `step` are
+    returned. Without a mark the run had no such file at the checkpoint.
     """
     text = read_marked(path, mark or text_mark(""))
     if text is not None:
