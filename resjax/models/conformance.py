@@ -32,7 +32,7 @@ WIDTH = 8
 def shape(block: str) -> None:
     """Stages put out expansion · width channels, and half the pixels, rounded up, after each."""
     model = network(block)
-    expansion = block_class(model.block).expansion
+    expansion = getattr(block_class(model.block), "expansion", 1)
     variables = jax.eval_shape(model.init, jax.random.key(1), images())
     features = jax.eval_shape(lambda v: model.apply(v, images(), method="features"), variables)
     for stage, side in (("stage1", SIDE), ("stage2", (SIDE + 1) // 2)):

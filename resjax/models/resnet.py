@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.scope import LazyRng
 from jaxtyping import Array, Float
 
-from resjax.models import heads, presets, shortcuts
+from resjax.models import heads, layout, presets, shortcuts
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, GroupNorm
 
@@ -66,6 +67,14 @@ class ResNet(nn.Module):
     norm_options: Mapping[str, Any] | None = None
     remat: bool = False
 
+    @nn.nowrap
+    def init_with_output(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+        """Initializes as Flax does; both layouts draw the same parameters, through the scan."""
+        if scans(self.loop, self.stages):
+            return super().init_with_output(*arguments, **options)
+        outputs, variables = self.clone(loop="scan").init_with_output(*arguments, **options)
+        return outputs, layout.unrolled(variables)
+
     def __call__(self, images: Images, train: bool = False) -> Any:
         """Returns the outputs of the head: for classification, logits (n, classes) in float32."""
         return self.forward(images, train, with_head=True)
@@ -99,7 +108,8 @@ class ResNet(nn.Module):
         shortcut_norm = no_norm if preactivation else norm
         shortcut = partial(self.shortcut, conv=conv, norm=shortcut_norm, name="shortcut")
         block = partial(self.block, conv=conv, norm=norm, act=act, shortcut=shortcut)
-        first = partial(block, share=True) if preactivation else block
+        shares = preactivation and hasattr(block_class(self.block), "share")
+        first = partial(block, share=True) if shares else block
 
         x = Stem(self.stem, self.stem_width, conv, norm, act, preactivation, name="stem")(
             jnp.asarray(images, self.dtype)
@@ -192,12 +202,18 @@ class Stage(nn.Module):
                 variable_axes={True: 0},  # any collection, of a block or of a diagnostic
                 split_rngs={True: True},
                 length=self.blocks - 1,
+                check_constancy_invariants=self.is_initializing(),
             )
             x, _ = scanned(equal, x, None if self.rates is None else self.rates[1:])
         else:
+            rngs = {name: LazyRng.create(rng, "blocks") for name, rng in self.scope.rngs.items()}
+            rngs = jax.tree.map(lambda key: jax.random.split(key, self.blocks - 1), rngs)
             for index in range(1, self.blocks):
-                block = _at_rate(self.block, rates[index])
-                x = block(self.features, 1, name=f"block{index + 1}")(x)
+                block = _at_rate(self.block, rates[index])(
+                    self.features, 1, name=f"block{index + 1}"
+                )
+                block.scope.rngs = jax.tree.map(lambda keys, i=index - 1: keys[i], rngs)
+                x = block(x)
         return x
 
 

@@ -65,6 +65,38 @@ def test_a_block_of_ones_own_takes_one_short_file(my_module):
     check_block("my_module:MyBlock")
 
 
+@pytest.mark.parametrize("parent", ["Block", "nn.Module"])
+def test_a_block_with_nothing_but_the_fields_of_the_readme_serves(my_module, parent):
+    fields = """
+            features: Any
+            strides: Any
+            conv: Any
+            norm: Any
+            act: Any
+            shortcut: Any
+    """
+    my_module(f"""
+        from typing import Any
+
+        from flax import linen as nn
+
+        from resjax.models.blocks import Block
+
+
+        class MyBlock({parent}):
+            {fields.strip() if parent == "nn.Module" else ""}
+            preactivation = True
+
+            @nn.compact
+            def __call__(self, x):
+                y = self.act(self.norm()(x))
+                y = self.conv(self.features, 3, self.strides)(y)
+                y = self.conv(self.features, 3)(self.act(self.norm()(y)))
+                return y + self.shortcut(self.features, self.strides)(x)
+    """)
+    check_block("my_module:MyBlock")
+
+
 def breaking(body):
     """A basic block of the user's, some lines of it another way."""
     return f"""
