@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     require_exists(arguments.checkpoint)
     require_writable(arguments.out.parent, "--out")
-    from resjax.inference.loading import weights_from
+    from resjax.train.load_weights import load_weights
 
-    weights = weights_from(arguments.checkpoint, arguments.which, notify)
+    weights = load_weights(arguments.checkpoint, arguments.which, notify)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.format == "torchvision":
         from resjax.transfer.exporting import export_torchvision

@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--split={arguments.split} needs --data=NAME")
     require_writable(out.parent, "--out")
     from resjax.inference.features import features, of_dataset, of_files, save_features
-    from resjax.inference.loading import weights_from
+    from resjax.train.load_weights import load_weights
 
     split = arguments.split or "train"
     images = of_dataset(arguments.data, split) if arguments.data else of_files(arguments.images)
     require_exists(arguments.checkpoint)
-    weights = weights_from(arguments.checkpoint, arguments.which, notify)
+    weights = load_weights(arguments.checkpoint, arguments.which, notify)
     found = features(weights, images, arguments.stage, **batching(arguments))
     notify_skipped(sorted({*images.origins} - {*found.origins}))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     require_exists(arguments.weights)
     require_writable(arguments.out, "--out")
-    from resjax.inference.loading import weights_from
+    from resjax.train.load_weights import load_weights
     from resjax.transfer import weights
     from resjax.transfer.importing import Options
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         class_names=arguments.class_names,
         image_size=arguments.image_size,
     )
-    found = weights_from(arguments.weights, "last", notify, options)
+    found = load_weights(arguments.weights, "last", notify, options)
     weights.save(found, arguments.out)
     print(weights.summarize(found))
     print(f"weights folder: {arguments.out}")

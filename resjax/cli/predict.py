@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     if out:
         require_writable(out.parent, "--out")
     from resjax.disk import write_atomically
-    from resjax.inference.loading import weights_from
     from resjax.inference.predict import FORMATS, predict
+    from resjax.train.load_weights import load_weights
 
-    weights = weights_from(arguments.checkpoint, arguments.which, notify)
+    weights = load_weights(arguments.checkpoint, arguments.which, notify)
     found, skipped = predict(weights, arguments.images, arguments.top, **batching(arguments))
     notify_skipped(skipped)
     if out:

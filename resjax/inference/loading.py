@@ -11,43 +11,10 @@ from resjax.models import layout
 from resjax.models.layout import Variables
 from resjax.models.presets import ARCHITECTURE
 from resjax.models.resnet import ResNet, scans
+from resjax.train.load_weights import load_weights
 from resjax.train.progress import Warn, print_warning
 from resjax.transfer import surgery
-from resjax.transfer.importing import Options, changed, import_weights
-from resjax.transfer.weights import Weights, is_weights_folder, load
-
-
-def weights_from(
-    source: str | Path,
-    which: str = "last",
-    warn: Warn = print_warning,
-    options: Options | None = None,
-) -> Weights:
-    """Reads weights, whatever holds them.
-
-    Args:
-      source: a weights folder, a run folder, or what `resjax import` takes: a file of foreign
-        weights, `hub:NAME`, `https://...`.
-      which: of a run's checkpoints: `last`, `best`, or a step's number.
-      warn: is told of a run's damaged checkpoints, which are passed over, and of what is worth
-        knowing of a file.
-      options: what the user knows of the weights.
-
-    Raises:
-      UserError: there is nothing such, or it is damaged.
-    """
-    options = options or Options()
-    folder = Path(source)
-    if not is_weights_folder(folder):
-        from resjax.train.run_weights import is_run_folder, weights_of_run  # takes seconds
-
-        if is_run_folder(folder):
-            return changed(weights_of_run(folder, which, warn), options)
-    if which != "last":
-        raise UserError(f"{source} is no run folder: it has no checkpoint {which!r} to choose")
-    if is_weights_folder(folder):
-        return changed(load(folder), options)
-    return import_weights(str(source), options, warn)
+from resjax.transfer.weights import Weights
 
 
 def load_pretrained(
@@ -81,7 +48,7 @@ def load_pretrained(
     """
     if backbone and classes is not None:
         raise UserError(f"classes={classes} and backbone=True: a backbone has no classes")
-    weights = weights_from(path, which, warn)
+    weights = load_weights(path, which, warn)
     if differing := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
         weights, found = surgery.refitted(weights, **differing)
         warn(f"{path}: {found.report()}")

@@ -32,7 +32,9 @@ from resjax.train.lock import locked
 from resjax.train.memory import exhaustion_told, require_room
 from resjax.train.progress import Listener, Progress, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
+from resjax.train.sources import Streamed
 from resjax.train.step import Compiled, Metrics, Program, State, program
+from resjax.transfer.weights import describe_run
 
 
 def train(
@@ -163,7 +165,7 @@ class Run:
             records.write_provenance(
                 self.workdir / "provenance.json",
                 restored.step if restored else 0,
-                init_from_weights.origin(self.config),
+                init_from_weights.provenance(self.config, compiled.initial_weights),
             )
         return state, metrics
 
@@ -188,7 +190,7 @@ class Run:
                     if last or leave or due or checkpoints.retry_due():
                         history.fetch()  # a resumed run must find the lines of every step behind it
                         save = checkpoints.save_and_wait if last or leave else checkpoints.save
-                        save(backend.one(state), step, self._record(history))
+                        save(backend.one(state), step, self._record(compiled, history))
                     if leave and self._stop.signal:
                         raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
                     history.fetch(before=step)
@@ -198,10 +200,17 @@ class Run:
         finally:
             feed.close()
 
-    def _record(self, history: "History") -> dict[str, Any]:
+    def _record(self, compiled: Program, history: "History") -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
         return {
             "config": to_dict(self.config),
+            "weights": describe_run(
+                self.config,
+                compiled.statistics,
+                compiled.image_shape,
+                compiled.source.class_names,
+                streamed=isinstance(compiled.source, Streamed),
+            ),
             "metrics": history.synced(),
             "seconds": self._seconds(),
         }

@@ -1,50 +1,92 @@
-"""A run's network as weights, which all that uses networks takes, wherever they come from."""
+"""The weights of a run, from one of its checkpoints and what that records of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
+from resjax.config import from_dict
+from resjax.disk import CHECKSUMS, DamagedError, digest
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
-from resjax.train.loop import restored_run
-from resjax.train.progress import Warn, print_warning
+from resjax.run_files import primary_metric, read_json_object
+from resjax.train.checkpoint_reader import CheckpointReader, read_record
+from resjax.train.parallel import backend
+from resjax.train.progress import Warn
 from resjax.train.sources import Streamed
-from resjax.transfer.weights import Weights, describe_run, from_description
+from resjax.train.sources import source as make_source
+from resjax.transfer.surgery import with_channels
+from resjax.transfer.weights import Weights, describe_run, from_description, nested
+
+EMA = "ema/", "average/"  # prefixes of the EMA's arrays; runs of resjax 0.1 have the second
 
 
-def is_run_folder(path: Path) -> bool:
-    """Whether a run was trained there; a folder of Hugging Face's has a config.json too."""
-    has = ("checkpoints", "provenance.json")
-    return (path / "config.json").is_file() and any((path / name).exists() for name in has)
-
-
-def weights_of_run(workdir: Path, which: str = "last", warn: Warn = print_warning) -> Weights:
-    """The weights of one of a run's checkpoints; the averaged ones, where the run has them.
-
-    Images then come to the network as in the run's evaluation; of `data.eval_crop=ten`, which
-    averages over crops, only the middle one counts.
+def read_run(folder: Path, which: str, warn: Warn) -> Weights:
+    """Returns the weights of one of a run's checkpoints: its EMA, or else its parameters.
 
     Args:
-      workdir: the run folder.
-      which: `last`, `best`, or a step's number, as for `resjax evaluate`.
-      warn: is told of damaged checkpoints, which are passed over.
+      folder: of the run.
+      which: `last`, `best` (by the primary metric on the test set), or the number of a step.
+      warn: called for damaged checkpoints, which are skipped.
 
     Raises:
-      UserError: there is no such run, or no such checkpoint that verifies; its dataset is not here;
-        its images are not square.
+      UserError: there is no such intact checkpoint; the run's images are not square.
     """
-    program, restored = restored_run(workdir, which, warn)
-    state, source = restored.state, program.source
-    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
-    description = describe_run(
-        program.config,
-        program.statistics,
-        program.image_shape,
+    reader = CheckpointReader(folder / "checkpoints", warn)
+
+    def template(step: int) -> dict[str, Any]:
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        try:
+            arrays = read_record(reader.folder / str(step))["arrays"]
+        except DamagedError:
+            return {}  # the reader finds the same damage and skips the checkpoint
+        return {
+            name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
+            for name, array in arrays.items()
+        }
+
+    try:
+        path = folder / "provenance.json"
+        provenance = read_json_object(path) if path.exists() else {}
+        restored = reader.restore_selected(which, template, primary_metric(provenance, path))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    record, arrays = restored.record, jax.device_get(restored.state)
+    prefix = next((p for p in EMA if any(name.startswith(p) for name in arrays)), "")
+    variables = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith((f"{prefix}params/", f"{prefix}batch_stats/"))
+    }
+    source = {
+        "format": "resjax run",
+        "file": str(folder),
+        "step": restored.step,
+        "sha256": digest(reader.folder / str(restored.step) / CHECKSUMS),
+    }
+    description = record.get("weights") or _describe_from_dataset(record["config"])
+    try:
+        return from_description(description, unrolled(nested(variables)), source)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
+def _describe_from_dataset(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes the weights of a run of resjax 0.1, whose checkpoints do not, from its dataset."""
+    from resjax.train.load_weights import load_weights
+
+    config = from_dict(recorded)
+    source = make_source(config, backend(config))
+    statistics = source.statistics
+    if config.data.normalization == "weights":
+        initial = load_weights(str(config.transfer.weights))
+        statistics = with_channels(initial, source.image_shape[2]).statistics
+    return describe_run(
+        config,
+        statistics,
+        source.image_shape,
         source.class_names,
         streamed=isinstance(source, Streamed),
     )
-    origin = {"format": "resjax run", "file": str(workdir), "step": restored.step}
-    try:
-        return from_description(description, jax.device_get(unrolled(dict(variables))), origin)
-    except UserError as error:
-        raise UserError(f"{workdir}: {error}") from error

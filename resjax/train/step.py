@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -35,7 +35,6 @@ from resjax.models.layout import unrolled_paths
 from resjax.models.resnet import ResNet, build
 from resjax.train import freezing, init_from_weights, optimizer, parallel
 from resjax.train.sources import Streamed, source
-from resjax.transfer.weights import Weights
 from resjax.xla.compile_options import step_compile
 
 Metrics = dict[str, Float[Array, ""]]
@@ -74,8 +73,9 @@ class Program:
         self.train_split, self.test_split = self.source.arrays(config)
         self.examples = self.source.examples
         self.image_shape = self.source.image_shape
-        self.statistics = init_from_weights.statistics(
-            config, self.source.statistics, self.image_shape
+        self.initial_weights = init_from_weights.initial_weights(config, self.image_shape[2])
+        self.statistics = init_from_weights.normalization_statistics(
+            config, self.initial_weights, self.source.statistics, self.image_shape
         )
         self.augmentation = Augmentation.from_config(config.data)
         self.classes = classes = self.source.classes
@@ -123,21 +123,19 @@ class Program:
         """A state drawn at random, in the first phase."""
         return self._init(jax.random.key(seed))
 
-    @cached_property
-    def pretrained(self) -> Weights | None:
-        """The weights that training starts from, as they are; None where it starts at random.
+    def start(self, seed: int) -> State:
+        """The state at step 0: pretrained weights, where the config says so, over drawn ones.
 
         Raises:
-          UserError: they are not there, or do not fit.
+          UserError: they do not fit.
         """
-        return init_from_weights.fitting(self.config, self.shapes, self.classes, self.image_shape)
-
-    def start(self, seed: int) -> State:
-        """The state at step 0: pretrained weights, where the config says so, over drawn ones."""
-        if (found := self.pretrained) is None:  # asked before anything compiles
+        if (found := self.initial_weights) is None:
             return self.init(seed)
+        init_from_weights.require_fit(self.config, found, self.shapes, self.classes)
         drawn = self.backend.one(self.init(seed))
-        return self.backend.spread(init_from_weights.replaced(drawn, found, self.config.transfer))
+        return self.backend.spread(
+            init_from_weights.replace_variables(drawn, found, self.config.transfer)
+        )
 
     def phase_at(self, step: int) -> int:
         """The phase in which a step, counted from 0, is taken."""

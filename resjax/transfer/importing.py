@@ -76,7 +76,7 @@ def import_weights(
         raise UserError(f"{source}: is no ResNet that is known: {error}") from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    return changed(made, options)
+    return apply_options(made, options)
 
 
 def _made(path: Path, file: Arrays, options: Options) -> Weights:
@@ -206,7 +206,7 @@ def _class_names(metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     return ()
 
 
-def changed(weights: Weights, options: Options) -> Weights:
+def apply_options(weights: Weights, options: Options) -> Weights:
     """The weights with what the user says of them: names of classes, size of images, no head.
 
     Raises:

@@ -5,8 +5,8 @@ from PIL import Image
 
 from resjax.config import default_config, override, resolve
 from resjax.data import datasets
+from resjax.train.load_weights import load_weights
 from resjax.train.loop import train
-from resjax.train.run_weights import weights_of_run
 
 SMALL = {
     "model.family": "cifar",
@@ -39,7 +39,7 @@ def run(train_small, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def weights(run):
-    return weights_of_run(run)
+    return load_weights(run)
 
 
 @pytest.fixture(scope="session")

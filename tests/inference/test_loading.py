@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import resjax
+from resjax.data import datasets
 from resjax.data.normalization import normalize
 from resjax.errors import UserError
-from resjax.inference.loading import weights_from
 from resjax.inference.predict import classifier
 from resjax.models.layout import unrolled
-from resjax.train.run_weights import is_run_folder
+from resjax.train.checkpoint_reader import CheckpointReader
+from resjax.train.load_weights import is_run_folder, load_weights
 from resjax.transfer.weights import flat, save
 from resjax.xla.compile_options import quick_compile
 
@@ -20,12 +21,35 @@ from resjax.xla.compile_options import quick_compile
 def test_a_saved_run_comes_back_bit_for_bit(run, weights, tmp_path):
     save(weights, tmp_path)
     for source in (run, tmp_path, str(tmp_path)):
-        found = weights_from(source)
+        found = load_weights(source)
         arrays, expected = flat(found.variables), flat(weights.variables)
         assert arrays.keys() == expected.keys()
         assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
         for name in ("model", "preprocessing", "class_names", "source"):
             assert getattr(found, name) == getattr(weights, name)
+
+
+def test_a_run_is_read_without_its_dataset(run, weights, monkeypatch):
+    monkeypatch.setattr(datasets, "load", None)
+    found = load_weights(run)
+    assert found.class_names == tuple("0123456789")
+    assert found.statistics.mean.shape == (8, 8, 1)
+    assert found.statistics.mean.any()
+
+
+def test_a_run_whose_checkpoints_do_not_describe_it_is_described_by_its_dataset(run, monkeypatch):
+    expected, restore = load_weights(run), CheckpointReader.restore_selected
+
+    def without_description(*arguments):
+        restored = restore(*arguments)
+        del restored.record["weights"]
+        return restored
+
+    monkeypatch.setattr(CheckpointReader, "restore_selected", without_description)
+    found = load_weights(run)
+    jax.tree.map(np.testing.assert_array_equal, found.statistics, expected.statistics)
+    for name in ("model", "preprocessing", "class_names", "source"):
+        assert getattr(found, name) == getattr(expected, name)
 
 
 @pytest.mark.parametrize("loop", ["unroll", "scan"])
@@ -49,9 +73,9 @@ def test_a_loaded_network_says_what_the_run_says(run, weights, digits):
 
 
 def test_the_checkpoint_asked_for_is_loaded(run):
-    assert weights_from(run, "40").source["step"] == 40
-    with pytest.raises(UserError, match="has no checkpoint of step 7; there: "):
-        weights_from(run, "7")
+    assert load_weights(run, "40").source["step"] == 40
+    with pytest.raises(UserError, match="has no checkpoint of step 7; it has: "):
+        load_weights(run, "7")
 
 
 def test_another_number_of_classes_gets_a_new_head(run):
@@ -90,7 +114,7 @@ def test_a_run_of_images_that_are_not_square_is_refused(train_small, tmp_path):
         train__checkpoint_every=1,
     )
     with pytest.raises(UserError, match="images that are not square"):
-        weights_from(run)
+        load_weights(run)
 
 
 def test_a_deeper_network_takes_what_fits_and_tells_what_is_new(run, weights):

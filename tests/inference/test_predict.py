@@ -13,8 +13,8 @@ from PIL import Image
 from resjax.cli import main
 from resjax.errors import UserError
 from resjax.inference.predict import as_csv, as_json, classifier, predict
+from resjax.train.load_weights import load_weights
 from resjax.train.loop import evaluate
-from resjax.train.run_weights import weights_of_run
 from resjax.transfer.weights import save
 
 
@@ -51,7 +51,7 @@ def test_a_streamed_runs_error_is_the_evaluations_too(train_small, photos, write
         train__checkpoint_every=2,
         optimizer__ema_decay=0.5,
     )
-    weights = weights_of_run(run)
+    weights = load_weights(run)
     assert (weights.preprocessing.size, weights.preprocessing.shorter_side) == (16, 18)
     paths = [path for name in "ab" for path in sorted((folder / name).iterdir())[-4:]]
     found, _ = predict(weights, paths, top=2)
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over(run):
     content, told = path.read_bytes(), []
     try:
         path.write_bytes(content[:-1])
-        weights = weights_of_run(run, warn=told.append)
+        weights = load_weights(run, warn=told.append)
     finally:
         path.write_bytes(content)
     assert "checkpoints/60 is damaged" in told[0]
@@ -202,4 +202,4 @@ def test_only_a_run_has_checkpoints_to_choose(weights, digits, tmp_path, capsys)
     save(weights, tmp_path)
     typed = [f"--checkpoint={tmp_path}", "--which=best", str(digits[0][0])]
     assert main(["predict", *typed]) == 2
-    assert "is no run folder: it has no checkpoint 'best'" in capsys.readouterr().err
+    assert "is not a run folder: it has no checkpoint 'best'" in capsys.readouterr().err

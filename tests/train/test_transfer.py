@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,15 +12,17 @@ import pytest
 from resjax.config import Optimizer, default_config, override, resolve
 from resjax.data.normalization import Statistics
 from resjax.errors import UserError
-from resjax.models.layout import scanned, unrolled
+from resjax.models.layout import scanned, unrolled, unrolled_paths
 from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build
-from resjax.train import optimizer, weights
+from resjax.train import optimizer
 from resjax.train.checkpoint_reader import named_arrays
+from resjax.train.load_weights import load_weights
 from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Program, program
 from resjax.train.verify import verify
+from resjax.transfer import weights
 from resjax.transfer.weights import Preprocessing, Weights, flat
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
@@ -176,7 +177,7 @@ def wrong(tmp_path, what):
         ("no head", "have no head, the data 10; set transfer.head=new"),
         (
             "network",
-            "are of another network: batch_stats/stage1/block1/BatchNorm_0/mean is (4,)",
+            "are those of another network: batch_stats/stage1/block1/BatchNorm_0/mean is (4,)",
         ),
     ],
 )
@@ -199,7 +200,7 @@ def test_statistics_of_a_mean_image_need_images_of_its_size(tmp_path):
         tmp_path / "w",
     )
     config = configured(tmp_path / "w", data__normalization="weights")
-    assert "images of 9 x 9 pixels" in refusal(lambda: Program(config))
+    assert "a mean image of 9 x 9 pixels" in refusal(lambda: Program(config))
 
 
 # Freezing and thawing.
@@ -365,7 +366,7 @@ class StopAfter(StopRequest):
         super().__init__()
         self._left = dispatches
 
-    def asked(self):
+    def requested(self):
         self._left -= 1
         if self._left == 0:
             self.signal = signal.SIGTERM
@@ -414,13 +415,19 @@ def test_a_run_is_the_weights_of_another(finished):
     start = Program(config).start(0)
     for own, averaged in ((start.params, "params"), (start.batch_stats, "batch_stats")):
         jax.tree.map(np.testing.assert_array_equal, own, state.average[averaged])
-    told = refusal(lambda: Program(configured(finished[0], data__normalization="weights")))
-    assert "a run keeps no statistics" in told
 
 
-def test_a_run_may_be_named_from_where_one_stands(finished, monkeypatch):
+def test_a_run_normalizes_images_with_the_statistics_of_the_run_it_starts_from(finished):
+    first = Program(configured(None, data__normalization="pixel_mean")).statistics
+    second = Program(configured(finished[0], data__normalization="weights")).statistics
+    assert first.mean.shape == (8, 8, 1)
+    np.testing.assert_array_equal(second.mean, first.mean)
+    np.testing.assert_array_equal(second.std, first.std)
+
+
+def test_a_run_may_be_named_by_a_relative_path(finished, monkeypatch):
     monkeypatch.chdir(finished[0].parent)
-    near, far = pretrained.load(Path(finished[0].name)), pretrained.load(finished[0])
+    near, far = load_weights(finished[0].name), load_weights(finished[0])
     jax.tree.map(np.testing.assert_array_equal, near.variables, far.variables)
 
 
