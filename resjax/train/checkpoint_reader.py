@@ -27,6 +27,7 @@ WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the fi
 StateTemplate = Callable[[int], Any]
 """Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with
 shardings, whose shapes, dtypes and placement the restored arrays get. PRNG keys may be among them.
+It may return None, for all arrays of the checkpoint by name, on the CPU.
 """
 
 
@@ -86,12 +87,14 @@ class CheckpointReader:
           UserError: it is intact, but belongs to another network.
         """
         state, damage = template(step), ""
-        targets = named_arrays(state)
+        targets = None if state is None else named_arrays(state)
         try:
             arrays, record = read_checkpoint(self.folder / str(step), targets)
         except DamagedError as error:
             damage = str(error)
         if all_processes(not damage):
+            if targets is None:
+                return Restored(step, arrays, record)
             leaves = (arrays[name] for name in targets)
             state = jax.tree.map(lambda leaf: _restored_leaf(leaf, next(leaves)), state)
             return Restored(step, state, record)

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from resjax.config import from_dict
-from resjax.disk import CHECKSUMS, DamagedError, digest
+from resjax.disk import CHECKSUMS, digest
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
 from resjax.run_files import primary_metric, read_json_object
-from resjax.train.checkpoint_reader import CheckpointReader, read_record
+from resjax.train.checkpoint_reader import CheckpointReader
 from resjax.train.parallel import backend
 from resjax.train.progress import Warn
 from resjax.train.sources import Streamed
@@ -35,22 +34,10 @@ def read_run(folder: Path, which: str, warn: Warn) -> Weights:
       UserError: there is no such intact checkpoint; the run's images are not square.
     """
     reader = CheckpointReader(folder / "checkpoints", warn)
-
-    def template(step: int) -> dict[str, Any]:
-        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        try:
-            arrays = read_record(reader.folder / str(step))["arrays"]
-        except DamagedError:
-            return {}  # the reader finds the same damage and skips the checkpoint
-        return {
-            name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
-            for name, array in arrays.items()
-        }
-
     try:
         path = folder / "provenance.json"
         provenance = read_json_object(path) if path.exists() else {}
-        restored = reader.restore_selected(which, template, primary_metric(provenance, path))
+        restored = reader.restore_selected(which, lambda _: None, primary_metric(provenance, path))
     except ValueError as error:
         raise UserError(str(error)) from error
     record, arrays = restored.record, jax.device_get(restored.state)
