@@ -1,4 +1,4 @@
-"""Processes find each other by what SLURM and Open MPI tell them."""
+"""Processes find each other through the variables that SLURM and Open MPI set."""
 
 import os
 import random
@@ -53,17 +53,17 @@ def join(environment):
 
 
 @pytest.mark.parametrize("launcher", [slurm, open_mpi])
-def test_two_processes_find_each_other_without_being_told(launcher):
+def test_two_processes_find_each_other_without_arguments(launcher):
     job = random.randrange(10**6)  # JAX derives the port from it
     processes = [join(launcher(process, job)) for process in (0, 1)]
-    told = [process.communicate(timeout=100)[0].split() for process in processes]
-    assert told == [["0", "2", "True", "4"], ["1", "2", "False", "4"]]
+    output = [process.communicate(timeout=100)[0].split() for process in processes]
+    assert output == [["0", "2", "True", "4"], ["1", "2", "False", "4"]]
 
 
-def test_where_nobody_says_who_the_others_are_one_line_says_how_to():
+def test_a_process_that_finds_no_others_ends_with_one_line_that_says_how_to():
     process = join({})
-    _, told = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert told.strip().startswith("the processes did not find each other: ")
-    assert "--coordinator=HOST:PORT" in told
-    assert len(told.strip().splitlines()) == 1
+    assert output.strip().startswith("the processes did not find each other: ")
+    assert "--coordinator=HOST:PORT" in output
+    assert len(output.strip().splitlines()) == 1

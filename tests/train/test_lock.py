@@ -1,4 +1,4 @@
-"""One process in a run folder: whoever comes second is refused, and a dead one's lock is taken."""
+"""Only one process uses a run folder, and the lock of a dead process is taken over."""
 
 import json
 import os
@@ -25,7 +25,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process, which holds the folder."""
+    """Another process, which has locked the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
     )
@@ -35,7 +35,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_the_second_process_is_refused_and_told_who_is_there(holder, tmp_path):
+def test_a_second_process_is_refused_with_the_name_of_the_first(holder, tmp_path):
     with (
         pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
         locked(tmp_path / "run"),
@@ -43,28 +43,28 @@ def test_the_second_process_is_refused_and_told_who_is_there(holder, tmp_path):
         pass
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(holder, tmp_path):
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path):
     holder.kill()
     holder.wait()
-    told = []
+    warnings = []
     start = time.monotonic()
-    with locked(tmp_path / "run", told.append):
+    with locked(tmp_path / "run", warnings.append):
         assert time.monotonic() - start < 1
-    assert len(told) == 1
-    assert f"process {holder.pid}" in told[0]
-    assert "taken over" in told[0]
+    assert len(warnings) == 1
+    assert f"process {holder.pid}" in warnings[0]
+    assert "taken over" in warnings[0]
 
 
-def test_after_its_release_nothing_is_left_and_the_next_may_come(tmp_path):
-    told = []
+def test_a_released_lock_leaves_nothing_behind_and_can_be_taken_again(tmp_path):
+    warnings = []
     for _ in range(2):
-        with locked(tmp_path / "new" / "run", told.append):
+        with locked(tmp_path / "new" / "run", warnings.append):
             assert (tmp_path / "new" / "run" / FILE_NAME).exists()
         assert not (tmp_path / "new").exists()
-    assert told == []
+    assert warnings == []
 
 
-def test_what_was_written_in_a_new_folder_stays(tmp_path):
+def test_a_new_folder_with_files_stays(tmp_path):
     with locked(tmp_path / "run"):
         (tmp_path / "run" / "config.json").write_text("{}")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
@@ -72,30 +72,30 @@ def test_what_was_written_in_a_new_folder_stays(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The lock file of a process on another machine, whose locks are not seen here."""
+    """The lock file of a process on another machine, whose locks this one does not see."""
     monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.5)
     content = {"host": "elsewhere", "process": 7, "boot": "another"}
     (tmp_path / FILE_NAME).write_text(json.dumps(content))
     return tmp_path
 
 
-def test_a_dead_process_on_another_machine_is_watched_then_its_lock_is_taken(elsewhere):
-    told = []
+def test_the_lock_of_another_machine_is_taken_over_after_a_timeout(elsewhere):
+    warnings = []
     start = time.monotonic()
-    with locked(elsewhere, told.append):
+    with locked(elsewhere, warnings.append):
         assert time.monotonic() - start >= 0.5
         assert json.loads((elsewhere / FILE_NAME).read_text())["process"] == os.getpid()
-    assert [("watching" in text, "taken over" in text) for text in told] == [
+    assert [("watching" in text, "taken over" in text) for text in warnings] == [
         (True, False),
         (False, True),
     ]
 
 
-def test_a_process_on_another_machine_that_beats_is_left_alone(elsewhere):
+def test_a_heartbeat_from_another_machine_protects_its_lock(elsewhere):
     over = threading.Event()
 
     def beat():
-        stamp = 0  # no clock that runs: 1970, as after a jump
+        stamp = 0  # a clock that is far off, as after a jump
         while not over.wait(0.05):
             stamp += 1
             os.utime(elsewhere / FILE_NAME, (stamp, stamp))
@@ -111,7 +111,7 @@ def test_a_process_on_another_machine_that_beats_is_left_alone(elsewhere):
     assert json.loads((elsewhere / FILE_NAME).read_text())["process"] == 7
 
 
-def test_the_holder_beats(tmp_path, monkeypatch):
+def test_a_lock_has_a_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     with locked(tmp_path):
         first = (tmp_path / FILE_NAME).stat().st_mtime_ns
@@ -122,7 +122,7 @@ def test_the_holder_beats(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"process": null}'])
-def test_a_damaged_lock_file_that_nobody_holds_stops_nobody(tmp_path, monkeypatch, content):
+def test_a_damaged_lock_file_without_a_holder_is_taken_over(tmp_path, monkeypatch, content):
     monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.2)
     (tmp_path / FILE_NAME).write_text(content)
     with locked(tmp_path):
@@ -147,7 +147,7 @@ while done < 20:
 """
 
 
-def test_of_many_processes_one_at_a_time_is_inside(tmp_path):
+def test_only_one_of_many_processes_is_inside_at_a_time(tmp_path):
     (tmp_path / "count").write_text("0")
     counting = [subprocess.Popen([sys.executable, "-c", COUNT, tmp_path]) for _ in range(3)]
     assert [process.wait(timeout=60) for process in counting] == [0, 0, 0]

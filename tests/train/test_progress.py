@@ -1,9 +1,10 @@
-"""What is told of a run on a terminal, and where there is none."""
+"""The progress of a run on a terminal and elsewhere."""
 
 import io
 
 import pytest
 
+from resjax.run_files import Metric
 from resjax.train import progress
 from resjax.train.progress import Progress, console, describe
 
@@ -32,12 +33,12 @@ def at(step):
     return Progress(step, 100, {"train_error": 0.123, "train_loss": 0.4}, 5120.4)
 
 
-def test_no_terminal_gets_a_plain_line_now_and_then(clock):
+def test_plain_lines_have_a_minimum_interval(clock):
     stream = io.StringIO()
-    with console(stream, every=10) as tell:
+    with console(stream, every=10) as listener:
         for step in range(1, 26):
             clock.now += 1
-            tell(at(step))
+            listener(at(step))
     lines = stream.getvalue().splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["step", "1/100"],
@@ -48,24 +49,24 @@ def test_no_terminal_gets_a_plain_line_now_and_then(clock):
     assert lines[1].endswith("train error 12.30 %  5,120 images/s  11 s, 89 s left")
 
 
-def test_the_time_that_is_left_counts_no_steps_of_an_earlier_process(clock):
+def test_the_time_left_does_not_count_steps_before_a_resume(clock):
     stream = io.StringIO()
-    with console(stream, every=1) as tell:
+    with console(stream, every=1) as listener:
         for step in (80, 81, 82):
             clock.now += 2
-            tell(at(step))
+            listener(at(step))
     assert stream.getvalue().splitlines()[-1].endswith("6 s, 36 s left")
 
 
-def test_the_last_step_is_always_told(clock):
+def test_the_last_step_is_always_printed(clock):
     stream = io.StringIO()
-    with console(stream, every=10) as tell:
-        tell(at(99))
-        tell(at(100))
+    with console(stream, every=10) as listener:
+        listener(at(99))
+        listener(at(100))
     assert stream.getvalue().splitlines()[-1].startswith("step 100/100")
 
 
-def test_a_line_is_out_at_once(clock):
+def test_each_line_is_flushed(clock):
     class Stream(io.StringIO):
         flushed = False
 
@@ -73,18 +74,18 @@ def test_a_line_is_out_at_once(clock):
             self.flushed = True
 
     stream = Stream()
-    with console(stream) as tell:
-        tell(at(1))
+    with console(stream) as listener:
+        listener(at(1))
         assert stream.flushed
 
 
-def test_a_terminal_gets_a_bar_and_no_plain_line(monkeypatch):
+def test_a_terminal_gets_a_bar_and_no_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
-    with console(stream, every=0) as tell:
-        tell(at(50))
-        tell(at(100))
+    with console(stream, every=0) as listener:
+        listener(at(50))
+        listener(at(100))
     drawn = stream.getvalue()
     assert "━" in drawn
     assert "100/100" in drawn
@@ -92,7 +93,15 @@ def test_a_terminal_gets_a_bar_and_no_plain_line(monkeypatch):
     assert "step 100/100" not in drawn
 
 
-def test_progress_is_told_by_its_errors_and_its_rate():
-    metrics = {"train_error": 0.123, "train_loss": 0.4, "test_error": 0.14}
-    told = describe(Progress(5, 100, metrics, 5120.4))
-    assert told == "train error 12.30 %  test error 14.00 %  5,120 images/s"
+@pytest.mark.parametrize(
+    ("primary", "text"),
+    [
+        (Metric("error", unit="fraction"), "train error 12.30 %  test error 14.00 %  "),
+        (Metric("loss"), "train loss 0.4  "),
+        (Metric("angle", unit="rad"), "test angle 0.01234 rad  "),
+        (Metric("accuracy"), ""),
+    ],
+)
+def test_a_run_is_described_by_its_primary_metric_and_its_speed(primary, text):
+    metrics = {"train_error": 0.123, "train_loss": 0.4, "test_error": 0.14, "test_angle": 0.012341}
+    assert describe(Progress(5, 100, metrics, 5120.4, primary)) == f"{text}5,120 images/s"

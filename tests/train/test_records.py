@@ -1,4 +1,4 @@
-"""What a run writes is whole, or it is not there."""
+"""A run's files are whole or not there, and continue from a checkpoint."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_never_there_in_part(tmp_path, monkeypatch):
+def test_a_json_file_never_appears_in_part(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     seen = []
 
@@ -27,12 +27,12 @@ def test_a_file_is_never_there_in_part(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", replace)
     records.write_json(path, {"seed": 0})
-    # Whole under another name in the same folder, before it had its own.
+    # The file was complete under another name in the same folder.
     assert seen == [(False, str(tmp_path), path.read_text())]
     assert json.loads(path.read_text()) == {"seed": 0}
 
 
-def test_a_number_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
+def test_a_summary_value_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path):
     path = tmp_path / "summary.json"
     ends = {"steps": 3, "images_per_second": 7.5}
     records.write_json(path, {"train_loss": math.nan, "test_loss": math.inf, **ends})
@@ -42,7 +42,7 @@ def test_a_number_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path)
     assert summary["steps"] == 3
 
 
-def test_a_run_without_summary_is_not_finished(tmp_path):
+def test_a_run_without_a_summary_has_not_finished(tmp_path):
     assert records.read_summary(tmp_path / "summary.json") is None
 
 
@@ -74,7 +74,7 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
     file.close()
 
 
-def test_metrics_go_on_behind_the_lines_that_are_kept_and_others_go(tmp_path):
+def test_metrics_continue_after_the_given_lines_and_later_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = [line(1), line(2), line(2, "test")]
     write_lines(path, [*kept, line(3), line(3, "test")])
@@ -82,7 +82,7 @@ def test_metrics_go_on_behind_the_lines_that_are_kept_and_others_go(tmp_path):
     assert read_measurements(path) == [*kept, line(3, again=1)]
 
 
-def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path):
+def test_an_incomplete_line_is_not_read_and_is_dropped_on_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [line(1), line(2)])
     path.write_text(path.read_text() + '{"step": 2, "spl')
@@ -91,7 +91,7 @@ def test_a_half_written_line_is_not_read_and_goes_when_the_run_goes_on(tmp_path)
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_a_loss_that_is_not_finite_is_null_on_file_and_nan_when_read(tmp_path):
+def test_a_loss_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [line(1, loss=math.nan), line(2, loss=math.inf)])
     texts = path.read_text().splitlines()
@@ -145,7 +145,7 @@ def test_a_mark_does_not_grow_with_the_file(tmp_path):
     assert sizes[1] - sizes[0] == 3  # more digits of the size
 
 
-def test_provenance_says_where_a_result_comes_from(monkeypatch):
+def test_provenance_names_versions_devices_and_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/resjax", "train", "--workdir=runs/a"])
     content = json.loads(json.dumps(records.provenance()))
     assert content.keys() >= {"commit", "dirty", "platform"}
@@ -158,13 +158,13 @@ def test_provenance_says_where_a_result_comes_from(monkeypatch):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """The folder that provenance takes for the source's; no checkout yet."""
+    """The folder that provenance takes for the source folder; it is no checkout yet."""
     monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     return tmp_path
 
 
-def test_provenance_names_the_commit_and_whether_the_source_differs_from_it(source):
+def test_provenance_names_the_commit_and_whether_files_differ_from_it(source):
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
         command = ["git", *who, *words]

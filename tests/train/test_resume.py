@@ -1,4 +1,4 @@
-"""A run that goes on is the run that it was, whatever happened; what is damaged is never used."""
+"""A resumed run ends like one that nothing interrupted, and nothing damaged is ever used."""
 
 import json
 import os
@@ -18,14 +18,17 @@ from resjax.train.verify import verify
 TIMES = ("seconds", "compile_seconds", "images_per_second")
 
 
+INTERVALS = {"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4}
+
+
 @pytest.fixture(scope="module")
 def config(configure):
-    return configure({"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4})
+    return configure(INTERVALS)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """The folder of a run that nothing interrupted, with checkpoints of steps 4, 8 and 10."""
+    """The folder of a run that nothing interrupted, with checkpoints."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train(config, workdir)
     return workdir
@@ -33,101 +36,102 @@ def finished(config, tmp_path_factory):
 
 @pytest.fixture
 def unfinished(finished, tmp_path):
-    """A copy that goes on from its last whole checkpoint."""
+    """A copy of that run, which continues from its last intact checkpoint."""
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / "summary.json").unlink()
     return workdir
 
 
-def found(workdir):
-    """All that must not depend on what happened to a run."""
+def results(workdir):
+    """Everything that interruptions must not change."""
     summary = json.loads((workdir / "summary.json").read_text())
     return {name: value for name, value in summary.items() if name not in TIMES}, (
         workdir / "metrics.jsonl"
     ).read_bytes()
 
 
-def a_file_of(checkpoint):
-    """The largest: the arrays'."""
+def largest_file(checkpoint):
+    """A file that holds arrays."""
     return max(filter(os.path.isfile, checkpoint.rglob("*")), key=os.path.getsize)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(config, finished, unfinished):
-    path = a_file_of(unfinished / "checkpoints" / "10")
+def test_a_damaged_checkpoint_is_moved_away_and_the_previous_one_is_restored(
+    config, finished, unfinished
+):
+    path = largest_file(unfinished / "checkpoints" / "10")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    told, steps = [], []
-    train(config, unfinished, lambda progress: steps.append(progress.step), warn=told.append)
-    assert len(told) == 1
-    assert f"checkpoints/10 is damaged: {path.name}" not in told[0]  # it names the path within
-    assert "changed since it was saved" in told[0]
-    assert str(unfinished / "damaged" / "checkpoint-10") in told[0]
+    warnings, steps = [], []
+    train(config, unfinished, lambda progress: steps.append(progress.step), warn=warnings.append)
+    assert len(warnings) == 1
+    inside = path.relative_to(unfinished / "checkpoints" / "10")
+    assert f"checkpoints/10 is damaged: {inside} changed since it was saved" in warnings[0]
+    assert str(unfinished / "damaged" / "checkpoint-10") in warnings[0]
     assert (unfinished / "damaged" / "checkpoint-10").is_dir()
     assert steps[0] == 10  # after a restored 8
-    assert found(unfinished) == found(finished)
+    assert results(unfinished) == results(finished)
 
 
-def test_where_no_checkpoint_is_whole_the_run_begins_anew_and_says_so(config, finished, unfinished):
+def test_a_run_without_an_intact_checkpoint_starts_again_with_a_warning(
+    config, finished, unfinished
+):
     for checkpoint in (unfinished / "checkpoints").iterdir():
-        a_file_of(checkpoint).unlink()
-    told = []
-    train(config, unfinished, warn=told.append)
-    assert "begins anew" in told[-1]
-    assert len(list((unfinished / "damaged").iterdir())) == len(told) - 1
-    assert found(unfinished) == found(finished)
+        largest_file(checkpoint).unlink()
+    warnings = []
+    train(config, unfinished, warn=warnings.append)
+    assert "begins anew" in warnings[-1]
+    assert len(list((unfinished / "damaged").iterdir())) == len(warnings) - 1
+    assert results(unfinished) == results(finished)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
-def test_metrics_that_are_not_what_was_written_come_from_the_checkpoint(
-    config, finished, unfinished, damage
-):
+def test_damaged_metrics_are_restored_from_the_checkpoint(config, finished, unfinished, damage):
     path = unfinished / "metrics.jsonl"
     content = path.read_bytes()
     path.unlink()
     if damage != "gone":
         changed = content.replace(b"loss", b"lass", 1) if damage == "flipped" else content[:100]
         path.write_bytes(changed)
-    told = []
-    train(config, unfinished, warn=told.append)
-    assert "its lines are restored from the checkpoint" in told[0]
-    assert found(unfinished) == found(finished)
+    warnings = []
+    train(config, unfinished, warn=warnings.append)
+    assert "its lines are restored from the checkpoint" in warnings[0]
+    assert results(unfinished) == results(finished)
     kept = unfinished / "damaged" / "metrics.jsonl"
     assert kept.exists() == (damage != "gone")
 
 
-def test_more_steps_go_on_and_a_finished_run_is_not_finished_any_more(configure, config, finished):
+def test_a_finished_run_continues_to_more_steps(configure, config, finished):
     workdir = finished.parent / "longer"
     shutil.copytree(finished, workdir)
-    longer = {"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4}
-    told = []
-    summary = train(configure(longer | {"train.steps": 14}), workdir, told.append)
-    assert (summary["steps"], told[0].step) == (14, 12)
+    seen = []
+    summary = train(configure(INTERVALS | {"train.steps": 14}), workdir, seen.append)
+    assert (summary["steps"], seen[0].step) == (14, 12)
     lines = (workdir / "metrics.jsonl").read_bytes()
     assert lines.startswith((finished / "metrics.jsonl").read_bytes())
     with pytest.raises(UserError, match=r"train\.steps is 14 there and 10 here"):
         train(config, workdir)
 
 
-def test_what_may_differ_is_told_with_what_does(configure, unfinished):
+def test_another_config_is_refused_with_the_fields_that_differ(configure, unfinished):
     with pytest.raises(UserError) as raised:
         train(configure({"seed": 3, "train.eval_every": 6}), unfinished)
-    told = str(raised.value)
-    assert "seed is 0 there and 3 here" in told
-    assert "eval_every is" not in told
-    assert "Fields that may change: train.steps, train.log_every, train.eval_every" in told
+    message = str(raised.value)
+    assert "seed is 0 there and 3 here" in message
+    assert "eval_every is" not in message
+    assert "Fields that may change: train.steps, train.log_every, train.eval_every" in message
 
 
-def test_without_its_config_a_folder_still_knows_whose_it_is(configure, config, unfinished):
+def test_the_checkpoint_knows_the_config_if_config_json_is_missing(configure, config, unfinished):
     (unfinished / "config.json").unlink()
     with pytest.raises(UserError, match="seed is 0 there and 3 here"):
-        train(configure({"seed": 3}), unfinished)
+        train(configure(INTERVALS | {"seed": 3}), unfinished)
     train(config, unfinished)
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
-def test_a_damaged_file_is_refused_by_its_name_and_left_alone(config, finished, tmp_path, name):
+def test_a_damaged_file_is_named_and_nothing_is_written(config, finished, tmp_path, name):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / name).write_text('{"steps": 1')
@@ -137,8 +141,8 @@ def test_a_damaged_file_is_refused_by_its_name_and_left_alone(config, finished, 
     assert sorted(path.name for path in workdir.iterdir()) == before
 
 
-def asking(at):
-    """A stop, and a listener that asks for it at a step."""
+def stop_at(at):
+    """A stop request, and a listener that makes it at a step."""
     stop = StopRequest()
 
     def listen(progress):
@@ -149,28 +153,28 @@ def asking(at):
 
 
 @pytest.mark.parametrize("at", [2, 4])
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on(config, finished, tmp_path, at):
-    stop, listen = asking(at)
+def test_a_stopped_run_saves_and_continues(config, finished, tmp_path, at):
+    stop, listen = stop_at(at)
     with pytest.raises(Stopped, match=r"stopped by SIGTERM at step (\d+) of 10, saved") as raised:
         train(config, tmp_path, listen, stop=stop)
     assert raised.value.code == 143
     saved = int(str(raised.value).split("step ")[1].split()[0])
-    assert at < saved < 10  # metrics are told a dispatch late
+    assert at < saved < 10  # the listener is one dispatch behind
     assert (tmp_path / "checkpoints" / str(saved)).is_dir()
-    told = []
-    train(config, tmp_path, told.append)
-    assert told[0].step == saved + 2
-    assert found(tmp_path) == found(finished)
+    seen = []
+    train(config, tmp_path, seen.append)
+    assert seen[0].step == saved + 2
+    assert results(tmp_path) == results(finished)
 
 
-def test_a_run_that_is_asked_at_its_end_is_finished(config, finished, tmp_path):
-    stop, listen = asking(10)
+def test_a_stop_request_at_the_last_step_lets_the_run_finish(config, finished, tmp_path):
+    stop, listen = stop_at(10)
     train(config, tmp_path, listen, stop=stop)
-    assert found(tmp_path) == found(finished)
+    assert results(tmp_path) == results(finished)
 
 
-def test_provenance_keeps_how_a_run_began_and_seconds_count_all_of_it(config, tmp_path):
-    stop, listen = asking(4)
+def test_provenance_keeps_the_first_launch_and_seconds_count_all_launches(config, tmp_path):
+    stop, listen = stop_at(4)
     with pytest.raises(Stopped):
         train(config, tmp_path, listen, stop=stop)
     path = tmp_path / "provenance.json"
@@ -189,52 +193,49 @@ def test_provenance_keeps_how_a_run_began_and_seconds_count_all_of_it(config, tm
 
 @pytest.fixture
 def disk(monkeypatch):
-    """`disk.free` bytes are left where checkpoints are saved, and saves are tried again at once."""
+    """A disk with `disk.free` bytes; saves that fail are tried again at once."""
     state = SimpleNamespace(free=2**40)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: state)
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.0)
     return state
 
 
-def test_a_full_disk_is_told_and_training_goes_on_until_there_is_room(
-    config, finished, tmp_path, disk
-):
+def test_training_continues_with_a_warning_while_the_disk_is_full(config, finished, tmp_path, disk):
     def fill(progress):
         disk.free = 0 if progress.step < 8 else 2**40
 
-    told = []
-    train(config, tmp_path, fill, warn=told.append)
-    assert "No space left on device" in told[0]
-    assert found(tmp_path) == found(finished)
+    warnings = []
+    train(config, tmp_path, fill, warn=warnings.append)
+    assert "No space left on device" in warnings[0]
+    assert results(tmp_path) == results(finished)
     assert (tmp_path / "checkpoints" / "10").is_dir()
 
 
-def test_what_cannot_be_saved_at_the_end_is_a_clear_failure(config, finished, tmp_path, disk):
+def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(config, finished, tmp_path, disk):
     def fill(progress):
         disk.free = 0 if progress.step > 4 else 2**40
 
     with pytest.raises(UserError) as raised:
         train(config, tmp_path, fill, warn=lambda _: None)
-    told = str(raised.value)
-    assert "step 10 could not be saved" in told
-    assert "No space left on device; the newest checkpoint is of step 4" in told
+    message = str(raised.value)
+    assert "step 10 could not be saved" in message
+    assert "No space left on device; the newest checkpoint is of step 4" in message
     assert not (tmp_path / "summary.json").exists()
     disk.free = 2**40
     train(config, tmp_path)
-    assert found(tmp_path) == found(finished)
+    assert results(tmp_path) == results(finished)
 
 
-def test_a_folder_that_vanishes_is_told_and_not_made_again(config, tmp_path):
+def test_a_run_folder_that_vanishes_is_not_created_again(config, tmp_path):
     def vanish(progress):
         if progress.step == 4 and (tmp_path / "run").exists():
-            os.rename(
-                tmp_path / "run", tmp_path / "elsewhere"
-            )  # at once, whatever is written there
+            # A rename, which takes effect at once even while a file is being written.
+            os.rename(tmp_path / "run", tmp_path / "elsewhere")
 
-    told = []
+    warnings = []
     with pytest.raises(UserError, match=r"could not be saved|cannot write there"):
-        train(config, tmp_path / "run", vanish, warn=told.append)
-    assert told
+        train(config, tmp_path / "run", vanish, warn=warnings.append)
+    assert warnings
     assert not (tmp_path / "run").exists()
 
 
@@ -246,7 +247,7 @@ def test_a_clock_that_jumps_changes_nothing(config, finished, tmp_path, monkeypa
         offset[0] += next(jumps)
 
     monkeypatch.setattr(time, "time", lambda: now() + offset[0])
-    stop, listen = asking(2)
+    stop, listen = stop_at(2)
 
     def both(progress):
         jump(progress)
@@ -255,10 +256,10 @@ def test_a_clock_that_jumps_changes_nothing(config, finished, tmp_path, monkeypa
     with pytest.raises(Stopped):
         train(config, tmp_path, both, stop=stop)
     train(config, tmp_path, jump)
-    assert found(tmp_path) == found(finished)
+    assert results(tmp_path) == results(finished)
 
 
-def test_evaluate_takes_the_best_or_a_step_and_passes_over_what_is_damaged(finished, tmp_path):
+def test_evaluate_restores_the_best_or_a_step_and_skips_damaged_checkpoints(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -270,14 +271,14 @@ def test_evaluate_takes_the_best_or_a_step_and_passes_over_what_is_damaged(finis
     assert evaluate(workdir, "8") == evaluate(workdir, "8") | {"step": 8, "test_error": errors[8]}
     with pytest.raises(UserError, match="no checkpoint of step 7; it has: "):
         evaluate(workdir, "7")
-    a_file_of(workdir / "checkpoints" / "10").unlink()
-    told = []
-    assert evaluate(workdir, "last", told.append)["step"] == 8
-    assert "it is skipped" in told[0]
+    largest_file(workdir / "checkpoints" / "10").unlink()
+    warnings = []
+    assert evaluate(workdir, "last", warnings.append)["step"] == 8
+    assert "it is skipped" in warnings[0]
     assert (workdir / "checkpoints" / "10").is_dir()
 
 
-def test_verify_finds_a_whole_run_whole(finished):
+def test_verify_finds_an_intact_run_intact(finished):
     (finding,) = verify(finished)
     assert not finding.damaged
     assert "8, 10" in finding.message
@@ -313,7 +314,7 @@ def test_verify_names_what_is_damaged(finished, tmp_path, where, do, says):
     assert all("\n" not in finding.message for finding in findings)
 
 
-def test_verify_finds_numbers_that_are_not_those_of_the_run(finished, tmp_path):
+def test_verify_finds_values_that_the_run_did_not_write(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     for name, field in (("summary.json", "test_loss"), ("config.json", "seed")):

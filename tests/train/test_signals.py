@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: asked for, heeded, and how a process leaves."""
+"""SIGTERM and Ctrl-C end a process at once, or after it has saved."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from resjax.train.signals import Stopped, StopRequest, stop_on_signals
 
-# Says `ready`, then busies the main thread in C, as a compiler does: no handler of Python's runs.
+# Prints `ready`, then keeps the main thread in C, like a compiler: no Python handler runs there.
 BUSY = """
 import hashlib, sys
 from resjax.train.signals import stop_on_signals
@@ -18,7 +18,7 @@ def busy(seconds):
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6))
 
 with stop_on_signals(notify=lambda text: print(text, file=sys.stderr, flush=True)) as stop:
-    if sys.argv[1] == "heeded":
+    if sys.argv[1] == "graceful":
         with stop.graceful():
             print("ready", flush=True)
             busy(float(sys.argv[2]))
@@ -51,27 +51,27 @@ def start():
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_what_has_nothing_to_save_ends_at_once_even_while_it_compiles(start, sent):
+def test_a_signal_ends_a_process_at_once_even_in_c_code(start, sent):
     process = start("busy")
     process.send_signal(sent)
-    _, told = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + sent
-    assert told == f"{sent.name}: exits at once\n"
+    assert errors == f"{sent.name}: exits at once\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_what_heeds_a_signal_comes_to_its_end_and_is_asked(start, sent):
-    process = start("heeded", "2")
+def test_graceful_code_runs_to_its_end_and_sees_the_request(start, sent):
+    process = start("graceful", "2")
     process.send_signal(sent)
-    said, told = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert said == "came back True\n"
-    assert told.count("\n") == 1
-    assert "saves after this dispatch" in told
+    assert output == "came back True\n"
+    assert errors.count("\n") == 1
+    assert "saves after this dispatch" in errors
 
 
-def test_the_second_ctrl_c_ends_it_at_once(start):
-    process = start("heeded", "100")
+def test_a_second_ctrl_c_ends_graceful_code_at_once(start):
+    process = start("graceful", "100")
     process.send_signal(signal.SIGINT)
     assert "saves" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
@@ -79,26 +79,26 @@ def test_the_second_ctrl_c_ends_it_at_once(start):
     assert process.returncode == 130
 
 
-def test_schedulers_that_repeat_sigterm_do_not_end_what_is_saving(start):
-    process = start("heeded", "3")
+def test_a_repeated_sigterm_does_not_end_graceful_code(start):
+    process = start("graceful", "3")
     for _ in range(3):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
-    said, _ = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, "came back True\n")
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "came back True\n")
 
 
-def test_outside_of_it_signals_are_as_they_were():
+def test_the_previous_handlers_return():
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with stop_on_signals():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_nobody_asks_at_first():
+def test_a_new_request_is_not_made_yet():
     assert not StopRequest().requested()
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_exit_code_is_what_a_shell_says_of_the_signal(by, code):
+def test_the_exit_code_names_the_signal_as_shells_do(by, code):
     assert Stopped(by, "").code == code
