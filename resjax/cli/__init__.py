@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parse(typed)
-        code = arguments.run(arguments)
+        code = arguments.run(arguments) or 0
         sys.stdout.flush()
         return code
     except UserError as error:

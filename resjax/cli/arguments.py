@@ -4,9 +4,13 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from resjax.cli.output import notify
 from resjax.errors import UserError
+
+if TYPE_CHECKING:
+    from resjax.transfer.weights import Weights
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
@@ -20,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(
-    commands: Any, name: str, doc: str | None, run: Callable[[argparse.Namespace], int]
+    commands: Any, name: str, doc: str | None, run: Callable[[argparse.Namespace], int | None]
 ) -> argparse.ArgumentParser:
     """Adds a command whose help is the first line of `doc`; returns its parser."""
     summary = (doc or "").strip().partition("\n")[0]
@@ -89,43 +93,36 @@ def add_weights(parser: argparse.ArgumentParser, name: str, **options: Any) -> N
     """Adds the argument `name` for weights, and `--which` of a run's checkpoints to read."""
     source = "a run folder, a weights folder, or a weights file"
     parser.add_argument(name, metavar="WEIGHTS", help=source, **options)
-    which = "a run's checkpoint: last, best, or a step (default: last)"
-    parser.add_argument("--which", type=checkpoint, default="last", help=which)
+    add_which(parser, "--which")
+
+
+def add_which(parser: argparse.ArgumentParser, name: str) -> None:
+    which = "a run's checkpoint: last (default), best by the primary test metric, or a step"
+    parser.add_argument(name, type=checkpoint, default="last", metavar="WHICH", help=which)
+
+
+def read_weights(source: str, which: str = "last", options: Any = None) -> "Weights":
+    """Reads weights from a weights folder, a run folder, a foreign file or a URL."""
+    if not source.startswith(REMOTE) and not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder")
+    from resjax.train.load_weights import load_weights
+
+    return load_weights(source, which, notify, options)
 
 
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:
     """Adds images and how they are batched; see `batching`."""
-    parser.add_argument(
-        "images", type=Path, nargs=number, metavar="IMAGE", help="an image file or a folder"
-    )
-    parser.add_argument(
-        "--on-bad-image",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with an image that cannot be decoded (default: error)",
-    )
-    parser.add_argument(
-        "--batch-size", type=integer(1), default=64, metavar="N", help="images per batch"
-    )
-    parser.add_argument(
-        "--workers",
-        type=integer(0),
-        default=0,
-        metavar="N",
-        help="decoding processes; 0 decodes in a thread",
-    )
+    add = parser.add_argument
+    add("images", type=Path, nargs=number, metavar="IMAGE", help="an image file or a folder")
+    add("--on-bad-image", choices=("error", "skip"), default="error", help="if one is damaged")
+    add("--batch-size", type=integer(1), default=64, metavar="N", help="images per batch")
+    add("--workers", type=integer(0), default=0, metavar="N", help="decoding processes; 0 is none")
 
 
-def batching(arguments: argparse.Namespace) -> dict[str, Any]:
+def batching(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keywords of `resjax.inference.images.each_image` from `add_images`."""
     names = ("batch_size", "on_bad_image", "workers")
-    return {name: getattr(arguments, name) for name in names}
-
-
-def require_exists(source: str) -> None:
-    """Raises UserError if weights are missing, before anything heavy is imported."""
-    if not source.startswith(REMOTE) and not Path(source).exists():
-        raise UserError(f"{source}: no such file or folder")
+    return {name: getattr(args, name) for name in names}
 
 
 def require_writable(folder: Path, option: str = "--workdir") -> None:

@@ -4,11 +4,11 @@ FILE is a config, such as configs/quickstart.py; without one, the values are the
 that are None take the value of the architecture model.name, or of the network's family.
 """
 
-import argparse
 import dataclasses
 import inspect
 import shutil
 import textwrap
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from resjax.config import Config, default_config, from_dict, load, override
@@ -16,14 +16,13 @@ from resjax.config.fields import documentation
 from resjax.config.schema import FIELDS
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", metavar="FILE", help="configs/X.py")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> None:
     content = default_config() if args.config is None else load(args.config)
     _print_section(from_dict(override(content, args.overrides).to_dict()), Config())
-    return 0
 
 
 def _print_section(section: Any, defaults: Any, prefix: str = "") -> None:

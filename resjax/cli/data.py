@@ -1,6 +1,6 @@
 """Lists datasets (`list`, or nothing), prepares one, or shows its augmented images."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,31 +13,22 @@ if TYPE_CHECKING:
     from resjax.data.prepared import PreparedSet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND")
     add_command(commands, "list", run.__doc__, run)
     prepare = add_command(commands, "prepare", prepare_dataset.__doc__, prepare_dataset)
     prepare.add_argument("name", metavar="NAME", help="such as cifar10, or tfds:NAME")
-    prepare.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="DIR",
-        help="the folder with its archives (default: download them)",
-    )
+    archives = "the folder with its archives (default: download them)"
+    prepare.add_argument("--from", dest="source", type=Path, metavar="DIR", help=archives)
     show = add_command(commands, "show", show_dataset.__doc__, show_dataset)
-    show.add_argument("name", metavar="NAME", help="such as digits")
-    show.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-    show.add_argument(
-        "--out",
-        type=path_ending_in(".png", ".pdf", ".svg"),
-        required=True,
-        metavar="FILE",
-        help="X.png, X.pdf or X.svg",
-    )
+    suffixes = path_ending_in(".png", ".pdf", ".svg")
+    add = show.add_argument
+    add("name", metavar="NAME", help="such as digits")
+    add("--config", metavar="FILE", help=CONFIG_HELP)
+    add("--out", type=suffixes, required=True, metavar="FILE", help="X.png, X.pdf or X.svg")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: Namespace) -> None:
     """Lists datasets and where they are on this machine."""
     from resjax.data import DATASETS
     from resjax.data.prepared import list_prepared
@@ -61,7 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
         images = f"{sum(prepared.images.values()):,}"
         rows.append((f"tfds:{name}", images, "", "", size, _location(prepared)))
     print_table(("name", "images", "classes", "shape", "on disk", "where"), rows)
-    return 0
 
 
 def _location(prepared: "PreparedSet | None") -> str:
@@ -71,20 +61,19 @@ def _location(prepared: "PreparedSet | None") -> str:
     return f"{prepared.folder}{foreign if prepared.format != 'array_record' else ''}"
 
 
-def prepare_dataset(arguments: argparse.Namespace) -> int:
+def prepare_dataset(args: Namespace) -> None:
     """Prepares a dataset for reading."""
     from resjax.data.preparation import prepare
 
-    folder = prepare(arguments.name, arguments.source, partial(print, flush=True))
+    folder = prepare(args.name, args.source, partial(print, flush=True))
     print(f"prepared: {folder}")
-    return 0
 
 
-def show_dataset(arguments: argparse.Namespace) -> int:
+def show_dataset(args: Namespace) -> None:
     """Draws training images beside their augmentations."""
-    config = default_config() if arguments.config is None else load(arguments.config)
-    resolved = resolve(override(config, arguments.overrides | {"data.name": arguments.name}))
-    require_writable(arguments.out.parent, "--out")
+    config = default_config() if args.config is None else load(args.config)
+    resolved = resolve(override(config, args.overrides | {"data.name": args.name}))
+    require_writable(args.out.parent, "--out")
     from resjax.data.augmentation import Augmentation
     from resjax.data.datasets import load as load_data
     from resjax.data.normalization import compute_statistics
@@ -99,7 +88,6 @@ def show_dataset(arguments: argparse.Namespace) -> int:
         Augmentation.from_config(data),
         resolved.seed,
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out)
-    print(f"sheet: {arguments.out}")
-    return 0
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out)
+    print(f"sheet: {args.out}")

@@ -1,24 +1,17 @@
 """Evaluates one of a run's checkpoints."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
-from resjax.cli.arguments import add_workdir, checkpoint
+from resjax.cli.arguments import add_which, add_workdir
 from resjax.cli.output import print_values
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser, "the run folder")
-    parser.add_argument(
-        "--checkpoint",
-        type=checkpoint,
-        default="last",
-        metavar="WHICH",
-        help="last, best (by the primary test metric), or a step (default: last)",
-    )
+    add_which(parser, "--checkpoint")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: Namespace) -> None:
     from resjax.train.loop import evaluate
 
-    print_values(evaluate(arguments.workdir, arguments.checkpoint))
-    return 0
+    print_values(evaluate(args.workdir, args.checkpoint))

@@ -1,39 +1,32 @@
-"""Exports a network for use without resjax."""
+"""Exports a network for use without resjax.
 
-import argparse
+The format `stablehlo` is a program with its weights, `torchvision` a safetensors file with
+torchvision's names.
+"""
+
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from resjax.cli.arguments import add_weights, require_exists, require_writable
-from resjax.cli.output import notify
+from resjax.cli.arguments import add_weights, read_weights, require_writable
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     add_weights(parser, "checkpoint")
-    parser.add_argument(
-        "--format",
-        choices=("stablehlo", "torchvision"),
-        required=True,
-        help="a program with its weights, or a safetensors file with torchvision's names",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the file to write or replace"
-    )
+    add = parser.add_argument
+    add("--format", choices=("stablehlo", "torchvision"), required=True)
+    add("--out", type=Path, required=True, metavar="FILE", help="the file to write or replace")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    require_exists(arguments.checkpoint)
-    require_writable(arguments.out.parent, "--out")
-    from resjax.train.load_weights import load_weights
-
-    weights = load_weights(arguments.checkpoint, arguments.which, notify)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.format == "torchvision":
+def run(args: Namespace) -> None:
+    require_writable(args.out.parent, "--out")
+    weights = read_weights(args.checkpoint, args.which)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.format == "torchvision":
         from resjax.transfer.exporting import export_torchvision
 
-        export_torchvision(weights, arguments.out)
+        export_torchvision(weights, args.out)
     else:
         from resjax.inference.program import export_program
 
-        print(f"description: {export_program(weights, arguments.out)}")
-    print(f"{arguments.format}: {arguments.out}")
-    return 0
+        print(f"description: {export_program(weights, args.out)}")
+    print(f"{args.format}: {args.out}")

@@ -1,52 +1,38 @@
 """Computes a network's features, before its head, for images or a dataset."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
-from resjax.cli.arguments import (
-    add_images,
-    add_weights,
-    batching,
-    path_ending_in,
-    require_exists,
-    require_writable,
-)
-from resjax.cli.output import notify, notify_skipped
+from resjax.cli import arguments
+from resjax.cli.output import notify_skipped
 from resjax.errors import UserError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_weights(parser, "--checkpoint", required=True)
-    add_images(parser, "*")
-    parser.add_argument("--data", metavar="NAME", help="a dataset in place of images")
-    parser.add_argument("--split", help="of --data: train (default), test, or e.g. train[:20%%]")
-    parser.add_argument("--stage", help="a stage such as stage3 (default: the last)")
-    parser.add_argument(
-        "--out",
-        type=path_ending_in(".npz", ".parquet"),
-        required=True,
-        metavar="FILE",
-        help="X.npz or X.parquet",
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    arguments.add_weights(parser, "--checkpoint", required=True)
+    arguments.add_images(parser, "*")
+    suffixes = arguments.path_ending_in(".npz", ".parquet")
+    add = parser.add_argument
+    add("--data", metavar="NAME", help="a dataset in place of images")
+    add("--split", help="of --data: train (default), test, or e.g. train[:20%%]")
+    add("--stage", help="a stage such as stage3 (default: the last)")
+    add("--out", type=suffixes, required=True, metavar="FILE", help="X.npz or X.parquet")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    out = arguments.out
-    if bool(arguments.images) == bool(arguments.data):
+def run(args: Namespace) -> None:
+    out = args.out
+    if bool(args.images) == bool(args.data):
         raise UserError("`resjax features` needs either images or --data=NAME")
-    if arguments.images and arguments.split:
-        raise UserError(f"--split={arguments.split} needs --data=NAME")
-    require_writable(out.parent, "--out")
+    if args.images and args.split:
+        raise UserError(f"--split={args.split} needs --data=NAME")
+    arguments.require_writable(out.parent, "--out")
     from resjax.inference.features import features, of_dataset, of_files, save_features
-    from resjax.train.load_weights import load_weights
 
-    split = arguments.split or "train"
-    images = of_dataset(arguments.data, split) if arguments.data else of_files(arguments.images)
-    require_exists(arguments.checkpoint)
-    weights = load_weights(arguments.checkpoint, arguments.which, notify)
-    found = features(weights, images, arguments.stage, **batching(arguments))
+    split = args.split or "train"
+    images = of_dataset(args.data, split) if args.data else of_files(args.images)
+    weights = arguments.read_weights(args.checkpoint, args.which)
+    found = features(weights, images, args.stage, **arguments.batching(args))
     notify_skipped(sorted({*images.origins} - {*found.origins}))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_features(found, out)
     rows, columns = found.values.shape
     print(f"features of {rows:,} images, {columns:,} values each: {out}")
-    return 0

@@ -1,58 +1,44 @@
-"""Turns weights from torchvision, timm, Hugging Face, Keras or BiT into a weights folder."""
+"""Turns weights from torchvision, timm, Hugging Face, Keras or BiT into a weights folder.
 
-import argparse
+WEIGHTS is a file (.pth, .safetensors, .h5, .keras, .npz), a Hugging Face folder, a run folder,
+hub:OWNER/NAME or https://...
+"""
+
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from resjax.cli.arguments import integer, require_exists, require_writable
-from resjax.cli.output import notify
+from resjax.cli.arguments import integer, read_weights, require_writable
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "weights",
-        metavar="WEIGHTS",
-        help=".pth, .safetensors, .h5, .keras, .npz, a Hugging Face folder, a run folder, "
-        "hub:OWNER/NAME or https://...",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the weights folder to write"
-    )
-    parser.add_argument("--backbone", action="store_true", help="leave out the head")
-    parser.add_argument(
-        "--prefix",
-        default="",
-        help="prefix of the network's names in a file that holds more, such as backbone.body.",
-    )
-    parser.add_argument(
-        "--v1", action="store_true", help="bottlenecks stride in their first 1x1 convolution"
-    )
-    parser.add_argument(
-        "--class-names", type=Path, metavar="FILE", help="a text file with one class name per line"
-    )
-    parser.add_argument(
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="a file, a folder, hub:OWNER/NAME or https://...")
+    add("--out", type=Path, required=True, metavar="DIR", help="the weights folder to write")
+    add("--backbone", action="store_true", help="leave out the head")
+    add("--prefix", default="", help="of the network's names in a larger file: backbone.body.")
+    add("--v1", action="store_true", help="bottlenecks stride in their first 1x1 convolution")
+    add("--class-names", type=Path, metavar="FILE", help="a text file, one class name per line")
+    add(
         "--image-size",
         type=integer(1),
         metavar="N",
-        help="image side in pixels (default: that of the published evaluation)",
+        help="image side in pixels (default: as published)",
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    require_exists(arguments.weights)
-    require_writable(arguments.out, "--out")
-    from resjax.train.load_weights import load_weights
+def run(args: Namespace) -> None:
+    require_writable(args.out, "--out")
     from resjax.transfer import weights
     from resjax.transfer.importing import Options
 
     options = Options(
-        prefix=arguments.prefix,
-        v1=arguments.v1 or None,
-        without_head=arguments.backbone,
-        class_names=arguments.class_names,
-        image_size=arguments.image_size,
+        prefix=args.prefix,
+        v1=args.v1 or None,
+        without_head=args.backbone,
+        class_names=args.class_names,
+        image_size=args.image_size,
     )
-    found = load_weights(arguments.weights, "last", notify, options)
-    weights.save(found, arguments.out)
+    found = read_weights(args.weights, options=options)
+    weights.save(found, args.out)
     print(weights.summarize(found))
-    print(f"weights folder: {arguments.out}")
-    return 0
+    print(f"weights folder: {args.out}")

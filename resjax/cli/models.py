@@ -1,22 +1,21 @@
 """Lists the published architectures, or the layers of one."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from resjax.cli.output import print_table
 from resjax.errors import UserError
 from resjax.models.presets import PRESETS, architecture
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="such as cifar_resnet56")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.name is None:
+def run(args: Namespace) -> None:
+    if args.name is None:
         _print_architectures()
     else:
-        _print_layers(arguments.name)
-    return 0
+        _print_layers(args.name)
 
 
 def _print_architectures() -> None:

@@ -1,49 +1,37 @@
 """Classifies images with a trained network."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
-from resjax.cli.arguments import (
-    add_images,
-    add_weights,
-    batching,
-    integer,
-    path_ending_in,
-    require_exists,
-    require_writable,
-)
-from resjax.cli.output import notify, notify_skipped, print_table
+from resjax.cli import arguments
+from resjax.cli.output import notify_skipped, print_table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_weights(parser, "--checkpoint", required=True)
-    add_images(parser, "+")
-    parser.add_argument(
-        "--top", type=integer(1), default=5, metavar="K", help="classes per image (default: 5)"
-    )
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    either.add_argument(
-        "--out", type=path_ending_in(".csv", ".json"), metavar="FILE", help="X.csv or X.json"
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    arguments.add_weights(parser, "--checkpoint", required=True)
+    arguments.add_images(parser, "+")
+    top = arguments.integer(1)
+    parser.add_argument("--top", type=top, default=5, metavar="K", help="classes per image")
+    suffixes = arguments.path_ending_in(".csv", ".json")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--format", choices=("table", "csv", "json"), default="table")
+    add("--out", type=suffixes, metavar="FILE", help="X.csv or X.json")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    out = arguments.out
-    require_exists(arguments.checkpoint)
+def run(args: Namespace) -> None:
+    out = args.out
     if out:
-        require_writable(out.parent, "--out")
+        arguments.require_writable(out.parent, "--out")
+    weights = arguments.read_weights(args.checkpoint, args.which)
     from resjax.disk import write_atomically
     from resjax.inference.predict import FORMATS, predict
-    from resjax.train.load_weights import load_weights
 
-    weights = load_weights(arguments.checkpoint, arguments.which, notify)
-    found, skipped = predict(weights, arguments.images, arguments.top, **batching(arguments))
+    found, skipped = predict(weights, args.images, args.top, **arguments.batching(args))
     notify_skipped(skipped)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, FORMATS[out.suffix[1:]](found))
         print(f"predictions: {out}")
-    elif arguments.format == "table":
+    elif args.format == "table":
         rows = [
             (str(each.path), name, f"{100 * probability:.2f} %")
             for each in found
@@ -51,5 +39,4 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         print_table(("image", "class", "probability"), rows)
     else:
-        print(FORMATS[arguments.format](found), end="")
-    return 0
+        print(FORMATS[args.format](found), end="")

@@ -1,26 +1,24 @@
-"""Trains a classifier on features and tests it on others."""
+"""Trains a classifier on features and tests it on others.
 
-import argparse
+The kind `linear` is logistic regression, `knn` nearest neighbors.
+"""
+
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from resjax.cli.output import print_values
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("train", type=Path, metavar="TRAIN", help="features to train on")
-    parser.add_argument("test", type=Path, metavar="TEST", help="features to test on")
-    parser.add_argument(
-        "--kind",
-        choices=("linear", "knn"),
-        default="linear",
-        help="logistic regression (default) or nearest neighbors",
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("train", type=Path, metavar="TRAIN", help="features to train on")
+    add("test", type=Path, metavar="TEST", help="features to test on")
+    add("--kind", choices=("linear", "knn"), default="linear")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: Namespace) -> None:
     from resjax.inference.features import load_features
     from resjax.inference.probes import probe
 
-    train, test = load_features(arguments.train), load_features(arguments.test)
-    print_values(probe(train, test, arguments.kind))
-    return 0
+    train, test = load_features(args.train), load_features(args.test)
+    print_values(probe(train, test, args.kind))

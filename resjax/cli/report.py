@@ -1,6 +1,6 @@
 """Writes figures, tables and report.html from run folders."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +14,16 @@ if TYPE_CHECKING:
     from resjax.run_files import Metric
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep folder or a run folder")
-    parser.add_argument(
-        "--experiment", type=Path, metavar="FILE", help="the experiment whose figures to draw"
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a sweep folder or a run folder")
+    add("--experiment", type=Path, metavar="FILE", help="the experiment whose figures to draw")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.experiment is not None and not arguments.experiment.is_file():
-        raise UserError(f"--experiment={arguments.experiment}: no such file")
-    write_report(arguments.folder, arguments.experiment)
-    return 0
+def run(args: Namespace) -> None:
+    if args.experiment is not None and not args.experiment.is_file():
+        raise UserError(f"--experiment={args.experiment}: no such file")
+    write_report(args.folder, args.experiment)
 
 
 def write_report(folder: Path, experiment: Path | None = None) -> None:

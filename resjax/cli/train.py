@@ -4,9 +4,9 @@ Every field of the config has an option, such as --config.model.depth=56; `resja
 them.
 """
 
-import argparse
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -17,57 +17,46 @@ from resjax.config import Config, load, override, resolve
 from resjax.train.signals import stop_on_signals
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     add_config(parser)
     add_workdir(parser, "the run folder")
-    parser.add_argument(
-        "--profile",
-        type=integer(1),
-        metavar="N",
-        help="trace N steps first and print the ten operations that take most time",
-    )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the other processes that SLURM, Open MPI or the TPU slice started",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    parser.add_argument("--processes", type=integer(1), metavar="N", help="number of processes")
-    parser.add_argument(
-        "--process", type=integer(0), metavar="I", help="index of this process, from 0"
-    )
+    add("--profile", type=integer(1), metavar="N", help="first trace N steps; print what is slow")
+    add("--distributed", action="store_true", help="join the processes of SLURM, MPI or a TPU")
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0, to join by hand")
+    add("--processes", type=integer(1), metavar="N", help="number of processes")
+    add("--process", type=integer(0), metavar="I", help="index of this process, from 0")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    config = resolve(override(load(arguments.config), arguments.overrides))
+def run(args: Namespace) -> None:
+    config = resolve(override(load(args.config), args.overrides))
     from resjax.train import distributed
 
-    cluster = distributed.Cluster(arguments.coordinator, arguments.processes, arguments.process)
-    joins = arguments.distributed or any(value is not None for value in cluster)
+    cluster = distributed.Cluster(args.coordinator, args.processes, args.process)
+    joins = args.distributed or any(value is not None for value in cluster)
     if joins:
         distributed.join(cluster)
     if not joins or distributed.is_main_process():
-        require_writable(arguments.workdir)
+        require_writable(args.workdir)
     from resjax.train.loop import require_program, train
     from resjax.train.progress import console
     from resjax.train.step import keep_compiled
 
     require_program(config)  # the last check that can refuse, before anything is written
-    keep_compiled(arguments.workdir / "compiled")
+    keep_compiled(args.workdir / "compiled")
     with (
         open(os.devnull, "w") as nowhere,
         distributed.exit_when_peer_is_lost(),
         stop_on_signals(together=joins, notify=notify) as stop,
     ):
         out = sys.stdout if distributed.is_main_process() else nowhere
-        if arguments.profile:
-            _profile(config, arguments.profile, arguments.workdir / "profile", out)
+        if args.profile:
+            _profile(config, args.profile, args.workdir / "profile", out)
         announce = partial(print, file=out, flush=True)
         with console(out) as listener:
-            summary = train(config, arguments.workdir, listener, announce, stop)
+            summary = train(config, args.workdir, listener, announce, stop)
         print_values(summary, out)
-        print(f"run folder: {arguments.workdir}", file=out)
-    return 0
+        print(f"run folder: {args.workdir}", file=out)
 
 
 def _profile(config: Config, steps: int, folder: Path, out: TextIO) -> None:

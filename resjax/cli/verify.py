@@ -1,19 +1,19 @@
 """Checks every checkpoint, metrics file and weights folder; exit code 1 if one is damaged."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="a run, a sweep, or any folder above them"
+        "folder", type=Path, metavar="DIR", help="a run, a sweep, or a folder above"
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     from resjax.train.verify import verify
 
-    findings = verify(arguments.folder)
+    findings = verify(args.folder)
     for finding in findings:
         print(f"{finding.path}: {finding.message}")
     damaged = sum(finding.damaged for finding in findings)
