@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from resjax.config import Config, digest, to_dict
 from resjax.data import datasets
 from resjax.disk import write_atomically
 from resjax.errors import UserError
+from resjax.run_files import primary_metric
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.status import RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
@@ -72,9 +72,8 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
     ]
     with shown(runs) as show_end:
         for run in runs:
-            if summary := _finished_summary(run):
-                steps, rate = summary["steps"], summary["images_per_second"]
-                run.state, run.progress = "skipped", Progress(steps, steps, summary, rate)
+            if finished := _finished(run):
+                run.state, run.progress = "skipped", finished
                 show_end(run)
         waiting = [run for run in runs if run.state == "waiting"]
         queue = RunQueue(waiting, show_end)
@@ -151,9 +150,13 @@ def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
     records.write_json(workdir / "sweep.json", content)
 
 
-def _finished_summary(run: RunStatus) -> dict[str, Any] | None:
-    """Returns the summary of a run that an earlier launch finished with the same config."""
-    with suppress(UserError):  # a damaged file is reported when the run is trained
-        if records.read_json(run.folder / "config.json") == to_dict(run.config):
-            return records.read_summary(run.folder / "summary.json")
+def _finished(run: RunStatus) -> Progress | None:
+    """Returns the end of a run that an earlier launch finished with the same config."""
+    provenance = run.folder / "provenance.json"
+    with suppress(UserError, ValueError):  # a damaged file is reported when the run is trained
+        same = records.read_json(run.folder / "config.json") == to_dict(run.config)
+        if same and (summary := records.read_summary(run.folder / "summary.json")):
+            steps, rate = summary["steps"], summary["images_per_second"]
+            primary = primary_metric(records.read_json(provenance) or {}, provenance)
+            return Progress(steps, steps, summary, rate, primary)
     return None

@@ -1,12 +1,14 @@
 """The local launcher, with a training that takes no time."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
 
 from resjax.config import default_config, override, to_dict
 from resjax.errors import UserError
+from resjax.run_files import CLASSIFICATION_ERROR, Metric
 from resjax.sweeps import local
 from resjax.sweeps.experiment import plan
 from resjax.train import records
@@ -43,14 +45,18 @@ def trained(monkeypatch):
         if config.model.depth in train.failing:
             raise MemoryError("no room\nat all")
         steps = config.train.steps
-        summary = {"steps": steps, "test_error": 0.25, "images_per_second": 7.0}
-        on_progress(Progress(steps, steps, {"test_error": 0.25}, 7.0))
+        values = {"test_error": 0.25, "test_angle": 3.5}
+        summary = {"steps": steps, **values, "images_per_second": 7.0}
+        on_progress(Progress(steps, steps, values, 7.0, train.primary))
         workdir.mkdir(exist_ok=True)
         records.write_json(workdir / "config.json", to_dict(config))
+        entry = {"primary_metric": train.primary._asdict()}
+        records.write_json(workdir / "provenance.json", entry)
         records.write_json(workdir / "summary.json", summary)
         return summary
 
     train.failing = ()
+    train.primary = CLASSIFICATION_ERROR
     train.runs = runs
     monkeypatch.setattr("resjax.train.loop.train", train)
     return train
@@ -73,11 +79,18 @@ def test_launching_again_trains_nothing_that_is_finished(planned, trained, tmp_p
     assert all("skipped" in line and "test error 25.00 %" in line for line in again)
 
 
+def test_lines_show_the_primary_metric_of_the_task(planned, trained, tmp_path, capsys):
+    trained.primary = Metric("angle", unit="rad")
+    for _ in range(2):
+        launch(planned(), tmp_path / "w", "resjax sweep")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert all("test angle 3.5 rad" in line and "error" not in line for line in lines)
+
+
 def test_launching_again_trains_what_is_not_finished(planned, trained, tmp_path):
     launch(planned(), tmp_path / "w", "resjax sweep")
-    (folders(tmp_path / "w")[0] / "summary.json").unlink()
-    (folders(tmp_path / "w")[0] / "config.json").unlink()
-    folders(tmp_path / "w")[0].rmdir()
+    shutil.rmtree(folders(tmp_path / "w")[0])
     launch(planned(), tmp_path / "w", "resjax sweep")
     assert len(trained.runs) == 5
 
