@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
+_MODULES = {
     "build": "resjax.models.resnet",
     "count": "resjax.models.count",
     "load_curves": "resjax.analysis.runs",
@@ -25,7 +25,7 @@ _HOMES = {
     "load_runs": "resjax.analysis.runs",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,8 +33,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("resjax")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

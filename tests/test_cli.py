@@ -1,4 +1,4 @@
-"""What is typed, what is answered, and how soon."""
+"""The `resjax` command: what it runs, what it refuses in one line, and that it answers at once."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EXPERIMENT = str(ROOT / "experiments" / "degradation.py")
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The configs that `resjax train` trains."""
+    """The list of configs that `resjax train` has trained; training itself does nothing."""
     configs = []
 
     def train(config, workdir, on_progress=None, announce=None, stop=None):
@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("data", "prepare", "cifar10", "--from=nowhere"), "nowhere: no such folder"),
     ],
 )
-def test_a_command_that_lacks_something_is_refused_in_one_line(typed, message, capsys):
+def test_a_mistyped_command_is_refused_in_one_line(typed, message, capsys):
     assert message in refusal(capsys, *typed)
 
 
@@ -100,7 +100,7 @@ def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+def test_a_fault_in_resjax_keeps_its_traceback(monkeypatch, tmp_path):
     def train(config, workdir, on_progress=None, announce=None, stop=None):
         raise ZeroDivisionError
 
@@ -109,7 +109,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
         main(["train", CONFIG, f"--workdir={tmp_path}"])
 
 
-def test_an_interrupt_is_told_in_one_line(monkeypatch, tmp_path, capsys):
+def test_an_interrupt_is_reported_in_one_line(monkeypatch, tmp_path, capsys):
     def train(config, workdir, on_progress=None, announce=None, stop=None):
         raise KeyboardInterrupt
 
@@ -145,7 +145,7 @@ def test_config_shows_value_meaning_type_bounds_and_default_of_every_field(capsy
     assert "data.flip = false Mirror training images" in shown
 
 
-def test_data_lists_what_is_known_and_what_lies_here(monkeypatch, tmp_path, capsys):
+def test_data_list_shows_known_datasets_and_where_they_are_prepared(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for name, kind in (("mnist", "array_record"), ("beans", "tfrecord")):
         folder = tmp_path / name / "1.0.0"
@@ -171,7 +171,7 @@ def test_python_m_resjax_without_a_command_prints_the_help_of_every_command():
         assert f"\n    {command} " in result.stdout
 
 
-def test_a_reader_that_has_read_enough_gets_no_traceback():
+def test_a_closed_pipe_causes_no_traceback():
     program = "import sys; from resjax.cli import main; sys.exit(main(['models']))"
     reader, writer = os.pipe()
     os.close(reader)
@@ -206,7 +206,7 @@ def test_help_tables_and_refusals_import_nothing_heavy(typed):
     subprocess.run([sys.executable, "-c", program, *typed], check=True, capture_output=True)
 
 
-def test_importing_resjax_imports_no_jax_and_its_public_names_come_when_asked_for():
+def test_importing_resjax_imports_no_jax_and_public_names_load_on_first_use():
     program = (
         "import sys, resjax\nassert not {'jax', 'pandas'} & sys.modules.keys()\n"
         "assert all(getattr(resjax, name) for name in resjax.__all__)"

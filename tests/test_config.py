@@ -1,4 +1,4 @@
-"""The schema, the ways into it, and the one line that every mistake ends in."""
+"""The schema, the ways to set its fields, and the one-line message of every mistake."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def resolved(**fields):
-    """The default config with dotted fields changed; `__` stands for the dot."""
+    """Resolves the default config with some fields changed; `__` stands for the dot."""
     return resolve(
         override(default_config(), {name.replace("__", "."): v for name, v in fields.items()})
     )
@@ -66,14 +66,14 @@ def test_every_field_of_the_schema_is_documented():
         assert all(text.endswith(".") for text in documented.values())
 
 
-def test_every_open_field_of_the_architecture_is_filled():
+def test_resolving_fills_every_open_field_of_the_architecture():
     model = resolved(model__name="cifar_plain56").model
     assert (model.family, model.depth, model.shortcut, model.width) == ("cifar", 56, "none", 16)
     open_fields = [name for name in ARCHITECTURE if getattr(model, name) is None]
     assert open_fields == ["name"]
 
 
-def test_a_field_beside_a_preset_wins():
+def test_a_field_takes_precedence_over_the_preset():
     assert resolved(model__name="cifar_plain56", model__shortcut="pad").model.shortcut == "pad"
 
 
@@ -103,7 +103,7 @@ def test_a_field_beside_a_preset_wins():
         ("sweep.of.widths", "[8, 16]", (8, 16)),
     ],
 )
-def test_a_string_is_read_by_its_fields_type(field, text, value):
+def test_a_string_is_parsed_by_the_type_of_its_field(field, text, value):
     config = override(default_config(), {field: text}).to_dict()
     for name in field.split("."):
         config = config[name]
@@ -111,18 +111,18 @@ def test_a_string_is_read_by_its_fields_type(field, text, value):
     assert type(config) is type(value)
 
 
-def test_an_override_leaves_the_config_that_it_started_from():
+def test_override_does_not_change_the_original_config():
     config = default_config()
     override(config, {"model.block_options.groups": 2, "seed": 3})
     assert config == default_config()
 
 
-def test_a_value_in_a_free_section_has_no_fields():
+def test_a_value_inside_a_dict_has_no_fields():
     config = override(default_config(), {"sweep.depths": 8})
     assert "depths holds 8" in refusal(lambda: override(config, {"sweep.depths.x": 1}))
 
 
-def test_overrides_leave_the_config_locked_and_its_free_sections_open():
+def test_an_overridden_config_is_locked_but_for_its_dicts():
     config = override(default_config(), {"sweep.depths": (8,)})
     config.sweep.seeds = (0,)
     with pytest.raises(AttributeError):
@@ -181,7 +181,7 @@ def test_overrides_leave_the_config_locked_and_its_free_sections_open():
         ("model.name", "resnet5", "did you mean 'resnet50'?"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_field_and_the_mend(field, value, message):
+def test_a_wrong_value_is_refused_with_its_field_and_how_to_fix_it(field, value, message):
     assert message in refusal(lambda: resolve(override(default_config(), {field: value})))
 
 
@@ -192,13 +192,24 @@ def test_a_wrong_value_is_refused_with_its_field_and_the_mend(field, value, mess
         ({"optimizer__nesterov": True, "optimizer__momentum": 0.0}, "optimizer.momentum above 0"),
         ({"model__zero_init_residual": True, "model__block": "preact_basic"}, "ends in a norm"),
         ({"model__stochastic_depth": 0.5, "model__shortcut": "none"}, "needs a shortcut"),
+        ({"transfer__thaw": {"head": -1}}, "transfer.thaw.head=-1: must be an epoch"),
+        ({"transfer__thaw": {"head": "soon"}}, "transfer.thaw.head='soon': must be an epoch"),
+        ({"transfer__layer_decay": 0.5, "transfer__first_rate": 0.1}, "set only one"),
+        ({"transfer__head": "new"}, "transfer.head=new: needs transfer.weights"),
+        ({"data__normalization": "weights"}, "needs transfer.weights"),
+        ({"optimizer__schedule": "onecycle", "optimizer__warmup_steps": 5}, "its own warm-up"),
+        (
+            {"train__log_every": 100, "train__eval_every": 150},
+            "the steps of one dispatch; nearest: 100 or 200",
+        ),
+        ({"diagnostics__every": 50}, "diagnostics.every=50: must be a multiple"),
     ],
 )
-def test_values_that_cannot_go_together_are_refused(fields, message):
+def test_values_that_exclude_each_other_are_refused(fields, message):
     assert message in refusal(lambda: resolved(**fields))
 
 
-def test_a_wrong_type_set_in_a_config_file_is_refused_though_the_field_was_open(tmp_path):
+def test_a_config_file_may_not_set_a_wrong_type_even_if_the_field_was_none(tmp_path):
     body = "from resjax.config import default_config\ndef get_config():\n  c = default_config()\n"
     path = config_file(tmp_path, body + "  c.model.depth = '20'\n  return c\n")
     assert "model.depth='20': expected an integer" in refusal(lambda: resolve(load(path)))
@@ -229,25 +240,25 @@ def test_a_wrong_type_set_in_a_config_file_is_refused_though_the_field_was_open(
         ),
     ],
 )
-def test_a_config_file_that_does_not_work_is_refused_with_file_and_line(tmp_path, body, message):
+def test_a_broken_config_file_is_refused_with_file_and_line(tmp_path, body, message):
     path = config_file(tmp_path, body)
     assert re.search(message, refusal(lambda: load(path)))
 
 
-def test_the_nearest_config_file_is_named_where_one_is_missing(tmp_path):
+def test_a_missing_config_file_is_refused_with_the_nearest_name(tmp_path):
     config_file(tmp_path, "")
     assert "did you mean" in refusal(lambda: load(tmp_path / "d.py"))
     assert "no such file" in refusal(lambda: load(tmp_path / "nowhere" / "d.py"))
     assert "no such file" in refusal(lambda: load(tmp_path))
 
 
-def test_what_follows_the_colon_is_get_configs_argument(tmp_path):
+def test_text_after_the_colon_is_the_argument_of_get_config(tmp_path):
     body = "from resjax.config import default_config\ndef get_config(seed):\n"
     path = config_file(tmp_path, body + "  c = default_config(); c.seed = int(seed); return c\n")
     assert load(f"{path}:7").seed == 7
 
 
-def test_a_config_file_may_hold_a_dataclass(tmp_path):
+def test_a_config_file_may_define_a_dataclass(tmp_path):
     body = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "from resjax.config import default_config\n@dataclass\nclass A:\n  x: int = 3\n"
@@ -257,9 +268,9 @@ def test_a_config_file_may_hold_a_dataclass(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_of_ours_resolves_and_tells_its_command(path, weights_folder):
+def test_every_file_in_configs_resolves_and_shows_its_command(path, weights_folder):
     config = load(path)
-    if config.transfer.head != "keep":  # of weights that the user has
+    if config.transfer.head != "keep":  # needs the user's weights
         config.transfer.weights = str(weights_folder)
     resolve(config)
     assert f"--config=configs/{path.name}" in path.read_text()
@@ -274,7 +285,7 @@ def test_the_two_imagenet_recipes_differ_in_where_bottlenecks_stride():
 
 
 @pytest.mark.parametrize("what", ["finetune", "frozen", "gradual", "bit,3680,224"])
-def test_every_way_to_transfer_resolves_and_asks_for_weights(what, weights_folder):
+def test_every_finetuning_recipe_resolves_and_requires_weights(what, weights_folder):
     config = load(f"{CONFIGS / 'finetune.py'}:{what}")
     assert "needs transfer.weights" in refusal(lambda: resolve(config))
     config.transfer.weights = str(weights_folder)
@@ -290,7 +301,7 @@ def test_every_way_to_transfer_resolves_and_asks_for_weights(what, weights_folde
         ("bit,1281167,400", 20_000, (6_000, 12_000, 18_000), 480, 0.1),
     ],
 )
-def test_the_rule_of_bit_follows_from_examples_and_size(what, steps, decays, side, mixup):
+def test_the_bit_hyperrule_depends_on_examples_and_image_size(what, steps, decays, side, mixup):
     config = load(f"{CONFIGS / 'finetune.py'}:{what}")
     assert (config.train.steps, config.data.image_size, config.data.mixup) == (steps, side, mixup)
     found = [round(share * steps) for share in config.optimizer.boundaries]
@@ -298,13 +309,13 @@ def test_the_rule_of_bit_follows_from_examples_and_size(what, steps, decays, sid
 
 
 @pytest.mark.parametrize("what", ["fintune", "bit", "bit,many,32", "bit,10"])
-def test_an_unknown_way_to_transfer_is_refused_with_those_there_are(what):
+def test_an_unknown_finetuning_recipe_is_refused_with_the_known_ones(what):
     assert "bit,EXAMPLES,SIDE" in refusal(lambda: load(f"{CONFIGS / 'finetune.py'}:{what}"))
 
 
 @pytest.fixture
 def weights_folder(tmp_path):
-    """What describes a network in a folder of weights; the arrays are not looked at."""
+    """A weights folder with its description only; resolving a config reads no arrays."""
     model = {
         **{"family": "cifar", "depth": 29, "block": "bottleneck", "width": 8},
         **{"block_options": {"se_reduction": 4}, "bn_epsilon": 1e-3, "classes": 7, "loop": "scan"},
@@ -313,14 +324,14 @@ def weights_folder(tmp_path):
     return tmp_path
 
 
-def test_what_the_model_leaves_open_is_as_the_weights_have_it(weights_folder):
+def test_open_model_fields_take_the_values_of_the_weights(weights_folder):
     model = resolved(transfer__weights=str(weights_folder)).model
     assert (model.family, model.depth, model.block, model.width) == ("cifar", 29, "bottleneck", 8)
     assert (model.block_options, model.bn_epsilon) == ({"se_reduction": 4}, 1e-3)
-    assert model.loop == "auto"  # says how it computes, not what it is
+    assert model.loop == "auto"  # how it computes is not part of what it is
 
 
-def test_what_the_user_says_of_the_model_goes_over_the_weights(weights_folder):
+def test_model_fields_take_precedence_over_the_weights(weights_folder):
     given = {"transfer__weights": str(weights_folder)}
     assert resolved(**given, model__depth=20, model__bn_epsilon=1e-4).model.depth == 20
     other = resolved(**given, model__block="preact_basic", model__depth=14).model
@@ -329,13 +340,13 @@ def test_what_the_user_says_of_the_model_goes_over_the_weights(weights_folder):
     assert (named.depth, named.width, named.block_options) == (20, 16, {})
 
 
-def test_a_run_folder_describes_weights_as_well(tmp_path):
+def test_a_run_folder_is_a_source_of_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(resolved(model__depth=44))))
     assert resolved(transfer__weights=str(tmp_path)).model.depth == 44
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "no such folder; `resjax import FILE --out="),
         ({"other.txt": ""}, "it has no weights.json and no config.json"),
@@ -348,35 +359,21 @@ def test_a_run_folder_describes_weights_as_well(tmp_path):
         ({"weights.json": '{"model": {"depth": 21}}'}, "depth 21 is not 6n + 2"),
     ],
 )
-def test_weights_that_are_not_there_or_damaged_are_one_line(tmp_path, content, told):
+def test_missing_or_damaged_weights_are_refused(tmp_path, content, message):
     folder = tmp_path / "weights"
     for name, text in (content or {}).items():
         folder.mkdir(exist_ok=True)
         (folder / name).write_text(text)
-    assert told in refusal(lambda: resolved(transfer__weights=str(folder)))
+    assert message in refusal(lambda: resolved(transfer__weights=str(folder)))
 
 
-def test_a_foreign_file_has_to_be_imported_first(tmp_path):
+def test_a_foreign_file_is_refused_with_the_import_command(tmp_path):
     (tmp_path / "r50.pth").write_bytes(b"")
-    told = refusal(lambda: resolved(transfer__weights=str(tmp_path / "r50.pth")))
-    assert f"`resjax import {tmp_path / 'r50.pth'} --out=DIR`" in told
+    message = refusal(lambda: resolved(transfer__weights=str(tmp_path / "r50.pth")))
+    assert f"`resjax import {tmp_path / 'r50.pth'} --out=DIR`" in message
 
 
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"transfer__thaw": {"head": -1}}, "transfer.thaw.head=-1: must be an epoch"),
-        ({"transfer__thaw": {"head": "soon"}}, "transfer.thaw.head='soon': must be an epoch"),
-        ({"transfer__layer_decay": 0.5, "transfer__first_rate": 0.1}, "set only one"),
-        ({"transfer__head": "new"}, "transfer.head=new: needs transfer.weights"),
-        ({"data__normalization": "weights"}, "needs transfer.weights"),
-    ],
-)
-def test_transfer_that_cannot_be_is_refused(fields, told):
-    assert told in refusal(lambda: resolved(**fields))
-
-
-def test_thaw_is_read_from_the_command_line_and_epochs_are_numbers():
+def test_thaw_epochs_on_the_command_line_are_numbers():
     typed = {"transfer.thaw.head": "0", "transfer.thaw.stage3/block1": "1.5"}
     read = resolve(override(default_config(), typed))
     assert read.transfer.thaw == {"head": 0.0, "stage3/block1": 1.5}
@@ -402,35 +399,35 @@ CONFIG = st.fixed_dictionaries(
 
 
 @given(CONFIG)
-def test_a_config_comes_back_from_its_json(overrides):
+def test_a_config_survives_its_json(overrides):
     config = resolve(override(default_config(), overrides))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 @given(CONFIG)
-def test_overrides_typed_as_strings_do_the_same(overrides):
+def test_an_override_and_its_string_are_equivalent(overrides):
     typed = {field: str(value) for field, value in overrides.items()}
     assert override(default_config(), typed) == override(default_config(), overrides)
 
 
 @given(CONFIG, CONFIG)
-def test_two_configs_have_one_digest_exactly_if_they_are_equal(one, other):
+def test_two_configs_share_a_digest_if_and_only_if_they_are_equal(one, other):
     first, second = (resolve(override(default_config(), fields)) for fields in (one, other))
     assert (digest(first) == digest(second)) == (first == second)
 
 
-def test_a_preset_and_its_fields_are_one_run():
+def test_a_preset_and_its_fields_are_the_same_run():
     assert digest(resolved(model__name="cifar_resnet56")) == digest(resolved(model__depth=56))
 
 
-def test_the_sweep_is_no_part_of_a_runs_identity():
+def test_the_sweep_section_is_not_part_of_a_runs_identity():
     swept = resolved(sweep__depths=(8, 20))
     assert swept == resolved()
     assert digest(swept) == digest(resolved())
     assert "sweep" not in to_dict(swept)
 
 
-def test_lists_in_block_options_are_tuples_as_flax_needs_them():
+def test_lists_in_block_options_become_tuples_for_flax():
     content = to_dict(resolved())
     content["model"]["block_options"] = {"sizes": [1, [2]]}
     assert from_dict(content).model.block_options == {"sizes": (1, (2,))}
@@ -448,7 +445,7 @@ def test_a_config_is_frozen():
         ("model.shortcut", "resjax.models.blocks:SqueezeExcite", "features, strides, norm"),
     ],
 )
-def test_a_class_that_is_no_block_or_shortcut_is_refused_by_the_fields_it_lacks(
+def test_a_class_that_is_not_a_block_or_shortcut_is_refused_with_the_missing_fields(
     field, named, lacking
 ):
     with pytest.raises(UserError, match=f"lacks the fields {lacking};"):

@@ -1,4 +1,4 @@
-"""Laws of the sweep algebra."""
+"""The laws of the sweep algebra."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from resjax.sweeps import chain, param, product, zipped
 
 
 def sweeps(field):
-    """Sweeps over one field, or the field with its value doubled beside it."""
+    """Generates sweeps over one field and a second one that is its double."""
     values = st.lists(st.integers(), max_size=4)
     return values.map(lambda xs: [{field: x, f"{field}.double": 2 * x} for x in xs])
 
@@ -46,12 +46,12 @@ def test_product_distributes_over_a_chain_on_its_left(a, b, c):
 
 
 @given(A, B)
-def test_a_product_has_as_many_runs_as_its_sizes_multiplied_and_its_last_sweep_varies_fastest(a, b):
+def test_a_product_holds_every_combination_and_its_last_sweep_varies_fastest(a, b):
     assert list(product(a, b)) == [x | y for x in a for y in b]
 
 
 @given(st.lists(st.tuples(st.integers(), st.text())))
-def test_zipped_unites_runs_by_their_place(pairs):
+def test_zipped_merges_runs_at_the_same_position(pairs):
     a, b = ([pair[i] for pair in pairs] for i in (0, 1))
     assert list(zipped(param("a", a), param("b", b))) == [{"a": x, "b": y} for x, y in pairs]
 

@@ -1,4 +1,4 @@
-"""A plan stands whole, or its experiment is refused in one line."""
+"""A plan is complete and valid, or its experiment is refused in one line."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def refusal(experiment, **sweep):
     return str(refused.value)
 
 
-def test_a_plan_has_the_sweeps_runs_in_its_order(experiment):
+def test_a_plan_holds_the_runs_of_the_sweep_in_order(experiment):
     runs = planned(experiment).runs
     assert [(run.config.model.depth, run.config.model.shortcut) for run in runs] == [
         (8, "none"),
@@ -51,14 +51,14 @@ def test_a_plan_has_the_sweeps_runs_in_its_order(experiment):
     ]
 
 
-def test_the_configs_sweep_section_sets_the_sweeps_keywords(experiment):
+def test_config_sweep_sets_the_keywords_of_sweep(experiment):
     runs = planned(experiment, depths="8", shortcuts="pad", seeds="3,4").runs
     assert [run.overrides for run in runs] == [
         {"model.depth": 8, "model.shortcut": "pad", "seed": seed} for seed in (3, 4)
     ]
 
 
-def test_an_override_wins_over_the_base_config_and_leaves_its_other_fields(experiment):
+def test_an_override_changes_its_field_of_the_base_config_only(experiment):
     base = override(default_config(), {"model.depth": 110, "model.width": 4})
     models = [run.config.model for run in plan(experiment, base).runs]
     assert {(model.depth, model.width) for model in models} == {(8, 4), (14, 4)}
@@ -76,24 +76,24 @@ def test_a_runs_name_is_a_safe_folder_name(tmp_path):
     assert run.name.startswith("boundaries_0.1_0.2-width4-")
 
 
-def test_overrides_are_kept_as_the_config_holds_them(tmp_path):
+def test_overrides_hold_parsed_values(tmp_path):
     body = "import numpy as np\ndef sweep(seeds=()):\n  yield {'seed': np.int64(3)}\n"
     (run,) = planned(written(tmp_path / "x.py", body), seeds=np.int64(2)).runs
     assert type(run.overrides["seed"]) is int
 
 
-def test_an_impossible_depth_is_refused_before_anything_runs(experiment):
+def test_an_impossible_depth_is_refused_with_its_run(experiment):
     message = refusal(experiment, depths=(8, 57))
     assert "run model.depth=57 model.shortcut=none seed=0: model: depth 57 is not 6n + 2" in message
 
 
-def test_a_keyword_that_the_sweep_does_not_take_is_refused_with_those_that_it_does(experiment):
+def test_an_unknown_keyword_is_refused_with_the_known_ones(experiment):
     message = refusal(experiment, dephts=(8,))
     assert "sweep.dephts" in message
     assert "depths, shortcuts, seeds" in message
 
 
-def test_the_nearest_experiment_is_named_where_one_is_missing(experiment):
+def test_a_missing_experiment_is_refused_with_the_nearest_name(experiment):
     assert "ablation.py" in refusal(experiment.with_name("ablatoin.py"))
 
 
@@ -109,5 +109,5 @@ def test_the_nearest_experiment_is_named_where_one_is_missing(experiment):
         ("def sweep():\n  yield {'model.dept': 8}\n", "did you mean model.depth?"),
     ],
 )
-def test_an_experiment_that_does_not_work_is_refused(tmp_path, body, message):
+def test_a_broken_experiment_is_refused(tmp_path, body, message):
     assert message in refusal(written(tmp_path / "x.py", body))

@@ -1,4 +1,4 @@
-"""The local launcher, with a training that takes no time."""
+"""The local launcher, with training replaced by a function that only writes files."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def sweep(seeds=(0, 1), depths=(8, 14)):
 
 @pytest.fixture
 def planned(tmp_path):
-    """A function from overrides of the base config to a plan of two seeds and two depths."""
+    """Returns a function that plans two seeds and two depths on the base config with overrides."""
     experiment = tmp_path / "depth.py"
     experiment.write_text(SWEEP)
     return lambda **fields: plan(
@@ -37,7 +37,7 @@ def planned(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The (depth, seed) that were trained, in order; training itself only writes its files."""
+    """Replaces training; `trained.runs` lists the (depth, seed) that were trained, in order."""
     runs = []
 
     def train(config, workdir, on_progress=None, stop=None):
@@ -66,12 +66,12 @@ def folders(workdir):
     return sorted((workdir / "runs").iterdir())
 
 
-def test_runs_that_differ_only_in_seed_follow_each_other(planned, trained, tmp_path):
+def test_runs_that_differ_only_in_seed_are_trained_one_after_the_other(planned, trained, tmp_path):
     assert launch(planned(), tmp_path / "w", "resjax sweep") == 0
     assert trained.runs == [(8, 0), (8, 1), (14, 0), (14, 1)]
 
 
-def test_launching_again_trains_nothing_that_is_finished(planned, trained, tmp_path, capsys):
+def test_launching_again_skips_finished_runs(planned, trained, tmp_path, capsys):
     for _ in range(2):
         launch(planned(), tmp_path / "w", "resjax sweep")
     assert len(trained.runs) == 4
@@ -88,14 +88,14 @@ def test_lines_show_the_primary_metric_of_the_task(planned, trained, tmp_path, c
     assert all("test angle 3.5 rad" in line and "error" not in line for line in lines)
 
 
-def test_launching_again_trains_what_is_not_finished(planned, trained, tmp_path):
+def test_launching_again_trains_missing_runs(planned, trained, tmp_path):
     launch(planned(), tmp_path / "w", "resjax sweep")
     shutil.rmtree(folders(tmp_path / "w")[0])
     launch(planned(), tmp_path / "w", "resjax sweep")
     assert len(trained.runs) == 5
 
 
-def test_a_summary_of_another_config_is_not_taken_for_this_run(planned, trained, tmp_path):
+def test_a_run_with_another_config_is_not_finished(planned, trained, tmp_path):
     launch(planned(), tmp_path / "w", "resjax sweep")
     config = folders(tmp_path / "w")[0] / "config.json"
     config.write_text(config.read_text().replace("digits", "other"))
@@ -103,13 +103,13 @@ def test_a_summary_of_another_config_is_not_taken_for_this_run(planned, trained,
     assert len(trained.runs) == 5
 
 
-def test_a_sweep_with_another_base_config_has_folders_of_its_own(planned, trained, tmp_path):
+def test_another_base_config_has_its_own_run_folders(planned, trained, tmp_path):
     launch(planned(), tmp_path / "w", "resjax sweep")
     launch(planned(model__width=8), tmp_path / "w", "resjax sweep")
     assert len(folders(tmp_path / "w")) == len(trained.runs) == 8
 
 
-def test_a_run_that_fails_is_told_and_stops_no_other(planned, trained, tmp_path, capsys):
+def test_a_failed_run_is_reported_and_the_others_go_on(planned, trained, tmp_path, capsys):
     trained.failing = (8,)
     assert launch(planned(), tmp_path / "w", "resjax sweep") == 2
     assert len(trained.runs) == 4
@@ -120,7 +120,7 @@ def test_a_run_that_fails_is_told_and_stops_no_other(planned, trained, tmp_path,
     assert ["Traceback" in path.read_text() for path in reports] == [True, True]
 
 
-def test_a_traceback_goes_when_its_run_is_tried_again(planned, trained, tmp_path):
+def test_a_traceback_is_removed_when_its_run_succeeds(planned, trained, tmp_path):
     trained.failing = (8, 14)
     launch(planned(), tmp_path / "w", "resjax sweep")
     assert list(tmp_path.glob("w/runs/*/error.txt"))
@@ -140,7 +140,7 @@ def test_an_interrupt_stops_the_sweep(planned, trained, tmp_path, monkeypatch):
     assert len(trained.runs) == 1
 
 
-def test_the_sweep_folder_says_what_it_holds(planned, trained, tmp_path):
+def test_the_sweep_folder_records_its_runs_and_command(planned, trained, tmp_path):
     launch(planned(), tmp_path / "w", "resjax sweep depth.py")
     sweep = json.loads((tmp_path / "w" / "sweep.json").read_text())
     assert (sweep["experiment"], sweep["command"]) == ("depth", "resjax sweep depth.py")
@@ -156,7 +156,7 @@ def test_a_sweep_can_be_launched_from_its_own_copy_of_the_experiment(planned, tr
     assert len(trained.runs) == 4
 
 
-def test_a_dataset_that_is_not_here_is_refused_and_nothing_is_written(planned, trained, tmp_path):
+def test_a_missing_dataset_is_refused_before_anything_is_written(planned, trained, tmp_path):
     with pytest.raises(UserError, match="not prepared"):
         launch(planned(data__name="imagenet2012"), tmp_path / "w", "resjax sweep")
     assert not (tmp_path / "w").exists()

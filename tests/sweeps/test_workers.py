@@ -47,18 +47,18 @@ def sweep():
 
 @pytest.fixture
 def cores(monkeypatch):
-    """A function that sets how many cores this process may use."""
+    """Returns a function that sets how many cores this process may use."""
     return lambda count: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
 
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """A function that sets which GPUs are visible."""
+    """Returns a function that sets which GPUs are visible."""
     return lambda names: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
 
 
 @pytest.mark.parametrize(("count", "divided"), [(8, 2), (7, 3), (2, 2)])
-def test_every_core_belongs_to_one_worker(cores, gpus, count, divided):
+def test_every_core_belongs_to_exactly_one_worker(cores, gpus, count, divided):
     cores(count)
     gpus("")
     shares = [share.cores for share in workers.divide_machine(divided)]
@@ -66,13 +66,13 @@ def test_every_core_belongs_to_one_worker(cores, gpus, count, divided):
     assert max(map(len, shares)) - min(map(len, shares)) < 2
 
 
-def test_workers_beyond_the_cores_share_them(cores, gpus):
+def test_more_workers_than_cores_share_them(cores, gpus):
     cores(2)
     gpus("")
     assert [share.cores for share in workers.divide_machine(3)] == [{0}, {1}, {0}]
 
 
-def test_every_gpu_goes_to_a_worker_with_its_memory(cores, gpus):
+def test_workers_divide_gpus_and_their_memory(cores, gpus):
     cores(8)
     gpus("3,GPU-5a")
     assert workers.default_workers() == 2
@@ -83,10 +83,10 @@ def test_every_gpu_goes_to_a_worker_with_its_memory(cores, gpus):
     fractions = [
         share.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in workers.divide_machine(3)
     ]
-    assert fractions == ["0.450"] * 3  # two of them on the first
+    assert fractions == ["0.450"] * 3  # two workers share the first
 
 
-def test_without_a_gpu_a_worker_a_core_is_fastest(cores, gpus):
+def test_the_default_without_a_gpu_is_one_worker_per_core(cores, gpus):
     cores(6)
     gpus("")
     assert workers.default_workers() == 6
@@ -107,20 +107,20 @@ def test_macos_has_no_affinity_so_workers_share_all_cores(monkeypatch, gpus):
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """Five runs: one kills its process, one raises, three train."""
+    """A plan of five runs: one kills its process, one raises, three train."""
     (tmp_path / "fragile.py").write_text(BLOCKS)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "sweep.py").write_text(SWEEP)
     return plan(tmp_path / "sweep.py", override(default_config(), QUICK))
 
 
-def test_a_run_that_takes_its_process_along_stops_no_other(planned, tmp_path, capsys):
+def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path, capsys):
     workdir = tmp_path / "w"
     assert launch(planned, workdir, "", workers=2) == 2
-    told = capsys.readouterr().out
-    assert "failed: the worker process ended by SIGKILL" in told
-    assert "failed: RuntimeError: this block is broken" in told
-    assert told.count("  done  step 2/2  train error ") == 3
+    output = capsys.readouterr().out
+    assert "failed: the worker process ended by SIGKILL" in output
+    assert "failed: RuntimeError: this block is broken" in output
+    assert output.count("  done  step 2/2  train error ") == 3
     reports = {path.parent.name[:4]: path.read_text() for path in workdir.glob("runs/*/error.txt")}
     assert "fragile.py" in reports["Brok"]  # the traceback of the other process
     assert len(reports) == 2
@@ -133,7 +133,7 @@ def test_a_run_that_takes_its_process_along_stops_no_other(planned, tmp_path, ca
     [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
     ids=["Ctrl-C to launcher and workers", "SIGTERM to the launcher"],
 )
-def test_a_sweep_that_is_stopped_saves_all_runs_and_fails_none(tmp_path, sent, send):
+def test_a_stopped_sweep_saves_its_runs_and_fails_none(tmp_path, sent, send):
     (tmp_path / "sweep.py").write_text(
         "from resjax.sweeps import param\nsweep = lambda: param('seed', (0, 1))\n"
     )
@@ -157,10 +157,10 @@ def test_a_sweep_that_is_stopped_saves_all_runs_and_fails_none(tmp_path, sent, s
             assert time.monotonic() < deadline
             time.sleep(0.1)
         send(process.pid, sent)
-        _, told = process.communicate(timeout=120)
+        _, output = process.communicate(timeout=120)
         assert process.returncode == 128 + sent
-        assert "the runs under way have saved; the same command goes on from here" in told
-        assert "Traceback" not in told
+        assert "the runs under way have saved; the same command goes on from here" in output
+        assert "Traceback" not in output
         assert not list(tmp_path.glob("w/runs/*/error.txt"))
         assert len(list(tmp_path.glob("w/runs/*/checkpoints/*/SHA256SUMS"))) == 2
         while group_lives(process.pid):
