@@ -1,24 +1,27 @@
-"""What a block must do to serve in every network: a suite to run on a block of one's own.
+"""Checks what a block or a shortcut must do to serve in every network.
 
-In a test file::
+`check_block("my_module:MyBlock")` and `check_shortcut("my_module:MyShortcut")` print one line per
+claim that holds. In a test file each claim can be a test::
 
     import pytest
     from resjax.models import conformance
 
     @pytest.mark.parametrize("claim", conformance.CLAIMS)
     def test_my_block(claim):
-        claim("my_module:MyBlock")
+        claim(block="my_module:MyBlock")
 
-Each claim builds small networks of the block, checks one thing and raises an AssertionError that
-says what the block did instead.
+A claim builds small networks, checks one thing and raises an AssertionError that says what the
+block or the shortcut did instead.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from resjax.models import layout
 from resjax.models.presets import block_layers
@@ -27,115 +30,173 @@ from resjax.xla.compile_options import quick_compile
 
 SIDE = 9  # pixels; odd, so that a stride of 2 has to round
 WIDTH = 8
+IMAGES = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
 
 
 def shape(block: str) -> None:
-    """Stages put out expansion · width channels, and half the pixels, rounded up, after each."""
+    """Stages return expansion * features channels; a stride of 2 halves height and width."""
     model = network(block)
     expansion = getattr(block_class(model.block), "expansion", 1)
-    variables = jax.eval_shape(model.init, jax.random.key(1), images())
-    features = jax.eval_shape(lambda v: model.apply(v, images(), method="features"), variables)
     for stage, side in (("stage1", SIDE), ("stage2", (SIDE + 1) // 2)):
         channels = expansion * WIDTH * 2 ** (int(stage[-1]) - 1)
-        expected, got = (len(images()), side, side, channels), features[stage].shape
-        assert got == expected, f"{stage} puts out {got}; expected {expected}"
+        expected, returned = (2, side, side, channels), output_shapes(model)[stage].shape
+        assert returned == expected, f"{stage} returns {returned}; expected {expected}"
 
 
-def dtype(block: str) -> None:
-    """In bfloat16 every stage computes in bfloat16; all parameters and statistics stay float32."""
-    model = network(block, dtype="bfloat16")
-    variables = jax.eval_shape(model.init, jax.random.key(1), images())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        name = jax.tree_util.keystr(path)
+def dtype(block: str = "basic", shortcut: str = "pad") -> None:
+    """With dtype bfloat16 all outputs are bfloat16; parameters and statistics stay float32."""
+    model = network(block, shortcut, dtype="bfloat16")
+    for path, leaf in jax.tree.leaves_with_path(
+        jax.eval_shape(model.init, jax.random.key(1), IMAGES)
+    ):
+        name = layout.path_name(path)
         assert leaf.dtype == jnp.float32, f"{name} is {leaf.dtype}; create it as float32"
-    features = jax.eval_shape(lambda v: model.apply(v, images(), method="features"), variables)
-    for stage, output in features.items():
-        assert output.dtype == jnp.bfloat16, f"{stage} puts out {output.dtype}, not bfloat16"
+    for stage, output in output_shapes(model).items():
+        assert output.dtype == jnp.bfloat16, f"{stage} returns {output.dtype}, not bfloat16"
 
 
-def finite_gradients(block: str) -> None:
-    """Every parameter's gradient is finite."""
-    model = network(block)
-    _, gradients = logits_and_gradients(model, variables_of(model))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.isfinite(leaf).all(), (
-            f"the gradient of {jax.tree_util.keystr(path)} is not finite"
+def added_shape(shortcut: str) -> None:
+    """What is added has the shape of the branch, with and without a change of the shape."""
+
+    def check(module: Any, x: Any, total: Any) -> None:
+        height, width = (-(-side // module.strides) for side in x.shape[1:3])
+        branch = (len(x), height, width, module.features)
+        assert total.shape in (branch, ()), (
+            f"with strides={module.strides} the shortcut adds {total.shape} to a branch of {branch}"
         )
 
+    check_additions(network(shortcut=shortcut), check)
 
-def scanned_equals_unrolled(block: str) -> None:
-    """The same parameters give the same logits and gradients in both layouts."""
-    scanned, unrolled = network(block, loop="scan"), network(block, loop="unroll")
+
+def added_dtype(shortcut: str) -> None:
+    """What is added to a branch in bfloat16 is bfloat16; parameters and statistics stay float32."""
+
+    def check(module: Any, x: Any, total: Any) -> None:
+        assert total.dtype == x.dtype, f"the shortcut adds {total.dtype} to a branch of {x.dtype}"
+
+    check_additions(network(shortcut=shortcut, dtype="bfloat16"), check)
+    dtype(shortcut=shortcut)
+
+
+def finite_gradients(block: str = "basic", shortcut: str = "pad") -> None:
+    """The gradients of all parameters are finite."""
+    model = network(block, shortcut)
+    _, gradients = logits_and_gradients(model, variables_of(model))
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        assert np.isfinite(leaf).all(), f"the gradient of {layout.path_name(path)} is not finite"
+
+
+def scanned_equals_unrolled(block: str = "basic", shortcut: str = "pad") -> None:
+    """Scanned and unrolled, the same parameters give the same logits and gradients in training."""
+    scanned, unrolled = (network(block, shortcut, loop=loop) for loop in ("scan", "unroll"))
     variables = variables_of(scanned)
     logits, gradients = logits_and_gradients(scanned, variables)
     expected, expected_gradients = logits_and_gradients(unrolled, layout.unrolled(variables))
     close(logits, expected, "logits of both layouts")
     gradients = layout.unrolled({"params": gradients})["params"]
-    close(gradients, expected_gradients, "gradients of both layouts")
+    close(gradients, expected_gradients, "gradients of both layouts", 1e-4)
 
 
-def train_and_eval_modes(block: str) -> None:
-    """Training moves BN statistics and evaluation does not; there no image sees another."""
-    model = network(block)
+def train_and_eval_modes(block: str = "basic", shortcut: str = "pad") -> None:
+    """Training updates BN statistics; evaluation does not, and no image affects another there."""
+    model = network(block, shortcut)
     variables = variables_of(model)
-
-    @partial(jit, static_argnames="train")
-    def apply(images: jax.Array, train: bool) -> Any:
-        return model.apply(variables, images, train=train, mutable=["batch_stats"])
-
-    _, changed = apply(images(), train=True)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), changed, subset(variables))
-    for path, moves in jax.tree_util.tree_leaves_with_path(moved):
-        name = jax.tree_util.keystr(path)
-        assert moves, f"training does not move {name}; use the `norm` that the block is given"
-    together, kept = apply(images(), train=False)
-    close(kept, subset(variables), "statistics before and after evaluation")
-    first = images()[:1]
-    twice, _ = apply(jnp.concatenate([first, first]), train=False)
+    statistics = {"batch_stats": variables["batch_stats"]}
+    train, evaluate = (jit(partial(apply, model, train=train)) for train in (True, False))
+    _, trained = train(variables, IMAGES)
+    for path, same in jax.tree.leaves_with_path(
+        jax.tree.map(lambda a, b: bool((a == b).all()), trained, statistics)
+    ):
+        name = layout.path_name(path)
+        assert not same, f"training does not update {name}; use the bound `norm`"
+    together, evaluated = evaluate(variables, IMAGES)
+    close(evaluated, statistics, "statistics before and after evaluation")
+    twice, _ = evaluate(variables, IMAGES[[0, 0]])
     close(twice[0], together[0], "logits of an image beside itself and beside another")
 
 
 CLAIMS = (shape, dtype, finite_gradients, scanned_equals_unrolled, train_and_eval_modes)
+SHORTCUT_CLAIMS = (
+    added_shape,
+    added_dtype,
+    finite_gradients,
+    scanned_equals_unrolled,
+    train_and_eval_modes,
+)
 
 
-def check_block(block: str) -> None:
-    """Holds a block, by name of ours or as `package.module:Class`, against every claim.
+def check_block(block: str, report: Callable[[str], Any] = print) -> None:
+    """Checks every claim on a block, and reports each in one line as soon as it holds.
+
+    Args:
+      block: a name of ours, or `package.module:Class`.
+      report: called with each line.
 
     Raises:
-      AssertionError: of the first claim that the block does not keep.
-      ValueError: there is no such block.
+      AssertionError: a claim does not hold; the message says what the block did instead.
+      ValueError: the block does not exist.
     """
-    for claim in CLAIMS:
-        claim(block)
+    check(CLAIMS, report, block=block)
 
 
-def network(block: str, **fields: Any) -> ResNet:
-    """A stage of one block; a stage of one that changes the shape and two equal ones."""
+def check_shortcut(shortcut: str, report: Callable[[str], Any] = print) -> None:
+    """Checks every claim on a shortcut, in basic blocks; see `check_block`."""
+    check(SHORTCUT_CLAIMS, report, shortcut=shortcut)
+
+
+def check(claims: Sequence[Any], report: Callable[[str], Any], **names: str) -> None:
+    for claim in claims:
+        claim(**names)
+        report(f"{', '.join(names.values())}: {claim.__doc__}")
+
+
+def network(block: str = "basic", shortcut: str = "pad", **fields: Any) -> ResNet:
+    """Returns a network of two stages: one block; one that changes the shape and two equal ones."""
     depth = 3 * block_layers(block) + 2
-    return build({}, block=block, depth=depth, width=WIDTH, **fields).clone(stages=(1, 3))
+    model = build({}, block=block, shortcut=shortcut, depth=depth, width=WIDTH, **fields)
+    return model.clone(stages=(1, 3))
 
 
-def jit(function: Any, **options: Any) -> Any:
-    return jax.jit(function, compiler_options=quick_compile(), **options)
-
-
-def images() -> jax.Array:
-    return jax.random.normal(jax.random.key(0), (2, SIDE, SIDE, 3))
+def jit(function: Any) -> Any:
+    return jax.jit(function, compiler_options=quick_compile())
 
 
 def variables_of(model: ResNet) -> Any:
-    return jit(model.init)(jax.random.key(1), images())
+    return jit(model.init)(jax.random.key(1), IMAGES)
 
 
-def subset(variables: Any) -> Any:
-    return {"batch_stats": variables["batch_stats"]}
+def apply(model: ResNet, variables: Any, images: Any, train: bool) -> tuple[jax.Array, Any]:
+    """Returns logits and BN statistics; a dropout key is passed in training only."""
+    rngs = {"dropout": jax.random.key(2)} if train else None
+    return model.apply(variables, images, train=train, rngs=rngs, mutable=["batch_stats"])
+
+
+def output_shapes(model: ResNet) -> Any:
+    """Returns shapes and dtypes of the outputs of the stem and of the stages."""
+    variables = jax.eval_shape(model.init, jax.random.key(1), IMAGES)
+    return jax.eval_shape(partial(model.apply, method="features"), variables, IMAGES)
+
+
+def check_additions(model: ResNet, check: Callable[[Any, Any, Any], None]) -> None:
+    """Calls `check(shortcut, its input, a scalar zero plus what it adds)` for each block."""
+
+    def intercept(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        added = call(*arguments, **keywords)
+        shortcut = isinstance(context.module, block_class(model.shortcut))
+        if shortcut and context.method_name == "__call__":
+            (x,) = arguments
+            check(context.module, x, jnp.zeros((), x.dtype) + added)
+        return added
+
+    with nn.intercept_methods(intercept):
+        jax.eval_shape(partial(model.init, method="features"), jax.random.key(1), IMAGES)
 
 
 def logits_and_gradients(model: ResNet, variables: Any) -> tuple[jax.Array, Any]:
-    """In evaluation mode; the gradients are of the sum of squared logits."""
+    """Returns the logits in training, and the gradients of the sum of their squares."""
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply({**variables, "params": params}, images())
+        logits, _ = apply(model, {**variables, "params": params}, IMAGES, train=True)
         return (logits**2).sum(), logits
 
     gradients, logits = jit(jax.grad(loss, has_aux=True))(variables["params"])

@@ -1,4 +1,4 @@
-"""The suite for blocks of one's own: ours keep every claim, and each claim refuses a block."""
+"""The suite for a user's blocks and shortcuts: ours pass, and each claim refuses what breaks it."""
 
 import sys
 import textwrap
@@ -7,10 +7,8 @@ import jax
 import pytest
 
 from resjax.models import conformance
-from resjax.models.conformance import CLAIMS, check_block
-from resjax.models.presets import BLOCKS
-
-each_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+from resjax.models.conformance import CLAIMS, SHORTCUT_CLAIMS, check_block, check_shortcut
+from resjax.models.presets import BLOCKS, SHORTCUTS
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ def my_module(tmp_path, monkeypatch):
     sys.modules.pop("my_module", None)
 
 
-@each_claim
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 @pytest.mark.parametrize(
     "block",
     [
@@ -36,6 +34,18 @@ def my_module(tmp_path, monkeypatch):
 )
 def test_our_blocks_keep_every_claim(block, claim):
     claim(block)
+
+
+QUICK = ("dropout", "exclusive_gate")
+
+
+@pytest.mark.parametrize("claim", SHORTCUT_CLAIMS, ids=lambda claim: claim.__name__)
+@pytest.mark.parametrize(
+    "shortcut",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHORTCUTS],
+)
+def test_our_shortcuts_keep_every_claim(shortcut, claim):
+    claim(shortcut=shortcut)
 
 
 MY_BLOCK = '''
@@ -121,27 +131,27 @@ BROKEN = {
     "another width": (
         conformance.shape,
         "return jnp.concatenate([y, y], -1)",
-        r"stage1 puts out \(2, 9, 9, 16\); expected \(2, 9, 9, 8\)",
+        r"stage1 returns \(2, 9, 9, 16\); expected \(2, 9, 9, 8\)",
     ),
     "no stride": (
         conformance.shape,
         "return jnp.repeat(jnp.repeat(y, self.strides, 1), self.strides, 2)",
-        r"stage2 puts out \(2, 10, 10, 16\); expected \(2, 5, 5, 16\)",
+        r"stage2 returns \(2, 10, 10, 16\); expected \(2, 5, 5, 16\)",
     ),
     "float32 alone": (
         conformance.dtype,
         "return nn.relu(y.astype(jnp.float32))",
-        "puts out float32, not bfloat16",
+        "returns float32, not bfloat16",
     ),
     "bfloat16 parameters": (
         conformance.dtype,
         "y = y * self.param('gain', nn.initializers.ones, (), jnp.bfloat16)",
-        r"\['gain'\] is bfloat16; create it as float32",
+        "gain is bfloat16; create it as float32",
     ),
     "a gradient that is no number": (
         conformance.finite_gradients,
         "y = y * jnp.sqrt(self.param('gain', nn.initializers.zeros, ()))",
-        r"the gradient of .*\['gain'\] is not finite",
+        "the gradient of .*/gain is not finite",
     ),
     "knowing its place": (
         conformance.scanned_equals_unrolled,
@@ -156,7 +166,7 @@ BROKEN = {
     "a norm that never trains": (
         conformance.train_and_eval_modes,
         "y = nn.BatchNorm(use_running_average=True)(y)",
-        r"training does not move .*\['BatchNorm_0'\]",
+        "training does not update .*BatchNorm_0",
     ),
     "a norm that never evaluates": (
         conformance.train_and_eval_modes,
@@ -178,11 +188,100 @@ def test_a_claim_refuses_a_block_that_breaks_it(my_module, claim, body, message)
         claim("my_module:MyBlock")
 
 
-def test_the_whole_check_is_every_claim(monkeypatch):
-    held = []
-    monkeypatch.setattr(conformance, "CLAIMS", [held.append, held.append])
-    check_block("basic")
-    assert held == ["basic", "basic"]
+def breaking_shortcut(result):
+    """A user's shortcut that returns `result`."""
+    return f"""
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from resjax.models.shortcuts import Scaled, Shortcut, pad
+
+
+    class MyShortcut(Shortcut):
+        @nn.compact
+        def __call__(self, x):
+            padded = pad(x, self.features, self.strides)
+            return {result}
+    """
+
+
+BROKEN_SHORTCUTS = {
+    "no stride": (
+        conformance.added_shape,
+        "pad(x, self.features, 1)",
+        r"with strides=2 the shortcut adds \(2, 9, 9, 16\) to a branch of \(2, 5, 5, 16\)",
+    ),
+    "one value per channel": (
+        conformance.added_shape,
+        "padded.mean((1, 2), keepdims=True)",
+        r"with strides=1 the shortcut adds \(2, 1, 1, 8\) to a branch of \(2, 9, 9, 8\)",
+    ),
+    "float32 scale of the branch": (
+        conformance.added_dtype,
+        "Scaled(padded, jnp.ones(()))",
+        "adds float32 to a branch of bfloat16",
+    ),
+    "bfloat16 parameters": (
+        conformance.added_dtype,
+        "padded * self.param('gain', nn.initializers.ones, (), jnp.bfloat16)",
+        "shortcut/gain is bfloat16; create it as float32",
+    ),
+    "infinite gradient": (
+        conformance.finite_gradients,
+        "padded * jnp.sqrt(self.param('gain', nn.initializers.zeros, ()))",
+        "the gradient of .*shortcut/gain is not finite",
+    ),
+    "dependence on the layout": (
+        conformance.scanned_equals_unrolled,
+        "padded * (2.0 if 'block2' in self.path else 1.0)",
+        "logits of both layouts differ by",
+    ),
+    "norm that never trains": (
+        conformance.train_and_eval_modes,
+        "nn.BatchNorm(use_running_average=True)(padded)",
+        "training does not update .*shortcut/BatchNorm_0",
+    ),
+    "images that affect each other": (
+        conformance.train_and_eval_modes,
+        "padded - padded.mean(0)",
+        "logits of an image beside itself and beside another differ by",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("claim", "result", "message"), BROKEN_SHORTCUTS.values(), ids=BROKEN_SHORTCUTS
+)
+def test_a_claim_refuses_a_shortcut_that_breaks_it(my_module, claim, result, message):
+    my_module(breaking_shortcut(result))
+    with pytest.raises(AssertionError, match=message):
+        claim(shortcut="my_module:MyShortcut")
+
+
+@pytest.mark.parametrize(
+    ("check", "claims", "name"),
+    [(check_block, "CLAIMS", "basic"), (check_shortcut, "SHORTCUT_CLAIMS", "pad")],
+)
+def test_a_check_prints_each_claim_that_holds_and_stops_at_the_first_that_does_not(
+    monkeypatch, capsys, check, claims, name
+):
+    def holds(block="basic", shortcut="pad"):
+        """It holds."""
+
+    def fails(block="basic", shortcut="pad"):
+        """It does not hold."""
+        raise AssertionError((block, shortcut))
+
+    monkeypatch.setattr(conformance, claims, (holds, fails, holds))
+    with pytest.raises(AssertionError, match=r"\('basic', 'pad'\)"):
+        check(name)
+    assert capsys.readouterr().out == f"{name}: It holds.\n"
+
+
+def test_every_claim_is_one_line():
+    for claim in {*CLAIMS, *SHORTCUT_CLAIMS}:
+        assert claim.__doc__.endswith(".")
+        assert "\n" not in claim.__doc__
 
 
 def test_trees_differ_by_their_worst_leaf_relative_to_its_largest():
