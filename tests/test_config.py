@@ -94,6 +94,7 @@ def test_a_field_takes_precedence_over_the_preset():
         ("data.color_jitter", "0.4,0.4,0", (0.4, 0.4, 0.0)),
         ("data.classes", "5,0", (5, 0)),
         ("data.random_erasing", "1", 1.0),
+        ("diagnostics.names", "a, my:b", ("a", "my:b")),
         ("model.block_options.groups", "32", 32),
         ("model.block_options", "{'groups': 32}", {"groups": 32}),
         ("sweep.depths", "8,20", (8, 20)),

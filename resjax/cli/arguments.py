@@ -4,13 +4,9 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from resjax.cli.output import notify
 from resjax.errors import UserError
-
-if TYPE_CHECKING:
-    from resjax.transfer.weights import Weights
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
@@ -62,10 +58,22 @@ def integer(minimum: int) -> Callable[[str], int]:
 
 
 def checkpoint(text: str) -> str:
-    """An argument type that names one of a run's checkpoints."""
+    """An argument type: the name of one of a run's checkpoints."""
     if text not in ("last", "best") and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not last, best or a step")
     return text
+
+
+def existing(text: str) -> Path:
+    """An argument type: the path of a file or folder that exists."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return Path(text)
+
+
+def weights_source(text: str) -> str:
+    """An argument type: weights on this machine, or their address."""
+    return text if text.startswith(REMOTE) else str(existing(text))
 
 
 def path_ending_in(*suffixes: str) -> Callable[[str], Path]:
@@ -92,22 +100,13 @@ def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
 def add_weights(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
     """Adds the argument `name` for weights, and `--which` of a run's checkpoints to read."""
     source = "a run folder, a weights folder, or a weights file"
-    parser.add_argument(name, metavar="WEIGHTS", help=source, **options)
+    parser.add_argument(name, type=weights_source, metavar="WEIGHTS", help=source, **options)
     add_which(parser, "--which")
 
 
 def add_which(parser: argparse.ArgumentParser, name: str) -> None:
     which = "a run's checkpoint: last (default), best by the primary test metric, or a step"
     parser.add_argument(name, type=checkpoint, default="last", metavar="WHICH", help=which)
-
-
-def read_weights(source: str, which: str = "last", options: Any = None) -> "Weights":
-    """Reads weights from a weights folder, a run folder, a foreign file or a URL."""
-    if not source.startswith(REMOTE) and not Path(source).exists():
-        raise UserError(f"{source}: no such file or folder")
-    from resjax.train.load_weights import load_weights
-
-    return load_weights(source, which, notify, options)
 
 
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:

@@ -2,12 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 
-from resjax.cli.arguments import add_which, add_workdir
+from resjax.cli.arguments import add_which, existing
 from resjax.cli.output import print_values
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_workdir(parser, "the run folder")
+    add = parser.add_argument
+    add("--workdir", type=existing, required=True, metavar="DIR", help="the run folder")
     add_which(parser, "--checkpoint")
 
 

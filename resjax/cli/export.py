@@ -7,7 +7,8 @@ torchvision's names.
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from resjax.cli.arguments import add_weights, read_weights, require_writable
+from resjax.cli.arguments import add_weights, require_writable
+from resjax.cli.output import notify
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,7 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     require_writable(args.out.parent, "--out")
-    weights = read_weights(args.checkpoint, args.which)
+    from resjax.train.load_weights import load_weights
+
+    weights = load_weights(args.checkpoint, args.which, notify)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.format == "torchvision":
         from resjax.transfer.exporting import export_torchvision

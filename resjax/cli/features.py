@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from resjax.cli import arguments
-from resjax.cli.output import notify_skipped
+from resjax.cli.output import notify, notify_skipped
 from resjax.errors import UserError
 
 
@@ -26,10 +26,11 @@ def run(args: Namespace) -> None:
         raise UserError(f"--split={args.split} needs --data=NAME")
     arguments.require_writable(out.parent, "--out")
     from resjax.inference.features import features, of_dataset, of_files, save_features
+    from resjax.train.load_weights import load_weights
 
     split = args.split or "train"
     images = of_dataset(args.data, split) if args.data else of_files(args.images)
-    weights = arguments.read_weights(args.checkpoint, args.which)
+    weights = load_weights(args.checkpoint, args.which, notify)
     found = features(weights, images, args.stage, **arguments.batching(args))
     notify_skipped(sorted({*images.origins} - {*found.origins}))
     out.parent.mkdir(parents=True, exist_ok=True)

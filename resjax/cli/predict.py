@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from resjax.cli import arguments
-from resjax.cli.output import notify_skipped, print_table
+from resjax.cli.output import notify, notify_skipped, print_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,10 +21,11 @@ def run(args: Namespace) -> None:
     out = args.out
     if out:
         arguments.require_writable(out.parent, "--out")
-    weights = arguments.read_weights(args.checkpoint, args.which)
     from resjax.disk import write_atomically
     from resjax.inference.predict import FORMATS, predict
+    from resjax.train.load_weights import load_weights
 
+    weights = load_weights(args.checkpoint, args.which, notify)
     found, skipped = predict(weights, args.images, args.top, **arguments.batching(args))
     notify_skipped(skipped)
     if out:

@@ -4,15 +4,15 @@ The kind `linear` is logistic regression, `knn` nearest neighbors.
 """
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
+from resjax.cli.arguments import existing
 from resjax.cli.output import print_values
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("train", type=Path, metavar="TRAIN", help="features to train on")
-    add("test", type=Path, metavar="TEST", help="features to test on")
+    add("train", type=existing, metavar="TRAIN", help="features to train on")
+    add("test", type=existing, metavar="TEST", help="features to test on")
     add("--kind", choices=("linear", "knn"), default="linear")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resjax.cli.arguments import existing
 from resjax.cli.output import print_table
 from resjax.errors import UserError
 
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="a sweep folder or a run folder")
-    add("--experiment", type=Path, metavar="FILE", help="the experiment whose figures to draw")
+    add("folder", type=existing, metavar="DIR", help="a sweep folder or a run folder")
+    add("--experiment", type=existing, metavar="FILE", help="the experiment whose figures to draw")
 
 
 def run(args: Namespace) -> None:
-    if args.experiment is not None and not args.experiment.is_file():
-        raise UserError(f"--experiment={args.experiment}: no such file")
     write_report(args.folder, args.experiment)
 
 

@@ -1,12 +1,13 @@
 """Checks every checkpoint, metrics file and weights folder; exit code 1 if one is damaged."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
+
+from resjax.cli.arguments import existing
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="a run, a sweep, or a folder above"
+        "folder", type=existing, metavar="DIR", help="a run, a sweep, or a folder above"
     )
 
 

@@ -68,7 +68,8 @@ class Field:
             if self.type in (int, float, str):
                 return self.type(text)
             if self.type is tuple:
-                return tuple(map(self.item, filter(str.strip, text.strip("()").split(","))))
+                items = (item.strip() for item in text.strip("()").split(","))
+                return tuple(self.item(item) for item in items if item)
         except (KeyError, ValueError):
             raise UserError(f"{path}={text}: expected {self}") from None
         return _parse_literal(text)

@@ -125,5 +125,5 @@ def test_the_command_writes_them(run, digits, tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_refused_before_weights_are_read(typed, message, capsys):
-    assert main(["features", "--checkpoint=nowhere", *typed]) == 2
+    assert main(["features", "--checkpoint=.", *typed]) == 2
     assert message in capsys.readouterr().err

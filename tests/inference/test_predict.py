@@ -194,7 +194,7 @@ def test_the_command_reads_a_weights_folder_and_writes_what_is_asked(
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_read(option, message, capsys):
-    assert main(["predict", "--checkpoint=nowhere", "no.png", option]) == 2
+    assert main(["predict", "--checkpoint=.", "no.png", option]) == 2
     assert message in capsys.readouterr().err
 
 
