@@ -1,21 +1,21 @@
-"""Feeds: is decoding as fast as PyTorch's, what does a device-resident set gain, is memory flat?
+"""Feeds: is decoding as fast as in PyTorch, what do resident datasets gain, is memory constant?
 
     python benchmarks/feeds.py measure
     python benchmarks/feeds.py report
 
-`measure` writes every result to benchmarks/results/ as soon as it is there; `report` makes
-docs/feeds.md of all that lies in that folder. Measured are:
+`measure` writes each result to benchmarks/results/ at once; `report` writes docs/feeds.md from all
+results. The measurements are
 
-- decoding: JPEGs of 500 x 375 pixels, as ImageNet's are, through a random resized crop to 224. Ours
-  (`resjax.data.stream`), ours in the worker processes of Grain instead of the standard library's,
-  and torchvision's RandomResizedCrop on Pillow images in PyTorch's DataLoader (`feeds_torch.py`).
-  They take turns, and all give bytes.
-- residence: batches of a small TFDS set, drawn, gathered and normalised on the device by a compiled
-  scan, beside a loop of Grain's over TFDS's data source, and beside our stream.
-- memory: of the stream and its workers, sampled over 20,000 images.
+- decoding: JPEGs of 500 x 375 pixels, a typical size in ImageNet, through a random resized crop to
+  224 pixels. The contenders are `resjax.data.stream`, the same with the worker processes of Grain
+  instead of the standard library's, and torchvision's RandomResizedCrop on Pillow images in
+  PyTorch's DataLoader (`feeds_torch.py`). They take turns, and all return bytes.
+- residence: batches of a small TFDS dataset. A compiled scan samples, gathers and normalizes them
+  on the device; the other contenders are Grain over TFDS's data source, and our stream.
+- memory: memory of the stream and its workers over 20,000 images.
 
-Photographs are made, not downloaded: smooth shapes of three sizes, and noise. Whatever is not
-installed is left out with a word.
+Photographs are synthetic: smooth shapes of three sizes, and noise. Packages that are not installed
+are skipped with a message.
 """
 
 import itertools
@@ -33,38 +33,35 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from reporting import DOCS, RESULTS, command_line, machine, provenance, ratio, source, spread, table
 
 from resjax.data.crops import random_resized_crop
 from resjax.data.stream import SHARED_MEMORY, BatchMaker, BatchRequest, stream
 from resjax.data.user_data import FileExamples
 from resjax.disk import write_atomically
 
-# Nothing else at the top: worker processes import this script, and need not wait for JAX.
-
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-DOCS = HERE.parent / "docs"
+# Worker processes import this script, so JAX is not imported at the top.
 
 SIZE, BATCH = 224, 64
 CROP = partial(random_resized_crop, size=SIZE)
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """The amount of measurement."""
 
     photos: int = 256  # files
-    repeats: int = 8  # of each in the dataset: Grain's shuffle is slow on small ones
+    repeats: int = 8  # of each file in the dataset, because Grain shuffles small datasets slowly
     workers: tuple[int, ...] = (0, 1, 2)
-    batches: int = 16  # of a round
-    rounds: int = 3  # in which the contenders take turns
+    batches: int = 16  # per round
+    rounds: int = 3  # in each of which every contender is measured once
     memory_images: int = 20_000
-    samples: int = 40  # of memory
+    samples: int = 40  # of the memory in use
     resident: str = "fashion_mnist"
     resident_steps: int = 500
 
 
 def photo(generator: np.random.Generator, width: int = 500, height: int = 375) -> Any:
-    """A picture that compresses as photographs do: about 60 kB at quality 90."""
+    """Returns an image that compresses like a photograph, to about 60 kB at quality 90."""
     from PIL import Image
 
     pixels = 128 + generator.normal(scale=6, size=(height, width, 3))
@@ -86,7 +83,7 @@ def photos(folder: Path, plan: Plan) -> FileExamples:
 
 
 def rate(batches: Iterator[Any], workers: int, count: int) -> float:
-    """Images a second. What was made ahead, before the clock ran, is taken first."""
+    """Returns images per second, after skipping the batches that were made in advance."""
     for _ in range(2 * workers + 1):
         next(batches)
     start = time.monotonic()
@@ -101,11 +98,11 @@ def ours(examples: FileExamples, workers: int, batches: int) -> float:
 
 
 def in_grain(examples: FileExamples, workers: int, batches: int) -> float:
-    """Our order and crop, the batches made by Grain's processes."""
+    """Measures our order and crop with Grain's worker processes."""
     import grain
     from absl import flags
 
-    flags.FLAGS(["feeds"])  # Grain's workers want them parsed
+    flags.FLAGS(["feeds"])  # Grain's workers require parsed flags
     maker = BatchMaker(examples, CROP, 3, 0, "error")
     row = grain.MapDataset.range(len(examples)).shuffle(seed=0).repeat()
     made = row.map_with_index(partial(one_image, maker)).batch(BATCH)
@@ -127,7 +124,7 @@ def in_torch(examples: FileExamples, workers: int, batches: int) -> float:
     import feeds_torch
 
     paths = [examples.root / file for file in examples.files]
-    # As many as are taken: its workers may abort when they are stopped before their epoch ends.
+    # An epoch has as many images as are used, because PyTorch's workers may abort within an epoch.
     images = (2 * workers + 1 + batches) * BATCH
     epoch = list(itertools.islice(itertools.cycle(paths), images))
     return rate(iter(feeds_torch.loader(epoch, SIZE, BATCH, workers)), workers, batches)
@@ -141,7 +138,7 @@ DECODERS: dict[str, Callable[[FileExamples, int, int], float]] = {
 
 
 def decoding(plan: Plan) -> dict[str, Any]:
-    """Images a second of every decoder, by the number of workers, round by round."""
+    """Measures images per second of each decoder by the number of workers."""
     rates: dict[str, dict[int, list[float]]] = {name: {} for name in DECODERS}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +156,7 @@ def decoding(plan: Plan) -> dict[str, Any]:
 
 
 def residence(plan: Plan) -> dict[str, Any]:
-    """Images a second of a small dataset, by feed, round by round."""
+    """Measures images per second of a small dataset for each feed."""
     from resjax.data.datasets import open_dataset
 
     feeds = {
@@ -191,7 +188,7 @@ def on_device(plan: Plan) -> Callable[[], float]:
     @jax.jit
     def run(images: Any, first_step: Any) -> Any:
         def step(_: Any, chosen: Any) -> Any:
-            # As what is carried, every batch has to be made.
+            # The batch is the carry of the scan, so the compiler cannot skip it.
             return normalize(images[chosen], of_channels), None
 
         indices = batch_indices(jax.random.key(0), first_step, steps, BATCH, len(images))
@@ -230,7 +227,7 @@ def streamed(examples: Any, plan: Plan) -> float:
 
 
 def memory(plan: Plan) -> dict[str, Any]:
-    """Mebibytes of the stream's processes, from its first batch to the end."""
+    """Samples the memory of the stream's processes from the first batch to the last."""
     workers = max(plan.workers)
     batches = plan.memory_images // BATCH
     sampled = {batches * sample // (plan.samples - 1) for sample in range(plan.samples)}
@@ -246,9 +243,9 @@ def memory(plan: Plan) -> dict[str, Any]:
 
 
 def used_mebibytes() -> float:
-    """Of this process, of its workers and of what they have ready in shared memory.
+    """Returns the memory of this process, its workers and their batches in shared memory.
 
-    A page that several of them hold counts once (PSS).
+    A page that several processes share counts once (PSS).
     """
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     kibibytes = sum(
@@ -260,95 +257,66 @@ def used_mebibytes() -> float:
 
 
 PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
-    "memory": memory,  # first: nothing else has been imported yet
+    "memory": memory,  # first, while nothing else has been imported
     "decoding": decoding,
     "residence": residence,
 }
 
 
 def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
-    """Measures one part after the other, and writes `path` anew after each; others are kept."""
+    """Measures each of `parts` and rewrites `path` after each; other parts are preserved."""
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in parts:
         found = PARTS[part](plan)
-        result[part] = {"provenance": origin(), "plan": plan._asdict(), **found}
+        result[part] = {
+            "provenance": provenance("pillow", "grain", "torchvision"),
+            "plan": plan._asdict(),
+            **found,
+        }
         write_atomically(path, json.dumps(result, indent=1) + "\n")
-
-
-def origin() -> dict[str, Any]:
-    from importlib import metadata, util
-
-    from throughput import provenance
-
-    kinds = {"PIL": "pillow", "grain": "grain", "torchvision": "torchvision"}
-    versions = {
-        kind: metadata.version(kind) for name, kind in kinds.items() if util.find_spec(name)
-    }
-    found = provenance()
-    return found | {"versions": found["versions"] | versions}
 
 
 PREAMBLE = f"""\
 # Feeds
 
-Made by `python benchmarks/feeds.py report` from the files of `benchmarks/results/`; the script
-says what is measured and how. Speeds are images a second, the median and range of rounds in which
-the contenders take turns; ratios are medians of the rounds' own.
+Written by `python benchmarks/feeds.py report` from the files in `benchmarks/results/`; the script
+documents the measurements. Speeds are images per second: the median and range over rounds in which
+the contenders take turns. Ratios are medians of the ratios within rounds.
 
 Predicted before anything was measured:
 
-- **decoding**: Pillow needs 0.80 ms to decode a photo and 0.70 ms to resample the crop, whoever
-  calls it. To that torchvision adds a copy of the crop and draws in tensors, together 0.2 ms: ours
-  should be 1.1 times as fast. Two workers should give nearly twice the images of one, for the main
-  process has little to do.
-- **residence**: TFDS's data source reads 1,850 to 3,900 images a second, a gather on two CPU cores
-  230,000 or more: about 100 times as many.
-- **memory**: flat. Two workers of 70 MiB, a main process of 250 MiB, which has imported Grain, and
-  {2 * 2} batches made ahead of {BATCH * SIZE**2 * 3 / 2**20:.0f} MiB each.
+- **decoding**: Pillow needs 0.80 ms to decode a photo and 0.70 ms to resample the crop, in every
+  contender. torchvision adds a copy of the crop and random numbers in tensors, together 0.2 ms, so
+  resjax should be 1.1 times as fast. Two workers should process nearly twice as many images as one,
+  because the main process has little to do.
+- **residence**: TFDS's data source reads 1,850 to 3,900 images per second, and a gather on two CPU
+  cores 230,000 or more, about 100 times as many.
+- **memory**: constant. Two workers use 70 MiB each, the main process, which imports Grain, uses
+  250 MiB, and {2 * 2} batches made in advance use {BATCH * SIZE**2 * 3 / 2**20:.0f} MiB each.
 """
 
 
 def report(results: Path, docs: Path) -> None:
-    """Writes feeds.md to `docs`, from the files in `results`."""
+    """Writes feeds.md to `docs` from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("feeds-*.json"))]
     write_atomically(docs / "feeds.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:
-    """A result file as Markdown."""
-    from throughput import machine
-
+    """Returns a result file as Markdown."""
     shown = {"decoding": shown_decoding, "residence": shown_residence, "memory": shown_memory}
     paragraphs = [f"## {machine(next(iter(file.values()))['provenance'])}"]
     for part, show in shown.items():
         if part in file:
-            paragraphs += [f"### {part.capitalize()}", *show(file[part]), source(file[part])]
+            paragraphs += [
+                f"### {part.capitalize()}",
+                *show(file[part]),
+                source(file[part]["provenance"]),
+            ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def source(part: dict[str, Any]) -> str:
-    found = part["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    commit = f"commit {found['commit']}" if found["commit"] else "no git checkout"
-    changed = " and changes" if found["dirty"] else ""
-    return (
-        f"{found['start']}, `{found['command']}`; {commit}{changed}; "
-        f"Python {found['python']}, {versions}."
-    )
-
-
-def spread(values: list[float]) -> str:
-    low, middle, high = np.quantile(values, (0, 0.5, 1))
-    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
-
-
-def ratio(ones: list[float], others: list[float]) -> str:
-    return f"{median(one / other for one, other in zip(ones, others, strict=True)):.2f}"
-
-
 def shown_decoding(part: dict[str, Any]) -> Iterator[str]:
-    from throughput import table
-
     rates, workers = part["images_per_second"], [str(count) for count in part["plan"]["workers"]]
     names = [name for name in rates if rates[name]]
     yield table(
@@ -362,20 +330,19 @@ def shown_decoding(part: dict[str, Any]) -> Iterator[str]:
             for count in workers
         ],
     )
-    yield f"Images a second; of {part['bytes_per_image'] / 1000:.0f} kB each. 0 workers: a thread."
+    size = part["bytes_per_image"] / 1000
+    yield f"Images per second, of {size:.0f} kB each. With 0 workers a thread decodes."
     if {"1", "2"} <= set(workers):
         gains = (f"{name} {ratio(rates[name]['2'], rates[name]['1'])}" for name in names)
-        yield f"Two workers beside one: {', '.join(gains)}."
+        yield f"Speed of two workers relative to one: {', '.join(gains)}."
     yield from (f"No {name}: {why}." for name, why in part["failed"].items())
 
 
 def shown_residence(part: dict[str, Any]) -> Iterator[str]:
-    from throughput import table
-
     rates = part["images_per_second"]
     resident = rates["device-resident"]
     rows = [[name, spread(found), ratio(resident, found)] for name, found in rates.items()]
-    yield table([part["dataset"], "images a second", "device-resident / this"], rows)
+    yield table([part["dataset"], "images per second", "device-resident / this"], rows)
 
 
 def shown_memory(part: dict[str, Any]) -> Iterator[str]:
@@ -389,16 +356,14 @@ def shown_memory(part: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    from throughput import command_line
-
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--only", choices=PARTS, help="one part; others are kept")
+    measuring.add_argument("--only", choices=PARTS, help="the part to measure")
     measuring.add_argument("--out", type=Path, default=RESULTS / "feeds-cpu.json")
-    asked = parser.parse_args()
-    if asked.command == "report":
+    arguments = parser.parse_args()
+    if arguments.command == "report":
         report(RESULTS, DOCS)
     else:
-        measure(Plan(), asked.out, [asked.only] if asked.only else PARTS)
+        measure(Plan(), arguments.out, [arguments.only] if arguments.only else PARTS)
 
 
 if __name__ == "__main__":

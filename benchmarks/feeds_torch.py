@@ -1,4 +1,4 @@
-"""The loader of `feeds.py` in PyTorch, as its users write it: Pillow, torchvision, a DataLoader."""
+"""Loads the images of `feeds.py` as PyTorch users do: Pillow, torchvision and a DataLoader."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from torchvision import transforms
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """Image files; as labels their numbers."""
+    """A dataset of image files with their indices as labels."""
 
     def __init__(self, paths: list[Path], size: int):
         self.paths = paths
-        # Bytes, as ours: no time goes into floats.
+        # Returns bytes, as resjax does, without the time for a conversion to float.
         self.transform = transforms.Compose(
             [transforms.RandomResizedCrop(size), transforms.PILToTensor()]
         )
@@ -22,7 +22,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with self.paths[index].open("rb") as file:  # these two lines are torchvision's loader's
+        with self.paths[index].open("rb") as file:  # these two lines are from torchvision's loader
             image = Image.open(file).convert("RGB")
         return self.transform(image), index
 
@@ -30,7 +30,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
 def loader(
     paths: list[Path], size: int, batch_size: int, workers: int
 ) -> "DataLoader[tuple[Tensor, int]]":
-    # Spawned: a fork of a process that has run JAX may hang.
+    # Workers are spawned, because a fork of a process that has run JAX may hang.
     context = "spawn" if workers else None
     return DataLoader(
         Photos(paths, size),

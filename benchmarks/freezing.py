@@ -1,18 +1,15 @@
-"""Freezing: what does a step cost, in time and memory, of which only a part trains?
+"""Freezing: what do time and memory of a step cost when only a part of the network trains?
 
     python benchmarks/freezing.py measure
     python benchmarks/freezing.py report
 
-`measure` goes through the plan of the device it finds, and writes every result to
-benchmarks/results/ as soon as it is there; `report` makes docs/freezing.md of all that lies in
-that folder. No run is trained to its end, so this is no experiment for `resjax sweep`.
+`measure` runs the plan of the current device and writes each result to benchmarks/results/ at once;
+`report` writes docs/freezing.md from all results. The contenders take turns and train the same
+network on the same batches, with BN of frozen layers in evaluation mode:
 
-Contenders, which take turns, all with the same network on the same batches, and BN of what is
-frozen in evaluation mode:
-
-- all: every layer trains.
+- all: all layers train.
 - last stage: the last stage and the head train.
-- head: the head alone trains, on the features of a network that stays as it is.
+- head: only the head trains, on the features of a frozen network.
 """
 
 import json
@@ -20,12 +17,22 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from feeds import ratio, source
-from throughput import DOCS, RESULTS, command_line, machine, provenance, table
+from reporting import (
+    DOCS,
+    RESULTS,
+    command_line,
+    machine,
+    provenance,
+    ratio,
+    results_file,
+    source,
+    spread,
+    table,
+)
 
 from resjax.config import Config, default_config, override, resolve
 from resjax.disk import write_atomically
@@ -33,13 +40,13 @@ from resjax.train.step import Program
 
 
 class Case(NamedTuple):
-    """A network, and what is measured of it."""
+    """A network and the amount of measurement."""
 
     model: str  # a preset
-    side: int  # of its images, in pixels
+    side: int  # of the images, in pixels
     batch: int
     dtype: str
-    steps: int  # of a round
+    steps: int  # per round
     rounds: int = 5
 
     def config(self, trains: str) -> Config:
@@ -76,23 +83,23 @@ PLANS = {
 
 
 class Contender:
-    """A network of which a part trains, compiled."""
+    """The compiled training of a part of a network."""
 
     def __init__(self, case: Case, trains: str):
         self._program = Program(case.config(trains))
         self._state = self._program.init(0)
         self._steps = case.steps
         compiled = self._program.compiled(self._state, case.steps)
-        kept = jax.tree.leaves(self._state.optimizer)
-        self.described = {
+        opt_state = jax.tree.leaves(self._state.optimizer)
+        self.cost = {
             "trainable": self._program.trainable(0),
-            "optimizer_bytes": sum(leaf.nbytes for leaf in kept),
+            "optimizer_bytes": sum(leaf.nbytes for leaf in opt_state),
             "peak_bytes": compiled.peak_bytes,
             "compile_seconds": compiled.seconds,
         }
 
     def seconds(self) -> float:
-        """Of a step, the mean of a round."""
+        """Returns the mean seconds per step of one round."""
         start = time.monotonic()
         self._state, metrics = self._program.steps(self._state, self._steps)
         jax.block_until_ready(metrics)
@@ -100,8 +107,8 @@ class Contender:
 
 
 def measure(cases: Iterable[Case], path: Path) -> None:
-    """Measures one case after the other, and writes `path` anew after each."""
-    jax.config.update("jax_enable_compilation_cache", False)  # or compiling takes no time
+    """Measures each case and rewrites `path` after each."""
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compilation takes its time
     result: dict[str, Any] = {"provenance": provenance(), "cases": []}
     for case in cases:
         result["cases"].append(compare(case))
@@ -109,7 +116,7 @@ def measure(cases: Iterable[Case], path: Path) -> None:
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """One case's record."""
+    """Measures all contenders of a case in turns."""
     print(case, flush=True)
     ready = {trains: Contender(case, trains) for trains in CONTENDERS}
     for contender in ready.values():
@@ -118,67 +125,63 @@ def compare(case: Case) -> dict[str, Any]:
     for _ in range(case.rounds):
         for trains, contender in ready.items():
             seconds[trains].append(contender.seconds())
-    for trains, of_rounds in seconds.items():
-        print(f"  {trains:>10}: {np.median(of_rounds):.3f} s a step", flush=True)
+    for trains, measured in seconds.items():
+        print(f"  {trains:>10}: {median(measured):.3f} s per step", flush=True)
     return {
         "case": case._asdict(),
         "contenders": {
-            trains: {**contender.described, "seconds": seconds[trains]}
+            trains: {**contender.cost, "seconds": seconds[trains]}
             for trains, contender in ready.items()
         },
     }
 
 
 PREAMBLE = """\
-# What freezing saves
+# The cost of a partly frozen step
 
-Made by `python benchmarks/freezing.py report` from the files of `benchmarks/results/`; the script
-says what is measured and how. Seconds are those of a step, the median and range of rounds in which
-the contenders take turns; ratios are medians of the rounds' own. Memory is what XLA counts for the
-compiled step, the data set in it; the optimiser is SGD with momentum, which keeps one number a
-parameter that trains.
+Written by `python benchmarks/freezing.py report` from the files in `benchmarks/results/`; the
+script documents the measurements. Seconds are per step: the median and range over rounds in which
+the contenders take turns. Ratios are medians of the ratios within rounds. Memory is XLA's count for
+the compiled step, including the dataset. The optimizer is SGD with momentum, which has one number
+per trainable parameter.
 
-Predicted before anything was measured: a step of the head alone costs a third of a full one,
-because the backward pass is two of three; its memory is a small part, because nothing is kept for a
-backward pass. With the last stage the ratio lies between, nearer to the head's.
+Predicted before anything was measured: a step that trains only the head costs a third of a full
+step, because the backward pass is two thirds of a step; its memory is a small fraction, because no
+activations are stored for a backward pass. With the last stage the ratio is in between, closer to
+that of the head.
 """
 HEADS = (
-    *("network", "images", "trains", "parameters that train", "seconds a step", "/ all"),
-    *("memory, MiB", "optimiser, MiB", "compile s"),
+    *("network", "images", "trains", "trainable parameters", "seconds per step", "/ all"),
+    *("memory, MiB", "optimizer, MiB", "compile s"),
 )
 
 
 def report(results: Path, docs: Path) -> None:
-    """Writes freezing.md to `docs`, from the files in `results`."""
+    """Writes freezing.md to `docs` from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("freezing-*.json"))]
     write_atomically(docs / "freezing.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:
-    """A result file as Markdown."""
+    """Returns a result file as Markdown."""
     rows = [row for record in file["cases"] for row in cells(record)]
-    parts = f"## {machine(file['provenance'])}", source(file), table(HEADS, rows)
+    parts = f"## {machine(file['provenance'])}", source(file["provenance"]), table(HEADS, rows)
     return "\n\n".join(parts) + "\n"
 
 
 def cells(record: dict[str, Any]) -> list[list[str]]:
-    """A case's rows below `HEADS`."""
-    case, every = Case(**record["case"]), record["contenders"]
+    """Returns the rows of a case below `HEADS`."""
+    case, contenders = Case(**record["case"]), record["contenders"]
     return [
         [
             *(f"{case.model} {case.dtype}", f"{case.batch} x {case.side}²", trains),
-            *(f"{found['trainable']:,}", seconds(found["seconds"])),
-            ratio(found["seconds"], every["all"]["seconds"]),
+            *(f"{found['trainable']:,}", spread(found["seconds"], digits=3)),
+            ratio(found["seconds"], contenders["all"]["seconds"]),
             *(mebibytes(found["peak_bytes"]), mebibytes(found["optimizer_bytes"])),
             f"{found['compile_seconds']:.1f}",
         ]
-        for trains, found in every.items()
+        for trains, found in contenders.items()
     ]
-
-
-def seconds(values: list[float]) -> str:
-    low, middle, high = np.quantile(values, (0, 0.5, 1))
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def mebibytes(count: int | None) -> str:
@@ -187,15 +190,14 @@ def mebibytes(count: int | None) -> str:
 
 def main() -> None:
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    asked = parser.parse_args()
-    if asked.command == "report":
+    measuring.add_argument("--only", default="", help="regular expression that selects cases")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
         report(RESULTS, DOCS)
         return
     plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
-    kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
-    chosen = [case for case in plan if re.search(asked.only, str(case))]
-    measure(chosen, RESULTS / f"freezing-{kind}.json")
+    chosen = [case for case in plan if re.search(arguments.only, str(case))]
+    measure(chosen, results_file("freezing"))
 
 
 if __name__ == "__main__":

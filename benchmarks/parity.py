@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from throughput import DOCS, RESULTS, command_line, machine, provenance, table
+from reporting import DOCS, RESULTS, command_line, machine, provenance, table
 
 from resjax.disk import write_atomically
 from resjax.transfer.importing import import_weights

@@ -1,21 +1,20 @@
-"""Seeds: small networks leave a device idle; what trains several seeds of one config fastest on it?
+"""Seeds: what is the fastest way to train several seeds of one config on one device?
 
     python benchmarks/seeds.py measure --minutes 10
     python benchmarks/seeds.py report
 
-`measure` goes through the plan of the device it finds, and writes every result to
-benchmarks/results/ as soon as it is there; `report` makes docs/seeds.md of all that lies in that
-folder. No run is trained to its end, so this is no experiment for `resjax sweep`.
+Small networks leave a device idle. `measure` runs the plan of the current device and writes each
+result to benchmarks/results/ at once; `report` writes docs/seeds.md from all results. The
+contenders take turns and train the same networks on the same batches:
 
-Contenders, which take turns, all with the same networks on the same batches:
-
-- in turn: one process on the whole machine trains one seed after the other, as
+- in turn: one process with the whole machine trains one seed after another, as
   `resjax sweep --workers=1` does.
 - vmapped: the states of all seeds are stacked, and `jax.vmap` of the step trains them in one
-  dispatch. Kernels that have a batch dimension become grouped convolutions.
-- processes: a process a seed, each on its share of the machine, as `resjax sweep --workers=K` has.
+  dispatch. Convolutions with a kernel per seed become grouped convolutions.
+- processes: one process per seed, each with its share of the machine, as in
+  `resjax sweep --workers=K`.
 
-Everything runs on one device; where there are more, let one of them be seen.
+All of them use a single device; on a machine with several, make only one of them visible.
 """
 
 import json
@@ -33,8 +32,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from feeds import ratio, source, spread
-from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
+from reporting import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    command_line,
+    machine,
+    provenance,
+    ratio,
+    results_file,
+    source,
+    spread,
+    table,
+)
 
 from resjax.config import Config, load, override, resolve
 from resjax.disk import write_atomically
@@ -42,30 +52,28 @@ from resjax.sweeps.workers import Resources, default_workers, divide_machine
 from resjax.train.step import Program, State, compiled
 from resjax.train.step import program as program_of
 
-CONFIGS = HERE.parent / "configs"
-
 
 class Case(NamedTuple):
-    """A network, and how many of it are trained."""
+    """A network, the number of seeds and the amount of measurement."""
 
-    file: str  # the config's, in configs/
+    file: str  # the name of a config in configs/
     depth: int
     dtype: str
     seeds: int
-    steps: int  # of a dispatch
-    dispatches: int  # of each seed in a round
+    steps: int  # per dispatch
+    dispatches: int  # per seed and round
     rounds: int = 5
 
     @property
     def config(self) -> Config:
         settings = {"model.depth": self.depth, "model.dtype": self.dtype}
         if self.file == "cifar10":
-            settings["data.name"] = "synthetic_cifar"  # as fast, and always there
-        return resolve(override(load(CONFIGS / f"{self.file}.py"), settings))
+            settings["data.name"] = "synthetic_cifar"  # as fast, and always available
+        return resolve(override(load(ROOT / "configs" / f"{self.file}.py"), settings))
 
     @property
     def images(self) -> int:
-        """That all seeds together take in a round."""
+        """The number of images per round over all seeds."""
         return self.seeds * self.dispatches * self.steps * self.config.data.batch_size
 
     def __str__(self) -> str:
@@ -92,14 +100,14 @@ PLANS = {
 
 
 class Contender(NamedTuple):
-    """A way to train all seeds of a case, compiled."""
+    """A compiled way to train all seeds of a case."""
 
-    train: Callable[[], list[float]]  # a round; gives every seed's loss in its last dispatch
+    train: Callable[[], list[float]]  # trains for a round; returns each seed's last loss
     compile_seconds: float
 
 
-def take(call: Any, state: State, program: Program, case: Case) -> tuple[State, np.ndarray]:
-    """One round of what `call` trains: the new state, and its loss, for which the host waits."""
+def train_round(call: Any, state: State, program: Program, case: Case) -> tuple[State, np.ndarray]:
+    """Trains for a round and waits for it; returns the new state and the last loss."""
     for _ in range(case.dispatches):
         state, metrics = call(state, program.train_split)
     return state, np.asarray(metrics["loss"])
@@ -114,7 +122,7 @@ def in_turn(case: Case) -> Iterator[Contender]:
     def train() -> list[float]:
         losses = []
         for seed, state in enumerate(states):
-            states[seed], loss = take(step.call, state, program, case)
+            states[seed], loss = train_round(step.call, state, program, case)
             losses.append(float(loss))
         return losses
 
@@ -130,7 +138,7 @@ def vmapped(case: Case) -> Iterator[Contender]:
 
     def train() -> list[float]:
         nonlocal state
-        state, losses = take(step.call, state, program, case)
+        state, losses = train_round(step.call, state, program, case)
         return losses.tolist()
 
     yield Contender(train, step.seconds)
@@ -147,9 +155,9 @@ def processes(case: Case) -> Iterator[Contender]:
                 target=serve, args=(case, seed, resources, theirs), daemon=True
             )
             process.start()
-            theirs.close()  # or the end of the process would not be seen
+            theirs.close()  # so that the end of the process is noticed
             ending.callback(process.join)
-            links.append(ending.enter_context(ours))  # closed first, which ends the process
+            links.append(ending.enter_context(ours))  # closed first, which stops the process
         compile_seconds = max(link.recv() for link in links)
 
         def train() -> list[float]:
@@ -161,16 +169,16 @@ def processes(case: Case) -> Iterator[Contender]:
 
 
 def serve(case: Case, seed: int, resources: Resources, link: Connection) -> None:
-    """A process of `processes`: seconds to compile go out, then a loss for every word come in."""
+    """Sends the compile time, then trains for a round and sends the loss per message received."""
     resources.claim()
     jax.config.update("jax_enable_compilation_cache", False)
     program = Program(case.config)
     state = program.init(seed)
     step = program.compiled(state, case.steps)
-    with suppress(EOFError):  # of the contender's end
+    with suppress(EOFError):  # when the contender stops
         link.send(step.seconds)
         while link.recv():
-            state, loss = take(step.call, state, program, case)
+            state, loss = train_round(step.call, state, program, case)
             link.send(float(loss))
 
 
@@ -182,9 +190,9 @@ CONTENDERS: dict[str, Callable[[Case], AbstractContextManager[Contender]]] = {
 
 
 def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
-    """Measures one case after the other, and writes `path` anew after each."""
+    """Measures each case and rewrites `path` after each."""
     deadline = time.monotonic() + 60 * minutes
-    jax.config.update("jax_enable_compilation_cache", False)  # or compiling takes no time
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compilation takes its time
     result: dict[str, Any] = {
         "provenance": provenance(),
         "default_workers": default_workers(),
@@ -192,14 +200,14 @@ def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
     }
     for case in cases:
         if time.monotonic() > deadline:
-            print(f"{case}: left out, {minutes:g} minutes are over")
+            print(f"{case}: skipped, {minutes:g} minutes are over")
             continue
         result["cases"].append(compare(case))
         write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """One case's record."""
+    """Measures all contenders of a case in turns."""
     print(case, flush=True)
     failed: dict[str, str] = {}
     with ExitStack() as ending:
@@ -208,18 +216,18 @@ def compare(case: Case) -> dict[str, Any]:
             try:
                 ready[name] = ending.enter_context(prepare(case))
                 ready[name].train()  # the first dispatch is slower
-            except (EOFError, RuntimeError) as error:  # a process is lost; too large for the device
+            except (EOFError, RuntimeError) as error:  # a process ended; too large for the device
                 ready.pop(name, None)
                 failed[name] = f"{type(error).__name__} {error}".partition("\n")[0].strip()
-                print(f"  {name:>9}: left out, {failed[name]}", flush=True)
+                print(f"  {name:>9}: skipped, {failed[name]}", flush=True)
         rates: dict[str, list[float]] = {name: [] for name in ready}
         for _ in range(case.rounds):
             for name, contender in ready.items():
                 start = time.monotonic()
                 contender.train()
                 rates[name].append(case.images / (time.monotonic() - start))
-    for name, of_rounds in rates.items():
-        print(f"  {name:>9}: {median(of_rounds):,.0f} images/s", flush=True)
+    for name, measured in rates.items():
+        print(f"  {name:>9}: {median(measured):,.0f} images/s", flush=True)
     return {
         "case": case._asdict(),
         "batch": case.config.data.batch_size,
@@ -232,19 +240,19 @@ def compare(case: Case) -> dict[str, Any]:
 PREAMBLE = """\
 # Several seeds at once
 
-Made by `python benchmarks/seeds.py report` from the files of `benchmarks/results/`; the script
-says what is measured and how. Speeds are images a second of all seeds together, the median and
-range of rounds in which the contenders take turns; ratios are medians of the rounds' own. Compile
-times are those of training alone; processes compile at the same time, and the slowest counts.
+Written by `python benchmarks/seeds.py report` from the files in `benchmarks/results/`; the script
+documents the measurements. Speeds are images per second over all seeds: the median and range over
+rounds in which the contenders take turns. Ratios are medians of the ratios within rounds. Compile
+times are those of training only; processes compile at the same time, and the slowest counts.
 
 Predicted before anything was measured:
 
-- **CPU**: processes win, by 1.2 to 1.8 and the more the narrower the network, for threads that
-  share a small convolution mostly wait for each other. vmapped loses: XLA's fast code for CPUs
-  knows no groups.
-- **GPU**: vmapped gains most at 8 seeds of the quickstart's network, whose kernels are over before
-  the next is launched, and little on CIFAR's, since cuDNN's grouped convolutions are slow.
-  Processes gain 1.5 at most: without NVIDIA's MPS they have the GPU in turn.
+- **CPU**: processes win by 1.2 to 1.8, and by more the narrower the network is, because threads
+  that share a small convolution mostly wait for each other. vmapped loses, because XLA's fast
+  convolutions on CPUs do not support groups.
+- **GPU**: vmapped gains most with 8 seeds of the quickstart's network, whose kernels end before the
+  next one is launched, and little on CIFAR's, because cuDNN's grouped convolutions are slow.
+  Processes gain 1.5 at most, because they use the GPU in turns without NVIDIA's MPS.
 """
 HEADS = (
     *("network", "batch", "dtype", "seeds", "in turn", "vmapped", "/ in turn"),
@@ -253,16 +261,16 @@ HEADS = (
 
 
 def report(results: Path, docs: Path) -> None:
-    """Writes seeds.md to `docs`, from the files in `results`."""
+    """Writes seeds.md to `docs` from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("seeds-*.json"))]
     write_atomically(docs / "seeds.md", "\n".join([PREAMBLE, *map(section, files)]))
 
 
 def section(file: dict[str, Any]) -> str:
-    """A result file as Markdown."""
+    """Returns a result file as Markdown."""
     paragraphs = [
         f"## {machine(file['provenance'])}",
-        source(file),
+        source(file["provenance"]),
         table(HEADS, map(cells, file["cases"])),
         launcher(file),
         *(
@@ -275,7 +283,7 @@ def section(file: dict[str, Any]) -> str:
 
 
 def cells(record: dict[str, Any]) -> list[str]:
-    """A case's row below `HEADS`."""
+    """Returns the row of a case below `HEADS`."""
     case, seconds = Case(**record["case"]), record["compile_seconds"]
     speeds = {name: spread(rates) for name, rates in record["images_per_second"].items()}
     return [
@@ -287,42 +295,40 @@ def cells(record: dict[str, Any]) -> list[str]:
 
 
 def gain(record: dict[str, Any], name: str) -> str:
-    """How many times as fast as in turn a contender is; empty where one of the two failed."""
+    """Returns a contender's speed relative to in turn, or "" if either of them failed."""
     rates = record["images_per_second"]
     return ratio(rates[name], rates["in turn"]) if {name, "in turn"} <= rates.keys() else ""
 
 
 def launcher(file: dict[str, Any]) -> str:
-    """What `resjax sweep` does here if nothing is said, and what that was seen to gain."""
+    """Describes the default of `resjax sweep` on the machine and its measured gain."""
     workers = file["default_workers"]
     if workers == 1:
-        return "Without `--workers`, `resjax sweep` trains one run after the other here."
+        return "Without `--workers`, `resjax sweep` trains one run after another on this machine."
     gains = ", ".join(
         f"{gained} at {record['case']['file']} depth {record['case']['depth']}"
         for record in file["cases"]
         if record["case"]["seeds"] == workers and (gained := gain(record, "processes"))
     )
-    measured = f"times as fast as in turn: {gains}" if gains else "their gain was not measured"
-    return f"Without `--workers`, `resjax sweep` starts {workers} processes here; {measured}."
+    started = f"Without `--workers`, `resjax sweep` starts {workers} processes on this machine"
+    if not gains:
+        return f"{started}; their gain was not measured."
+    return f"{started}; their speed relative to in turn: {gains}."
 
 
 def main() -> None:
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--minutes", type=float, default=10, help="begin no case after these")
-    measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    asked = parser.parse_args()
-    if asked.command == "report":
+    measuring.add_argument("--minutes", type=float, default=10, help="start no case after these")
+    measuring.add_argument("--only", default="", help="regular expression that selects cases")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
         report(RESULTS, DOCS)
         return
     if jax.device_count() > 1:
-        parser.error(f"{jax.device_count()} devices; let one be seen: CUDA_VISIBLE_DEVICES=0")
-    chosen = [
-        case
-        for case in PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
-        if re.search(asked.only, str(case))
-    ]
-    kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
-    measure(chosen, RESULTS / f"seeds-{kind}.json", asked.minutes)
+        parser.error(f"{jax.device_count()} devices; set CUDA_VISIBLE_DEVICES=0 to use one of them")
+    plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
+    chosen = [case for case in plan if re.search(arguments.only, str(case))]
+    measure(chosen, results_file("seeds"), arguments.minutes)
 
 
 if __name__ == "__main__":

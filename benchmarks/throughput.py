@@ -1,50 +1,42 @@
-"""Throughput: how fast is a step, how much of it does the loop keep, how long does it compile?
+"""Throughput: how fast is a training step, how much does the loop cost, how long is compilation?
 
     python benchmarks/throughput.py measure --minutes 10
     python benchmarks/throughput.py report
 
-`measure` goes through the plan of the device it finds, and writes every result to
-benchmarks/results/ as soon as it is there; `report` makes docs/throughput.md and .svg of all that
-lies in that folder. No run is trained, so this is no experiment for `resjax sweep`.
+`measure` runs the plan of the current device and writes each result to benchmarks/results/ at once;
+`report` writes docs/throughput.md and docs/throughput.svg from all results. The contenders are
 
-Beside one another stand:
-
-- scan, unroll: the bare step, with a stage's equal blocks in a loop or one after the other.
-  Forward, backward and SGD in plain JAX, on one batch that lies on the device.
-- single: as scan or unroll, whichever `model.loop = "auto"` chooses, but with one step a dispatch
-  where the others take all steps of a measurement in one.
-- run: the whole of `resjax train`: data drawn, cropped and flipped, metrics written.
+- scan, unroll: the bare step, with the equal blocks of a stage in a loop or one after another.
+  It is forward, backward and SGD in plain JAX, on one batch that stays on the device.
+- single: the layout that `model.loop = "auto"` chooses, with one step per dispatch; the other
+  contenders run all steps of a measurement in one dispatch.
+- run: the whole of `resjax train`: sampling, crops and flips, and metrics.
 - torch, torch-compiled: the same network and step in PyTorch (`throughput_torch.py`).
-- the roofline, computed before anything runs: what arithmetic and memory traffic would allow
-  (Williams et al. 2009), by the ceilings that a matrix product and a copy reach on the device.
 
-They take turns, so that what else the machine does meets them all alike. Whatever is not installed
-is left out with a word; jax, flax and optax are enough for the bare step.
+They are compared with a roofline (Williams et al. 2009), computed before anything runs: the speed
+that arithmetic and memory traffic would allow, given the ceilings that a matrix product and a copy
+reach on the device. The contenders take turns, so that other load on the machine affects all of
+them alike. Packages that are not installed are skipped with a message; the bare step needs only
+jax, flax and optax.
 """
 
-import argparse
 import gc
 import io
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from functools import partial
-from importlib import metadata, util
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-# Memory as it is needed: PyTorch wants some of the same GPU.
+# Memory is allocated on demand, because PyTorch needs memory of the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# PyTorch's threads sleep while they wait. Spinning, as they do unasked, they made ResNet-20 four
-# times slower on two cores whenever another program wanted one of them.
+# PyTorch's threads sleep while they wait. Spinning, their default, made ResNet-20 four times slower
+# on two cores whenever another program needed one of them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax
@@ -52,29 +44,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import jaxprs_in_params
+from reporting import (
+    DOCS,
+    RESULTS,
+    command_line,
+    machine,
+    provenance,
+    results_file,
+    source,
+    spread,
+    table,
+)
 
 from resjax.data import DATASETS, Spec
 from resjax.disk import write_atomically
-from resjax.machine import available_cores
 from resjax.models.count import count
 from resjax.models.resnet import build, scans
 from resjax.xla.compile_options import quick_compile, step_compile
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-DOCS = HERE.parent / "docs"
-
-RATE, DECAY = 0.1, 1e-4  # of SGD; its momentum is 0.9
+RATE, DECAY = 0.1, 1e-4  # learning rate and weight decay of SGD; the momentum is 0.9
 
 
 class Case(NamedTuple):
-    """A network, and what is measured of it."""
+    """A network and the amount of measurement."""
 
     model: str  # a preset
     batch: int
     dtype: str
-    steps: int  # of one measurement
-    rounds: int  # in which the contenders take turns; 0 compiles only
+    steps: int  # per measurement
+    rounds: int  # in each of which every contender is measured once; 0 compiles only
     contenders: tuple[str, ...]
 
     @property
@@ -95,7 +93,7 @@ class Case(NamedTuple):
 
 ALL = ("scan", "unroll", "single", "run", "torch", "torch-compiled")
 
-# What answers the most comes first: the time may not do for all.
+# The most informative cases come first, because time may run out.
 PLANS = {
     "gpu": (
         Case("cifar_resnet20", 128, "bfloat16", 200, 5, ALL),
@@ -110,7 +108,7 @@ PLANS = {
         Case("cifar_resnet1202", 128, "float32", 5, 3, ("scan", "run", "torch")),
         Case("cifar_resnet1202", 128, "bfloat16", 1, 0, ("unroll",)),
     ),
-    # PyTorch is eager here: to compile ResNet-20 took it 55 s on two cores.
+    # PyTorch is eager here, because it compiled ResNet-20 in 55 s on two cores.
     "cpu": (
         Case("cifar_resnet20", 128, "float32", 4, 5, ("scan", "unroll", "single", "run", "torch")),
         Case("cifar_resnet56", 128, "float32", 2, 3, ("scan", "unroll", "single", "torch")),
@@ -122,23 +120,23 @@ PLANS = {
 
 
 class Contender(NamedTuple):
-    """What is measured: ready to run, compiled and warm."""
+    """A compiled and warmed-up training step."""
 
-    seconds: Callable[[], float]  # an image takes, averaged over a case's steps
+    seconds: Callable[[], float]  # measures the seconds per image over the steps of a case
     compile_seconds: float
-    peak_bytes: int | None  # on the device; None where nobody counts
+    peak_bytes: int | None  # on the device; None if unknown
     parameters: int
 
 
-def bare_step(case: Case, loop: str, at_once: int | None = None) -> Contender:
-    """As one would write it by hand: no data to draw, no metrics but the loss.
+def bare_step(case: Case, loop: str, steps_per_dispatch: int | None = None) -> Contender:
+    """Returns a step written by hand, without sampling and without metrics except the loss.
 
     Args:
-      case: what to measure.
-      loop: the layout of a stage's equal blocks.
-      at_once: steps a dispatch takes; all of the case's if None.
+      case: The case to measure.
+      loop: The value of `model.loop`.
+      steps_per_dispatch: All steps of the case if None.
     """
-    at_once = at_once or case.steps
+    count = steps_per_dispatch or case.steps
     model = build(case.model, loop=loop, dtype=case.dtype)
     images, labels = map(jnp.asarray, batch(case))
     init = jax.jit(model.init, compiler_options=quick_compile())
@@ -159,9 +157,9 @@ def bare_step(case: Case, loop: str, at_once: int | None = None) -> Contender:
             updates, momentum = sgd.update(gradients, momentum, params)
             return (optax.apply_updates(params, updates), new, momentum), loss
 
-        if at_once == 1:  # in no loop: that is part of what is measured
+        if count == 1:  # without a loop, whose cost is part of the measurement
             return step(state, None)
-        return jax.lax.scan(step, state, length=at_once)
+        return jax.lax.scan(step, state, length=count)
 
     params = variables["params"]
     state = (params, variables["batch_stats"], sgd.init(params))
@@ -174,26 +172,26 @@ def bare_step(case: Case, loop: str, at_once: int | None = None) -> Contender:
     def seconds() -> float:
         nonlocal state
         start = time.monotonic()
-        for _ in range(case.steps // at_once):
+        for _ in range(case.steps // count):
             state, losses = compiled(state, images, labels)
         losses.block_until_ready()
         return (time.monotonic() - start) / (case.steps * case.batch)
 
     if case.rounds:
         seconds()
-    memory = compiled.memory_analysis()  # whose own peak leaves out, on a CPU, what is temporary
+    memory = compiled.memory_analysis()  # its own peak excludes temporary memory on a CPU
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes  # the state is donated
     return Contender(seconds, compile_seconds, peak, parameters)
 
 
 def whole_run(case: Case) -> Contender:
-    """`resjax train`, but for its first dispatch, which compiles, and the evaluation at its end."""
+    """Returns `resjax train` without its first dispatch, which compiles, and its evaluation."""
     from resjax.config import default_config, override, resolve
     from resjax.train import records
     from resjax.train.loop import train
     from resjax.train.step import program
 
-    records.provenance()  # which a run begins with; an ImportError where resjax is not installed
+    records.provenance()  # raises ImportError, as a run would, if resjax is not installed
     steps = 3 * case.steps
     settings = {
         "model.name": case.model,
@@ -224,7 +222,7 @@ def whole_run(case: Case) -> Contender:
 
 
 def in_torch(case: Case, compiled: bool) -> Contender:
-    """The same network in PyTorch."""
+    """Returns the same network and step in PyTorch."""
     import throughput_torch as theirs
     import torch
 
@@ -244,21 +242,21 @@ def in_torch(case: Case, compiled: bool) -> Contender:
     )
     start = time.monotonic()
     trainer.steps(1)
-    compile_seconds = time.monotonic() - start  # and one step
+    compile_seconds = time.monotonic() - start  # includes one step
 
     def seconds() -> float:
         start = time.monotonic()
         trainer.steps(case.steps)
         return (time.monotonic() - start) / (case.steps * case.batch)
 
-    seconds()  # CUDA graphs are recorded in the first few steps
+    seconds()  # records CUDA graphs
     return Contender(seconds, compile_seconds, trainer.peak_bytes(), trainer.parameters)
 
 
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "scan": lambda case: bare_step(case, "scan"),
     "unroll": lambda case: bare_step(case, "unroll"),
-    "single": lambda case: bare_step(case, "auto", at_once=1),
+    "single": lambda case: bare_step(case, "auto", steps_per_dispatch=1),
     "run": whole_run,
     "torch": lambda case: in_torch(case, compiled=False),
     "torch-compiled": lambda case: in_torch(case, compiled=True),
@@ -266,30 +264,31 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
 
 
 def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Noise: images (n, h, w, c), float32, and labels (n,)."""
+    """Returns random images (n, h, w, c) in float32 and labels (n,)."""
     generator = np.random.default_rng(0)
     images = generator.standard_normal((case.batch, *case.spec.image_shape), dtype=np.float32)
     return images, generator.integers(0, case.spec.classes, case.batch, dtype=np.int32)
 
 
 class Work(NamedTuple):
-    """What one step cannot do without."""
+    """The arithmetic and memory traffic that a step needs at least."""
 
     flops: int
     bytes: int
 
 
 def work(case: Case) -> Work:
-    """Counts a step's arithmetic and memory traffic.
+    """Counts the arithmetic and memory traffic of a step.
 
-    A convolution is computed three times: forward, and for two gradients. Each reads and writes
-    memory, and whatever lies between two convolutions is one pass more, in which only BN's means
-    have to come first. So a convolution's input goes through memory 3 times (read forward, read for
-    the weights' gradient, its own gradient written) and its output 11 times (written, read for the
-    statistics, normalised in one reading and writing; backward twice two readings and a writing for
-    BN, and a reading for each of the two gradients). Additions of shortcuts are not counted, nor is
-    any cache larger than the chip's registers. A parameter is read twice, its gradient written, and
-    the optimiser reads three numbers and writes two, all float32.
+    A convolution is computed three times: forward and for two gradients. Each time reads and writes
+    memory, and the operations between two convolutions need one more pass, before which only the
+    means of BN must be known. The input of a convolution thus moves through memory 3 times (read
+    forward, read for the gradient of the weights, its own gradient written), and its output 11
+    times (written, read for the statistics, normalized in one read and one write; backward, two
+    reads and one write twice for BN, and one read for each of the two gradients). The additions of
+    shortcuts are not counted, and no cache larger than the chip's registers is assumed. A parameter
+    is read twice and its gradient written, and the optimizer reads three numbers and writes two,
+    all in float32.
     """
     model = build(case.model, loop="scan", dtype=case.dtype)
     counts = count(model, case.spec.image_shape)
@@ -301,7 +300,7 @@ def work(case: Case) -> Work:
 
 
 def convolved(program: Any) -> tuple[int, int]:
-    """Numbers that the convolutions of a jaxpr read and write, kernels aside."""
+    """Returns how many activations the convolutions of a jaxpr read and write."""
     read = written = 0
     for equation in program.eqns:
         if equation.primitive.name == "conv_general_dilated":
@@ -315,10 +314,10 @@ def convolved(program: Any) -> tuple[int, int]:
 
 
 class Ceilings(NamedTuple):
-    """What the device was seen to reach."""
+    """The highest measured speeds of the device."""
 
-    flops: float  # a second, in a matrix product
-    bytes: float  # a second, in a copy, those read and those written
+    flops: float  # FLOP/s of a matrix product
+    bytes: float  # bytes per second, read and written, of a copy
 
     def images_per_second(self, case: Case, needed: Work) -> float:
         return case.batch / max(needed.flops / self.flops, needed.bytes / self.bytes)
@@ -330,7 +329,7 @@ def ceilings(dtype: str, cpu: bool) -> Ceilings:
     vector = jnp.zeros(length, dtype)
     moved = 2 * vector.nbytes
     product = jax.jit(jnp.matmul)
-    # In place: a new array's pages, which the system first has to find, are slower than memory.
+    # In place, because the pages of a new array are slower than memory until the system maps them.
     copy = jax.jit(lambda vector: vector + 1, donate_argnums=0)
     return Ceilings(
         flops=2 * side**3 / fastest(partial(product, matrix), matrix),
@@ -339,23 +338,23 @@ def ceilings(dtype: str, cpu: bool) -> Ceilings:
 
 
 def fastest(call: Callable[[Any], Any], value: Any, repetitions: int = 10) -> float:
-    """Seconds of the fastest call, each on what the last one gave: nothing disturbed that one."""
+    """Returns the seconds of the fastest call; each call gets the result of the previous one."""
     seconds = []
     for _ in range(1 + repetitions):
         start = time.monotonic()
         value = call(value).block_until_ready()
         seconds.append(time.monotonic() - start)
-    return min(seconds[1:])  # the first compiles
+    return min(seconds[1:])  # the first call compiles
 
 
 def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
-    """Measures one case after the other, and writes `path` anew after each."""
+    """Measures each case and rewrites `path` after each."""
     deadline = time.monotonic() + 60 * minutes
-    jax.config.update("jax_enable_compilation_cache", False)  # or compiling takes no time
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compilation takes its time
     result: dict[str, Any] = {"provenance": provenance(), "ceilings": {}, "cases": []}
     for case in cases:
         if time.monotonic() > deadline:
-            print(f"{case}: left out, {minutes:g} minutes are over")
+            print(f"{case}: skipped, {minutes:g} minutes are over")
             continue
         if case.dtype not in result["ceilings"]:
             cpu = jax.default_backend() == "cpu"
@@ -363,11 +362,11 @@ def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:
         ceiling = Ceilings(**result["ceilings"][case.dtype])
         result["cases"].append(compare(case, ceiling))
         write_atomically(path, json.dumps(result, indent=1) + "\n")
-        gc.collect()  # the next case wants the memory
+        gc.collect()  # frees memory for the next case
 
 
 def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
-    """One case's record: predicted, then measured in turns."""
+    """Predicts the speed of a case, then measures all contenders in turns."""
     needed = work(case)
     predicted = ceiling.images_per_second(case, needed)
     print(f"{case}: the roofline is {predicted:,.1f} images/s", flush=True)
@@ -378,7 +377,7 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
             ready[name] = CONTENDERS[name](case)
         except (ImportError, RuntimeError) as error:  # not installed; too large for the device
             failed[name] = str(error).partition("\n")[0]
-            print(f"  {name:>14}: left out, {failed[name]}", flush=True)
+            print(f"  {name:>14}: skipped, {failed[name]}", flush=True)
         else:
             print(f"  {name:>14}: compiled in {ready[name].compile_seconds:.1f} s", flush=True)
     assert len({contender.parameters for contender in ready.values()}) < 2, "unequal networks"
@@ -391,7 +390,7 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
     blocks = build(case.model).stages
     return {
         "case": case._asdict(),
-        "auto": "scan" if scans("auto", blocks) else "unroll",  # what `resjax train` chooses
+        "auto": "scan" if scans("auto", blocks) else "unroll",  # as in `resjax train`
         "work": needed._asdict(),
         "roofline_images_per_second": predicted,
         "parameters": max((contender.parameters for contender in ready.values()), default=None),
@@ -407,67 +406,33 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Where the numbers come from; here, not from `resjax.train`, which a bare machine lacks."""
-    installed = [
-        name for name in ("jax", "jaxlib", "flax", "optax", "torch") if util.find_spec(name)
-    ]
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: metadata.version(name) for name in installed},
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu_name(),
-        "cores": available_cores(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "start": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def git(*words: str) -> str | None:
-    """What git says of this checkout; None where there is none."""
-    try:
-        answer = subprocess.run(
-            ["git", *words], cwd=HERE, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
-
-
-def cpu_name() -> str:
-    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.machine()
-
-
 PREAMBLE = """\
 # Throughput
 
-Made by `python benchmarks/throughput.py report` from the files of `benchmarks/results/`; the
-script says what is measured and how. Speeds are images a second of training, the median and range
-of rounds in which the contenders take turns; ratios are medians of the rounds' own, because what
-else a machine does meets the contenders of a round alike. It does not meet the ceilings alike: on a
-machine that others use, shares of the roofline are rough.
+Written by `python benchmarks/throughput.py report` from the files in `benchmarks/results/`; the
+script documents the measurements. Speeds are training images per second: the median and range over
+rounds in which the contenders take turns. Ratios are medians of the ratios within rounds, because
+other load on the machine affects all contenders of a round alike. It does not affect the ceilings
+in the same way, so shares of the roofline are rough on a machine with other users.
 
-- **roofline**: the most that arithmetic (a) or memory traffic (m) allows, by counted FLOPs and
-  bytes and by ceilings measured on the device. Predicted before anything is measured. Bytes are
-  counted as if no cache held an activation, so a CPU, whose caches hold some, can be faster.
-- **step**: the bare training step, in the layout that `model.loop = "auto"` has on the device, and
-  its share of the roofline.
-- **one a dispatch**: the bare step where every step is a dispatch of its own; everywhere else one
-  dispatch takes many steps, as `train.log_every` says.
-- **run**: the whole of `resjax train`, evaluation, first dispatch and checkpoints apart, and its
-  share of the step. What a checkpoint costs is in [chaos.md](chaos.md).
-- **PyTorch**: the same network and step, eager or compiled, whichever is faster, and how many times
-  as fast ours is.
+- **roofline**: the highest speed that arithmetic (a) or memory traffic (m) allows, from counted
+  FLOPs and bytes and from ceilings measured on the device. It is predicted before anything is
+  measured. Bytes are counted as if no cache held an activation, so a CPU, whose caches hold some,
+  can be faster.
+- **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
+  and its share of the roofline.
+- **one per dispatch**: the bare step with one dispatch per step; everywhere else one dispatch runs
+  many steps, as set by `train.log_every`.
+- **run**: the whole of `resjax train` except evaluation, the first dispatch and checkpoints, and
+  its share of the step. The cost of a checkpoint is in [chaos.md](chaos.md).
+- **PyTorch**: the same network and step, eager or compiled, whichever is faster, and the speed of
+  resjax relative to it.
 
 ![Compile time against depth](throughput.svg)
 """
 SPEED = (
     *("network", "batch", "dtype", "roofline", "step", "of roofline"),
-    *("one a dispatch", "of step", "run", "of step", "PyTorch", "step / PyTorch"),
+    *("one per dispatch", "of step", "run", "of step", "PyTorch", "step / PyTorch"),
 )
 COST = (
     *("network", "batch", "dtype", "compile s, scan", "compile s, unroll"),
@@ -476,22 +441,18 @@ COST = (
 
 
 def report(results: Path, docs: Path) -> None:
-    """Writes throughput.md and throughput.svg to `docs`, from the files in `results`."""
+    """Writes throughput.md and throughput.svg to `docs` from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("throughput-*.json"))]
     write_atomically(docs / "throughput.md", "\n".join([PREAMBLE, *map(section, files)]))
     write_atomically(docs / "throughput.svg", compile_times(files))
 
 
 def section(file: dict[str, Any]) -> str:
-    """A result file as Markdown: where it comes from, ceilings, speed, what it costs."""
+    """Returns a result file as Markdown: provenance, ceilings, speeds and costs."""
     origin, ceilings = file["provenance"], file["ceilings"]
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    commit = f"commit {origin['commit']}" if origin["commit"] else "no git checkout"
-    changed = " and changes" if origin["dirty"] else ""
     paragraphs = [
         f"## {setup(origin)}",
-        f"{origin['start']}, `{' '.join([origin['xla_flags'], origin['command']]).strip()}`; "
-        f"{commit}{changed}; Python {origin['python']}, {versions}.",
+        source(origin),
         *(
             f"Ceilings in {dtype}: {ceiling['flops'] / 1e9:,.0f} GFLOP/s in a matrix product, "
             f"{ceiling['bytes'] / 1e9:,.1f} GB/s in a copy."
@@ -508,24 +469,19 @@ def section(file: dict[str, Any]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def stored(record: dict[str, Any]) -> Case:
+def case_of(record: dict[str, Any]) -> Case:
     fields = record["case"]
     return Case(**fields | {"contenders": tuple(fields["contenders"])})
 
 
-def machine(origin: dict[str, Any]) -> str:
-    cpu = f"{origin['cpu']}, {origin['cores']} cores"
-    return cpu if origin["device"] == "cpu" else f"{origin['device']} ({cpu})"
-
-
 def setup(origin: dict[str, Any]) -> str:
-    """The machine, and what compiled: releases of JAX differ more than machines do."""
+    """Returns machine and JAX release; releases differ more than machines do."""
     return f"{machine(origin)}, jax {'.'.join(origin['versions']['jax'].split('.')[:2])}"
 
 
 def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
-    """A case's cells below `SPEED`."""
-    case, needed = stored(record), Work(**record["work"])
+    """Returns the row of a case below `SPEED`."""
+    case, needed = case_of(record), Work(**record["work"])
     rates = {
         name: np.array(entry["images_per_second"])
         for name, entry in record["contenders"].items()
@@ -538,10 +494,9 @@ def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
     roofline = np.array([record["roofline_images_per_second"]])
     bound = "a" if needed.flops / ceiling.flops > needed.bytes / ceiling.bytes else "m"
 
-    def rate(of: Any) -> str:
-        digits = 0 if np.median(of) > 100 else 1
-        low, middle, high = (f"{q:,.{digits}f}" for q in np.quantile(of, (0, 0.5, 1)))
-        return middle if low == high else f"{middle} ({low} to {high})"
+    def rate(values: Any) -> str:
+        text = spread(values, digits=0 if np.median(values) > 100 else 1)
+        return text if len(set(values)) > 1 else text.partition(" ")[0]
 
     cells = [
         *(case.model, str(case.batch), case.dtype, f"{rate(roofline)} ({bound})"),
@@ -554,8 +509,8 @@ def speed(record: dict[str, Any], ceiling: Ceilings) -> list[str]:
 
 
 def cost(record: dict[str, Any]) -> list[str]:
-    """A case's cells below `COST`."""
-    case, contenders = stored(record), record["contenders"]
+    """Returns the row of a case below `COST`."""
+    case, contenders = case_of(record), record["contenders"]
 
     def entry(name: str, key: str, unit: float) -> str:
         value = contenders.get(name, {}).get(key)
@@ -568,21 +523,14 @@ def cost(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Markdown; the first column to the left, numbers to the right."""
-    heads = list(heads)
-    rules = [":--", *["--:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows))
-
-
 def compile_times(files: list[dict[str, Any]]) -> bytes:
-    """The figure, as SVG: seconds to compile a CIFAR network's step against its depth."""
+    """Returns a figure as SVG: compile time of a step of CIFAR networks against their depth."""
     from resjax.analysis import figures as draw
 
     machines: dict[str, list[dict[str, Any]]] = {}
     for file in files:
         machines.setdefault(setup(file["provenance"]), []).extend(file["cases"])
-    every = [stored(record) for cases in machines.values() for record in cases]
+    every = [case_of(record) for cases in machines.values() for record in cases]
     depths = sorted({case.depth for case in every if "cifar" in case.model})
     with draw.style():
         drawn, axes = draw.panels(len(machines), width=draw.COLUMN_WIDTH * min(len(machines), 2))
@@ -594,7 +542,7 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
             cifar = {
                 case: record
                 for record in cases
-                if (case := stored(record)).dtype == dtype and "cifar" in case.model
+                if (case := case_of(record)).dtype == dtype and "cifar" in case.model
             }
             for loop, color in draw.colors(("scan", "unroll")).items():
                 points = sorted(
@@ -611,34 +559,24 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
             panel.minorticks_off()
             panel.set_ylim(1, 2 * panel.get_ylim()[1])
         content = io.BytesIO()
-        # Without a date the same results give the same bytes.
+        # Without a date the same results yield the same bytes.
         drawn.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     return content.getvalue()
 
 
-def command_line(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """The parser of a script that measures and reports, and that of `measure`, for its options."""
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure", help="measure on this machine")
-    commands.add_parser("report", help="make the page in docs/ from all results")
-    return parser, measuring
-
-
 def main() -> None:
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--minutes", type=float, default=30, help="begin no case after these")
-    measuring.add_argument("--only", default="", help="regular expression of the cases to measure")
-    measuring.add_argument("--out", type=Path, help="of benchmarks/results/ if not given")
-    asked = parser.parse_args()
-    if asked.command == "report":
+    measuring.add_argument("--minutes", type=float, default=30, help="start no case after these")
+    measuring.add_argument("--only", default="", help="regular expression that selects cases")
+    measuring.add_argument("--out", type=Path, help="the result file (default: by device)")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
         report(RESULTS, DOCS)
         return
-    kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
     plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
-    if not (chosen := [case for case in plan if re.search(asked.only, str(case))]):
-        parser.error(f"--only={asked.only} matches none of: {'; '.join(map(str, plan))}")
-    measure(chosen, asked.out or RESULTS / f"throughput-{kind}.json", asked.minutes)
+    if not (chosen := [case for case in plan if re.search(arguments.only, str(case))]):
+        parser.error(f"--only={arguments.only} matches none of: {'; '.join(map(str, plan))}")
+    measure(chosen, arguments.out or results_file("throughput"), arguments.minutes)
 
 
 if __name__ == "__main__":
