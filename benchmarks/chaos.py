@@ -1,20 +1,19 @@
-"""Chaos: is a run that is killed, cut off or damaged on disk the same run in the end?
+"""Chaos: do runs survive being killed and damaged on disk, with exactly the same results?
 
     python benchmarks/chaos.py measure
     python benchmarks/chaos.py report
 
-`measure` does to small runs what machines do to large ones, and writes what came of it to
-benchmarks/results/ after each part; `report` makes docs/chaos.md of that. `make chaos` does both.
-The parts are:
+`measure` exposes small runs to the failures of large ones and writes the results of each part to
+benchmarks/results/; `report` writes docs/chaos.md from them. `make chaos` does both. The parts are
 
-- kills: SIGKILL at random moments of a run in a process, until it ends; then every array and every
-  byte of its metrics is compared with those of a run that nothing interrupted.
-- damage: a bit flipped, a file cut short or removed, at random places of a checkpoint; what is
-  restored then, by resjax and by Orbax alone.
-- files: whatever hypothesis thinks of in the files that a run reads back, then every command on it.
-- processes: of two that train together one gets SIGTERM, or SIGKILL.
-- disk: a file system of a few megabytes that fills up while a run saves there (Linux, root).
-- cost: seconds to save and to restore, beside those of Orbax alone.
+- kills: sends SIGKILL to a run at random moments until it finishes, then compares all arrays and
+  metrics.jsonl with those of a run that was not interrupted.
+- damage: flips a bit in a checkpoint, truncates or deletes one of its files, and restores it with
+  resjax and with Orbax alone.
+- files: replaces files of a run folder by examples from hypothesis, then runs every command.
+- processes: sends SIGTERM or SIGKILL to one of two processes that train together.
+- disk: fills a file system of a few megabytes while a run saves there (Linux, as root).
+- cost: measures the seconds to save and restore, compared with Orbax alone.
 """
 
 import json
@@ -38,8 +37,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from feeds import source
-from throughput import DOCS, HERE, RESULTS, command_line, machine, provenance, table
+from reporting import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    command_line,
+    machine,
+    provenance,
+    source,
+    spread,
+    table,
+)
 
 from resjax import cli
 from resjax.config import Config, default_config, load, override, resolve
@@ -52,7 +60,7 @@ from resjax.train.checkpoints import CheckpointManager
 from resjax.train.step import Program
 
 ERROR = Metric("error", unit="fraction")
-QUICKSTART = HERE.parent / "configs" / "quickstart.py"
+QUICKSTART = ROOT / "configs" / "quickstart.py"
 SMALL = {
     "model.family": "cifar",
     "model.depth": 8,
@@ -63,31 +71,31 @@ SMALL = {
     "train.eval_every": 15,
     "train.checkpoint_every": 10,
 }
-# Trains for as long as it takes to start and to compile.
+# A run with these fields trains for about as long as it starts and compiles.
 LONGER = {"train.eval_every": 30, "train.checkpoint_every": 60}
 
 
 class Plan(NamedTuple):
-    """How much is done."""
+    """The number of failures of each kind, and the amount of measurement."""
 
     kills: int = 100
     steps: int = 1500  # of a run that is killed
     flips: int = 200
     truncations: int = 50
     deletions: int = 50
-    inputs: int = 100  # to each file
+    inputs: int = 100  # per file
     seed: int = 0
     cost: tuple[str, ...] = ("cifar10 depth 110", "imagenet depth 50")
-    rounds: int = 5  # of the cost
+    rounds: int = 5  # in which costs are measured
 
 
-def small(**fields: Any) -> Config:
+def small_config(**fields: Any) -> Config:
     changed = {name.replace("__", "."): value for name, value in fields.items()}
     return resolve(override(default_config(), SMALL | changed))
 
 
 def command(folder: Path, **fields: Any) -> list[str]:
-    """`resjax train` of the small config."""
+    """Returns the words of a `resjax train` command with the small config."""
     options = [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
     program = [sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())"]
     return [*program, "train", f"--config={QUICKSTART}", f"--workdir={folder}", *options]
@@ -102,29 +110,28 @@ def start(folder: Path, *options: str, **fields: Any) -> subprocess.Popen[str]:
     )
 
 
-def ends(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """What a finished run found: digests of all its arrays, and its metrics."""
+def result(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Returns the digests of the last arrays and the metrics of a finished run."""
     newest = CheckpointReader(folder / "checkpoints").steps()[-1]
     return read_checkpoint(folder / "checkpoints" / str(newest))[1]["arrays"], (
         folder / "metrics.jsonl"
     ).read_bytes()
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    """What a process that ends well told."""
+def wait(process: subprocess.Popen[str]) -> None:
+    """Waits for a process and raises RuntimeError if it failed."""
     _, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(errors)
-    return errors
 
 
 def kills(plan: Plan, folder: Path) -> dict[str, Any]:
     """Kills runs at random moments."""
-    chance = random.Random(plan.seed)
-    whole = folder / "whole"
+    generator = random.Random(plan.seed)
+    reference = folder / "reference"
     began = time.monotonic()
     longer = LONGER | {"train.steps": plan.steps}
-    ended(start(whole, **longer))
+    wait(start(reference, **longer))
     seconds = time.monotonic() - began
     moments: Counter[str] = Counter()
     runs = different = 0
@@ -133,7 +140,7 @@ def kills(plan: Plan, folder: Path) -> dict[str, Any]:
         while True:
             process = start(run, **longer)
             with suppress(subprocess.TimeoutExpired):
-                _, errors = process.communicate(timeout=chance.uniform(0, seconds))
+                _, errors = process.communicate(timeout=generator.uniform(0, seconds))
                 if process.returncode:
                     raise RuntimeError(errors)
                 break
@@ -141,7 +148,7 @@ def kills(plan: Plan, folder: Path) -> dict[str, Any]:
             process.kill()
             process.communicate()
         runs += 1
-        different += ends(run) != ends(whole)
+        different += result(run) != result(reference)
         shutil.rmtree(run)
     return {
         "kills": sum(moments.values()),
@@ -153,9 +160,9 @@ def kills(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def moment(run: Path) -> str:
-    """What a process was doing, as far as its folder shows."""
+    """Returns what a process was doing, as far as its run folder shows."""
     if not (run / "lock").exists():
-        return "starting, or it had just ended"
+        return "starting or just finished"
     if list(run.glob("checkpoints/*orbax-checkpoint-tmp*")):
         return "saving"
     files = [path.stat().st_mtime for path in run.glob("metrics.jsonl")]
@@ -165,22 +172,22 @@ def moment(run: Path) -> str:
 
 class Damage(NamedTuple):
     kind: str
-    do: Callable[[Path, random.Random], None]
-    times: str  # the plan's field
+    apply: Callable[[Path, random.Random], None]
+    times: str  # a field of the plan
 
 
-def flip(path: Path, chance: random.Random) -> None:
+def flip(path: Path, generator: random.Random) -> None:
     content = bytearray(path.read_bytes())
-    at = chance.randrange(8 * len(content))
+    at = generator.randrange(8 * len(content))
     content[at // 8] ^= 1 << at % 8
     path.write_bytes(content)
 
 
-def truncate(path: Path, chance: random.Random) -> None:
-    os.truncate(path, chance.randrange(path.stat().st_size))
+def truncate(path: Path, generator: random.Random) -> None:
+    os.truncate(path, generator.randrange(path.stat().st_size))
 
 
-def delete(path: Path, chance: random.Random) -> None:
+def delete(path: Path, generator: random.Random) -> None:
     path.unlink()
 
 
@@ -192,91 +199,97 @@ DAMAGES = (
 
 
 def damage(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Damages the newest of a run's checkpoints; a file is drawn first, then a place in it."""
-    chance = random.Random(plan.seed)
-    program = Program(small())
-    like = program.saved(program.init(0))
-    loop.train(small(train__steps=40), folder / "run")
-    stored = CheckpointReader(folder / "run" / "checkpoints")
-    steps = stored.steps()
-    truth = {step: bits(stored.restore_step(step, like).state) for step in steps}
+    """Damages a random file of the newest checkpoint at a random position, and restores it."""
+    generator = random.Random(plan.seed)
+    program = Program(small_config())
+    template = program.saved(program.init(0))
+    loop.train(small_config(train__steps=40), folder / "run")
+    reader = CheckpointReader(folder / "run" / "checkpoints")
+    steps = reader.steps()
+    expected = {step: contents(reader.restore_step(step, template).state) for step in steps}
     results: dict[str, dict[str, dict[str, int]]] = {}
-    for kind, do, times in DAMAGES:
-        ours: Counter[str] = Counter()
-        theirs: Counter[str] = Counter()
+    for kind, apply, times in DAMAGES:
+        outcomes: dict[str, Counter[str]] = {"resjax": Counter(), "Orbax": Counter()}
         for _ in range(getattr(plan, times)):
             copy = folder / "copy"
-            shutil.copytree(stored.folder, copy / "checkpoints")
+            shutil.copytree(reader.folder, copy / "checkpoints")
             newest = copy / "checkpoints" / str(steps[-1])
             files = sorted(path for path in newest.rglob("*") if path.is_file())
-            do(chance.choice([path for path in files if path.stat().st_size]), chance)
-            theirs[by_orbax(newest, like, truth[steps[-1]])] += 1
-            ours[by_resjax(copy / "checkpoints", like, truth)] += 1
+            apply(generator.choice([path for path in files if path.stat().st_size]), generator)
+            outcomes["Orbax"][by_orbax(newest, template, expected[steps[-1]])] += 1
+            outcomes["resjax"][by_resjax(copy / "checkpoints", template, expected)] += 1
             shutil.rmtree(copy)
-        results[kind] = {"resjax": dict(ours), "Orbax": dict(theirs)}
+        results[kind] = {name: dict(counted) for name, counted in outcomes.items()}
     return {"outcomes": results}
 
 
-def bits(state: Any) -> list[bytes]:
+def contents(state: Any) -> list[bytes]:
     return [np.asarray(array).tobytes() for array in named_arrays(state).values()]
 
 
-def by_resjax(folder: Path, like: Any, truth: dict[int, list[bytes]]) -> str:
-    told: list[str] = []
-    opened = CheckpointManager(folder, ERROR, told.append)
-    restored = opened.restore_latest(like)
-    opened.close()
-    if restored is None or bits(restored.state) != truth[restored.step]:
-        return "restored wrongly"
-    if told:
-        return "told, and the one before restored"
-    return "restored, every array as it was"
+OUTCOMES = (
+    "restored with wrong values",
+    "restored correctly",
+    "reported, previous checkpoint restored",
+    "error raised",
+)
+WRONG, CORRECT, PREVIOUS, RAISED = OUTCOMES
 
 
-def by_orbax(folder: Path, like: Any, truth: list[bytes]) -> str:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named_arrays(like(0)))
+def by_resjax(folder: Path, template: Any, expected: dict[int, list[bytes]]) -> str:
+    """Returns the outcome of restoring the newest checkpoint of a folder with resjax."""
+    warnings: list[str] = []
+    manager = CheckpointManager(folder, ERROR, warnings.append)
+    restored = manager.restore_latest(template)
+    manager.close()
+    if restored is None or contents(restored.state) != expected[restored.step]:
+        return WRONG
+    return PREVIOUS if warnings else CORRECT
+
+
+def by_orbax(folder: Path, template: Any, expected: list[bytes]) -> str:
+    """Returns the outcome of restoring a checkpoint with Orbax alone."""
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named_arrays(template(0)))
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(folder, args=arguments)["state"]
     except Exception:
-        return "raised"
+        return RAISED
     found = [np.asarray(arrays[name]).tobytes() for name in target]
-    same = found == truth
-    return "restored, every array as it was" if same else "restored wrongly"
+    return CORRECT if found == expected else WRONG
 
 
 FILES = ("config.json", "metrics.jsonl", "summary.json", "provenance.json", "record", "sweep.json")
 
 
 def files(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Puts what hypothesis thinks of into each file, and runs every command that reads it."""
+    """Replaces each file by examples from hypothesis and runs all commands that read it."""
     from hypothesis import HealthCheck, given, settings
 
     sweep = folder / "sweep"
     run = sweep / "runs" / "one"
-    settled = small(train__steps=20)
-    loop.train(settled, run)
+    loop.train(small_config(train__steps=20), run)
     (sweep / "sweep.json").write_text(json.dumps({"runs": [{"folder": "runs/one"}]}))
     outcomes: dict[str, Counter[str]] = {name: Counter() for name in FILES}
 
     def trial(name: str) -> Callable[[bytes], None]:
-        def tried(content: bytes) -> None:
+        def run_commands(content: bytes) -> None:
             copy = folder / "copy"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(sweep, copy)
-            place(copy, name).write_bytes(content)
-            if name != "summary.json":  # the run goes on
-                place(copy, "summary.json").unlink()
+            locate(copy, name).write_bytes(content)
+            if name != "summary.json":  # lets the run continue
+                locate(copy, "summary.json").unlink()
             before = {each.name for each in copy.rglob("*.json*")}
-            for typed in commands(copy):
-                outcomes[name][answer(typed)] += 1
-            if gone := before - {each.name for each in copy.rglob("*.json*")}:
-                raise AssertionError(f"{', '.join(gone)} gone")
+            for words in commands(copy):
+                outcomes[name][exit_code(words)] += 1
+            if deleted := before - {each.name for each in copy.rglob("*.json*")}:
+                raise AssertionError(f"{', '.join(deleted)} deleted")
 
-        return tried
+        return run_commands
 
-    asked = settings(
+    examples = settings(
         max_examples=plan.inputs,
         deadline=None,
         database=None,
@@ -284,37 +297,36 @@ def files(plan: Plan, folder: Path) -> dict[str, Any]:
         suppress_health_check=list(HealthCheck),
     )
     for name in FILES:
-        asked(given(bad(place(sweep, name).read_bytes()))(trial(name)))()
+        examples(given(damaged_contents(locate(sweep, name).read_bytes()))(trial(name)))()
     return {"outcomes": {name: dict(counted) for name, counted in outcomes.items()}}
 
 
-def bad(original: bytes) -> Any:
-    """Strategy: a file's content damaged, emptied, or another JSON value."""
+def damaged_contents(original: bytes) -> Any:
+    """Returns a strategy of truncated, spliced, random and changed contents of a JSON file."""
     from hypothesis import strategies as st
 
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
     values = st.recursive(
         leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)
     )
-    cut = st.integers(0, len(original)).map(lambda end: original[:end])
+    truncated = st.integers(0, len(original)).map(lambda end: original[:end])
     spliced = st.tuples(st.integers(0, len(original) - 1), st.binary(min_size=1, max_size=4)).map(
-        lambda at: original[: at[0]] + at[1] + original[at[0] + len(at[1]) :]
+        lambda splice: original[: splice[0]] + splice[1] + original[splice[0] + len(splice[1]) :]
     )
     json_text = values.map(lambda value: json.dumps(value).encode())
 
-    def changed(pair: tuple[int, Any]) -> bytes:
-        """One value of the object is another."""
+    def change_value(pair: tuple[int, Any]) -> bytes:
         with suppress(ValueError):
             content = json.loads(original.splitlines()[0] if b"}\n{" in original else original)
             name = sorted(content)[pair[0] % len(content)]
             return json.dumps({**content, name: pair[1]}).encode() + b"\n"
         return original[:-1]
 
-    swapped = st.tuples(st.integers(0, 99), values).map(changed)
-    return cut | spliced | st.binary(max_size=20) | json_text | swapped
+    changed = st.tuples(st.integers(0, 99), values).map(change_value)
+    return truncated | spliced | st.binary(max_size=20) | json_text | changed
 
 
-def place(sweep: Path, name: str) -> Path:
+def locate(sweep: Path, name: str) -> Path:
     run = sweep / "runs" / "one"
     if name == "record":
         return run / "checkpoints" / "20" / "record" / "metadata"
@@ -322,7 +334,7 @@ def place(sweep: Path, name: str) -> Path:
 
 
 def commands(sweep: Path) -> Iterator[list[str]]:
-    """All that read a run folder."""
+    """Yields the words of all commands that read a run folder."""
     run = sweep / "runs" / "one"
     yield ["verify", str(sweep)]
     yield ["evaluate", f"--workdir={run}", "--checkpoint=best"]
@@ -331,21 +343,21 @@ def commands(sweep: Path) -> Iterator[list[str]]:
     yield ["train", f"--config={QUICKSTART}", f"--workdir={run}", *fields]
 
 
-def answer(typed: list[str]) -> str:
-    """How a command ended, without a traceback; whatever it raises is a fault of ours."""
+def exit_code(words: list[str]) -> str:
+    """Runs a command and returns its name and exit code; an exception is a fault of resjax."""
     errors = StringIO()
     with redirect_stdout(StringIO()), redirect_stderr(errors):
-        code = cli.main(typed)
+        code = cli.main(words)
     if code == 2 and errors.getvalue().count("resjax: error") != 1:
-        raise AssertionError(f"{typed}: {errors.getvalue()}")
-    return f"{typed[0]} {code}"
+        raise AssertionError(f"{words}: {errors.getvalue()}")
+    return f"{words[0]} {code}"
 
 
 def processes(plan: Plan, folder: Path) -> dict[str, Any]:
     """Stops, then kills, one of two processes that train together."""
-    steps = {"train.steps": 60}  # collectives over a socket take their time
-    for process in together(folder / "whole", **steps):
-        ended(process)
+    steps = {"train.steps": 60}  # few, because collectives over a socket are slow
+    for process in together(folder / "reference", **steps):
+        wait(process)
     found = {}
     for by in (signal.SIGTERM, signal.SIGKILL):
         run = folder / by.name
@@ -353,69 +365,72 @@ def processes(plan: Plan, folder: Path) -> dict[str, Any]:
         wait_for(lambda run=run: CheckpointReader(run / "checkpoints").steps(), pair)
         pair[1].send_signal(by)
         began = time.monotonic()
-        told = [process.communicate()[1] for process in pair]
+        messages = [process.communicate()[1] for process in pair]
         seconds = time.monotonic() - began
         codes = [process.returncode for process in pair]
-        stopped = [line for text in told for line in text.splitlines() if "stopped by" in line]
+        stopped = [line for text in messages for line in text.splitlines() if "stopped by" in line]
         for process in together(run, **steps):
-            ended(process)
+            wait(process)
         found[by.name] = {
             "codes": codes,
             "seconds": seconds,
             "stopped": stopped,
-            "different": ends(run) != ends(folder / "whole"),
+            "different": result(run) != result(folder / "reference"),
         }
     return {"signals": found}
 
 
 def together(folder: Path, **fields: Any) -> list[subprocess.Popen[str]]:
-    """Two processes that train one run."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    """Starts two processes that train one run."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     cluster = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
     return [start(folder, *cluster, f"--process={index}", **fields) for index in range(2)]
 
 
-def wait_for(what: Callable[[], Any], pair: Iterable[subprocess.Popen[str]]) -> None:
-    while not what():
-        if gone := [process for process in pair if process.poll() is not None]:
-            raise RuntimeError(gone[0].communicate()[1])
+def wait_for(condition: Callable[[], Any], pair: Iterable[subprocess.Popen[str]]) -> None:
+    """Waits for a condition; raises RuntimeError if a process ends before."""
+    while not condition():
+        if ended := [process for process in pair if process.poll() is not None]:
+            raise RuntimeError(ended[0].communicate()[1])
         time.sleep(0.05)
 
 
 def disk(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Fills a file system while a run saves there: until it has room again, then to the end."""
-    whole = folder / "whole"
-    loop.train(small(), whole)
+    """Fills a file system while a run saves there, first for a while and then to the end."""
+    reference = folder / "reference"
+    loop.train(small_config(), reference)
     found = {}
     with ExitStack() as stack:
         stack.enter_context(replaced(checkpoints, "RETRY_SECONDS", 0.0))
         small_disk = stack.enter_context(mounted(folder / "disk", megabytes=4))
-        for name, frees_at in (("for a while", 80), ("to the end", None)):
-            run, told = small_disk / "run", list[str]()
+        for name, freed_at in (("for a while", 80), ("to the end", None)):
+            run, warnings = small_disk / "run", list[str]()
             ballast = small_disk / "ballast"
 
-            def fill(progress: Any, ballast: Path = ballast, frees_at: Any = frees_at) -> None:
-                if 40 <= progress.step < (frees_at or progress.steps + 1):
-                    write_until_full(ballast)  # again: a save that failed gives its room back
-                elif progress.step == frees_at:
+            def fill(progress: Any, ballast: Path = ballast, freed_at: Any = freed_at) -> None:
+                if 40 <= progress.step < (freed_at or progress.steps + 1):
+                    write_until_full(
+                        ballast
+                    )  # in each dispatch, because a failed save frees its space
+                elif progress.step == freed_at:
                     ballast.unlink(missing_ok=True)
 
             error = ""
             try:
-                loop.train(small(), run, fill, warn=told.append)
-            except UserError as refused:
-                error = str(refused)
+                loop.train(small_config(), run, fill, warn=warnings.append)
+            except UserError as raised:
+                error = str(raised)
             steps = CheckpointReader(run / "checkpoints").steps()
             ballast.unlink(missing_ok=True)
-            loop.train(small(), run)
+            loop.train(small_config(), run)
             found[name] = {
-                "warnings": len(told),
-                "first": told[0] if told else "",
+                "warnings": len(warnings),
+                "first": warnings[0] if warnings else "",
                 "error": error.replace(str(small_disk), "DISK"),
                 "checkpoints": steps,
-                "different": ends(run) != ends(whole),
+                "different": result(run) != result(reference),
             }
             shutil.rmtree(run)
     return {"disks": found}
@@ -433,10 +448,10 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system in memory.
+    """Mounts a file system in memory.
 
     Raises:
-      PermissionError: this process may not mount one.
+      PermissionError: this process has no permission to mount it.
     """
     folder.mkdir(parents=True)
     size = f"size={megabytes}m"
@@ -455,13 +470,13 @@ def write_until_full(path: Path) -> None:
 
 
 def cost(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Saves and restores whole states, ours and Orbax's in turn."""
+    """Measures saving and restoring whole states with resjax and Orbax in turns."""
     found = {}
     for name in plan.cost:
         file, _, depth = name.split()
         images = {"cifar10": "synthetic_cifar", "imagenet": "synthetic_imagenet"}[file]
         fields = {"model.depth": int(depth), "data.name": images}
-        config = resolve(override(load(HERE.parent / "configs" / f"{file}.py"), fields))
+        config = resolve(override(load(ROOT / "configs" / f"{file}.py"), fields))
         program = Program(config)
         state = program.init(0)
         jax.block_until_ready(state)
@@ -475,14 +490,14 @@ def cost(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def one_round(folder: Path, state: Any) -> dict[str, float]:
-    """Seconds of each."""
-    took: dict[str, float] = {}
+    """Returns the seconds of each operation."""
+    seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        took[name] = time.monotonic() - began
+        seconds[name] = time.monotonic() - began
 
     ours = CheckpointManager(folder / "ours", ERROR)
     record = {"metrics": "", "config": {}, "seconds": 0.0}
@@ -503,7 +518,7 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
         jax.block_until_ready(manager.restore(1, args=ocp.args.StandardRestore(target)))
     manager.close()
     shutil.rmtree(folder)
-    return took
+    return seconds
 
 
 PARTS: dict[str, Callable[[Plan, Path], dict[str, Any]]] = {
@@ -517,7 +532,7 @@ PARTS: dict[str, Callable[[Plan, Path], dict[str, Any]]] = {
 
 
 def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
-    """Does one part after the other, and writes `path` anew after each; others are kept."""
+    """Runs each of `parts` and rewrites `path` after each; other parts are preserved."""
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="resjax-chaos-") as folder:
@@ -530,21 +545,22 @@ def measure(plan: Plan, path: Path, parts: Iterable[str] = PARTS) -> None:
 PREAMBLE = """\
 # Chaos
 
-Made by `python benchmarks/chaos.py report` from the files of `benchmarks/results/`; the script
-says what is done and how. A run ends as if nothing had happened when every array of its last
-checkpoint and every byte of its metrics.jsonl are those of a run that nothing interrupted.
+Written by `python benchmarks/chaos.py report` from the files in `benchmarks/results/`; the script
+documents the measurements. Two runs end the same if every array of their last checkpoints and every
+byte of metrics.jsonl are equal; each run is compared with one that was not interrupted.
 """
 
 
 def report(results: Path, docs: Path) -> None:
-    """Writes chaos.md to `docs`, from the files in `results`."""
+    """Writes chaos.md to `docs` from the files in `results`."""
     sections = [PREAMBLE]
     for path in sorted(results.glob("chaos-*.json")):
         file = json.loads(path.read_text())
         sections.append(f"## {machine(next(iter(file.values()))['provenance'])}\n")
         for part, shown in SHOWN.items():
             if part in file:
-                sections += [f"### {shown.__doc__}\n", source(file[part]) + "\n", shown(file[part])]
+                origin = source(file[part]["provenance"])
+                sections += [f"### {shown.__doc__}\n", f"{origin}\n", shown(file[part])]
     write_atomically(docs / "chaos.md", "\n".join(sections) + "\n")
 
 
@@ -553,7 +569,7 @@ def shown_kills(part: dict[str, Any]) -> str:
     moments = ", ".join(f"{count} {name}" for name, count in sorted(part["moments"].items()))
     return (
         f"{part['kills']} SIGKILLs ({moments}) in {part['runs']} runs, each of which takes "
-        f"{part['seconds']:.0f} s if nothing interrupts it. Runs that ended differently: "
+        f"{part['seconds']:.0f} s without interruption. Runs that ended differently: "
         f"{part['different']}.\n"
     )
 
@@ -568,34 +584,28 @@ def shown_damage(part: dict[str, Any]) -> str:
     return table(("damage", "restored by", "times", *OUTCOMES), rows) + "\n"
 
 
-OUTCOMES = (
-    "restored wrongly",
-    "restored, every array as it was",
-    "told, and the one before restored",
-    "raised",
-)
-
-
 def shown_files(part: dict[str, Any]) -> str:
-    """Bad files"""
+    """Damaged files of a run folder"""
     rows = [
         [name, ", ".join(f"{how}: {count}" for how, count in sorted(counted.items()))]
         for name, counted in part["outcomes"].items()
     ]
     return (
-        "Commands and their exit codes: 0 done, 1 damage found, 2 refused in one line. None ended "
-        "in a traceback, and none deleted a file.\n\n" + table(("file", "answers"), rows) + "\n"
+        "Exit codes are 0 for success, 1 for damage found, and 2 for an error in one line. No "
+        "command ended in a traceback, and none deleted a file.\n\n"
+        + table(("file", "command, exit code: times"), rows)
+        + "\n"
     )
 
 
 def shown_processes(part: dict[str, Any]) -> str:
-    """One of two processes stopped, or killed"""
+    """One of two processes stopped or killed"""
     lines = []
     for name, found in part["signals"].items():
-        stopped = "; ".join(sorted(set(found["stopped"]))) or "nothing more was saved"
+        stopped = "; ".join(sorted(set(found["stopped"]))) or "nothing was saved afterwards"
         lines.append(
             f"- {name}: exit codes {found['codes']} after {found['seconds']:.1f} s; {stopped}; "
-            f"launched again, ended {'differently' if found['different'] else 'the same'}."
+            f"after a relaunch the run ended {'differently' if found['different'] else 'the same'}."
         )
     return "\n".join(lines) + "\n"
 
@@ -606,15 +616,15 @@ def shown_disk(part: dict[str, Any]) -> str:
     for name, found in part["disks"].items():
         lines.append(
             f"- Full {name}: {found['warnings']} warnings, the first: “{found['first']}”. "
-            f"At the end: {found['error'] or 'nothing was missing'}. "
-            f"Checkpoints there: {found['checkpoints']}. With room, launched again: ended "
+            f"At the end: {found['error'] or 'no error'}. Steps of the checkpoints: "
+            f"{found['checkpoints']}. After a relaunch with free space the run ended "
             f"{'differently' if found['different'] else 'the same'}."
         )
     return "\n".join(lines) + "\n"
 
 
 def shown_cost(part: dict[str, Any]) -> str:
-    """What it costs"""
+    """Cost of checkpoints"""
     names = [kind for kind in next(iter(part["cost"].values())) if kind.startswith(("r", "O"))]
     rows = []
     for network, found in part["cost"].items():
@@ -624,21 +634,17 @@ def shown_cost(part: dict[str, Any]) -> str:
             [
                 network,
                 f"{found['megabytes']:.1f}",
-                *(seconds(found[name]) for name in names),
+                *(spread(found[name], digits=2) for name in names),
                 f"{least:.2f}",
             ]
         )
-    heads = ("network", "MB", *(f"{name}, s" for name in names), "ms a step for 2 %")
-    return (
-        table(heads, rows)
-        + "\n\nMedian and range of the rounds, in which the two take turns. Last: "
-        "with a step of that length or longer, what training waits for saves at the default "
-        "cadence is at most 2 % of the time.\n"
+    heads = ("network", "MB", *(f"{name}, s" for name in names), "ms per step for 2 %")
+    explanation = (
+        "Median and range over rounds in which the two take turns. If a step is at least as long as "
+        "in the last column, training waits for at most 2 % of the time at the default checkpoint "
+        "interval."
     )
-
-
-def seconds(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{table(heads, rows)}\n\n{explanation}\n"
 
 
 SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -653,13 +659,13 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def main() -> None:
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--only", choices=PARTS, help="one part; others are kept")
+    measuring.add_argument("--only", choices=PARTS, help="the part to measure")
     measuring.add_argument("--out", type=Path, default=RESULTS / "chaos-cpu.json")
-    asked = parser.parse_args()
-    if asked.command == "report":
+    arguments = parser.parse_args()
+    if arguments.command == "report":
         report(RESULTS, DOCS)
     else:
-        measure(Plan(), asked.out, [asked.only] if asked.only else PARTS)
+        measure(Plan(), arguments.out, [arguments.only] if arguments.only else PARTS)
 
 
 if __name__ == "__main__":

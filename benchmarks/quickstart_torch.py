@@ -1,7 +1,7 @@
-"""The sweep of configs/quickstart.py in plain PyTorch, for `throughput.py sweep` to measure beside.
+"""Runs the sweep of configs/quickstart.py in plain PyTorch, to compare its time with resjax.
 
-Depths, seeds, data, batches, steps, rates and evaluations are those of the config; what is drawn at
-random is PyTorch's own. Prints the seconds that it took and every run's errors at its last step.
+Depths, seeds, data, batch size, steps, learning rates and evaluations are those of the config; the
+random numbers are PyTorch's. Prints the total seconds and the final errors of each run.
 
     python benchmarks/quickstart_torch.py --workers=2
 """
@@ -15,15 +15,15 @@ from itertools import product
 import torch
 from sklearn.datasets import load_digits
 from throughput_torch import basic, cifar, plain
-from torch.nn import functional as F  # noqa: N812 - as PyTorch calls it
+from torch.nn import functional as F  # noqa: N812 - PyTorch's usual name
 
 DEPTHS, BLOCKS, SEEDS = (8, 20, 56), (plain, basic), (0, 1, 2)
 WIDTH, BATCH, STEPS, EVALUATE_EVERY, RATE, DECAY = 8, 64, 300, 25, 0.1, 1e-4
-TRAINING = 1437  # images; the other 360 are the test
+TRAINING = 1437  # images; the other 360 are for the test
 
 
 def train(depth, block, seed):
-    """Errors over the last training batches and over the test set."""
+    """Trains a network; returns its error on the last training batches and on the test set."""
     torch.manual_seed(seed)
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
@@ -68,14 +68,14 @@ def main():
     start = time.monotonic()
     runs = list(product(DEPTHS, BLOCKS, SEEDS))
     if workers == 1:
-        ended = [train(*run) for run in runs]
+        finished = [train(*run) for run in runs]
     else:
         deepest_first = runs[::-1]
         with multiprocessing.get_context("spawn").Pool(
             workers, torch.set_num_threads, (1,)
         ) as pool:
-            ended = pool.starmap(train, deepest_first, chunksize=1)
-    print(json.dumps({"seconds": time.monotonic() - start, "runs": ended}))
+            finished = pool.starmap(train, deepest_first, chunksize=1)
+    print(json.dumps({"seconds": time.monotonic() - start, "runs": finished}))
 
 
 if __name__ == "__main__":

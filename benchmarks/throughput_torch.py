@@ -1,20 +1,20 @@
-"""The networks of `throughput.py` in plain PyTorch, to measure beside: CIFAR ResNets, ResNet-50.
+"""The networks and training step of `throughput.py` in plain PyTorch: CIFAR ResNets, ResNet-50.
 
-Layers, padding, BN and shortcuts are those of resjax, so the numbers of parameters are equal; a
-step does the same work. ResNet-50 is torchvision's (v1.5: the stride is in the 3x3), the CIFAR
-networks have the option A of He et al. 2015 (arXiv 1512.03385).
+Layers, padding, BN and shortcuts are those of resjax, so the numbers of parameters are equal and a
+step does the same work. ResNet-50 is torchvision's (v1.5, with the stride in the 3x3 convolution);
+the CIFAR networks use option A of He et al. 2015 (arXiv 1512.03385).
 
-A step is as fast as PyTorch is advised to be used: channels last, autocast for bfloat16, a fused
-optimiser, cuDNN's search, TF32 where JAX has it by default, and `torch.compile` where it helps.
+The step follows PyTorch's advice for speed: channels last, autocast for bfloat16, a fused
+optimizer, cuDNN's search, TF32 if JAX uses it by default, and `torch.compile` if it helps.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - as PyTorch calls it
+from torch.nn import functional as F  # noqa: N812 - PyTorch's usual name
 
-BN_EPSILON, BN_MOMENTUM = 1e-5, 0.1  # the momentum is 0.9 in resjax, which counts the old value
+BN_EPSILON, BN_MOMENTUM = 1e-5, 0.1  # resjax's momentum of 0.9 weights the old value
 
 
 def conv(inputs: int, features: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -26,7 +26,7 @@ def norm(features: int) -> nn.BatchNorm2d:
 
 
 class Pad(nn.Module):
-    """Option A: subsamples, and appends channels of zeros."""
+    """Subsamples, and appends channels of zeros (option A)."""
 
     def __init__(self, inputs: int, features: int, stride: int):
         super().__init__()
@@ -37,7 +37,7 @@ class Pad(nn.Module):
 
 
 class Block(nn.Module):
-    """A branch and a shortcut: the identity, unless the shape changes."""
+    """Adds a branch and a shortcut, and applies ReLU."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module):
         super().__init__()
@@ -80,7 +80,7 @@ Layer = Callable[[int, int, int], nn.Module]
 
 
 def cifar(depth: int, channels: int, width: int, classes: int, block: Layer) -> nn.Sequential:
-    """A network of 6n + 2 layers for small images, of `basic` or `plain` blocks."""
+    """Returns a network of 6n + 2 layers for small images, with `basic` or `plain` blocks."""
     stem = [conv(channels, width, 3), norm(width), nn.ReLU(inplace=True)]
     return network(stem, width, block, (width, 2 * width, 4 * width), (depth // 6,) * 3, classes)
 
@@ -109,7 +109,7 @@ def network(
 
 
 class Trainer:
-    """Takes steps of SGD on one batch that lies on the device."""
+    """Trains with SGD on one batch that stays on the device."""
 
     def __init__(
         self,
@@ -121,15 +121,15 @@ class Trainer:
         rate: float,
         decay: float,
     ):
-        """Makes a step of `model`.
+        """Prepares the training of a model.
 
         Args:
-          model: moved to the GPU if there is one.
-          batch: images (n, channels, height, width), float32, and labels (n,).
-          bfloat16: compute in it, under autocast; parameters stay float32.
-          compiled: by `torch.compile`, which on a GPU also captures CUDA graphs.
-          rate: of learning.
-          decay: of all weights; the momentum is 0.9.
+          model: The network; it is moved to the GPU if one is available.
+          batch: Images (n, channels, height, width) in float32 and labels (n,).
+          bfloat16: Whether to compute in bfloat16 under autocast; parameters stay in float32.
+          compiled: Whether to use `torch.compile`, which on a GPU also captures CUDA graphs.
+          rate: Learning rate; the momentum is 0.9.
+          decay: Weight decay of all parameters.
         """
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cudnn.benchmark = True
@@ -149,7 +149,7 @@ class Trainer:
         )
 
     def steps(self, count: int) -> None:
-        """Takes `count` steps and waits for the last one."""
+        """Runs `count` steps and waits for the last one."""
         for _ in range(count):
             torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
@@ -161,12 +161,12 @@ class Trainer:
             torch.cuda.synchronize()
 
     def peak_bytes(self) -> int | None:
-        """The most that PyTorch has allocated on the GPU; of a CPU it does not know."""
+        """Returns the peak of PyTorch's allocated GPU memory, or None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
 
 def forget() -> None:
-    """Frees what earlier networks left: compiled code, cached memory, the peak."""
+    """Frees compiled code and cached memory of earlier networks, and resets the peak."""
     torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The chaos script in small: what it does to runs happens, and the page says what came of it."""
+"""Runs the chaos benchmark on a small scale, and checks its page."""
 
 import json
 import os
@@ -22,73 +22,74 @@ def chaos(script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def few(chaos: ModuleType) -> Any:
-    """As little of everything as shows something."""
-    return chaos.Plan(kills=2, steps=120, flips=8, truncations=4, deletions=4, inputs=2, rounds=1)
+    """Returns a plan with few failures of each kind."""
+    return chaos.Plan(kills=1, steps=120, flips=4, truncations=2, deletions=2, inputs=2, rounds=1)
 
 
-def apart(part: str, plan: Any, folder: Path) -> Any:
-    """A part in a process of its own: what Orbax leaves behind when it fails stays there."""
+def run_in_process(part: str, plan: Any, folder: Path) -> Any:
+    """Runs a part in a process of its own, because failures of Orbax have side effects."""
     program = (
         "import chaos, json, pathlib, sys\n"
         "plan = chaos.Plan(**json.loads(sys.argv[2]))\n"
         "print(json.dumps(chaos.PARTS[sys.argv[1]](plan, pathlib.Path(sys.argv[3]))))\n"
     )
-    typed = [sys.executable, "-c", program, part, json.dumps(plan._asdict()), str(folder)]
+    words = [sys.executable, "-c", program, part, json.dumps(plan._asdict()), str(folder)]
     environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
-    done = subprocess.run(typed, capture_output=True, text=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if "PermissionError" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
     assert not done.returncode, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_that_is_killed_is_the_same_run_in_the_end(
+def test_a_killed_run_ends_like_an_uninterrupted_one(
     chaos: ModuleType, few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     found = chaos.kills(few, tmp_path)
-    assert found["kills"] >= 2
+    assert found["kills"] >= 1
     assert found["runs"] > 0
     assert found["different"] == 0
 
 
-def test_damage_is_told_and_the_checkpoint_before_is_used(few: Any, tmp_path: Path) -> None:
-    outcomes = apart("damage", few, tmp_path)["outcomes"]
-    told = {kind: both["resjax"] for kind, both in outcomes.items()}
-    assert told == {
-        "bit flipped": {"told, and the one before restored": 8},
-        "file truncated": {"told, and the one before restored": 4},
-        "file deleted": {"told, and the one before restored": 4},
+def test_damage_is_reported_and_the_previous_checkpoint_restored(few: Any, tmp_path: Path) -> None:
+    outcomes = run_in_process("damage", few, tmp_path)["outcomes"]
+    reported = {kind: both["resjax"] for kind, both in outcomes.items()}
+    assert reported == {
+        "bit flipped": {"reported, previous checkpoint restored": 4},
+        "file truncated": {"reported, previous checkpoint restored": 2},
+        "file deleted": {"reported, previous checkpoint restored": 2},
     }
 
 
-def test_a_bad_file_gets_a_line_and_no_traceback(
+def test_a_damaged_file_ends_in_one_line_and_no_traceback(
     chaos: ModuleType, few: Any, tmp_path: Path
 ) -> None:
     outcomes = chaos.files(few, tmp_path)["outcomes"]
     for name, answers in outcomes.items():
         assert sum(answers.values()) == 2 * 4
-        if name != "sweep.json":  # which is no run's
+        if name != "sweep.json":  # not a file of a run
             assert answers["verify 1"] == 2
 
 
 @pytest.mark.slow
-def test_two_processes_stop_at_one_step_and_do_not_wait_for_a_dead_one(
+def test_two_processes_stop_at_the_same_step_and_do_not_wait_for_a_dead_one(
     chaos: ModuleType, few: Any, tmp_path: Path
 ) -> None:
     signals = chaos.processes(few, tmp_path)["signals"]
     stopped, killed = signals["SIGTERM"], signals["SIGKILL"]
     assert stopped["codes"] == [128 + signal.SIGTERM] * 2
     assert len(stopped["stopped"]) == 2
-    assert len(set(stopped["stopped"])) == 1  # the same step
+    assert len(set(stopped["stopped"])) == 1
     assert killed["codes"] == [75, -signal.SIGKILL]
     assert killed["seconds"] < 60
     assert not stopped["different"]
     assert not killed["different"]
 
 
-def test_a_full_disk_ends_no_run_that_can_go_on(few: Any, tmp_path: Path) -> None:
-    disks = apart("disk", few, tmp_path)["disks"]
+@pytest.mark.slow  # tests/train/test_resume.py checks the same without a file system
+def test_training_continues_on_a_full_disk(few: Any, tmp_path: Path) -> None:
+    disks = run_in_process("disk", few, tmp_path)["disks"]
     passing, lasting = disks["for a while"], disks["to the end"]
     assert not passing["error"]
     assert passing["warnings"] > 0
@@ -99,14 +100,14 @@ def test_a_full_disk_ends_no_run_that_can_go_on(few: Any, tmp_path: Path) -> Non
     assert not lasting["different"]
 
 
-def test_saving_is_timed_beside_orbax(chaos: ModuleType, tmp_path: Path) -> None:
-    state = chaos.Program(chaos.small()).init(0)
-    took = chaos.one_round(tmp_path, state)
-    assert {name.split()[0] for name in took} == {"resjax", "Orbax"}
-    assert all(seconds > 0 for seconds in took.values())
+def test_saving_is_timed_for_resjax_and_orbax(chaos: ModuleType, tmp_path: Path) -> None:
+    state = chaos.Program(chaos.small_config()).init(0)
+    seconds = chaos.one_round(tmp_path, state)
+    assert {name.split()[0] for name in seconds} == {"resjax", "Orbax"}
+    assert min(seconds.values()) > 0
 
 
-def test_the_page_shows_what_was_found(chaos: ModuleType, tmp_path: Path) -> None:
+def test_the_page_shows_the_results(chaos: ModuleType, tmp_path: Path) -> None:
     found = json.loads((BENCHMARKS / "results" / "chaos-cpu.json").read_text())
     chaos.report(BENCHMARKS / "results", tmp_path)
     page = (tmp_path / "chaos.md").read_text()

@@ -1,4 +1,4 @@
-"""The freezing script measures the same network in three ways, and its page shows what it found."""
+"""Checks the measurements of the freezing benchmark, and its page."""
 
 import json
 from collections.abc import Callable
@@ -16,14 +16,14 @@ def freezing(script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def measured(freezing: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What measuring the smallest network gave."""
+    """Returns the results for the smallest network."""
     path = tmp_path_factory.mktemp("freezing") / "result.json"
     freezing.measure([freezing.Case("cifar_resnet8", 32, 16, "float32", 1, rounds=2)], path)
     [record] = json.loads(path.read_text())["cases"]
     return record["contenders"]
 
 
-def test_the_less_trains_the_less_the_optimiser_keeps_and_the_step_needs(
+def test_fewer_trainable_layers_need_less_optimizer_state_and_memory(
     measured: dict[str, Any],
 ) -> None:
     full, last, head = (measured[trains] for trains in ("all", "last stage", "head"))
@@ -35,7 +35,7 @@ def test_the_less_trains_the_less_the_optimiser_keeps_and_the_step_needs(
     assert full["peak_bytes"] > last["peak_bytes"] > head["peak_bytes"]
 
 
-def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
+def test_the_page_shows_medians_and_ratios_within_rounds(
     freezing: ModuleType, tmp_path: Path
 ) -> None:
     described = {"peak_bytes": 3 * 2**20, "optimizer_bytes": 2**19, "compile_seconds": 12.34}

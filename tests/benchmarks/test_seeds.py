@@ -1,4 +1,4 @@
-"""The seeds script compares ways to train the same, and its page shows what was measured."""
+"""Checks that the contenders of the seeds benchmark train the same networks, and its page."""
 
 import importlib
 import json
@@ -22,18 +22,18 @@ def seeds(script: Callable[[str], ModuleType]) -> ModuleType:
 
 class Measured(NamedTuple):
     record: dict[str, Any]
-    losses: dict[str, list[list[float]]]  # of every contender: rounds, seeds
-    left_behind: list[Any]  # processes
+    losses: dict[str, list[list[float]]]  # by contender: (rounds, seeds)
+    remaining: list[Any]  # processes
 
 
 @pytest.fixture(scope="module")
 def measured(seeds: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """What measuring two seeds of the smallest network gave."""
+    """Returns the results for two seeds of the smallest network."""
     before = multiprocessing.active_children()
     path = tmp_path_factory.mktemp("seeds") / "result.json"
     losses: dict[str, list[list[float]]] = {name: [] for name in seeds.CONTENDERS}
 
-    def listened(name: str, contender: Callable[..., AbstractContextManager[Any]]) -> Any:
+    def recorded(name: str, contender: Callable[..., AbstractContextManager[Any]]) -> Any:
         @contextmanager
         def made(case: Any) -> Iterator[Any]:
             with contender(case) as ready:
@@ -48,12 +48,12 @@ def measured(seeds: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mea
 
     with pytest.MonkeyPatch.context() as patch:
         for name, contender in seeds.CONTENDERS.items():
-            patch.setitem(seeds.CONTENDERS, name, listened(name, contender))
+            patch.setitem(seeds.CONTENDERS, name, recorded(name, contender))
         case = seeds.Case("quickstart", 8, "float32", 2, steps=2, dispatches=2, rounds=2)
         seeds.measure([case], path, minutes=10)
     [record] = json.loads(path.read_text())["cases"]
-    left_behind = [child for child in multiprocessing.active_children() if child not in before]
-    return Measured(record, losses, left_behind)
+    remaining = [child for child in multiprocessing.active_children() if child not in before]
+    return Measured(record, losses, remaining)
 
 
 def test_every_contender_runs_in_every_round(measured: Measured) -> None:
@@ -67,14 +67,14 @@ def test_every_contender_runs_in_every_round(measured: Measured) -> None:
 
 def test_all_contenders_train_the_same_networks(measured: Measured) -> None:
     expected = np.array(measured.losses["in turn"])
-    assert expected.shape == (3, 2)  # a round more, before the clock ran
-    assert np.unique(expected).size == expected.size  # every seed another, and every round
+    assert expected.shape == (3, 2)  # one more round before the clock starts
+    assert np.unique(expected).size == expected.size  # different for each seed and round
     np.testing.assert_allclose(measured.losses["vmapped"], expected, rtol=1e-2)
     np.testing.assert_allclose(measured.losses["processes"], expected, rtol=1e-2)
 
 
-def test_no_process_is_left_behind(measured: Measured) -> None:
-    assert not measured.left_behind
+def test_no_process_remains(measured: Measured) -> None:
+    assert not measured.remaining
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def too_large(case: Any) -> Iterator[Any]:
     yield
 
 
-def test_what_fails_is_left_out_with_its_reason(
+def test_a_failed_contender_is_skipped_with_a_reason(
     seeds: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"in turn": instant, "vmapped": too_large, "processes": lost}
@@ -108,13 +108,13 @@ def test_what_fails_is_left_out_with_its_reason(
     assert "| 1.0 |  |  |" in text  # seconds to compile
 
 
-def test_no_case_begins_after_the_last_minute(seeds: ModuleType, tmp_path: Path) -> None:
+def test_no_case_starts_after_the_last_minute(seeds: ModuleType, tmp_path: Path) -> None:
     seeds.measure(seeds.PLANS["cpu"], tmp_path / "result.json", minutes=-1)
     assert not (tmp_path / "result.json").exists()
 
 
 def page(seeds: ModuleType, folder: Path, workers: int) -> str:
-    """The page of a machine that starts so many workers unasked, and was measured with two."""
+    """Returns the page of a machine with a default number of workers, measured with two."""
     rates = {"in turn": [1000, 2000], "vmapped": [500, 500], "processes": [1200, 2800]}
     case = seeds.Case("quickstart", 8, "float32", 2, 25, 10)
     record = {
@@ -134,9 +134,7 @@ def page(seeds: ModuleType, folder: Path, workers: int) -> str:
     return (folder / "seeds.md").read_text()
 
 
-def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
-    seeds: ModuleType, tmp_path: Path
-) -> None:
+def test_the_page_shows_medians_and_ratios_within_rounds(seeds: ModuleType, tmp_path: Path) -> None:
     text = page(seeds, tmp_path, workers=2)
     assert (
         "| quickstart depth 8 | 64 | float32 | 2 | 1,500 (1,000 to 2,000) "
@@ -147,14 +145,14 @@ def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
 
 
 @pytest.mark.parametrize(
-    ("workers", "said"),
+    ("workers", "text"),
     [
-        (1, "trains one run after the other here."),
-        (2, "starts 2 processes here; times as fast as in turn: 1.30 at quickstart depth 8."),
-        (3, "starts 3 processes here; their gain was not measured."),
+        (1, "trains one run after another on this machine."),
+        (2, "starts 2 processes on this machine; their speed relative to in turn: 1.30 at quick"),
+        (3, "starts 3 processes on this machine; their gain was not measured."),
     ],
 )
-def test_the_page_says_what_the_launcher_chooses_and_its_gain(
-    seeds: ModuleType, tmp_path: Path, workers: int, said: str
+def test_the_page_describes_the_default_workers_and_their_gain(
+    seeds: ModuleType, tmp_path: Path, workers: int, text: str
 ) -> None:
-    assert said in page(seeds, tmp_path, workers)
+    assert text in page(seeds, tmp_path, workers)

@@ -1,4 +1,4 @@
-"""The throughput script measures what it says, and its page shows what was measured."""
+"""Checks the measurements of the throughput benchmark, and its page."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ CEILING = {"flops": 2e9, "bytes": 1e9}
 
 @pytest.fixture
 def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, for which a device reaches 2 GFLOP/s and 1 GB/s, and CIFAR has 64 images."""
+    """Returns the benchmark with a device of 2 GFLOP/s and 1 GB/s, and 64 images of CIFAR."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     spec = importlib.util.spec_from_file_location("throughput", BENCHMARKS / "throughput.py")
     assert spec is not None
@@ -47,12 +47,12 @@ def test_every_contender_runs_in_every_round(throughput: ModuleType, tmp_path: P
         assert len(entry["images_per_second"]) == 2
         assert min(entry["images_per_second"]) > 0
         assert entry["compile_seconds"] > 0
-        # Parameters, momentum, and of four images the outputs of two convolutions a stage.
-        kept = 4 * 2 * (16 * 32**2 + 32 * 16**2 + 64 * 8**2)
-        assert entry["peak_bytes"] > 4 * (2 * record["parameters"] + kept)
+        # Parameters, momentum, and for four images the outputs of two convolutions per stage.
+        activations = 4 * 2 * (16 * 32**2 + 32 * 16**2 + 64 * 8**2)
+        assert entry["peak_bytes"] > 4 * (2 * record["parameters"] + activations)
 
 
-def test_what_is_not_installed_is_left_out_with_its_reason(
+def test_a_package_that_is_not_installed_is_skipped_with_a_reason(
     throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -62,7 +62,7 @@ def test_what_is_not_installed_is_left_out_with_its_reason(
     assert "torch" in record["failed"]["torch"]
 
 
-def test_networks_of_different_size_are_never_compared(
+def test_networks_of_different_sizes_are_not_compared(
     throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for parameters, name in enumerate(("scan", "unroll")):
@@ -72,20 +72,18 @@ def test_networks_of_different_size_are_never_compared(
         measured(throughput, tmp_path / "result.json", 1, "scan", "unroll")
 
 
-def test_no_case_begins_after_the_last_minute(throughput: ModuleType, tmp_path: Path) -> None:
+def test_no_case_starts_after_the_last_minute(throughput: ModuleType, tmp_path: Path) -> None:
     throughput.measure(throughput.PLANS["cpu"], tmp_path / "result.json", minutes=-1)
     assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_a_step_moves_what_its_convolutions_read_and_write(
-    throughput: ModuleType, blocks: int
-) -> None:
+def test_memory_traffic_is_that_of_the_convolutions(throughput: ModuleType, blocks: int) -> None:
     case = throughput.Case(f"cifar_resnet{6 * blocks + 2}", 2, "bfloat16", 1, 0, ("scan",))
-    # Values of an image after the stem and in each stage.
+    # Numbers per image after the stem and in each stage.
     image, wide, middle, deep = 3 * 32**2, 16 * 32**2, 32 * 16**2, 64 * 8**2
     written = wide + 2 * blocks * (wide + middle + deep)
-    # A stage's first convolution reads what the stage before has put out.
+    # The first convolution of a stage reads the output of the previous stage.
     read = image + 2 * blocks * (wide + middle + deep) + (wide - middle) + (middle - deep)
     preset = PRESETS[case.model]
     assert throughput.work(case) == (
@@ -105,7 +103,7 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_memory(
 
 
 def result(throughput: ModuleType, **contenders: list[float]) -> dict[str, Any]:
-    """A result file's content: one case, with these images a second, on a GPU of the tests' own."""
+    """Returns the content of a result file: one case with these images per second."""
     case = throughput.Case("cifar_resnet20", 128, "float32", 1, 2, tuple(contenders))
     entries = {
         name: {"compile_seconds": 12.3, "peak_bytes": 3 * 2**20, "images_per_second": rates}
@@ -130,7 +128,7 @@ def page(throughput: ModuleType, folder: Path, content: dict[str, Any]) -> str:
     return (folder / "throughput.md").read_text()
 
 
-def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
+def test_the_page_shows_medians_and_ratios_within_rounds(
     throughput: ModuleType, tmp_path: Path
 ) -> None:
     rates = {
@@ -148,12 +146,12 @@ def test_the_page_shows_medians_and_the_ratios_of_equal_rounds(
     assert "cifar_resnet20 float32 batch 128: no unroll, out of memory." in text
 
 
-def test_pytorch_is_shown_as_fast_as_it_goes(throughput: ModuleType, tmp_path: Path) -> None:
+def test_the_faster_of_pytorchs_modes_is_shown(throughput: ModuleType, tmp_path: Path) -> None:
     rates = {"scan": [400.0, 400.0], "torch": [200.0, 200.0], "torch-compiled": [500.0, 500.0]}
     assert "|  |  | 500 | 0.80 |" in page(throughput, tmp_path, result(throughput, **rates))
 
 
-def test_the_page_says_where_its_numbers_come_from(throughput: ModuleType, tmp_path: Path) -> None:
+def test_the_page_shows_provenance(throughput: ModuleType, tmp_path: Path) -> None:
     content = result(throughput, scan=[1.0])
     content["provenance"] |= {"commit": "c0ffee", "dirty": True}
     text = page(throughput, tmp_path, content)
@@ -180,7 +178,7 @@ def test_the_figure_shows_compile_time_against_depth(
     ("name", "image_size", "classes"),
     [("cifar_resnet20", 32, 10), ("cifar_resnet110", 32, 10), ("resnet50", 224, 1000)],
 )
-def test_the_networks_in_pytorch_have_as_many_parameters(
+def test_the_networks_in_pytorch_have_the_same_number_of_parameters(
     throughput: ModuleType, name: str, image_size: int, classes: int
 ) -> None:
     pytest.importorskip("torch")
