@@ -640,9 +640,9 @@ def shown_cost(part: dict[str, Any]) -> str:
         )
     heads = ("network", "MB", *(f"{name}, s" for name in names), "ms per step for 2 %")
     explanation = (
-        "Median and range over rounds in which the two take turns. If a step is at least as long as "
-        "in the last column, training waits for at most 2 % of the time at the default checkpoint "
-        "interval."
+        "Median and range over rounds in which the two take turns. If a step is at least as long "
+        "as in the last column, training waits for at most 2 % of the time at the default "
+        "checkpoint interval."
     )
     return f"{table(heads, rows)}\n\n{explanation}\n"
 
