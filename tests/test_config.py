@@ -349,7 +349,7 @@ def test_a_run_folder_is_a_source_of_weights(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such folder; `resjax import FILE --out="),
+        (None, "no such folder; make a weights folder: `resjax import FILE --out=DIR`"),
         ({"other.txt": ""}, "it has no weights.json and no config.json"),
         ({"weights.json": "{"}, "weights.json: damaged, not a JSON object"),
         ({"weights.json": "{}"}, "weights.json: damaged, describes no model"),

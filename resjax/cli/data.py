@@ -34,14 +34,14 @@ def run(args: Namespace) -> None:
     from resjax.data.prepared import list_prepared
 
     here = {prepared.name: prepared for prepared in list_prepared()}
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for name, spec in DATASETS.items():
         prepared = here.pop(spec.tfds, None)
         rows.append(
             (
                 name,
-                f"{spec.train_images + spec.test_images:,}",
-                f"{spec.classes:,}",
+                spec.train_images + spec.test_images,
+                spec.classes,
                 " x ".join(map(str, spec.image_shape or ("sizes differ",))),
                 f"{prepared.bytes / 1e6:,.1f} MB" if prepared else "-",
                 "embedded" if spec.embedded else _location(prepared),
@@ -49,7 +49,7 @@ def run(args: Namespace) -> None:
         )
     for name, prepared in here.items():
         size = f"{prepared.bytes / 1e6:,.1f} MB"
-        images = f"{sum(prepared.images.values()):,}"
+        images = sum(prepared.images.values())
         rows.append((f"tfds:{name}", images, "", "", size, _location(prepared)))
     print_table(("name", "images", "classes", "shape", "on disk", "where"), rows)
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from resjax.cli.output import print_table
 from resjax.errors import UserError
-from resjax.models.presets import PRESETS, architecture
+from resjax.models.presets import PRESETS, nearest
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,37 +19,23 @@ def run(args: Namespace) -> None:
 
 
 def _print_architectures() -> None:
-    rows = [
-        (
-            name,
-            str(preset.fields["depth"]),
-            f"{preset.parameters:,}",
-            f"{preset.macs / 1e6:,.1f} M",
-            str(preset.image_size),
-            preset.source,
-        )
-        for name, preset in PRESETS.items()
-    ]
+    rows = []
+    for name, preset in PRESETS.items():
+        depth, pixels = str(preset.fields["depth"]), str(preset.image_size)
+        macs = f"{preset.macs / 1e6:,.1f} M"
+        rows.append((name, depth, preset.parameters, macs, pixels, preset.source))
     print_table(("name", "depth", "parameters", "MACs", "pixels", "source"), rows)
 
 
 def _print_layers(name: str) -> None:
-    try:
-        architecture(name)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if name not in PRESETS:
+        raise UserError(f"unknown network {name!r}{nearest(name, PRESETS)}")
     from resjax.models.count import layers
     from resjax.models.resnet import build
 
     pixels = PRESETS[name].image_size
     rows = [
-        (
-            layer.path,
-            layer.kind,
-            " x ".join(map(str, layer.output)),
-            f"{layer.parameters:,}",
-            f"{layer.macs:,}",
-        )
+        (layer.path, layer.kind, " x ".join(map(str, layer.output)), layer.parameters, layer.macs)
         for layer in layers(build(name), (pixels, pixels, 3))
     ]
     print_table(("layer", "kind", "output", "parameters", "MACs"), rows)

@@ -6,10 +6,10 @@ from typing import Any, TextIO
 
 
 def print_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None
+    header: Sequence[str], rows: Iterable[Sequence[str | int]], out: TextIO | None = None
 ) -> None:
     """Prints a table: the first column aligned to the left, the others to the right."""
-    lines = [header, *rows]
+    lines = [header, *([f"{x:,}" if isinstance(x, int) else x for x in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))

@@ -16,13 +16,9 @@ WEIGHTS_DESCRIPTION = "weights.json"
 def model_of(folder: Path) -> Mapping[str, Any]:
     """Returns the model section that describes a weights folder or a run folder."""
     where = f"transfer.weights={folder}"
-    if folder.is_file():
-        raise UserError(
-            f"{where}: is a file; import it first: `resjax import {folder} --out=DIR`, then "
-            "transfer.weights=DIR"
-        )
     if not folder.is_dir():
-        raise UserError(f"{where}: no such folder; `resjax import FILE --out={folder}` makes it")
+        what, file = ("is a file", folder) if folder.is_file() else ("no such folder", "FILE")
+        raise UserError(f"{where}: {what}; make a weights folder: `resjax import {file} --out=DIR`")
     names = WEIGHTS_DESCRIPTION, "config.json"
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
