@@ -1,12 +1,13 @@
-"""He et al. 2015 on CIFAR-10, as section 4.2 describes it (arXiv 1512.03385).
+"""CIFAR-10 with the recipe of section 4.2 of He et al. 2015 (arXiv 1512.03385).
 
+    resjax data prepare cifar10
     resjax train --config=configs/cifar10.py --config.model.depth=56 --workdir=/tmp/cifar10
     resjax sweep experiments/degradation.py --config=configs/cifar10.py --workdir=/tmp/sweep
 
-Expected test error of the residual networks, in % (the paper's table 6): depth 20 8.75, 32 7.51,
-44 7.17, 56 6.97, 110 6.61 +- 0.16 over five runs. Plain networks, as others have repeated them over
-five runs (nabla0001/resnet): depth 20 9.78 +- 0.13, 56 12.95 +- 0.22. Neither these errors nor a
-run's time has been measured with resjax yet.
+Published test error of residual networks in % (the paper's table 6): depth 20 8.75, 32 7.51, 44
+7.17, 56 6.97, 110 6.61 +- 0.16 over five runs. Plain networks, in a replication with five runs
+(nabla0001/resnet): depth 20 9.78 +- 0.13, 56 12.95 +- 0.22. Errors and times have not been measured
+with resjax yet.
 """
 
 from ml_collections import ConfigDict

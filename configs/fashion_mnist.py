@@ -1,17 +1,18 @@
-"""Fashion-MNIST by the recipe of Zhong et al.'s code for random erasing (arXiv 1708.04896).
+"""Fashion-MNIST with the recipe of Zhong et al.'s code for random erasing (arXiv 1708.04896).
 
     resjax data prepare fashion_mnist
     resjax train --config=configs/fashion_mnist.py --workdir=/tmp/fashion
     resjax train --config=configs/fashion_mnist.py:erasing --workdir=/tmp/erasing
     resjax sweep experiments/degradation.py --config=configs/fashion_mnist.py:small --workdir=/tmp/s
 
-ResNet-20 with shortcut B, 300 epochs of batches of 128. Their test error, in %, mean and deviation
-over five runs: 4.82 +- .04, with random erasing 4.45 +- .04 (zhunzhong07/Random-Erasing, issue 10).
-Neither has been measured with resjax yet, nor has `degradation`: depths 20 to 110, plain and
-residual, in the 64,000 steps of He et al. 2015. `small` is what two CPU cores do of that within an
-hour: narrow networks, and little more than an epoch. Its training error at the last step, in %,
-mean and sample standard deviation over three seeds: plain 22.55 +- 1.34 (20 layers), 51.47 +- 13.70
-(56); residual 19.77 +- 1.08, 23.36 +- 3.47 (2026-11-23, commit 0067c6f).
+The default is ResNet-20 with shortcut B, trained for 300 epochs with batches of 128. The authors'
+test error in %, mean and deviation over five runs, is 4.82 +- .04, and 4.45 +- .04 with random
+erasing (zhunzhong07/Random-Erasing, issue 10). `degradation` trains plain and residual networks of
+depths 20 to 110 for the 64,000 steps of He et al. 2015. None of these has been measured with resjax
+yet. `small` is a version that takes less than an hour on two CPU cores, with narrow networks and
+little more than an epoch. Its training error at the last step in %, mean and sample standard
+deviation over three seeds: plain 22.55 +- 1.34 (20 layers), 51.47 +- 13.70 (56); residual 19.77 +-
+1.08, 23.36 +- 3.47 (2026-11-23, commit 0067c6f).
 """
 
 from ml_collections import ConfigDict
@@ -22,26 +23,26 @@ from resjax.errors import UserError
 EPOCH = 60_000 / 128  # steps
 
 
-def get_config(what: str = "recipe") -> ConfigDict:
+def get_config(variant: str = "recipe") -> ConfigDict:
     config = default_config()
     config.data.name = "fashion_mnist"
     config.data.batch_size = 128
     config.data.crop_padding = 4
     config.data.flip = True
     config.model.depth = 20
-    if what in ("recipe", "erasing"):
+    if variant in ("recipe", "erasing"):
         config.model.shortcut = "project"
         config.data.normalization = "channel"
-        config.data.random_erasing = 0.5 if what == "erasing" else 0.0
+        config.data.random_erasing = 0.5 if variant == "erasing" else 0.0
         config.train.steps = round(300 * EPOCH)
         config.train.log_every = 125
         config.train.eval_every = 1125
         config.train.checkpoint_every = 4500
         config.optimizer.weight_decay = 5e-4
-    elif what == "degradation":
+    elif variant == "degradation":
         config.optimizer.schedule = "he2015"
         config.sweep = {"depths": (20, 32, 44, 56, 110), "seeds": (0, 1, 2)}
-    elif what == "small":
+    elif variant == "small":
         config.model.width = 8
         config.train.steps = 500
         config.train.log_every = 25
@@ -49,5 +50,5 @@ def get_config(what: str = "recipe") -> ConfigDict:
         config.train.checkpoint_every = 0
         config.sweep = {"depths": (20, 56), "seeds": (0, 1, 2)}
     else:
-        raise UserError(f"{what}: recipe, erasing, degradation or small")
+        raise UserError(f"unknown variant {variant!r}; known: recipe, erasing, degradation, small")
     return config

@@ -1,25 +1,25 @@
-"""The usual steps from pretrained weights to a small data set of one's own.
+"""Fine-tuning of pretrained weights on a small dataset, in several variants.
 
     resjax import resnet50.safetensors --out=weights/resnet50
     resjax train --config=configs/finetune.py --config.transfer.weights=weights/resnet50 \\
         --config.data.name=folder:photos --workdir=/tmp/finetune
 
-What follows a colon, as in `--config=configs/finetune.py:gradual`, is one of
+The variant follows a colon, as in `--config=configs/finetune.py:gradual`:
 
-- `finetune`: a new head, all layers train, each stage nearer to the images at half the rate of the
-  next, which rises over the first steps and then falls with a cosine.
-- `frozen`: the head alone trains, on features that stay as they are.
-- `gradual`: the head first, stage 4 from epoch 2, stage 3 from epoch 4, and the rest from epoch 6.
-- `bit,EXAMPLES,SIDE`: the BiT-HyperRule of Kolesnikov et al. 2020 (arXiv 1912.11370), which follows
-  from the number of training images and their side in pixels: `bit,3680,224`. The numbers are those
-  of the authors' code (google-research/big_transfer, bit_hyperrule.py). There images are scaled to
-  160 (512) pixels and cropped at random to 128 (480); here a crop's border may be zeros instead.
+- `finetune`: a new head, and all layers train. The learning rate of each stage is half that of the
+  next stage; it rises in the first steps and then follows a cosine.
+- `frozen`: only the head trains, on frozen features.
+- `gradual`: the head trains from the start, stage 4 from epoch 2, stage 3 from epoch 4, and the
+  other layers from epoch 6.
+- `bit,EXAMPLES,SIDE`: the BiT-HyperRule of Kolesnikov et al. 2020 (arXiv 1912.11370) for a number
+  of training images and their side in pixels: `bit,3680,224`. The numbers are those of the authors'
+  code (google-research/big_transfer, bit_hyperrule.py). That code scales images to 160 (512) pixels
+  and crops them at random to 128 (480); here a crop may have a border of zeros instead.
 
-The stages that are named here are those of ImageNet's networks; CIFAR's have no stage 4. Expect
-`frozen` above chance within an epoch, and `finetune` and `gradual` above `frozen` at the end.
-Published for `bit` with BiT-M-R50x1, in % of CIFAR-10's test set that is right: 54.1 with one
-example a class, 82.4 with five, 97.3 with all. None of it has been measured with resjax yet, nor
-has a run's time.
+The stages are those of ImageNet networks; CIFAR networks have no stage 4. `frozen` should be better
+than chance within an epoch, and `finetune` and `gradual` better than `frozen` at the end. Published
+accuracy for `bit` with BiT-M-R50x1 on CIFAR-10's test set in %: 54.1 with one example per class,
+82.4 with five, 97.3 with all. Accuracies and times have not been measured with resjax yet.
 """
 
 from ml_collections import ConfigDict
@@ -28,16 +28,18 @@ from resjax.config import default_config
 from resjax.errors import UserError
 
 
-def get_config(what: str = "finetune") -> ConfigDict:
+def get_config(variant: str = "finetune") -> ConfigDict:
     config = default_config()
     config.data.name = "oxford_iiit_pet"
     config.data.normalization = "weights"
     config.data.flip = True
     config.transfer.head = "new"
-    rule, *numbers = what.split(",")
+    rule, *numbers = variant.split(",")
     if rule == "bit":
         if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-            raise UserError(f"{what}: say bit,EXAMPLES,SIDE, such as bit,3680,224")
+            raise UserError(
+                f"unknown variant {variant!r}; write bit,EXAMPLES,SIDE, for example bit,3680,224"
+            )
         bit_hyperrule(config, *map(int, numbers))
         return config
     config.data.image_size = 224
@@ -50,19 +52,21 @@ def get_config(what: str = "finetune") -> ConfigDict:
     config.optimizer.learning_rate = 0.01
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
-    if what == "finetune":
+    if variant == "finetune":
         config.transfer.layer_decay = 0.5
-    elif what == "frozen":
+    elif variant == "frozen":
         config.transfer.freeze = "*"
         config.transfer.thaw = {"head": 0}
-    elif what == "gradual":
+    elif variant == "gradual":
         config.transfer.thaw = {"head": 0, "stage4": 2, "stage3": 4, "*": 6}
     else:
-        raise UserError(f"{what}: finetune, frozen, gradual or bit,EXAMPLES,SIDE")
+        raise UserError(
+            f"unknown variant {variant!r}; known: finetune, frozen, gradual, bit,EXAMPLES,SIDE"
+        )
     return config
 
 
-# Training images below which a row counts; steps, those of the warm-up and of the decays by ten.
+# For fewer training images than in the first column: steps, warm-up steps, steps of decays by ten.
 BIT_SCHEDULES = (
     (20_000, 500, 100, (200, 300, 400)),
     (500_000, 10_000, 500, (3_000, 6_000, 9_000)),

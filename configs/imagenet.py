@@ -1,34 +1,37 @@
-"""ResNet-50 on ImageNet, by the paper's recipe or by today's plain one.
+"""ResNet-50 on ImageNet with the recipe of He et al. 2015 or the plain recipe of today.
 
     resjax train --config=configs/imagenet.py --workdir=/tmp/imagenet
     resjax train --config=configs/imagenet.py:v1.5 --workdir=/tmp/imagenet
 
-ImageNet has to be prepared as TFDS does it, in the format array_record (`resjax data list` looks).
+ImageNet must have been prepared by TFDS in the format array_record; `resjax data list` shows
+whether it is found.
 
-`paper` is section 3.4 of He et al. 2015 (arXiv 1512.03385): batches of 256, 600,000 iterations, the
-rate divided by ten when the error plateaus, here twice at even distances; random crops of images
-scaled to a shorter side of 256 to 480 pixels, AlexNet's shift of colours, the mean image
-subtracted, ten crops in the test; bottlenecks stride in their first 1x1. `v1.5` strides in the 3x3
-and trains 90 epochs on crops of random area and ratio, the rate divided by ten every 30.
+`paper` is section 3.4 of He et al. 2015 (arXiv 1512.03385): batches of 256, 600,000 steps, and a
+learning rate divided by ten when the error plateaus, here twice at equal distances. Images are
+scaled to a shorter side of 256 to 480 pixels and randomly cropped, with AlexNet's shift of colors
+and the mean image subtracted; evaluation averages ten crops. Bottlenecks stride in the first 1x1
+convolution. `v1.5` strides in the 3x3 convolution and trains for 90 epochs on crops of random area
+and aspect ratio, with the learning rate divided by ten every 30 epochs.
 
-Expected top-1 error: 22.85 % with ten crops for `paper` (table 3), 23.87 % with one crop for `v1.5`
-(torchvision's V1 weights). Neither has been measured with resjax yet, nor has a run's time.
+Published top-1 error: 22.85 % with ten crops for `paper` (table 3), 23.87 % with one crop for
+`v1.5` (torchvision's V1 weights). Errors and times have not been measured with resjax yet.
 """
 
 from ml_collections import ConfigDict
 
 from resjax.config import default_config
+from resjax.errors import UserError
 
-EPOCH = 1_281_167 // 256  # steps
+STEPS_PER_EPOCH = 1_281_167 // 256
 RECIPES = {
     "paper": ("resnet50_v1", 600_000),
-    "v1.5": ("resnet50", 90 * EPOCH),
+    "v1.5": ("resnet50", 90 * STEPS_PER_EPOCH),
 }
 
 
 def get_config(recipe: str = "paper") -> ConfigDict:
     if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     config = default_config()
     config.model.name, config.train.steps = RECIPES[recipe]
     config.data.name = "imagenet2012"

@@ -1,11 +1,11 @@
-"""A narrow network on 1,797 digits of 8 x 8 pixels: a question answered on a laptop's CPU.
+"""Narrow networks on 1,797 digits of 8 x 8 pixels, for a laptop's CPU.
 
     resjax train --config=configs/quickstart.py --workdir=/tmp/quickstart
     resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=/tmp/sweep
 
-The data come with the installation, so no network is needed. The sweep of 18 runs and its report
+The data are part of the installation, so no network is needed. The sweep of 18 runs and its report
 took 51 and 52 s on two cores of an AMD EPYC (2026-11-25, commit ab0358b). Training error at the
-last step, in %, mean and sample standard deviation over three seeds (commit 5a32257): plain 0.00 +-
+last step in %, mean and sample standard deviation over three seeds (commit 5a32257): plain 0.00 +-
 0.00 (8 layers), 0.15 +- 0.04 (20), 77.81 +- 11.38 (56); residual 0.00 +- 0.00, 0.00 +- 0.00, 0.94
 +- 1.41.
 """

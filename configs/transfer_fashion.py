@@ -1,4 +1,4 @@
-"""A small network, pretrained on five classes of Fashion-MNIST, learns five others and digits.
+"""Transfer of a small network from five classes of Fashion-MNIST to the other five and to digits.
 
     resjax data prepare fashion_mnist
     resjax train --config=configs/transfer_fashion.py:pretrain --workdir=runs/pretrained
@@ -7,15 +7,15 @@
     resjax sweep experiments/transfer.py --config=configs/transfer_fashion.py \\
         --workdir=runs/transfer
 
-`rates` chooses the learning rate of every method, at 20 examples a class, before any test image is
-looked at: it trains on the first four fifths of the training images and is evaluated on the last
-fifth, with a seed and a draw that the experiment does not use. The rate of the least error is
-written down in the experiment.
+`rates` chooses the learning rate of each method with 20 examples per class, before any test image
+is used: it trains on the first four fifths of the training images and evaluates on the last fifth,
+with a seed and a draw that the experiment does not use. The experiment contains the learning rates
+with the lowest error.
 
-The sweep of 96 runs took 22 minutes on two cores of an AMD EPYC that had other work too
-(2026-11-24, commit 263abec). Test error at the last step on the other classes of Fashion-MNIST, in
-%, mean and sample standard deviation over three seeds, at 5 and 20 examples a class: from scratch
-22.13 +- 4.42 and 11.62 +- 1.36, fine-tuned 18.27 +- 3.64 and 9.05 +- 0.60.
+The sweep of 96 runs took 22 minutes on two cores of an AMD EPYC with other load (2026-11-24, commit
+263abec). Test error at the last step on the other classes of Fashion-MNIST in %, mean and sample
+standard deviation over three seeds, with 5 and 20 examples per class: from scratch 22.13 +- 4.42
+and 11.62 +- 1.36, fine-tuned 18.27 +- 3.64 and 9.05 +- 0.60.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ from resjax.config import default_config
 from resjax.errors import UserError
 
 
-def get_config(what: str = "transfer") -> ConfigDict:
+def get_config(variant: str = "transfer") -> ConfigDict:
     config = default_config()
     config.model.depth = 8
     config.data.name = "fashion_mnist"
@@ -34,13 +34,13 @@ def get_config(what: str = "transfer") -> ConfigDict:
     config.train.log_every = 25
     config.train.eval_every = 1000
     config.train.checkpoint_every = 0
-    if what == "pretrain":
+    if variant == "pretrain":
         config.data.classes = (0, 1, 2, 3, 4)
         config.data.batch_size = 128
         config.train.steps = 1000
         return config
     config.data.batch_size = 32
-    if what == "rates":
+    if variant == "rates":
         config.data.train_split = "train[:80%]"
         config.data.test_split = "train[80%:]"
         config.sweep = {
@@ -48,6 +48,6 @@ def get_config(what: str = "transfer") -> ConfigDict:
             "seeds": (10,),
             "rates": (0.03, 0.1, 0.3, 1.0, 3.0),
         }
-    elif what != "transfer":
-        raise UserError(f"{what}: transfer, pretrain or rates")
+    elif variant != "transfer":
+        raise UserError(f"unknown variant {variant!r}; known: transfer, pretrain, rates")
     return config
