@@ -44,7 +44,7 @@ def run(args: Namespace) -> None:
                 spec.classes,
                 " x ".join(map(str, spec.image_shape or ("sizes differ",))),
                 f"{prepared.bytes / 1e6:,.1f} MB" if prepared else "-",
-                "embedded" if spec.embedded else _location(prepared),
+                _location(prepared) if spec.tfds else "embedded",
             )
         )
     for name, prepared in here.items():

@@ -13,67 +13,39 @@ from typing import NamedTuple
 USER_DATA = ("tfds:", "folder:", "npz:")  # prefixes of names
 
 
-class Spec(NamedTuple):
+class DatasetInfo(NamedTuple):
     """Facts about a dataset that are known before it is read."""
 
     classes: int
     image_shape: tuple[int, int, int] | None  # height, width, channels; None if sizes differ
     train_images: int
     test_images: int
-    source: str
-    embedded: bool = False  # part of the installation
-    synthetic: bool = False  # noise in the right shape
-    tfds: str = ""  # its name in TFDS
-    test_split: str = "test"  # name of the split to test on; ImageNet's is validation
+    tfds: str = ""  # its name in TFDS, if it has to be prepared
+    test_split: str = "test"  # name of the split to test on
+    synthetic: bool = False  # noise, to measure speed
 
 
 DATASETS = {
-    "digits": Spec(
-        10,
-        (8, 8, 1),
-        1_437,
-        360,
-        "handwritten digits (Alpaydin & Kaynak 1998, UCI), from scikit-learn",
-        embedded=True,
-    ),
-    "cifar10": Spec(10, (32, 32, 3), 50_000, 10_000, "Krizhevsky 2009", tfds="cifar10"),
-    "cifar100": Spec(100, (32, 32, 3), 50_000, 10_000, "Krizhevsky 2009", tfds="cifar100"),
-    "mnist": Spec(10, (28, 28, 1), 60_000, 10_000, "LeCun et al. 1998", tfds="mnist"),
-    "fashion_mnist": Spec(
-        10, (28, 28, 1), 60_000, 10_000, "Xiao et al. 2017", tfds="fashion_mnist"
-    ),
-    "svhn": Spec(10, (32, 32, 3), 73_257, 26_032, "Netzer et al. 2011", tfds="svhn_cropped"),
-    "imagenet2012": Spec(
-        1000,
-        None,
-        1_281_167,
-        50_000,
-        "Russakovsky et al. 2015",
-        tfds="imagenet2012",
-        test_split="validation",
-    ),
-    "oxford_iiit_pet": Spec(37, None, 3_680, 3_669, "Parkhi et al. 2012", tfds="oxford_iiit_pet"),
-    "oxford_flowers102": Spec(
-        102, None, 1_020, 6_149, "Nilsback & Zisserman 2008", tfds="oxford_flowers102"
-    ),
-    "synthetic_cifar": Spec(
-        10,
-        (32, 32, 3),
-        50_000,
-        1_000,
-        "noise in the shape of CIFAR-10, to measure speed",
-        embedded=True,
-        synthetic=True,
-    ),
-    "synthetic_imagenet": Spec(
-        1000,
-        (224, 224, 3),
-        1_281,
-        50,
-        "noise in the shape of ImageNet, a thousandth of its size, to measure speed",
-        embedded=True,
-        synthetic=True,
-    ),
+    # Handwritten digits, part of scikit-learn (Alpaydin & Kaynak 1998, UCI).
+    "digits": DatasetInfo(10, (8, 8, 1), 1_437, 360),
+    # Krizhevsky 2009
+    "cifar10": DatasetInfo(10, (32, 32, 3), 50_000, 10_000, "cifar10"),
+    "cifar100": DatasetInfo(100, (32, 32, 3), 50_000, 10_000, "cifar100"),
+    # LeCun et al. 1998
+    "mnist": DatasetInfo(10, (28, 28, 1), 60_000, 10_000, "mnist"),
+    # Xiao et al. 2017
+    "fashion_mnist": DatasetInfo(10, (28, 28, 1), 60_000, 10_000, "fashion_mnist"),
+    # Netzer et al. 2011
+    "svhn": DatasetInfo(10, (32, 32, 3), 73_257, 26_032, "svhn_cropped"),
+    # Russakovsky et al. 2015
+    "imagenet2012": DatasetInfo(1000, None, 1_281_167, 50_000, "imagenet2012", "validation"),
+    # Parkhi et al. 2012
+    "oxford_iiit_pet": DatasetInfo(37, None, 3_680, 3_669, "oxford_iiit_pet"),
+    # Nilsback & Zisserman 2008
+    "oxford_flowers102": DatasetInfo(102, None, 1_020, 6_149, "oxford_flowers102"),
+    # The shape of CIFAR-10, and that of ImageNet with a thousandth of its images.
+    "synthetic_cifar": DatasetInfo(10, (32, 32, 3), 50_000, 1_000, synthetic=True),
+    "synthetic_imagenet": DatasetInfo(1000, (224, 224, 3), 1_281, 50, synthetic=True),
 }
 
 

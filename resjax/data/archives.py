@@ -30,23 +30,15 @@ class Content(NamedTuple):
     names: Mapping[str, Sequence[str]]  # class names by feature, if the archive contains them
 
 
-class Archive(NamedTuple):
-    """A published file."""
-
-    url: str
-    members: Mapping[str, str | None]  # "algorithm:hex digest" of each; None: none is published
-    optional: bool = False  # is not downloaded, but read if it exists
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.url).name
+Members = Mapping[str, str | None]  # "algorithm:hex digest" by name; None: none is published
 
 
 class Release(NamedTuple):
     """One of the formats in which a dataset is published."""
 
     read: Callable[[Mapping[str, bytes]], Content]  # from the members' contents
-    archives: Sequence[Archive]
+    archives: Mapping[str, Members]  # by URL
+    optional: Mapping[str, Members] = {}  # not downloaded, but read if they exist
 
 
 MNIST_SPLITS = {"train": "train", "test": "t10k"}  # prefixes of the files
@@ -143,14 +135,9 @@ def read_svhn(members: Mapping[str, bytes]) -> Content:
     return Content(splits, {})
 
 
-def _idx_release(url: str, *digests: str) -> Release:
-    names = [
-        f"{prefix}-{kind}-ubyte"
-        for prefix in MNIST_SPLITS.values()
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    archives = zip(names, digests, strict=True)
-    return Release(read_idx, [Archive(f"{url}{name}.gz", {name: md5}) for name, md5 in archives])
+def _files(url: str, digests: Mapping[str, str], suffix: str = "") -> Mapping[str, Members]:
+    """Returns the archives below `url` that contain one file each."""
+    return {f"{url}{name}{suffix}": {name: digest} for name, digest in digests.items()}
 
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
@@ -160,61 +147,67 @@ SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 RELEASES: dict[str, Sequence[Release]] = {
     # Digests: widely published, by CMake and CI scripts that download the files.
     "mnist": [
-        _idx_release(
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            "md5:6bbc9ace898e44ae57da46a324031adb",
-            "md5:a25bea736e30d166cdddb491f175f624",
-            "md5:2646ac647ad5339dbf082846283269ea",
-            "md5:27ae3e4e09519cfbb04c329615203637",
+        Release(
+            read_idx,
+            _files(
+                "https://storage.googleapis.com/cvdf-datasets/mnist/",
+                {
+                    "train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
+                    "train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
+                    "t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
+                    "t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637",
+                },
+                suffix=".gz",
+            ),
         )
     ],
     # Digests: published as MNIST's are; equal to those of Debian's package dataset-fashion-mnist.
     "fashion_mnist": [
-        _idx_release(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            "md5:9018921c3c673c538a1fc5bad174d6f9",
-            "md5:8181f5470baa50b63fa0f6fddb340f0a",
-            "md5:15d484375f8d13e6eb1aabb0c3f46965",
+        Release(
+            read_idx,
+            _files(
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                {
+                    "train-images-idx3-ubyte": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                    "train-labels-idx1-ubyte": "md5:9018921c3c673c538a1fc5bad174d6f9",
+                    "t10k-images-idx3-ubyte": "md5:8181f5470baa50b63fa0f6fddb340f0a",
+                    "t10k-labels-idx1-ubyte": "md5:15d484375f8d13e6eb1aabb0c3f46965",
+                },
+                suffix=".gz",
+            ),
         )
     ],
     # Digests: MXNet's (gluon.data.vision) of the binary format, torchvision's of the pickled one.
     "cifar10": [
         Release(
             partial(read_cifar_binary, labels={"label": "batches.meta.txt"}),
-            [
-                Archive(
-                    f"{CIFAR_URL}cifar-10-binary.tar.gz",
-                    {
-                        "data_batch_1.bin": "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
-                        "data_batch_2.bin": "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
-                        "data_batch_3.bin": "sha1:1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
-                        "data_batch_4.bin": "sha1:aab85764eb3584312d3c7f65fd2fd016e36a258e",
-                        "data_batch_5.bin": "sha1:26e2849e66a845b7f1e4614ae70f4889ae604628",
-                        "test_batch.bin": "sha1:67eb016db431130d61cd03c7ad570b013799c88c",
-                        "batches.meta.txt": None,
-                    },
-                )
-            ],
+            {
+                f"{CIFAR_URL}cifar-10-binary.tar.gz": {
+                    "data_batch_1.bin": "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+                    "data_batch_2.bin": "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+                    "data_batch_3.bin": "sha1:1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+                    "data_batch_4.bin": "sha1:aab85764eb3584312d3c7f65fd2fd016e36a258e",
+                    "data_batch_5.bin": "sha1:26e2849e66a845b7f1e4614ae70f4889ae604628",
+                    "test_batch.bin": "sha1:67eb016db431130d61cd03c7ad570b013799c88c",
+                    "batches.meta.txt": None,
+                }
+            },
         ),
         Release(
             partial(
                 read_cifar_python, meta="batches.meta", labels={"label": ("labels", "label_names")}
             ),
-            [
-                Archive(
-                    f"{CIFAR_URL}cifar-10-python.tar.gz",
-                    {
-                        "data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
-                        "data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
-                        "data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
-                        "data_batch_4": "md5:634d18415352ddfa80567beed471001a",
-                        "data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
-                        "test_batch": "md5:40351d587109b95175f43aff81a1287e",
-                        "batches.meta": "md5:5ff9c542aee3614f3951f8cda6e48888",
-                    },
-                )
-            ],
+            {
+                f"{CIFAR_URL}cifar-10-python.tar.gz": {
+                    "data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
+                    "data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
+                    "data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
+                    "data_batch_4": "md5:634d18415352ddfa80567beed471001a",
+                    "data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
+                    "test_batch": "md5:40351d587109b95175f43aff81a1287e",
+                    "batches.meta": "md5:5ff9c542aee3614f3951f8cda6e48888",
+                }
+            },
         ),
     ],
     "cifar100": [
@@ -223,17 +216,14 @@ RELEASES: dict[str, Sequence[Release]] = {
                 read_cifar_binary,
                 labels={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
             ),
-            [
-                Archive(
-                    f"{CIFAR_URL}cifar-100-binary.tar.gz",
-                    {
-                        "train.bin": "sha1:e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
-                        "test.bin": "sha1:8fb6623e830365ff53cf14adec797474f5478006",
-                        "coarse_label_names.txt": None,
-                        "fine_label_names.txt": None,
-                    },
-                )
-            ],
+            {
+                f"{CIFAR_URL}cifar-100-binary.tar.gz": {
+                    "train.bin": "sha1:e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
+                    "test.bin": "sha1:8fb6623e830365ff53cf14adec797474f5478006",
+                    "coarse_label_names.txt": None,
+                    "fine_label_names.txt": None,
+                }
+            },
         ),
         Release(
             partial(
@@ -244,37 +234,28 @@ RELEASES: dict[str, Sequence[Release]] = {
                     "label": ("fine_labels", "fine_label_names"),
                 },
             ),
-            [
-                Archive(
-                    f"{CIFAR_URL}cifar-100-python.tar.gz",
-                    {
-                        "train": "md5:16019d7e3df5f24257cddd939b257f8d",
-                        "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
-                        "meta": "md5:7973b15100ade9c7d40fb424638fde48",
-                    },
-                )
-            ],
+            {
+                f"{CIFAR_URL}cifar-100-python.tar.gz": {
+                    "train": "md5:16019d7e3df5f24257cddd939b257f8d",
+                    "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
+                    "meta": "md5:7973b15100ade9c7d40fb424638fde48",
+                }
+            },
         ),
     ],
     # Digests: torchvision's.
     "svhn_cropped": [
         Release(
             read_svhn,
-            [
-                Archive(
-                    f"{SVHN_URL}train_32x32.mat",
-                    {"train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373"},
-                ),
-                Archive(
-                    f"{SVHN_URL}test_32x32.mat",
-                    {"test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3"},
-                ),
-                Archive(  # 1.3 GB, half a million easier digits
-                    f"{SVHN_URL}extra_32x32.mat",
-                    {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"},
-                    optional=True,
-                ),
-            ],
+            _files(
+                SVHN_URL,
+                {
+                    "train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
+                    "test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3",
+                },
+            ),
+            # 1.3 GB, half a million easier digits.
+            optional=_files(SVHN_URL, {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"}),
         )
     ],
 }
@@ -290,15 +271,14 @@ def read_archives(name: str, folder: Path) -> Content:
         raise DataError(f"{folder}: no such folder")
     missing = []
     for release in RELEASES[name]:
-        found = [(archive, _find(folder, archive.name)) for archive in release.archives]
-        lacks = [archive.name for archive, path in found if not (path or archive.optional)]
+        lacks = [url for url in release.archives if not _find(folder, url)]
         if not lacks:
             members: dict[str, bytes] = {}
-            for archive, path in found:
-                if path:
-                    members |= _verified_members(path, archive)
+            for url, expected in {**release.archives, **release.optional}.items():
+                if path := _find(folder, url):
+                    members |= _verified_members(path, expected)
             return release.read(members)
-        missing.append(" and ".join(lacks))
+        missing.append(" and ".join(map(_file_name, lacks)))
     raise DataError(f"{folder} lacks {', or '.join(missing)}")
 
 
@@ -309,33 +289,35 @@ def download_archives(name: str, folder: Path, announce: Callable[[str], None]) 
       UserError: an archive cannot be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for archive in RELEASES[name][0].archives:
-        path = folder / archive.name
-        if not archive.optional and not path.exists():
-            download(archive.url, path, announce, "name its folder with --from=DIR")
+    for url in RELEASES[name][0].archives:
+        path = folder / _file_name(url)
+        if not path.exists():
+            download(url, path, announce, "name its folder with --from=DIR")
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """Returns the path of a file or of its unzipped copy."""
-    paths = (folder / name, folder / name.removesuffix(".gz"))
-    return next((path for path in paths if path.is_file()), None)
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
-def _verified_members(path: Path, archive: Archive) -> dict[str, bytes]:
+def _find(folder: Path, url: str) -> Path | None:
+    """Returns the path of a downloaded file or of its unzipped copy."""
+    names = (_file_name(url), _file_name(url).removesuffix(".gz"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _verified_members(path: Path, expected: Members) -> dict[str, bytes]:
     try:
-        members = {name: data for name, data in _unpack(path) if name in archive.members}
+        members = {name: data for name, data in _unpack(path) if name in expected}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path}: cannot be unpacked, it is damaged: {one_line(error)}") from error
-    if lacks := archive.members.keys() - members.keys():
+    if lacks := expected.keys() - members.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
-    for name, digest in archive.members.items():
-        if digest is None:
-            continue
-        algorithm, _, expected = digest.partition(":")
-        if (found := hashlib.new(algorithm, members[name]).hexdigest()) != expected:
+    for name, digest in expected.items():
+        algorithm, _, published = (digest or "").partition(":")
+        if digest and (found := hashlib.new(algorithm, members[name]).hexdigest()) != published:
             where = path if path.name == name else f"{path}: {name}"
             raise DataError(
-                f"{where} has {algorithm} {found}, the published one {expected}; it is damaged "
+                f"{where} has {algorithm} {found}, the published one {published}; it is damaged "
                 "or another file"
             )
     return members

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data import DATASETS, Spec, invalid_name
+from resjax.data import DATASETS, DatasetInfo, invalid_name
 from resjax.data.cache import cached_arrays
 from resjax.data.decoding import as_array, as_image, decode, open_image, resize
 from resjax.data.examples import (
@@ -166,15 +166,15 @@ def _open_source(name: str) -> Source:
         return open_npz(Path(rest).expanduser())
     if name == "digits":
         return digits()
-    spec = DATASETS.get(name)
-    if spec and spec.synthetic:
-        return synthetic(name, spec)
+    info = DATASETS.get(name)
+    if info and info.synthetic:
+        return synthetic(name, info)
     try:
-        if spec is None:
-            return open_prepared(rest, name)
-        return open_prepared(spec.tfds, name, spec.test_split)
+        return (
+            open_prepared(info.tfds, name, info.test_split) if info else open_prepared(rest, name)
+        )
     except NotPreparedError as error:
-        embedded = ", ".join(key for key, spec in DATASETS.items() if spec.embedded)
+        embedded = ", ".join(key for key, info in DATASETS.items() if not info.tfds)
         raise NotPreparedError(
             f"dataset {name!r} is not prepared in {data_dir()}: run `resjax data prepare {name}`; "
             f"embedded: {embedded}"
@@ -273,17 +273,17 @@ def digits() -> Source:
     return array_source("digits", splits, tuple(map(str, range(10))))
 
 
-def synthetic(name: str, spec: Spec) -> Source:
+def synthetic(name: str, info: DatasetInfo) -> Source:
     """Returns noise in a dataset's shape, always the same, to measure speed."""
     generator = np.random.default_rng(0)
-    assert spec.image_shape
+    assert info.image_shape
 
     def split(shape: Shape, count: int) -> Split:
         images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        return Split(images, generator.integers(0, spec.classes, count, dtype=np.int32))
+        return Split(images, generator.integers(0, info.classes, count, dtype=np.int32))
 
     splits = {
-        "train": split(spec.image_shape, spec.train_images),
-        "test": split(spec.image_shape, spec.test_images),
+        "train": split(info.image_shape, info.train_images),
+        "test": split(info.image_shape, info.test_images),
     }
-    return array_source(name, splits, tuple(map(str, range(spec.classes))))
+    return array_source(name, splits, tuple(map(str, range(info.classes))))

@@ -1,9 +1,7 @@
 """Datasets as sequences of examples, split expressions, and the errors of reading data."""
 
-import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,12 +87,12 @@ class Slices:
         return sum(stop - start for _, start, stop in self.parts)
 
     def __getitem__(self, index: int) -> Example:
-        ends = list(accumulate(stop - start for _, start, stop in self.parts))
-        if not 0 <= index < ends[-1]:
-            raise IndexError(index)
-        part = bisect.bisect_right(ends, index)
-        examples, _, stop = self.parts[part]
-        return examples[stop - (ends[part] - index)]
+        offset = index
+        for examples, start, stop in self.parts:
+            if 0 <= offset < stop - start:
+                return examples[start + offset]
+            offset -= stop - start
+        raise IndexError(index)
 
 
 def select(expression: str, splits: Mapping[str, Examples]) -> Slices:

@@ -35,8 +35,8 @@ def prepare(name: str, source: Path | None, announce: Callable[[str], None]) -> 
     """
     if why := invalid_name(name):
         raise DataError(why)
-    spec = DATASETS.get(name)
-    tfds_name = spec.tfds if spec else name.removeprefix("tfds:")
+    info = DATASETS.get(name)
+    tfds_name = info.tfds if info else name.removeprefix("tfds:")
     if not tfds_name or name.startswith(("folder:", "npz:")):
         raise DataError(f"{name} needs no preparation")
     try:

@@ -112,6 +112,20 @@ def svhn():
     return {"train_32x32.mat": mat(COLOR, LABELS), "test_32x32.mat": mat(COLOR[::-1], LABELS[::-1])}
 
 
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def file_name(url):
+    return url.rpartition("/")[2]
+
+
+def first_archive(name):
+    """The file name and the members of a dataset's first archive."""
+    url, members = next(iter(RELEASES[name][0].archives.items()))
+    return file_name(url), members
+
+
 CONTENTS = [
     ("mnist", 0, mnist),
     ("cifar10", 0, cifar10_binary),
@@ -126,22 +140,18 @@ CONTENTS = [
 def publish(tmp_path, monkeypatch):
     """Publishes other contents under a dataset's name: `publish(name, release, contents)`."""
 
-    def write(name, form, contents):
-        published = RELEASES[name][form]
-        files = []
-        for file in published.archives:
-            if file.optional:
-                continue
-            inside = {member: contents[member] for member in file.members}
-            pack(tmp_path / file.name, inside)
-            digests = {
-                member: digest and f"md5:{hashlib.md5(inside[member]).hexdigest()}"
-                for member, digest in file.members.items()
+    def write(name, release, contents):
+        archives = {}
+        for url, members in RELEASES[name][release].archives.items():
+            inside = {member: contents[member] for member in members}
+            pack(tmp_path / file_name(url), inside)
+            archives[url] = {
+                member: digest and f"md5:{md5(inside[member])}"
+                for member, digest in members.items()
             }
-            files.append(file._replace(members=digests))
-        forms = list(RELEASES[name])
-        forms[form] = published._replace(archives=files)
-        monkeypatch.setitem(RELEASES, name, forms)
+        releases = list(RELEASES[name])
+        releases[release] = releases[release]._replace(archives=archives)
+        monkeypatch.setitem(RELEASES, name, releases)
         return tmp_path
 
     return write
@@ -183,27 +193,23 @@ def test_recompressed_and_unpacked_archives_are_accepted(publish):
 def test_changed_content_is_refused_with_both_digests(publish, name):
     contents = mnist() if name == "mnist" else cifar10_binary()
     folder = publish(name, 0, contents)
-    file = RELEASES[name][0].archives[0]
-    member = next(iter(file.members))
+    file, members = first_archive(name)
+    member = next(iter(members))
     before = contents[member]
     contents[member] = before[:-1] + bytes([before[-1] ^ 1])
-    pack(folder / file.name, {inside: contents[inside] for inside in file.members})
+    pack(folder / file, {inside: contents[inside] for inside in members})
     with pytest.raises(DataError) as refused:
         read_archives(name, folder)
-    for said in (f"{folder / file.name}: {member}", *map(md5, (before, contents[member]))):
+    for said in (f"{folder / file}: {member}", *map(md5, (before, contents[member]))):
         assert said in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def md5(content):
-    return hashlib.md5(content).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn_cropped"])
 def test_a_truncated_archive_is_named(publish, name):
     contents = {"mnist": mnist, "cifar10": cifar10_binary, "svhn_cropped": svhn}[name]()
     folder = publish(name, 0, contents)
-    path = folder / RELEASES[name][0].archives[0].name
+    path = folder / first_archive(name)[0]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=f"^{path}") as refused:
         read_archives(name, folder)
@@ -234,8 +240,8 @@ def served(publish, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         form = RELEASES["mnist"][0]
         url = f"http://127.0.0.1:{server.server_port}"
-        files = [file._replace(url=f"{url}/{file.name}") for file in form.archives]
-        monkeypatch.setitem(RELEASES, "mnist", [form._replace(archives=files)])
+        archives = {f"{url}/{file_name(old)}": new for old, new in form.archives.items()}
+        monkeypatch.setitem(RELEASES, "mnist", [form._replace(archives=archives)])
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
