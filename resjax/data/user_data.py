@@ -55,25 +55,19 @@ def open_folder(root: Path) -> Source:
         raise DataError(f"{root}: no such folder")
     folders = _folders(root)
     if "train" not in folders:
-        files, labels = _images(root, folders)
+        whole = _examples(root, folders)
+        parts = zip(("train", "test"), hold_out_fifth(np.array(whole.labels)), strict=True)
         splits = {
-            split: FileExamples(root, [files[i] for i in part], [labels[i] for i in part])
-            for split, part in zip(("train", "test"), hold_out_fifth(np.array(labels)), strict=True)
+            split: FileExamples(
+                root, [whole.files[i] for i in part], [whole.labels[i] for i in part]
+            )
+            for split, part in parts
         }
         return Source(splits, tuple(folders), None)
     class_names = _folders(root / "train")
     names = ["train", *(name for name in TEST_NAMES if name in folders)]
-    splits = {name: _part(root / name, class_names) for name in names}
+    splits = {name: _examples(root / name, class_names) for name in names}
     return Source(splits, tuple(class_names), None, test=names[1] if names[1:] else None)
-
-
-def _part(root: Path, class_names: Sequence[str]) -> FileExamples:
-    classes = _folders(root)
-    if unknown := sorted(set(classes) - set(class_names)):
-        raise DataError(f"{root / unknown[0]}: the training part has no such class")
-    numbers = [class_names.index(name) for name in classes]
-    files, labels = _images(root, classes)
-    return FileExamples(root, files, [numbers[label] for label in labels])
 
 
 def _folders(root: Path) -> list[str]:
@@ -84,16 +78,18 @@ def _folders(root: Path) -> list[str]:
     return classes
 
 
-def _images(root: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
+def _examples(root: Path, class_names: Sequence[str]) -> FileExamples:
     files: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
+    for name in _folders(root):
+        if name not in class_names:
+            raise DataError(f"{root / name}: the training part has no such class")
         found = [path.relative_to(root).as_posix() for path in image_files(root / name)]
         if not found:
             raise DataError(f"{root / name}: contains no image (.jpg, .png, ...)")
         files += found
-        labels += [label] * len(found)
-    return files, labels
+        labels += [class_names.index(name)] * len(found)
+    return FileExamples(root, files, labels)
 
 
 def image_files(folder: Path) -> list[Path]:
