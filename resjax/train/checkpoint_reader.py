@@ -27,7 +27,7 @@ WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the fi
 StateTemplate = Callable[[int], Any]
 """Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with
 shardings, whose shapes, dtypes and placement the restored arrays get. PRNG keys may be among them.
-It may return None, for all arrays of the checkpoint by name, on the CPU.
+Without a template a checkpoint is a dict of all its arrays by name, on the CPU.
 """
 
 
@@ -52,7 +52,7 @@ class CheckpointReader:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def restore_latest(self, template: StateTemplate) -> Restored | None:
+    def restore_latest(self, template: StateTemplate | None) -> Restored | None:
         """Restores the newest checkpoint that passes verification, or returns None without one.
 
         Raises:
@@ -60,7 +60,9 @@ class CheckpointReader:
         """
         return self._first_intact(reversed(self.steps()), template)
 
-    def restore_selected(self, which: str, template: StateTemplate, primary: Metric) -> Restored:
+    def restore_selected(
+        self, which: str, template: StateTemplate | None, primary: Metric
+    ) -> Restored:
         """Restores the `last` checkpoint, the `best` by the primary metric, or that of a step.
 
         Raises:
@@ -80,14 +82,14 @@ class CheckpointReader:
             raise UserError(f"{self.folder} has no intact checkpoint; train with `resjax train`")
         return found
 
-    def restore_step(self, step: int, template: StateTemplate) -> Restored | None:
+    def restore_step(self, step: int, template: StateTemplate | None) -> Restored | None:
         """Restores the checkpoint of a step; warns and returns None if it is damaged.
 
         Raises:
           UserError: it is intact, but belongs to another network.
         """
-        state, damage = template(step), ""
-        targets = None if state is None else named_arrays(state)
+        state = template(step) if template else None
+        targets, damage = named_arrays(state) if template else None, ""
         try:
             arrays, record = read_checkpoint(self.folder / str(step), targets)
         except DamagedError as error:
@@ -101,7 +103,9 @@ class CheckpointReader:
         self._skip_damaged(step, damage or "another process could not read it")
         return None
 
-    def _first_intact(self, steps: Iterable[int], template: StateTemplate) -> Restored | None:
+    def _first_intact(
+        self, steps: Iterable[int], template: StateTemplate | None
+    ) -> Restored | None:
         return next(filter(None, (self.restore_step(step, template) for step in steps)), None)
 
     def _skip_damaged(self, step: int, damage: str) -> None:

@@ -91,7 +91,7 @@ class CheckpointManager(CheckpointReader):
         except Exception as error:
             self._warn_of_failure(error)
 
-    def restore_latest(self, template: StateTemplate) -> Restored | None:
+    def restore_latest(self, template: StateTemplate | None) -> Restored | None:
         self.wait()
         return super().restore_latest(template)
 

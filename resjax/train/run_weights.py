@@ -37,7 +37,7 @@ def read_run(folder: Path, which: str, warn: Warn) -> Weights:
     try:
         path = folder / "provenance.json"
         provenance = read_json_object(path) if path.exists() else {}
-        restored = reader.restore_selected(which, lambda _: None, primary_metric(provenance, path))
+        restored = reader.restore_selected(which, None, primary_metric(provenance, path))
     except ValueError as error:
         raise UserError(str(error)) from error
     record, arrays = restored.record, jax.device_get(restored.state)

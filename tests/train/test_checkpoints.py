@@ -75,6 +75,12 @@ def test_shapes_are_a_template_and_place_what_is_restored(checkpoints):
     assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {device}
 
 
+def test_without_a_template_all_arrays_come_by_name(checkpoints):
+    checkpoints.save_and_wait(state_at(7), 7, RECORD)
+    arrays = checkpoints.restore_latest(None).state
+    assert bits(arrays) == bits(state_at(7))
+
+
 def test_a_restored_key_draws_the_same_numbers(checkpoints):
     checkpoints.save(state_at(7), 7, RECORD)
     restored = checkpoints.restore_latest(lambda _: state_at(0, seed=1)).state
