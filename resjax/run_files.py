@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 LARGEST_STEP = 2**53
 
+
 RENAMED_FIELDS = {
     "data.subset": "data.subset_seed",
     "train.accumulate": "train.accumulation_steps",
+    "train.label_smoothing": "task.options.label_smoothing",
     "transfer.stage_factor": "transfer.layer_decay",
 }
 """Config fields by the names that earlier versions wrote, and their names now."""

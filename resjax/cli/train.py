@@ -38,12 +38,12 @@ def run(args: Namespace) -> None:
         distributed.join(cluster)
     if not joins or distributed.is_main_process():
         require_writable(args.workdir)
-    from resjax.train.loop import require_program, train
+    from resjax.train.loop import require_trainer, train
     from resjax.train.progress import console
-    from resjax.train.step import keep_compiled
+    from resjax.xla.compile_options import enable_compilation_cache
 
-    require_program(config)  # the last check that can refuse, before anything is written
-    keep_compiled(args.workdir / "compiled")
+    require_trainer(config)  # the last check that can refuse, before anything is written
+    enable_compilation_cache(args.workdir / "compiled")
     with (
         open(os.devnull, "w") as nowhere,
         distributed.exit_when_peer_is_lost(),
@@ -62,11 +62,11 @@ def run(args: Namespace) -> None:
 def _profile(config: Config, steps: int, folder: Path, out: TextIO) -> None:
     """Prints the ten operations that take most of a step's time."""
     from resjax.train.profiling import profile
-    from resjax.train.step import program
+    from resjax.train.trainer import trainer_for
 
     rows = [
         (operation.name, f"{1e3 * operation.seconds / steps:.3f} ms", f"{operation.share:.1%}")
-        for operation in profile(program(config), steps, folder)[:10]
+        for operation in profile(trainer_for(config), steps, folder)[:10]
     ]
     print_table(("operation", "per step", "share"), rows, out)
     print(f"trace, for Perfetto or XProf: {folder}", file=out)

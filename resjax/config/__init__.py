@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resjax.config.checks import conflicts
+from resjax.config.checks import SCHEDULES, conflicts
 from resjax.config.initial_weights import WEIGHTS_DESCRIPTION, fill_model, model_of
 from resjax.config.python_files import errors_in, import_file
 from resjax.config.schema import (
@@ -35,9 +35,11 @@ from resjax.config.schema import (
     SECTIONS,
     Config,
     Data,
+    Diagnostics,
     Model,
     Optimizer,
     Parallel,
+    Task,
     Transfer,
     find_field,
     no_such_field,
@@ -47,12 +49,15 @@ from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.run_files import rename_fields
 
 __all__ = [
+    "SCHEDULES",
     "WEIGHTS_DESCRIPTION",
     "Config",
     "Data",
+    "Diagnostics",
     "Model",
     "Optimizer",
     "Parallel",
+    "Task",
     "Transfer",
     "default_config",
     "digest",

@@ -152,8 +152,6 @@ class Train:
     nonfinite: Literal["stop", "skip", "record"] = "stop"
     """When the loss is not finite. stop: end the run and locate the first nonfinite value. skip:
     leave out the step, also if only a gradient is not finite. record: write null and continue."""
-    label_smoothing: Fraction = 0.0
-    """Probability mass that training labels spread evenly over all classes."""
     accumulation_steps: Positive = 1
     """Parts of a batch whose gradients are computed one after the other and averaged, to save
     memory. Each part has its own BN statistics."""

@@ -81,9 +81,9 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
         if workers > 1:
             _train_in_workers(queue, workers, workdir / "compiled", stop)
         elif workers:
-            from resjax.train.step import keep_compiled  # imports JAX; each worker has its own
+            from resjax.xla.compile_options import enable_compilation_cache  # JAX
 
-            keep_compiled(workdir / "compiled")
+            enable_compilation_cache(workdir / "compiled")
             queue.train(partial(attempt, stop=stop))
     return sum(run.state == "failed" for run in runs)
 

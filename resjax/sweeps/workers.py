@@ -157,9 +157,9 @@ def _serve(link: Connection, resources: Resources, cache_dir: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
     threading.Thread(target=_exit_with_launcher, daemon=True).start()
     resources.claim()
-    from resjax.train.step import keep_compiled
+    from resjax.xla.compile_options import enable_compilation_cache
 
-    keep_compiled(cache_dir)
+    enable_compilation_cache(cache_dir)
     with stop_on_signals((signal.SIGTERM,)) as stop, suppress(Stopped, BrokenPipeError):
         while True:
             config, folder = link.recv()

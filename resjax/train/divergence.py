@@ -1,6 +1,5 @@
-"""Where a run diverged: the layers whose outputs and gradients were first not finite."""
+"""Names the step and the layers in which a run's loss was first not finite."""
 
-from contextlib import closing
 from typing import Any
 
 import jax
@@ -9,46 +8,51 @@ import numpy as np
 from resjax.models.count import layers
 from resjax.models.layout import unrolled
 from resjax.models.resnet import build
-from resjax.train.sources import Streamed
-from resjax.train.step import Program, State
+from resjax.train.freezing import merge
+from resjax.train.state import TrainState
+from resjax.train.trainer import StepRunner, Trainer
 
 
-def origin(program: Program, state: State, seed: int) -> str:
-    """Takes the next step of a state once more, and says in words what of it is not finite.
+def locate_nonfinite(trainer: Trainer, state: TrainState, seed: int) -> str:
+    """Diagnoses the next step of a state, and says in words what is not finite in it.
 
     Args:
-      program: of the run.
-      state: under `train.nonfinite=stop` that in which the loss was first not finite.
+      trainer: of the run.
+      state: under `train.nonfinite=stop` the one in which the loss was first not finite.
       seed: of the run.
     """
-    one = program.backend.one(state)
-    step = int(one.step)
-    if weight := _first(program, {"params": jax.device_get(one.params)}, backwards=True):
-        return f"the gradient of {weight} was the first that was not, in step {step}"
-    split = program.train_split
-    if isinstance(program.source, Streamed):
-        with closing(program.source.training(seed, step)) as batches:
-            split = next(batches)
-    state = program.thawed(state, program.phase_at(step))
-    _, found = program.backend.compile_steps(program.probe, 1)(state, split)
+    saved = trainer.backend.unreplicate(state)
+    step = int(saved.step)
+    if parameter := _first(trainer, {"params": jax.device_get(saved.params)}, backwards=True):
+        return f"the gradient of {parameter} was the first that was not, in step {step}"
+    phase = trainer.phase_at(step)
+    state = trainer.enter_phase(state, phase)
+    measured = {
+        "gradients": lambda context: context.gradients,
+        "batch_stats": lambda context: context.batch_stats,
+    }
+    with StepRunner(trainer, seed, step) as runner:
+        found = trainer.compile_diagnosis(state, phase, measured).call(state, runner.arrays)
     found = jax.device_get(found)
     where = [f"first in step {step + 1}"]
-    if output := _first(program, {"batch_stats": found["batch_stats"]}):
+    if output := _first(trainer, {"batch_stats": found["batch_stats"]}):
         where.append(f"forward from {output}")
-    if gradient := _first(program, {"params": found["params"]}, backwards=True):
+    # A frozen parameter has no gradient; here it counts as one that is finite.
+    gradients = merge(found["gradients"], jax.tree.map(np.zeros_like, jax.device_get(saved.params)))
+    if gradient := _first(trainer, {"params": gradients}, backwards=True):
         where.append(f"backward from the gradient of {gradient}")
     return ", ".join(where)
 
 
-def _first(program: Program, variables: Any, backwards: bool = False) -> str | None:
-    """The first layer, in the order of the network or against it, that is not finite."""
+def _first(trainer: Trainer, variables: Any, backwards: bool = False) -> str | None:
+    """Returns the first layer that is not finite, in forward or backward order, or None."""
     (collection,) = unrolled(variables).values()
     bad = {
         jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         for path, leaf in jax.tree.leaves_with_path(collection)
         if not np.isfinite(leaf).all()
     }
-    model = build(program.config.model, classes=program.classes)
-    order = [layer.path for layer in layers(model, program.image_shape)]
+    model = build(trainer.config.model, head=trainer.task.head())
+    order = [layer.path for layer in layers(model, trainer.image_shape)]
     ordered = [path for path in (reversed(order) if backwards else order) if path in bad]
     return next(iter([*ordered, *sorted(bad)]), None)

@@ -87,8 +87,8 @@ def replace_variables(state: Any, initial: Weights, transfer: Transfer) -> Any:
         )
 
     own = {"params": state.params, "batch_stats": state.batch_stats}
-    average = None if state.average is None else jax.tree.map_with_path(replaced, state.average)
-    return state._replace(**jax.tree.map_with_path(replaced, own), average=average)
+    ema = None if state.ema is None else jax.tree.map_with_path(replaced, state.ema)
+    return state._replace(**jax.tree.map_with_path(replaced, own), ema=ema)
 
 
 def normalization_statistics(

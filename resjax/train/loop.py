@@ -1,39 +1,36 @@
 """The training loop: one run, from its config to its summary.
 
-The loop only dispatches: it fetches the metrics of one dispatch when the next is under way, so the
-device never waits for the host. A run may end at any moment and in any way; the same call goes on
-from the newest checkpoint that verifies, and finds what it would have found.
+The loop only dispatches: it fetches the metrics of one dispatch while the next one runs, so the
+device never waits for the host. A run can be interrupted at any moment; the same call resumes it
+from the newest checkpoint that passes verification, and continues with the same results.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from resjax.config import Config, from_dict, to_dict
-from resjax.data.examples import DataError
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError
 from resjax.models.presets import ImpossibleNetworkError
-from resjax.run_files import CLASSIFICATION_ERROR, parse_measurement
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import is_main_process
-from resjax.train.divergence import origin
+from resjax.train.divergence import locate_nonfinite
+from resjax.train.history import History, NotFiniteError
 from resjax.train.identity import require_compatible, require_same_run
 from resjax.train.lock import locked
-from resjax.train.memory import exhaustion_told, require_room
-from resjax.train.progress import Listener, Progress, Warn, print_warning
+from resjax.train.memory import report_exhaustion, require_memory
+from resjax.train.progress import Listener, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
-from resjax.train.sources import Streamed
-from resjax.train.step import Compiled, Metrics, Program, State, program
+from resjax.train.state import TrainState
+from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trainer_for
 from resjax.transfer.weights import describe_run
 
 
@@ -45,99 +42,88 @@ def train(
     stop: StopRequest | None = None,
     warn: Warn = print_warning,
 ) -> dict[str, Any]:
-    """Trains one network, or goes on where `workdir` left off; a finished run stays as it is.
+    """Trains one network, or resumes it; a finished run is left as it is.
 
     Args:
       config: resolved.
-      workdir: the run folder; made where it is not there.
-      on_progress: is told whenever metrics came in.
-      announce: is told before the first step what it will cost.
-      stop: asked after every dispatch whether to end here.
-      warn: is told of what the run survives: damaged checkpoints, a full disk.
+      workdir: the run folder, which is created if necessary.
+      on_progress: called whenever metrics arrive.
+      announce: called once before training with a summary: parameters, memory, compile time.
+      stop: asked after every dispatch whether to stop.
+      warn: called with what the run survives: damaged checkpoints, a full disk.
 
     Returns:
       The summary, as summary.json holds it.
 
     Raises:
-      UserError: `workdir` holds another config's run, or another process trains in it; the dataset
-        is not here; pretrained weights do not fit; the batch does not fit into the devices' memory;
-        the loss is not finite any more; the end could not be saved.
-      Stopped: it was asked to stop, and has saved.
+      UserError: `workdir` holds a run of another config, or another process trains in it; data,
+        pretrained weights or memory do not allow the run; the loss is no longer finite; the last
+        checkpoint could not be saved.
+      Stopped: the run was asked to stop, and has saved.
     """
     started = time.monotonic()
     if finished := _finished(config, workdir):
         return finished
-    try:
-        with exhaustion_told(config), _disk_told(workdir), locked(workdir, warn):
-            if finished := _finished(config, workdir):  # by the process that held the lock
-                return finished
-            run = Run(config, workdir, started, stop or StopRequest(), warn)
-            return run.train(on_progress, announce)
-    except DataError as error:  # of a stream, in the middle of a run
-        raise UserError(str(error)) from error
+    with report_exhaustion(config), _report_disk_errors(workdir), locked(workdir, warn):
+        if finished := _finished(config, workdir):  # by the process that held the lock
+            return finished
+        run = Run(config, workdir, started, stop or StopRequest(), warn)
+        return run.train(on_progress, announce)
 
 
 def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that has taken all the steps; refuses another config's run."""
+    """Returns the summary of a run that has taken all steps."""
     require_same_run(config, workdir)
     summary = records.read_summary(workdir / "summary.json")
     return summary if summary and summary["steps"] >= config.train.steps else None
 
 
 class Run:
-    """One run in its folder, which is locked."""
+    """One run in its locked folder."""
 
     def __init__(
         self, config: Config, workdir: Path, started: float, stop: StopRequest, warn: Warn
     ):
         self.config, self.workdir = config, workdir
+        self.trainer = require_trainer(config)
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
 
     def train(
         self, on_progress: Listener | None, announce: Callable[[str], None] | None
     ) -> dict[str, Any]:
-        """From the newest checkpoint to the summary; as the function of that name."""
-        times = self.config.train
-        compiled = require_program(self.config)
-        state = compiled.start(self.config.seed)
-        before = time.monotonic()  # seeds share a program, so all but the first find it compiled
-        saved = CheckpointReader(self.workdir / "checkpoints").steps()
-        largest = max(plan(compiled, 0))
-        dispatches = {
-            each: compiled.compiled(compiled.thawed(state, each.phase), each.steps)
-            for each in {largest, *plan(compiled, saved[-1] if saved else 0)}
-        }
-        compiled.compiled_evaluation(state)
+        """Trains from the newest checkpoint to the summary, like the function of this name."""
+        trainer = self.trainer
+        state = trainer.start(self.config.seed)
+        before = time.monotonic()  # seeds share a trainer; only the first one compiles
+        dispatches = self._compile(state)
         compile_seconds = time.monotonic() - before
-        require_room(compiled, compiled.thawed(state, largest.phase), largest.steps)
-        checkpoints = CheckpointManager(
-            self.workdir / "checkpoints", CLASSIFICATION_ERROR, self._warn
-        )
+        largest = max(dispatches)
+        require_memory(trainer, trainer.enter_phase(state, largest.phase), largest)
+        primary = trainer.task.primary
+        checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
         try:
-            state, metrics = self._resumed(compiled, checkpoints, state)
+            state, metrics, layers = self._restore(checkpoints, state)
             if announce:
-                announce(describe(compiled, dispatches, compile_seconds))
-            path = self.workdir / "metrics.jsonl" if is_main_process() else None
-            file = records.JsonLinesFile(path, metrics, self._warn)
-            step = int(compiled.backend.one(state.step))
-            history = History(self.config, file, step, on_progress)
+                announce(describe(trainer, dispatches, compile_seconds))
+            step = int(trainer.backend.unreplicate(state.step))
+            history = History(trainer, self.workdir, metrics, layers, step, on_progress, self._warn)
             try:
-                self._loop(compiled, checkpoints, history, state)
+                self._loop(checkpoints, history, state, step)
             except BaseException:
-                with suppress(OSError):  # the other says more
+                with suppress(OSError):  # the first error says more
                     history.close()
                 raise
             history.close()
         finally:
             checkpoints.close()
         summary = {
-            "steps": times.steps,
+            "steps": self.config.train.steps,
             **history.summary(),
-            **compiled.counts._asdict(),
+            **trainer.counts._asdict(),
             "compile_seconds": compile_seconds,
             "peak_bytes": dispatches[largest].peak_bytes,
-            "skipped_images": compiled.source.skipped,
+            "skipped_images": trainer.source.skipped,
             "seconds": self._seconds(),
             "images_per_second": history.images_per_second,
         }
@@ -145,283 +131,220 @@ class Run:
             records.write_json(self.workdir / "summary.json", summary)
         return summary
 
-    def _resumed(
-        self, compiled: Program, checkpoints: CheckpointManager, state: State
-    ) -> tuple[State, str]:
-        """The state to go on from, and the text of metrics.jsonl up to it; the folder fits both."""
-        backend, there = compiled.backend, bool(checkpoints.steps())
-        restored: Restored | None = checkpoints.restore_latest(compiled.saved(state))
+    def _compile(self, state: TrainState) -> dict[Dispatch, Executable]:
+        """Compiles all that is left of the run, and the dispatch that needs most memory."""
+        trainer = self.trainer
+        saved = CheckpointReader(self.workdir / "checkpoints").steps()
+        first = saved[-1] if saved else 0
+        dispatches = {max(plan(trainer, 0)), *plan(trainer, first)}
+        compiled = {}
+        for dispatch in dispatches:
+            entered = trainer.enter_phase(state, dispatch.phase)
+            compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
+            if self.config.diagnostics.every:
+                trainer.compile_diagnosis(entered, dispatch.phase)
+        trainer.compile_evaluation(state)
+        return compiled
+
+    def _restore(
+        self, checkpoints: CheckpointManager, state: TrainState
+    ) -> tuple[TrainState, str, str]:
+        """Restores the newest checkpoint, and brings the files of the folder to its step.
+
+        Returns:
+          The state, and the texts of metrics.jsonl and layers.jsonl up to it.
+        """
+        exists = bool(checkpoints.steps())
+        restored: Restored | None = checkpoints.restore_latest(
+            self.trainer.checkpoint_template(state)
+        )
+        record: Mapping[str, Any] = {}
         if restored:
-            require_compatible(restored.record["config"], self.config, self.workdir)
-            state = backend.spread(restored.state)
-            self._seconds_before = restored.record["seconds"]
-        elif there:
-            self._warn(f"no checkpoint in {self.workdir} is whole; the run begins anew")
-        metrics = restored.record["metrics"] if restored else ""
+            record = restored.record
+            require_compatible(record["config"], self.config, self.workdir)
+            state = self.trainer.backend.replicate(restored.state)
+            self._seconds_before = record["seconds"]
+        elif exists:
+            self._warn(f"no checkpoint in {self.workdir} is intact; the run starts again")
+        metrics, layers, step = record.get("metrics", ""), "", restored.step if restored else 0
         if is_main_process():
-            records.recover_metrics(self.workdir / "metrics.jsonl", metrics, self._warn)
-            (self.workdir / "summary.json").unlink(missing_ok=True)  # it goes on
+            if metrics:
+                records.recover_metrics(self.workdir / "metrics.jsonl", metrics, self._warn)
+            if record.get("layers"):
+                path = self.workdir / "layers.jsonl"
+                layers = records.recover_layers(path, record["layers"], step, self._warn)
+            (self.workdir / "summary.json").unlink(missing_ok=True)  # the run is not finished
             records.write_json(self.workdir / "config.json", to_dict(self.config))
-            records.write_provenance(
-                self.workdir / "provenance.json",
-                restored.step if restored else 0,
-                init_from_weights.provenance(self.config, compiled.initial_weights),
-            )
-        return state, metrics
+            provenance = {
+                "primary_metric": self.trainer.task.primary._asdict(),
+                **init_from_weights.provenance(self.config, self.trainer.initial_weights),
+            }
+            records.write_provenance(self.workdir / "provenance.json", step, provenance)
+        return state, metrics, layers
 
     def _loop(
-        self, compiled: Program, checkpoints: CheckpointManager, history: "History", state: State
+        self, checkpoints: CheckpointManager, history: History, state: TrainState, step: int
     ) -> None:
-        times, backend = self.config.train, compiled.backend
-        step = int(backend.one(state.step))
-        feed = compiled.feed(self.config.seed, step)
+        times, trainer = self.config.train, self.trainer
+        every = self.config.diagnostics.every
+        phase = trainer.phase_at(max(step - 1, 0))
         try:
-            with self._stop.graceful():
-                for dispatch in plan(compiled, step):
-                    state = compiled.thawed(state, dispatch.phase)
-                    state, metrics = feed.steps(state, dispatch.steps)
+            with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
+                for dispatch in plan(trainer, step):
+                    if dispatch.phase != phase:
+                        phase = dispatch.phase
+                        state = trainer.enter_phase(state, phase)
+                    if every and step == 0:
+                        history.add_layers(0, self._diagnose(state, phase, runner))
+                    state, metrics = runner.run(state, dispatch)
                     step += dispatch.steps
                     history.add(step, "train", metrics)
                     last = step == times.steps
+                    if every and step % every == 0:
+                        history.add_layers(step, self._diagnose(state, phase, runner))
                     if last or step % times.eval_every == 0:
-                        history.add(step, "test", compiled.evaluate(state))
+                        history.add(step, "test", trainer.evaluate(state))
                     leave = self._stop.requested() and not last
                     due = times.checkpoint_every and step % times.checkpoint_every == 0
                     if last or leave or due or checkpoints.retry_due():
-                        history.fetch()  # a resumed run must find the lines of every step behind it
+                        history.fetch()  # the record holds the lines of every step up to here
                         save = checkpoints.save_and_wait if last or leave else checkpoints.save
-                        save(backend.one(state), step, self._record(compiled, history))
+                        save(trainer.backend.unreplicate(state), step, self._record(history))
                     if leave and self._stop.signal:
                         raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
                     history.fetch(before=step)
                 history.fetch()
         except NotFiniteError as error:
-            raise UserError(self._diagnosis(compiled, checkpoints, state, error)) from error
-        finally:
-            feed.close()
+            checkpoints.wait()
+            steps = checkpoints.steps()
+            found = locate_nonfinite(trainer, state, self.config.seed)
+            raise UserError(
+                f"{error}: {found}; last good checkpoint: "
+                f"{f'step {steps[-1]}' if steps else 'none'}. Lower optimizer.learning_rate, or "
+                "set train.nonfinite=skip or record"
+            ) from error
 
-    def _record(self, compiled: Program, history: "History") -> dict[str, Any]:
-        """What a checkpoint holds beside the state."""
+    def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
+        return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)
+
+    def _record(self, history: History) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the state."""
+        metrics, layers = history.sync()
+        source = self.trainer.source
         return {
             "config": to_dict(self.config),
             "weights": describe_run(
                 self.config,
-                compiled.statistics,
-                compiled.image_shape,
-                compiled.source.class_names,
-                streamed=isinstance(compiled.source, Streamed),
+                self.trainer.statistics,
+                source.info.image_shape,
+                source.info.class_names,
+                streamed=source.streamed,
             ),
-            "metrics": history.synced(),
+            "metrics": metrics,
+            "layers": layers,
             "seconds": self._seconds(),
         }
 
     def _seconds(self) -> float:
-        """Of all the run's processes, up to the checkpoint from which the next went on."""
+        """Returns the time of all processes of the run, up to what the checkpoints hold."""
         return self._seconds_before + time.monotonic() - self._started
-
-    def _diagnosis(
-        self,
-        compiled: Program,
-        checkpoints: CheckpointManager,
-        state: State,
-        error: "NotFiniteError",
-    ) -> str:
-        checkpoints.wait()
-        steps = checkpoints.steps()
-        last = f"that of step {steps[-1]}" if steps else "none"
-        return (
-            f"{error}: {origin(compiled, state, self.config.seed)}; last good checkpoint: {last}. "
-            "Lower optimizer.learning_rate, or set train.nonfinite=skip or record"
-        )
 
 
 @contextmanager
-def _disk_told(workdir: Path) -> Iterator[None]:
-    """What a disk refuses is one line; checkpoints that are there stay."""
+def _report_disk_errors(workdir: Path) -> Iterator[None]:
+    """Turns errors of the disk into one line; existing checkpoints stay."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir}: cannot write there: {describe_disk_error(error)}; mend that and launch "
+            f"{workdir}: cannot write there: {describe_disk_error(error)}; fix that and launch "
             "the same command again"
         ) from error
 
 
 def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> dict[str, Any]:
-    """Loss and error over the whole test set, of one of a run's checkpoints.
+    """Evaluates one of a run's checkpoints on the whole test set.
 
     Args:
       workdir: the run folder.
-      which: `last`, `best` (of the least test error among those that are kept), or a step's number.
-      warn: is told of damaged checkpoints, which are passed over.
+      which: `last`, `best` (by the primary metric, of those that were saved), or a step.
+      warn: called for damaged checkpoints, which are skipped.
+
+    Returns:
+      The step, and `test_<metric>` for each metric.
 
     Raises:
-      UserError: there is no run in `workdir`, or no such checkpoint that verifies.
+      UserError: there is no run in `workdir`, or no such intact checkpoint.
     """
-    compiled, restored = restored_run(workdir, which, warn)
-    metrics = jax.device_get(compiled.evaluate(compiled.backend.spread(restored.state)))
-    return {"step": restored.step, **{f"test_{k}": float(v) for k, v in metrics.items()}}
+    trainer, restored = restore_run(workdir, which, warn)
+    metrics = trainer.evaluate(trainer.backend.replicate(restored.state))
+    values = trainer.metric_values(metrics)
+    return {"step": restored.step, **{f"test_{name}": value for name, value in values.items()}}
 
 
-def restored_run(workdir: Path, which: str, warn: Warn) -> tuple[Program, Restored]:
-    """A run's program and one of its checkpoints; arguments and errors as of `evaluate`."""
+def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restored]:
+    """Returns a run's trainer and one of its checkpoints; see `evaluate`."""
     content = records.read_json(workdir / "config.json")
     if content is None:
-        raise UserError(f"{workdir} is no run folder: it has no config.json")
+        raise UserError(f"{workdir} is not a run folder: it has no config.json")
     config = from_dict(content)
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    compiled = require_program(config)
-    like = compiled.saved(compiled.init(config.seed))
-    restored = CheckpointReader(folder, warn).restore_selected(which, like, CLASSIFICATION_ERROR)
+    trainer = require_trainer(config)
+    template = trainer.checkpoint_template(trainer.init(config.seed))
+    reader = CheckpointReader(folder, warn)
+    restored = reader.restore_selected(which, template, trainer.task.primary)
     require_compatible(restored.record["config"], config, workdir)
-    return compiled, restored
+    return trainer, restored
 
 
-class Dispatch(NamedTuple):
-    """Steps that are taken together; a larger one trains more parameters, or takes more steps."""
+def plan(trainer: Trainer, first: int) -> list[Dispatch]:
+    """Returns a run's dispatches from a step on.
 
-    phase: int
-    steps: int
-
-
-def plan(compiled: Program, first: int) -> list[Dispatch]:
-    """A run's dispatches from a step on.
-
-    They end at the multiples of `train.log_every` and with the run; and before a thaw, because each
-    is of one phase.
+    They end at multiples of `train.log_every`, at the last step, and before each phase.
     """
-    times = compiled.config.train
+    times = trainer.config.train
     every = range(first - first % times.log_every, times.steps, times.log_every)
-    cuts = {*every, *(phase.first_step for phase in compiled.phases), times.steps}
+    cuts = {*every, *(phase.first_step for phase in trainer.phases), times.steps}
     ends = sorted(cut for cut in cuts if first < cut <= times.steps)
     return [
-        Dispatch(compiled.phase_at(begin), end - begin) for begin, end in pairwise([first, *ends])
+        Dispatch(trainer.phase_at(begin), end - begin) for begin, end in pairwise([first, *ends])
     ]
 
 
 def describe(
-    compiled: Program, dispatches: Mapping[Dispatch, Compiled], compile_seconds: float
+    trainer: Trainer, dispatches: Mapping[Dispatch, Executable], compile_seconds: float
 ) -> str:
-    """What is about to be trained, where, and what compiling it said and took."""
-    backend, counts = compiled.config.parallel.backend, compiled.counts
+    """Returns a summary of what is trained: size, devices, memory, compile time, phases."""
+    backend, counts = trainer.config.parallel.backend, trainer.counts
     lines = [
-        f"{counts.parameters:,} parameters, {counts.macs / 1e6:,.1f} M multiply-adds an image; "
-        f"{backend} on {compiled.backend.devices} x {jax.devices()[0].device_kind}"
-        f"{_peak(dispatches.values())}; compiled in {compile_seconds:.1f} s"
+        f"{counts.parameters:,} parameters, {counts.macs / 1e6:,.1f} M multiply-adds per image; "
+        f"{backend} on {trainer.backend.devices} x {jax.devices()[0].device_kind}"
+        f"{_peak_memory(dispatches.values())}; compiled in {compile_seconds:.1f} s"
     ]
-    if compiled.trainable(0) < counts.parameters:
+    if trainer.trainable_parameters(0) < counts.parameters:
         lines += [
-            f"from step {compiled.phases[phase].first_step:,}: "
-            f"{compiled.trainable(phase):,} parameters train"
-            f"{_peak(made for each, made in dispatches.items() if each.phase == phase)}"
+            f"from step {trainer.phases[phase].first_step:,}: "
+            f"{trainer.trainable_parameters(phase):,} parameters train"
+            f"{_peak_memory(made for each, made in dispatches.items() if each.phase == phase)}"
             for phase in sorted({each.phase for each in dispatches})
         ]
     return "\n".join(lines)
 
 
-def _peak(dispatches: Iterable[Compiled]) -> str:
-    """The memory that the one of them needs that needs most, where the compiler says it."""
+def _peak_memory(dispatches: Iterable[Executable]) -> str:
+    """Returns the peak memory over dispatches as text, empty if the compiler does not say."""
     peaks = [made.peak_bytes for made in dispatches if made.peak_bytes is not None]
-    return f", {max(peaks) / 2**20:,.0f} MiB a device" if peaks else ""
+    return f", {max(peaks) / 2**20:,.0f} MiB per device" if peaks else ""
 
 
-def require_program(config: Config) -> Program:
-    """The config's program, or a UserError where its data or devices do not allow it."""
+def require_trainer(config: Config) -> Trainer:
+    """Returns the trainer of a config.
+
+    Raises:
+      UserError: data, devices or options do not allow it.
+    """
     try:
-        return program(config)
-    except (DataError, ImpossibleNetworkError) as error:
+        return trainer_for(config)
+    except ImpossibleNetworkError as error:
         raise UserError(str(error)) from error
-
-
-class NotFiniteError(Exception):
-    """The training loss is no finite number."""
-
-
-class Pending(NamedTuple):
-    step: int
-    split: str
-    metrics: Metrics  # on the device, perhaps not computed yet
-
-
-class History:
-    """A run's metrics: pending on the device, then in metrics.jsonl."""
-
-    def __init__(
-        self,
-        config: Config,
-        file: records.JsonLinesFile,
-        first_step: int,
-        listener: Listener | None,
-    ):
-        self._config, self._file, self._listener = config, file, listener
-        self._lines = [line for text in file.text.splitlines() if (line := parse_measurement(text))]
-        self._pending: deque[Pending] = deque()
-        self._clock = first_step, time.monotonic()  # the rate counts from here
-        self.images_per_second = 0.0
-
-    def add(self, step: int, split: str, metrics: Metrics) -> None:
-        self._pending.append(Pending(step, split, metrics))
-
-    def fetch(self, before: int | None = None) -> None:
-        """Writes what is pending, up to what was added at the step `before`.
-
-        Raises:
-          NotFiniteError: a training loss is not finite, and the config does not allow that.
-        """
-        while self._pending and (before is None or self._pending[0].step < before):
-            pending = self._pending.popleft()
-            fetched = jax.device_get(pending.metrics)
-            line = {
-                "step": pending.step,
-                "split": pending.split,
-                **{name: float(value) for name, value in fetched.items()},
-            }
-            self._lines.append(line)
-            self._file.write(line)
-            if pending.split == "train":
-                self._rate(pending.step)
-                self._require_finite(line)
-            if self._listener:
-                self._listener(self.progress(pending.step))
-
-    def _require_finite(self, line: dict[str, Any]) -> None:
-        if self._config.train.nonfinite != "record" and not np.isfinite(line["loss"]):
-            first = line["step"] - self._config.train.log_every + 1
-            raise NotFiniteError(f"the loss is not finite in steps {first} to {line['step']}")
-
-    def synced(self) -> str:
-        """The text of metrics.jsonl, after it has reached the disk."""
-        self._file.sync()
-        return self._file.text
-
-    def _rate(self, step: int) -> None:
-        since, start = self._clock
-        if step > since:
-            images = (step - since) * self._config.data.batch_size
-            self.images_per_second = images / (time.monotonic() - start)
-
-    def progress(self, step: int) -> Progress:
-        metrics = {
-            f"{split}_{name}": line[name]
-            for split in ("train", "test")
-            if (line := self._last(split))
-            for name in ("loss", "error")
-        }
-        return Progress(step, self._config.train.steps, metrics, self.images_per_second)
-
-    def summary(self) -> dict[str, Any]:
-        """Final and best; the best test error is told beside the final one, never instead."""
-        tests = [line for line in self._lines if line["split"] == "test"]
-        best = min(tests, key=lambda line: line["error"])
-        return {
-            **self.progress(self._config.train.steps).metrics,
-            "best_test_error": best["error"],
-            "best_test_step": best["step"],
-        }
-
-    def _last(self, split: str) -> dict[str, Any] | None:
-        return next((line for line in reversed(self._lines) if line["split"] == split), None)
-
-    def close(self) -> None:
-        self._file.close()

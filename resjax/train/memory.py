@@ -1,14 +1,12 @@
-"""Whether a run fits into its devices' memory, known from what was compiled and before it starts.
+"""Refuses a run that does not fit into its devices' memory, before it starts.
 
-XLA counts what a compiled function needs, so a batch that is too large is refused in one line with
-the size that fits, and not by the allocator after an hour or with a page of buffers.
+XLA reports what a compiled function needs, so a batch that is too large is refused in one line that
+names a size that fits, and not by the allocator after an hour.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,41 +14,42 @@ import jax
 from resjax.config import Config
 from resjax.errors import UserError, one_line
 from resjax.train.parallel import device_memory
-from resjax.train.step import Program, State
+from resjax.train.state import TrainState
+from resjax.train.trainer import Dispatch, Trainer
 
 GIB = 2**30
 
 
-def require_room(program: Program, state: State, steps: int) -> None:
-    """Compiles a run's dispatch and evaluation, and refuses what its devices cannot hold.
+def require_memory(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> None:
+    """Refuses a run whose dispatch or evaluation needs more memory than a device has.
 
     Args:
-      program: of the run.
-      state: of the phase that needs most.
-      steps: of the dispatch.
+      trainer: of the run.
+      state: in the phase of the dispatch.
+      dispatch: the one that needs most memory.
 
     Raises:
-      UserError: says how much is needed, how much is there, and the largest batch found to fit.
+      UserError: says how much is needed, how much there is, and the largest batch found to fit.
     """
-    room = device_memory()
-    if room is None:
+    available = device_memory()
+    if available is None:
         return
     for field in ("batch_size", "eval_batch_size"):
-        peak = _peak(program, state, steps, field)
-        if peak is not None and peak > room:
+        peak = _peak(trainer, state, dispatch, field)
+        if peak is not None and peak > available:
             raise UserError(
-                f"data.{field}={getattr(program.config.data, field)} needs {peak / GIB:.2f} GiB of "
-                f"a device's memory, and {room / GIB:.2f} GiB are there; "
-                f"{_that_fits(program, state, steps, field, peak, room)}"
+                f"data.{field}={getattr(trainer.config.data, field)} needs {peak / GIB:.2f} GiB of "
+                f"memory per device, and {available / GIB:.2f} GiB are available; "
+                f"{_largest_fit(trainer, state, dispatch, field, peak, available)}"
             )
 
 
 @contextmanager
-def exhaustion_told(config: Config) -> Iterator[None]:
-    """What still does not fit when it runs, because others use the device too, is one line as well.
+def report_exhaustion(config: Config) -> Iterator[None]:
+    """Turns the allocator's error, if other programs use the device too, into one line.
 
     Raises:
-      UserError: for the allocator's complaint.
+      UserError: there was not enough memory.
     """
     try:
         yield
@@ -58,45 +57,37 @@ def exhaustion_told(config: Config) -> Iterator[None]:
         if not re.search("out of memory", str(error), re.IGNORECASE):
             raise
         raise UserError(
-            f"{jax.devices()[0].device_kind} has no room: {one_line(error)}; lower "
-            f"data.batch_size={config.data.batch_size}, or take its gradients in parts by "
+            f"{jax.devices()[0].device_kind} is out of memory: {one_line(error)}; lower "
+            f"data.batch_size={config.data.batch_size}, or split it by "
             f"train.accumulation_steps={2 * config.train.accumulation_steps}"
         ) from error
 
 
-def _that_fits(program: Program, state: State, steps: int, field: str, peak: int, room: int) -> str:
-    """The largest batch that fits, near enough: computed, then compiled to be sure."""
-    asked = getattr(program.config.data, field)
-    unit = program.backend.devices * program.config.train.accumulation_steps
-    split = program.train_split if field == "batch_size" else program.test_split
-    fixed = sum(_bytes_a_device(leaf) for leaf in jax.tree.leaves((state, split)))
-    guess = (room - fixed) * asked / max(peak - fixed, 1)
-    for share in (0.98, 0.9, 0.7, 0.4):  # memory is not quite linear in the batch
-        size = int(share * guess) // unit * unit
-        if size < unit:
+def _largest_fit(
+    trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str, peak: int, available: int
+) -> str:
+    """Names a batch size that fits: estimated, then compiled to be sure."""
+    size = getattr(trainer.config.data, field)
+    unit = trainer.backend.devices * trainer.config.train.accumulation_steps
+    arrays = trainer.source.example_arrays()[0 if field == "batch_size" else 1]
+    fixed = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves((state, arrays)))
+    estimate = (available - fixed) * size / max(peak - fixed, 1)
+    for share in (0.98, 0.9, 0.7, 0.4):  # memory is not quite linear in the batch size
+        smaller = int(share * estimate) // unit * unit
+        if smaller < unit:
             break
-        needed = _peak(_with_batch(program, field, size), state, steps, field)
-        if needed is not None and needed <= room:
-            return f"{size} fits"
-    return "no smaller one fits either; a narrower network might, or model.remat=true"
+        needed = _peak(trainer.with_batch_size(**{field: smaller}), state, dispatch, field)
+        if needed is not None and needed <= available:
+            return f"{smaller} fits"
+    return "no smaller one fits either; try a narrower network, or model.remat=true"
 
 
-def _with_batch(program: Program, field: str, size: int) -> Program:
-    """The same program for another batch; what it has on the devices is shared."""
-    changed = copy.copy(program)
-    batch: Any = {field: size}
-    changed.config = replace(program.config, data=replace(program.config.data, **batch))
-    changed.train_split, changed.test_split = program.source.arrays(changed.config)
-    changed.forget()
-    return changed
-
-
-def _peak(program: Program, state: State, steps: int, field: str) -> int | None:
+def _peak(trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str) -> int | None:
     if field == "batch_size":
-        return program.compiled(state, steps).peak_bytes
-    return program.compiled_evaluation(state).peak_bytes
+        return trainer.compile_dispatch(state, dispatch).peak_bytes
+    return trainer.compile_evaluation(state).peak_bytes
 
 
-def _bytes_a_device(leaf: Any) -> int:
+def _bytes_per_device(leaf: Any) -> int:
     shard = leaf.addressable_shards[0].data
     return shard.size * shard.dtype.itemsize

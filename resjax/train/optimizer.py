@@ -1,47 +1,166 @@
-"""Optimisers, from Optax, and the learning rate's course; SGD is that of He et al. 2015 [H15]."""
+"""Optimizers and learning-rate schedules, from Optax; SGD is that of He et al. 2015 [H15]."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from resjax.config import Config
+from resjax.config import SCHEDULES, Config
 from resjax.config import Optimizer as OptimizerConfig
+from resjax.errors import UserError
 from resjax.models.layout import path_name
+from resjax.models.presets import nearest
+from resjax.train.freezing import Phase, merge, split
 
 # [H15 section 4.2]: ResNet-110 starts at a tenth of the rate, until its training error is
 # below 80 %.
 WARMUP_DEPTH = 110
 WARMUP_ERROR = 0.8
 WARMUP_FACTOR = 0.1
+WARMUP_ERROR_DECAY = 0.98  # of the moving average of the training error: some fifty batches
+
+LARS_COEFFICIENT = 0.001  # You et al. 2017
+
+OURS = ("sgd", "lars", "lamb", "adamw")
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
-def transformation(
-    config: OptimizerConfig, factors: Mapping[str, float] | None = None
+def make_optimizer(
+    config: Config, phases: Sequence[Phase], factors: Mapping[str, float]
 ) -> optax.GradientTransformationExtraArgs:
-    """From gradients to what is added to the weights; `update` takes the learning `rate`.
+    """Returns the optimizer of a config for its first `len(phases)` phases.
 
-    What is frozen is None in gradients and weights, and nothing is kept of it.
-
-    - sgd: the decay is the gradient of an L2 penalty, so it passes through the momentum. [H15]
-      decays every weight, BN's too.
-    - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
-      kernel's update is scaled by the kernel's norm over the update's.
-    - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): the decay passes the moments by.
+    `update` takes the number of the step as `step` and the primary metric of the batch as `value`.
+    Frozen parameters are None in gradients and parameters, and have no optimizer state. Clipping
+    comes first and sees all gradients together.
 
     Args:
-      config: of the optimiser.
-      factors: on the rate of each parameter, by path; 1 where there is none.
+      config: its `optimizer` section, and the steps of the run.
+      phases: in each of which some parameters start to train.
+      factors: of the learning rate of each parameter, by path; 1 where there is none.
+
+    Raises:
+      UserError: there is no such optimizer or schedule, or it does not take the options.
     """
+    optimizer = config.optimizer
+    clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    scheduled = with_schedule(
+        by_phase(base_optimizer(optimizer, factors), phases),
+        learning_rate(optimizer, config.train.steps),
+        warmup=needs_warmup(config),
+    )
+    return optax.chain(*clip, scheduled)
+
+
+class ScheduledState(NamedTuple):
+    """State of `with_schedule`: the rate of the last step, and the warm-up of [H15], if any."""
+
+    inner: Any
+    learning_rate: Float[Array, ""]
+    warmup: "WarmupState | None"
+
+
+class WarmupState(NamedTuple):
+    """The moving average of the training error, and whether the warm-up is over."""
+
+    error: Float[Array, ""]
+    done: Bool[Array, ""]
+
+
+def with_schedule(
+    inner: optax.GradientTransformationExtraArgs, schedule: Schedule, *, warmup: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Passes the learning rate of the step to `inner` as `rate`.
+
+    The steps are the run's, not those since a parameter began to train, and the warm-up of [H15]
+    depends on the training error; Optax's own schedules know neither.
+
+    Args:
+      inner: takes `rate`.
+      schedule: learning rate by step.
+      warmup: train at a tenth of the rate, until the training error was below 80 % once.
+    """
+
+    def init(params: Any) -> ScheduledState:
+        state = WarmupState(jnp.ones(()), jnp.asarray(False)) if warmup else None
+        return ScheduledState(inner.init(params), jnp.zeros(()), state)
+
+    def update(
+        updates: Any, state: ScheduledState, params: Any = None, *, step: Any, **extra: Any
+    ) -> tuple[Any, ScheduledState]:
+        rate = jnp.asarray(schedule(step), jnp.float32)
+        warm = state.warmup
+        if warm is not None:
+            rate = rate * jnp.where(warm.done, 1.0, WARMUP_FACTOR)
+            decay = WARMUP_ERROR_DECAY
+            error = decay * warm.error + (1 - decay) * extra["value"]
+            warm = WarmupState(error, warm.done | (error < WARMUP_ERROR))
+        updates, changed = inner.update(updates, state.inner, params, rate=rate, **extra)
+        return updates, ScheduledState(changed, rate, warm)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def by_phase(
+    inner: optax.GradientTransformationExtraArgs, phases: Sequence[Phase]
+) -> optax.GradientTransformationExtraArgs:
+    """Gives the parameters of each phase an optimizer state of their own.
+
+    The state has one entry for each phase that has begun, so that a new phase leaves the state of
+    the parameters that train already as it is.
+    """
+
+    def own(tree: Any, phase: Phase) -> Any:
+        return split(tree, phase.thaws.__contains__)[0]
+
+    def init(params: Any) -> tuple[Any, ...]:
+        return tuple(inner.init(own(params, phase)) for phase in phases)
+
+    def update(updates: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> Any:
+        results = [
+            inner.update(own(updates, phase), before, own(params, phase), **extra)
+            for phase, before in zip(phases, state, strict=True)
+        ]
+        moved, states = zip(*results, strict=True)
+        return merge(*moved), states
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def base_optimizer(
+    config: OptimizerConfig, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer whose `update` takes the learning rate of the step as `rate`.
+
+    - sgd: weight decay is the gradient of an L2 penalty, so it passes through the momentum. [H15]
+      decays every parameter, those of BN too.
+    - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
+      kernel's update is scaled by the ratio of the kernel's norm to the update's.
+    - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): weight decay bypasses the moments.
+    - any other: the function of that name in Optax, or the user's, called as
+      `function(learning_rate, **options)`. It also receives `weight_decay`, `momentum`, `nesterov`
+      and, with weight_decay_on=kernels, a `mask`, if it has parameters of these names.
+    """
+    if config.name not in OURS:
+        return _from_factory(_factory(config), factors)
+    if config.options:
+        raise UserError(
+            f"optimizer.options: {config.name} has none; set the fields of the optimizer section"
+        )
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=kernels if config.weight_decay_on == "kernels" else None
     )
     momentum = optax.trace(config.momentum, config.nesterov)
     moments = optax.scale_by_adam(config.momentum, config.beta2, nesterov=config.nesterov)
-    rate = scale_by_rate(factors or {})
+    rate = scale_by_rate(factors)
     steps = {
         "sgd": (decay, momentum, rate),
         "lars": (decay, trust_ratio(LARS_COEFFICIENT), rate, momentum),
@@ -51,27 +170,84 @@ def transformation(
     return optax.chain(*steps)
 
 
-def clipped(config: OptimizerConfig, gradients: Any) -> Any:
-    """The gradients, of no larger global norm than `clip_norm`; of all that trains together."""
-    if not config.clip_norm:
-        return gradients
-    clip = optax.clip_by_global_norm(config.clip_norm)
-    return clip.update(gradients, optax.EmptyState())[0]
+Factory = Callable[[Any], optax.GradientTransformation]
 
 
-LARS_COEFFICIENT = 0.001  # You et al. 2017
+def _factory(config: OptimizerConfig) -> Factory:
+    """Returns a function from a learning rate to an optimizer.
+
+    Raises:
+      UserError: there is no such function, or it does not take the config's options.
+    """
+    where, colon, name = config.name.partition(":")
+    function = None
+    if colon:
+        try:
+            function = getattr(importlib.import_module(where), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"optimizer.name={config.name}: {error}") from error
+    elif _is_optimizer(getattr(optax, where, None)):
+        function = getattr(optax, where)
+    if not callable(function):
+        known = [*OURS, *(name for name in vars(optax) if _is_optimizer(getattr(optax, name)))]
+        raise UserError(
+            f"optimizer.name={config.name}: Optax has no such optimizer"
+            f"{nearest(config.name, sorted({*known}))}; or package.module:function of your own"
+        )
+    parameters = inspect.signature(function).parameters
+    fields: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("weight_decay", "momentum", "nesterov")
+        if name in parameters
+    }
+    if config.weight_decay and "weight_decay" not in {*parameters, *config.options}:
+        raise UserError(
+            f"optimizer.weight_decay={config.weight_decay:g}: {config.name} has no weight decay; "
+            "set optimizer.weight_decay=0"
+        )
+    if config.weight_decay_on == "kernels" and "mask" in parameters:
+        fields["mask"] = kernels
+    factory = functools.partial(function, **(fields | dict(config.options)))
+    try:
+        factory(config.learning_rate)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.options: {config.name}: {error}") from error
+    return factory
+
+
+def _is_optimizer(function: Any) -> bool:
+    """Whether a function of Optax makes an optimizer: it takes a learning rate first."""
+    if not inspect.isfunction(function):
+        return False
+    return next(iter(inspect.signature(function).parameters), None) == "learning_rate"
+
+
+def _from_factory(
+    factory: Factory, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer made anew in each step with the rate of that step; its state does not notice."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rate: Any, **extra: Any
+    ) -> tuple[Any, Any]:
+        transformation = optax.with_extra_args_support(factory(rate))
+        updates, state = transformation.update(updates, state, params, **extra)
+
+        def scaled(path: Any, update: Array) -> Array:
+            return factors.get(path_name(path), 1.0) * update
+
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return optax.GradientTransformationExtraArgs(factory(0.0).init, update)
 
 
 def trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
+    """Scales the update of every kernel by `coefficient` times the kernel's norm over its own."""
     return optax.masked(optax.scale_by_trust_ratio(trust_coefficient=coefficient), kernels)
 
 
 def scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
-    """Against the gradient, by the `rate` that `update` is given and each parameter's factor.
-
-    The rate is none of Optax's schedules, because the warm-up of [H15] depends on the training
-    error.
-    """
+    """Scales updates by minus the `rate` that `update` takes, and each parameter's factor."""
 
     def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **_: Any) -> Any:
         def scaled(path: Any, update: Array) -> Array:
@@ -84,17 +260,23 @@ def scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationE
 
 
 def kernels(params: Any) -> Any:
-    """True for what multiplies, False for biases and for BN's scales."""
+    """Returns a mask that is True for kernels, and False for biases and the scales of norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def learning_rate(
-    config: OptimizerConfig, steps: int
-) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """The rate at a step, of a run of `steps`: linear warm-up, then the schedule."""
+def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
+    """Returns the learning rate by step of a run of `steps`: linear warm-up, then the schedule.
+
+    Raises:
+      UserError: the user's schedule cannot be imported or called.
+    """
+    if config.schedule_options and config.schedule in SCHEDULES:
+        raise UserError(f"optimizer.schedule_options: {config.schedule} has none")
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(steps, config.learning_rate)
-    if config.schedule == "cosine":
+    if ":" in config.schedule:
+        schedule = _own_schedule(config, steps)
+    elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(
             config.learning_rate, max(steps - config.warmup_steps, 1)
         )
@@ -111,16 +293,23 @@ def learning_rate(
     return optax.join_schedules([warmup, schedule], [config.warmup_steps])
 
 
+def _own_schedule(config: OptimizerConfig, steps: int) -> Schedule:
+    where, _, name = config.schedule.partition(":")
+    try:
+        function = getattr(importlib.import_module(where), name)
+        remaining = steps - config.warmup_steps
+        schedule = function(config.learning_rate, remaining, **config.schedule_options)
+        rate = float(schedule(0))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"optimizer.schedule={config.schedule}: {type(error).__name__}: {error}"
+        ) from error
+    if not math.isfinite(rate):
+        raise UserError(f"optimizer.schedule={config.schedule}: its first rate is {rate}")
+    return schedule
+
+
 def needs_warmup(config: Config) -> bool:
-    """Whether training starts at a tenth of the rate, until it has begun to learn [H15]."""
+    """Returns whether training starts at a tenth of the rate, until it has begun to learn [H15]."""
     depth = config.model.depth
     return config.optimizer.schedule == "he2015" and depth is not None and depth >= WARMUP_DEPTH
-
-
-def warmed_up(warm: Bool[Array, ""], error: Float[Array, ""]) -> Bool[Array, ""]:
-    """Once the training error was below 80 %, the warm-up is over for good."""
-    return warm | (error < WARMUP_ERROR)
-
-
-def warmup_factor(warm: Bool[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(warm, 1.0, WARMUP_FACTOR)

@@ -1,13 +1,13 @@
 """How training is spread over devices: sharded `jit`, or `pmap`.
 
-The step is written once. Where it matters how many devices there are, it asks its backend: for this
-device's share of a batch, for the mean of what the devices computed. Under `jit` the compiler sees
-the global batch, so a share is a sharding constraint and a mean is there already; under `pmap` they
-are a slice and a collective. Both train alike: the same draws for the same images, the same BN
+The step is written once and asks its backend where the number of devices matters: for this device's
+shard of a batch, and for the mean of what the devices computed. Under `jit` the compiler sees the
+global batch, so a shard is a sharding constraint and a mean is a no-op; under `pmap` they are a
+slice and a collective. Both train alike: the same draws for the same images, the same BN
 statistics.
 
-`pmap` is in maintenance mode since jax 0.8; it is here because people ask for it, and because it
-proves the other.
+`pmap` is in maintenance mode since jax 0.8. It is here because people ask for it, and because it
+tests the other backend.
 """
 
 import re
@@ -32,66 +32,73 @@ Tree = TypeVar("Tree")
 
 
 class Backend(Protocol):
-    """What a step and a program ask of the devices."""
+    """What the step and the trainer need to know about devices.
+
+    Attributes:
+      devices: number of devices of all processes.
+      local_losses: number of losses that `mean` averages: 1 under `jit`, whose loss is that of the
+        global batch, and the number of devices under `pmap`.
+    """
 
     devices: int
+    local_losses: int
 
-    # Within the compiled step.
-    def share(self, tree: Tree) -> Tree:
-        """This device's part of arrays whose leading axis is the global batch."""
+    # Inside a compiled function.
+    def local_shard(self, tree: Tree) -> Tree:
+        """Returns this device's part of arrays whose first axis is the global batch."""
 
-    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
-        """This device's part of a batch, from what `rows` gave."""
+    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
+        """Returns this device's part of a batch from what `shard_dataset` returned."""
 
     def mean(self, tree: Tree) -> Tree:
-        """Over the devices, of what each computed from its share."""
+        """Averages over devices what each computed from its shard."""
 
     def sum(self, tree: Tree) -> Tree:
-        """Over the devices, likewise."""
+        """Sums over devices what each computed from its shard."""
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        """For draws whose shape is that of a share: another on every device."""
+        """Returns a key for draws in the shape of a shard: another one on every device."""
 
     def norm_options(self) -> dict[str, Any]:
-        """Of `BatchNorm`: which devices share statistics."""
+        """Returns the fields of `BatchNorm` that say which devices share statistics."""
 
-    # Around it.
-    def rows(self, tree: Any) -> Any:
-        """A dataset's arrays, each device holding its part of the examples."""
+    # Around compiled functions.
+    def shard_dataset(self, tree: Any) -> Any:
+        """Places a dataset's arrays; each device holds a part of the examples."""
 
-    def batches(self, tree: Any) -> Any:
-        """Batches (parts, batch, ...) from this host's arrays (parts, the host's share, ...)."""
+    def place_batches(self, tree: Any) -> Any:
+        """Places batches (parts, batch, ...), of which this host has (parts, its share, ...)."""
 
-    def one(self, state: Any) -> Any:
-        """A state as a checkpoint holds it: one copy."""
+    def unreplicate(self, state: Any) -> Any:
+        """Returns a state as a checkpoint holds it, without the copies of `pmap`."""
 
-    def spread(self, state: Any) -> Any:
-        """The inverse of `one`."""
+    def replicate(self, state: Any) -> Any:
+        """Places a state that a checkpoint holds; the inverse of `unreplicate`."""
 
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
-        """`init(key)` gives a state, `spread` already."""
+        """Compiles `init(key) -> state`; the state is replicated already."""
 
-    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
-        """`init(params)` gives what an optimiser keeps of parameters of such shapes."""
+    def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
+        """Compiles `init(params) -> opt_state` for parameters of these shapes."""
 
-    def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
-        """`take(state, split, steps=steps)` gives a state and metrics; has `lower`."""
+    def compile_steps(self, function: Callable[..., Any]) -> Any:
+        """Compiles `function(state, arrays) -> (state, metrics)`; the state is donated."""
 
-    def compile_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        """`evaluate(state, split)` gives metrics."""
+    def compile_measure(self, function: Callable[..., Any]) -> Any:
+        """Compiles `function(state, arrays) -> metrics`, such as an evaluation."""
 
 
 class Jit:
     """Sharded `jit` over a mesh of two axes: `data`, and `shard` for the parameters.
 
-    The batch is sharded over both. With one device along `shard` every device holds all
-    parameters; with more, each holds its part of parameters and optimiser state (FSDP).
+    The batch is sharded over both. With one device along `shard` every device holds all parameters;
+    with more, each holds its shard of parameters and optimizer state (FSDP).
     """
 
     AXES = ("data", "shard")
 
     def __init__(self, config: ParallelConfig):
-        self.devices = jax.device_count()
+        self.devices, self.local_losses = jax.device_count(), 1
         shards = config.shard_parameters
         if self.devices % shards:
             raise UserError(
@@ -102,14 +109,14 @@ class Jit:
         self._shards = shards
         self._bn_groups = self.devices // _norm_devices(config, self.devices)
 
-    def share(self, tree: Tree) -> Tree:
+    def local_shard(self, tree: Tree) -> Tree:
         return lax.with_sharding_constraint(tree, self._sharding(self.AXES))
 
-    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
-        taking = partial(_take, axis=self.AXES, devices=self.devices)
+    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
+        gather = partial(_gather, axis=self.AXES, devices=self.devices)
         specs = (PartitionSpec(self.AXES), PartitionSpec())
-        return jax.shard_map(taking, mesh=self.mesh, in_specs=specs, out_specs=specs[0])(
-            rows, chosen
+        return jax.shard_map(gather, mesh=self.mesh, in_specs=specs, out_specs=specs[0])(
+            dataset, indices
         )
 
     def mean(self, tree: Tree) -> Tree:
@@ -124,54 +131,57 @@ class Jit:
     def norm_options(self) -> dict[str, Any]:
         return {"groups": self._bn_groups}
 
-    def rows(self, tree: Any) -> Any:
+    def shard_dataset(self, tree: Any) -> Any:
         sharding = self._sharding(self.AXES)
         return jax.tree.map(
-            lambda leaf: jax.device_put(_filled(leaf, self.devices), sharding), tree
+            lambda leaf: jax.device_put(_pad_examples(leaf, self.devices), sharding), tree
         )
 
-    def batches(self, tree: Any) -> Any:
+    def place_batches(self, tree: Any) -> Any:
         sharding = self._sharding(None, self.AXES)
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
-    def one(self, state: Any) -> Any:
+    def unreplicate(self, state: Any) -> Any:
         return state
 
-    def spread(self, state: Any) -> Any:
+    def replicate(self, state: Any) -> Any:
         return state
 
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
-        layout = self._layout(jax.eval_shape(init, jax.random.key(0)))
+        layout = self._state_sharding(jax.eval_shape(init, jax.random.key(0)))
         return jax.jit(init, out_shardings=layout, compiler_options=quick_compile())
 
-    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
-        layout = jax.tree.map(self._in_parts, jax.eval_shape(init, params))
+    def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
+        layout = jax.tree.map(self._param_sharding, jax.eval_shape(init, params))
         return jax.jit(init, out_shardings=layout)
 
-    def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
-        def taken(state: Any, split: Any) -> Any:
-            new, metrics = take(state, split, steps=steps)
-            layout = (self._layout(new), jax.tree.map(lambda _: self._sharding(), metrics))
-            return lax.with_sharding_constraint((new, metrics), layout)
+    def compile_steps(self, function: Callable[..., Any]) -> Any:
+        def constrained(state: Any, arrays: Any) -> Any:
+            new, metrics = function(state, arrays)
+            sharding = (
+                self._state_sharding(new),
+                jax.tree.map(lambda _: self._sharding(), metrics),
+            )
+            return lax.with_sharding_constraint((new, metrics), sharding)
 
-        return jax.jit(taken, donate_argnums=0)
+        return jax.jit(constrained, donate_argnums=0)
 
-    def compile_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(evaluate, out_shardings=self._sharding())
+    def compile_measure(self, function: Callable[..., Any]) -> Any:
+        return jax.jit(function, out_shardings=self._sharding())
 
     def _sharding(self, *axes: Any) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def _layout(self, state: Any) -> Any:
-        """Parameters, and what the optimiser keeps of each, in parts; the rest everywhere."""
-        layout = jax.tree.map(lambda _: self._sharding(), state)
-        parts = {
-            name: jax.tree.map(self._in_parts, getattr(state, name))
-            for name in ("params", "optimizer", "average")
+    def _state_sharding(self, state: Any) -> Any:
+        """Shards parameters and optimizer state, and replicates the rest."""
+        sharding = jax.tree.map(lambda _: self._sharding(), state)
+        sharded = {
+            name: jax.tree.map(self._param_sharding, getattr(state, name))
+            for name in ("params", "opt_state", "ema")
         }
-        return layout._replace(**parts)
+        return sharding._replace(**sharded)
 
-    def _in_parts(self, leaf: Any) -> NamedSharding:
+    def _param_sharding(self, leaf: Any) -> NamedSharding:
         for axis in reversed(range(leaf.ndim)):
             if self._shards > 1 and leaf.shape[axis] % self._shards == 0:
                 return self._sharding(*[None] * axis, "shard")
@@ -179,7 +189,7 @@ class Jit:
 
 
 class Pmap:
-    """`pmap` over all devices; every device holds a copy of the state."""
+    """`pmap` over all devices; every device holds a replica of the state."""
 
     AXIS = "batch"
 
@@ -188,20 +198,20 @@ class Pmap:
             raise UserError(
                 f"parallel.shard_parameters={config.shard_parameters} needs parallel.backend=jit"
             )
-        self.devices = jax.device_count()
+        self.devices = self.local_losses = jax.device_count()
         self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
         self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
-        self._together = _norm_devices(config, self.devices)
+        self._norm_group = _norm_devices(config, self.devices)
 
-    def share(self, tree: Tree) -> Tree:
+    def local_shard(self, tree: Tree) -> Tree:
         def own(whole: Array) -> Array:
             size = len(whole) // self.devices
             return lax.dynamic_slice_in_dim(whole, lax.axis_index(self.AXIS) * size, size)
 
         return jax.tree.map(own, tree)
 
-    def take(self, rows: Tree, chosen: Int[Array, "batch"]) -> Tree:
-        return _take(rows, chosen, axis=self.AXIS, devices=self.devices)
+    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
+        return _gather(dataset, indices, axis=self.AXIS, devices=self.devices)
 
     def mean(self, tree: Tree) -> Tree:
         return lax.pmean(tree, self.AXIS)
@@ -213,42 +223,42 @@ class Pmap:
         return jax.random.fold_in(key, lax.axis_index(self.AXIS))
 
     def norm_options(self) -> dict[str, Any]:
-        if self._together == 1:
+        if self._norm_group == 1:
             return {}
-        if self._together == self.devices:
+        if self._norm_group == self.devices:
             return {"axis_name": self.AXIS}
-        groups = np.arange(self.devices).reshape(-1, self._together).tolist()
+        groups = np.arange(self.devices).reshape(-1, self._norm_group).tolist()
         return {"axis_name": self.AXIS, "axis_index_groups": groups}
 
-    def rows(self, tree: Any) -> Any:
+    def shard_dataset(self, tree: Any) -> Any:
         first = jax.process_index() * self._local.size
 
         def own(leaf: np.ndarray) -> Array:
-            filled = _filled(leaf, self.devices)
+            filled = _pad_examples(leaf, self.devices)
             parts = filled.reshape(self.devices, -1, *leaf.shape[1:])
             return jax.device_put(parts[first : first + self._local.size], self._mapped)
 
         return jax.tree.map(own, tree)
 
-    def batches(self, tree: Any) -> Any:
+    def place_batches(self, tree: Any) -> Any:
         def own(leaf: np.ndarray) -> Array:
             parts = leaf.reshape(len(leaf), self._local.size, -1, *leaf.shape[2:])
             return jax.device_put(parts.swapaxes(0, 1), self._mapped)
 
         return jax.tree.map(own, tree)
 
-    def one(self, state: Any) -> Any:
+    def unreplicate(self, state: Any) -> Any:
         first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
         if jax.process_count() == 1:
             return first
-        # Orbax saves what all processes know to be the same.
+        # Orbax saves arrays that are global and replicated over all processes.
         together = NamedSharding(Mesh(np.array(jax.devices()), (self.AXIS,)), PartitionSpec())
-        return jax.tree.map(lambda leaf: _everywhere(leaf, together), first)
+        return jax.tree.map(lambda leaf: _to_global(leaf, together), first)
 
-    def spread(self, state: Any) -> Any:
-        # A restored state is tied to the device where it lies.
+    def replicate(self, state: Any) -> Any:
+        # A restored state is committed to one device.
         here = NamedSharding(self._local, PartitionSpec())
-        state = jax.device_put(jax.tree.map(_on_this_host, state), here)
+        state = jax.device_put(jax.tree.map(_addressable, state), here)
         count = self._local.size
 
         @partial(jax.jit, out_shardings=self._mapped)
@@ -259,26 +269,26 @@ class Pmap:
 
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
         once = jax.jit(init, compiler_options=quick_compile())
-        return lambda key: self.spread(once(key))
+        return lambda key: self.replicate(once(key))
 
-    def compile_kept(self, init: Callable[[Any], Any], params: Any) -> Callable[..., Any]:
+    def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
         return jax.pmap(init, self.AXIS)
 
-    def compile_steps(self, take: Callable[..., Any], steps: int) -> Any:
-        return jax.pmap(partial(take, steps=steps), self.AXIS, out_axes=(0, None), donate_argnums=0)
+    def compile_steps(self, function: Callable[..., Any]) -> Any:
+        return jax.pmap(function, self.AXIS, out_axes=(0, None), donate_argnums=0)
 
-    def compile_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.pmap(evaluate, self.AXIS, out_axes=None)
+    def compile_measure(self, function: Callable[..., Any]) -> Any:
+        return jax.pmap(function, self.AXIS, out_axes=None)
 
 
-def backend(config: Config) -> Backend:
-    """The backend of a config, on the devices found.
+def make_backend(config: Config) -> Backend:
+    """Returns the backend of a config, on all devices that JAX finds.
 
     Raises:
-      UserError: the batch, or a group of BN, does not divide among them.
+      UserError: the batch, or a group of devices that shares BN statistics, does not divide.
     """
     made = (Jit if config.parallel.backend == "jit" else Pmap)(config.parallel)
-    mixes = config.data.mixup or config.data.cutmix  # neighbours, on one device and in one part
+    mixes = config.data.mixup or config.data.cutmix  # neighbors, on one device and in one part
     unit = made.devices * config.train.accumulation_steps * (2 if mixes else 1)
     if rest := config.data.batch_size % unit:
         below = config.data.batch_size - rest
@@ -296,53 +306,53 @@ def backend(config: Config) -> Backend:
 
 
 def device_memory() -> int | None:
-    """Bytes that a run may use on one device; None where nobody says.
+    """Returns the bytes that a run may use on one device, or None if they are not known.
 
-    Of an accelerator, what its allocator may take. On a CPU, what the system and the container have
-    left for all devices together.
+    On an accelerator it is the limit of its allocator. On a CPU it is what system and container
+    have left, divided by the number of devices; only Linux says it.
     """
     if statistics := jax.local_devices()[0].memory_stats():
         return statistics.get("bytes_limit")
     if jax.default_backend() != "cpu" or not (system := Path("/proc/meminfo")).is_file():
         return None
-    rooms = [1024 * int(re.findall(r"MemAvailable:\s+(\d+)", system.read_text())[0])]
+    available = [1024 * int(re.findall(r"MemAvailable:\s+(\d+)", system.read_text())[0])]
     container = Path("/sys/fs/cgroup")  # version 2
     if (most := container / "memory.max").is_file() and (text := most.read_text().strip()) != "max":
-        rooms.append(int(text) - int((container / "memory.current").read_text()))
-    return min(rooms) // jax.local_device_count()
+        available.append(int(text) - int((container / "memory.current").read_text()))
+    return min(available) // jax.local_device_count()
 
 
-def _take(rows: Any, chosen: Int[Array, "batch"], axis: Any, devices: int) -> Any:
-    """The chosen rows, of which each device holds some and gets some.
+def _gather(dataset: Any, indices: Int[Array, "batch"], axis: Any, devices: int) -> Any:
+    """Returns this device's part of the examples at `indices`.
 
-    Every device looks up the whole batch among its own rows; of what they find, zeros for the rows
-    of others, each gets the sum of its share.
+    Every device looks up the whole batch among its own examples, with zeros for those of other
+    devices; each then gets the sum of its part of the batch over all devices.
     """
 
-    def take(own: Array) -> Array:
+    def gather(own: Array) -> Array:
         if devices == 1:
-            return own[chosen]
-        place = chosen - lax.axis_index(axis) * len(own)
-        here = (place >= 0) & (place < len(own))
-        found = own[jnp.clip(place, 0, len(own) - 1)]
-        masked = jnp.where(here.reshape(-1, *[1] * (own.ndim - 1)), found, 0)
+            return own[indices]
+        position = indices - lax.axis_index(axis) * len(own)
+        local = (position >= 0) & (position < len(own))
+        found = own[jnp.clip(position, 0, len(own) - 1)]
+        masked = jnp.where(local.reshape(-1, *[1] * (own.ndim - 1)), found, 0)
         return lax.psum_scatter(masked, axis, tiled=True)
 
-    return jax.tree.map(take, rows)
+    return jax.tree.map(gather, dataset)
 
 
-def _filled(leaf: np.ndarray, devices: int) -> np.ndarray:
-    """With rows of zeros at the end, so that all devices get as many."""
+def _pad_examples(leaf: np.ndarray, devices: int) -> np.ndarray:
+    """Appends examples of zeros until all devices get the same number."""
     return np.pad(leaf, [(0, -len(leaf) % devices), *[(0, 0)] * (leaf.ndim - 1)])
 
 
-def _everywhere(leaf: Array, sharding: NamedSharding) -> Array:
+def _to_global(leaf: Array, sharding: NamedSharding) -> Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), sharding))
+        return jax.random.wrap_key_data(_to_global(jax.random.key_data(leaf), sharding))
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
 
-def _on_this_host(leaf: Any) -> Any:
+def _addressable(leaf: Any) -> Any:
     whole = not isinstance(leaf, Array) or leaf.is_fully_addressable
     return leaf if whole else leaf.addressable_shards[0].data
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from resjax.train.step import Program
+from resjax.train.trainer import Dispatch, StepRunner, Trainer
 
 
 class Operation(NamedTuple):
@@ -18,17 +18,19 @@ class Operation(NamedTuple):
     share: float  # of the time of all operations
 
 
-def profile(program: Program, steps: int, folder: Path) -> list[Operation]:
+def profile(trainer: Trainer, steps: int, folder: Path) -> list[Operation]:
     """Writes a trace of `steps` steps to `folder`, after as many steps to warm up.
 
     Returns:
       The operations, the most expensive first.
     """
-    state, metrics = program.steps(program.init(0), steps)
-    jax.block_until_ready(metrics)
-    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-        _, metrics = program.steps(state, steps)
+    dispatch = Dispatch(phase=0, steps=steps)
+    with StepRunner(trainer, seed=0, first_step=0) as runner:
+        state, metrics = runner.run(trainer.init(0), dispatch)
         jax.block_until_ready(metrics)
+        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+            _, metrics = runner.run(state, dispatch)
+            jax.block_until_ready(metrics)
     traces = folder.glob("plugins/profile/*/*.xplane.pb")
     return operations(max(traces, key=lambda path: path.stat().st_mtime))
 

@@ -12,10 +12,9 @@ from resjax.errors import UserError
 from resjax.models.layout import unrolled
 from resjax.run_files import primary_metric, read_json_object
 from resjax.train.checkpoint_reader import CheckpointReader
-from resjax.train.parallel import backend
+from resjax.train.parallel import make_backend
 from resjax.train.progress import Warn
-from resjax.train.sources import Streamed
-from resjax.train.sources import source as make_source
+from resjax.train.sources import make_source
 from resjax.transfer.surgery import with_channels
 from resjax.transfer.weights import Weights, describe_run, from_description, nested
 
@@ -65,15 +64,15 @@ def _describe_from_dataset(recorded: Mapping[str, Any]) -> dict[str, Any]:
     from resjax.train.load_weights import load_weights
 
     config = from_dict(recorded)
-    source = make_source(config, backend(config))
+    source = make_source(config, make_backend(config))
     statistics = source.statistics
     if config.data.normalization == "weights":
         initial = load_weights(str(config.transfer.weights))
-        statistics = with_channels(initial, source.image_shape[2]).statistics
+        statistics = with_channels(initial, source.info.image_shape[2]).statistics
     return describe_run(
         config,
         statistics,
-        source.image_shape,
-        source.class_names,
-        streamed=isinstance(source, Streamed),
+        source.info.image_shape,
+        source.info.class_names,
+        streamed=source.streamed,
     )

@@ -1,29 +1,35 @@
-"""Where a program's images come from: the device, on which the dataset lies, or a stream.
+"""Where batches come from: a dataset that lies on the devices, or a stream from disk.
 
-A small dataset lies on the devices, each holding its part, and batches are drawn in the compiled
-step. A large one is read and decoded by worker processes; while a step runs the next batch is on
-its way. Both show a step what is a function of the seed and the step's number alone.
+A small dataset is resident: each device holds its part, and the compiled step draws batches from
+it. A large one is streamed: worker processes read and decode the next batches while a step runs.
+Both are the same to the trainer, and in both a batch is a function of the seed and the step alone.
 """
 
+import copy
 import re
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Key
 
 from resjax.config import Config, Data
 from resjax.data import crops, datasets
 from resjax.data.cache import cached_arrays
 from resjax.data.normalization import Statistics, compute_statistics
+from resjax.data.ordering import batch_indices
 from resjax.data.stream import Crop, eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
+from resjax.tasks import DatasetInfo
+from resjax.tasks.base import Batch
 from resjax.train.parallel import Backend, device_memory
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
-SAMPLE = 2048  # images from which a stream's normalisation is computed
+SAMPLE = 2048  # images from which the statistics of a stream are computed
 
 CROPS: dict[str, Callable[..., Any]] = {
     "none": crops.resize_and_center_crop,
@@ -34,17 +40,65 @@ CROPS: dict[str, Callable[..., Any]] = {
 }
 
 
+class BatchSource(Protocol):
+    """The interface of a source.
+
+    Attributes:
+      info: what a task knows of the dataset.
+      examples: number of examples by split, "train" and "test".
+      statistics: for the normalization of images.
+      steps_per_dispatch: the most steps that one dispatch can take; None if there is no limit.
+      streamed: whether images are decoded, and perhaps cropped, on the host.
+      skipped: number of images that could not be decoded so far.
+    """
+
+    info: DatasetInfo
+    examples: dict[str, int]
+    statistics: Statistics
+    steps_per_dispatch: int | None
+    streamed: bool
+    skipped: int
+
+    def with_config(self, config: Config) -> "BatchSource":
+        """Returns the same source for other batch sizes."""
+
+    # On the host: what compiled functions take beside the state.
+    def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
+        """Yields the arrays of each dispatch from a step on, forever."""
+
+    def evaluation(self) -> Iterator[Any]:
+        """Yields the arrays of each dispatch of one evaluation."""
+
+    def example_arrays(self) -> tuple[Any, Any]:
+        """Returns arrays of the shapes of `training` and `evaluation`, to compile for."""
+
+    # Inside compiled functions: from these arrays to batches.
+    def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
+        """Returns what `train_batch` takes, with leading axes (steps, parts)."""
+
+    def train_batch(self, arrays: Any, drawn: Any) -> Batch:
+        """Returns this device's shard of a batch, or of a part of it: `image` and `label`."""
+
+    def eval_draws(self, arrays: Any) -> Any:
+        """Returns what `eval_batch` takes, with a leading axis of batches."""
+
+    def eval_batch(self, arrays: Any, drawn: Any) -> Batch:
+        """Returns this device's shard of a batch: `image`, `label`, and `weight` 0 or 1."""
+
+
 class Resident:
     """The dataset on the devices."""
 
+    steps_per_dispatch: int | None = None
+    streamed: bool = False
+
     def __init__(self, config: Config, backend: Backend):
         data = config.data
-        if asked := [
-            f"data.{name}={value}"
-            for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop))
-            if value not in ("none", "center")
-        ]:
-            raise UserError(f"{asked[0]} needs data.feed=stream: it crops images on the host")
+        for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
+            if value not in ("none", "center"):
+                raise UserError(
+                    f"data.{name}={value} needs data.feed=stream: it crops images on the host"
+                )
         dataset = datasets.load(
             data.name,
             data.train_split,
@@ -55,25 +109,63 @@ class Resident:
             per_class=data.per_class,
             subset_seed=data.subset_seed,
         )
-        self.class_names = dataset.class_names
-        self.classes = len(dataset.class_names)
-        self.image_shape = dataset.train.images.shape[1:]
+        height, width, channels = dataset.train.images.shape[1:]
+        self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
         self.skipped = dataset.skipped
         self.statistics = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
-        self._rows = backend.rows(dataset.train), backend.rows(dataset.test)
+        self._config, self._backend = config, backend
+        self._arrays = tuple(
+            backend.shard_dataset({"image": split.images, "label": split.labels})
+            for split in (dataset.train, dataset.test)
+        )
 
-    def arrays(self, config: Config) -> tuple[Any, Any]:
-        """What a dispatch of steps, and the evaluation, is given beside the state."""
-        return self._rows
+    def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
+        while True:
+            yield self._arrays[0]
+
+    def evaluation(self) -> Iterator[Any]:
+        yield self._arrays[1]
+
+    def with_config(self, config: Config) -> BatchSource:
+        changed = copy.copy(self)
+        changed._config = config
+        return changed
+
+    def example_arrays(self) -> tuple[Any, Any]:
+        return self._arrays[0], self._arrays[1]
+
+    def draw(
+        self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int
+    ) -> Int[Array, "steps parts batch"]:
+        size = self._config.data.batch_size
+        indices = batch_indices(key, first_step, steps, size, self.examples["train"])
+        return indices.reshape(steps, self._config.train.accumulation_steps, -1)
+
+    def train_batch(self, arrays: Any, drawn: Int[Array, "batch"]) -> Batch:
+        return self._backend.gather_batch(arrays, drawn)
+
+    def eval_draws(self, arrays: Any) -> Int[Array, "batches batch"]:
+        """Returns positions; those past the last example fill the last batch."""
+        examples, devices = self.examples["test"], self._backend.devices
+        batches = -(-examples // self._config.data.eval_batch_size)
+        size = -(-examples // (batches * devices)) * devices
+        return jnp.arange(batches * size).reshape(batches, size)
+
+    def eval_batch(self, arrays: Any, drawn: Int[Array, "batch"]) -> Batch:
+        last = self.examples["test"] - 1
+        batch = self._backend.gather_batch(arrays, jnp.minimum(drawn, last))
+        weight = (self._backend.local_shard(drawn) <= last).astype(jnp.float32)
+        return {**batch, "weight": weight}
 
 
 class Streamed:
     """The dataset on disk."""
 
-    image_shape: Any
+    steps_per_dispatch: int | None = 1
+    streamed: bool = True
 
     def __init__(self, config: Config, backend: Backend, opened: datasets.OpenDataset):
         data = config.data
@@ -82,64 +174,86 @@ class Streamed:
         size, shape = data.image_size, opened.image_shape
         if size is None and shape is None:
             raise UserError(
-                f"data.name={data.name}: its images may differ in size; set data.image_size, such "
-                "as 224"
+                f"data.name={data.name}: its images may differ in size; set data.image_size, for "
+                "example 224"
             )
         if data.image_size is None and (data.train_crop != "none" or data.eval_crop != "center"):
             raise UserError("data.train_crop and data.eval_crop need data.image_size")
         self._workers = available_cores() if data.workers is None else data.workers
         self._channels = shape[2] if shape else 3
-        self.image_shape = (size, size, self._channels) if size else shape
-        self.class_names = opened.class_names
-        self.classes = len(opened.class_names)
+        image_shape: Any = (size, size, self._channels) if size else shape
+        self.info = DatasetInfo(tuple(opened.class_names), image_shape)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
         self.skipped = 0
         self.statistics = self._statistics()
 
     def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
-        """Batches on the devices, (parts, batch, ...) each, from a step on."""
-        size = self._data.batch_size // self._parts
-        feed = stream(
+        batches = stream(
             self._opened.train,
-            batch_size=size,
+            batch_size=self._data.batch_size // self._parts,
             seed=seed,
             first_step=first_step * self._parts,
             crop=self._crop(self._data.train_crop),
             on_bad_image=self._data.on_bad_image,
             **self._shared(),
         )
-        with feed:
+        with batches:
             while True:
-                parts = [next(feed) for _ in range(self._parts)]
+                parts = [next(batches) for _ in range(self._parts)]
                 self.skipped += sum(part.skipped for part in parts)
-                images, labels = zip(*((part.images, part.labels) for part in parts), strict=True)
-                yield self._backend.batches((np.stack(images), np.stack(labels)))
+                images = np.stack([part.images for part in parts])
+                labels = np.stack([part.labels for part in parts])
+                yield self._backend.place_batches({"image": images, "label": labels})
 
     def evaluation(self) -> Iterator[Any]:
-        """Images, labels and weights on the devices, (1, batch, ...) each."""
-        with self._in_order(self._opened.test, self._data.eval_crop) as feed:
-            for batch in feed:
+        with self._in_order(self._opened.test, self._data.eval_crop) as batches:
+            for batch in batches:
                 self.skipped += batch.skipped
-                arrays = batch.images[None], batch.labels[None], batch.weights[None]
-                yield self._backend.batches(arrays)
+                arrays = {"image": batch.images, "label": batch.labels, "weight": batch.weights}
+                yield self._backend.place_batches(
+                    {name: array[None] for name, array in arrays.items()}
+                )
 
-    def arrays(self, config: Config) -> tuple[Any, Any]:
-        """Of the shapes that `training` and `evaluation` give under `config`, to compile for."""
-        parts, processes = config.train.accumulation_steps, jax.process_count()
-        train = parts, config.data.batch_size // parts // processes
-        test = 1, self._eval_batch(config.data) // processes
-        crops_of_one = (10,) if self._data.eval_crop == "ten" else ()
-        images = np.zeros((*train, *self.image_shape), np.uint8)
-        crops = np.zeros((*test, *crops_of_one, *self.image_shape), np.uint8)
+    def with_config(self, config: Config) -> BatchSource:
+        changed = copy.copy(self)
+        changed._data, changed._parts = config.data, config.train.accumulation_steps
+        return changed
+
+    def example_arrays(self) -> tuple[Any, Any]:
+        processes = jax.process_count()
+        train = self._parts, self._data.batch_size // self._parts // processes
+        test = 1, self._eval_batch_size() // processes
+        crops_per_image = (10,) if self._data.eval_crop == "ten" else ()
+        shape = self.info.image_shape
         return (
-            self._backend.batches((images, np.zeros(train, np.int32))),
-            self._backend.batches((crops, np.zeros(test, np.int32), np.zeros(test, np.float32))),
+            self._backend.place_batches(
+                {"image": np.zeros((*train, *shape), np.uint8), "label": np.zeros(train, np.int32)}
+            ),
+            self._backend.place_batches(
+                {
+                    "image": np.zeros((*test, *crops_per_image, *shape), np.uint8),
+                    "label": np.zeros(test, np.int32),
+                    "weight": np.zeros(test, np.float32),
+                }
+            ),
         )
+
+    def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
+        return jax.tree.map(lambda parts: parts[None], arrays)
+
+    def train_batch(self, arrays: Any, drawn: Batch) -> Batch:
+        return drawn
+
+    def eval_draws(self, arrays: Any) -> Any:
+        return arrays
+
+    def eval_batch(self, arrays: Any, drawn: Batch) -> Batch:
+        return drawn
 
     def _in_order(self, examples: datasets.Examples, crop: str) -> Any:
         return eval_batches(
             examples,
-            batch_size=self._eval_batch(self._data),
+            batch_size=self._eval_batch_size(),
             crop=self._crop(crop),
             on_bad_image=self._data.on_bad_image,
             **self._shared(),
@@ -157,13 +271,13 @@ class Streamed:
         size = self._data.image_size
         return None if size is None else partial(CROPS[name], size=size)
 
-    def _eval_batch(self, data: Data) -> int:
-        """A multiple of the devices."""
+    def _eval_batch_size(self) -> int:
+        """Returns the size rounded up to a multiple of the number of devices."""
         devices = self._backend.devices
-        return -(-data.eval_batch_size // devices) * devices
+        return -(-self._data.eval_batch_size // devices) * devices
 
     def _statistics(self) -> Statistics:
-        """Of a sample of the training split; kept with a prepared set."""
+        """Returns the statistics of a sample of the training split, cached with a prepared set."""
         data, colors = self._data, self._data.pca_lighting > 0
 
         def computed() -> list[Any]:
@@ -178,23 +292,22 @@ class Streamed:
         return Statistics(*cached_arrays(folder, key, Statistics._fields[: 2 + colors], computed))
 
     def _sample(self) -> Any:
-        """Images spread evenly over the training split, as an evaluation crops them."""
+        """Returns images spread evenly over the training split, cropped as for evaluation."""
         examples = self._opened.train
         count = min(SAMPLE, len(examples))
-        spread = Spread(examples, count)
         shared = self._shared() | {"process": 0, "processes": 1}  # the same on every host
         with eval_batches(
-            spread,
+            Spread(examples, count),
             batch_size=min(64, count),
             crop=self._crop("center"),
             on_bad_image=self._data.on_bad_image,
             **shared,
-        ) as feed:
-            return np.concatenate([batch.images[batch.weights > 0] for batch in feed])
+        ) as batches:
+            return np.concatenate([batch.images[batch.weights > 0] for batch in batches])
 
 
 class Spread:
-    """Some examples of many, evenly spread."""
+    """A given number of examples, evenly spread over all."""
 
     def __init__(self, examples: datasets.Examples, count: int):
         self._examples, self._count = examples, count
@@ -206,12 +319,12 @@ class Spread:
         return self._examples[index * len(self._examples) // self._count]
 
 
-def source(config: Config, backend: Backend) -> Resident | Streamed:
-    """Where the images of a config come from.
+def make_source(config: Config, backend: Backend) -> BatchSource:
+    """Returns the source of a config: resident if that is asked for, or fits.
 
     Raises:
-      UserError: the config's fields for reading images cannot go together.
-      DataError: the dataset is not here or not what it should be.
+      UserError: the config's fields for reading images contradict each other, or the dataset is
+        missing or not what it should be.
     """
     data = config.data
     if data.feed == "device":
@@ -228,7 +341,7 @@ def source(config: Config, backend: Backend) -> Resident | Streamed:
 
 
 def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
-    """Whether the dataset goes onto the devices, and may."""
+    """Whether the dataset can lie on the devices: nothing is cropped on the host, and it fits."""
     if data.train_crop != "none" or data.eval_crop != "center":
         return False
     if data.image_size:
@@ -237,6 +350,6 @@ def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
         pixels = int(np.prod(opened.image_shape))
     else:
         return False
-    room = device_memory()
+    memory = device_memory()
     needed = pixels * (len(opened.train) + len(opened.test)) / devices
-    return room is None or needed <= RESIDENT_SHARE * room
+    return memory is None or needed <= RESIDENT_SHARE * memory

@@ -1,5 +1,7 @@
 """XLA compile options for programs that run once and for programs that run many times."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,3 +53,13 @@ def _code_generation() -> dict[str, Any]:
     """
     parts = {"xla_cpu_parallel_codegen_split_count": min(32, available_cores())}
     return parts | ({"xla_cpu_use_fusion_emitters": False} if OLD_JAX else {})
+
+
+def enable_compilation_cache(folder: Path) -> None:
+    """Caches compiled programs in `folder`, for later processes on this machine.
+
+    The folder belongs to the work and not to the user's home, because hosts with other processors
+    may share that. A folder that the user has set stays.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))

@@ -1,0 +1,139 @@
+"""Diagnostics: what is measured inside a training step, one value per layer.
+
+A diagnostic is a function of the step's `Context`. It returns a dict from the path of a layer to a
+scalar. It is measured in a program of its own, on the batch and the key of the step that follows,
+so recording changes no training result and a run without diagnostics compiles the same step.
+
+In a scanned network the blocks of a stage are stacked along the first axis of one array, whose path
+contains `blocks`. `Context.per_array` maps a function over arrays of either layout, and `per_layer`
+names the values as in the unrolled network.
+"""
+
+import functools
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from resjax.config import Diagnostics as DiagnosticsConfig
+from resjax.errors import UserError
+from resjax.models.layout import path_name
+from resjax.models.presets import nearest
+
+__all__ = ["DIAGNOSTICS", "Context", "Diagnostic", "find_diagnostics", "per_layer"]
+
+STACKED = re.compile(r"(stage\d+/)blocks(/|$)")
+
+Values = dict[str, Float[Array, "*blocks"]]
+"""By path, a scalar, or one value for each block of a scanned stage."""
+
+
+class Context(NamedTuple):
+    """What a diagnostic can measure in a step.
+
+    Trees have the layout of the network, scanned or unrolled.
+
+    Attributes:
+      params: all parameters before the step.
+      gradients: of the mean loss; None for frozen parameters.
+      updates: what the optimizer adds to the parameters; None for frozen ones.
+      batch_stats: running statistics after the step.
+      activation_gradients: norm of the gradient of the mean loss with respect to the output of each
+        block, over all examples of the batch, by path.
+      loss: mean loss of the batch.
+    """
+
+    params: Any
+    gradients: Any
+    updates: Any
+    batch_stats: Any
+    activation_gradients: Values
+    loss: Float[Array, ""]
+
+    def per_array(self, function: Callable[..., Array], *trees: Any) -> Values:
+        """Applies a function to every array of a tree, or to corresponding arrays of several.
+
+        Args:
+          function: takes the arrays of one layer and returns a scalar.
+          *trees: of one structure, such as `context.gradients`; frozen arrays are left out.
+        """
+
+        def apply(path: Any, *arrays: Array) -> Array:
+            stacked = STACKED.match(path_name(path))
+            return jax.vmap(function)(*arrays) if stacked else function(*arrays)
+
+        values = jax.tree.map_with_path(apply, *trees)
+        return {path_name(path): value for path, value in jax.tree.leaves_with_path(values)}
+
+
+Diagnostic = Callable[[Context], Mapping[str, Array]]
+
+
+def gradient_norm(context: Context) -> Values:
+    """Returns the L2 norm of the gradient of every parameter array."""
+    return context.per_array(lambda array: jax.numpy.sqrt((array**2).sum()), context.gradients)
+
+
+def activation_gradient_norm(context: Context) -> Values:
+    """Returns the L2 norm of the gradient with respect to the output of every block."""
+    return context.activation_gradients
+
+
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "gradient_norm": gradient_norm,
+    "activation_gradient_norm": activation_gradient_norm,
+}
+
+
+def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
+    """Returns the diagnostics of a config by the names under which their values are written.
+
+    Raises:
+      UserError: there is no such diagnostic, or two have the same name.
+    """
+    found: dict[str, Diagnostic] = {}
+    for name in config.names:
+        where, colon, function = name.partition(":")
+        try:
+            diagnostic = (
+                getattr(importlib.import_module(where), function) if colon else DIAGNOSTICS[name]
+            )
+        except KeyError:
+            raise UserError(
+                f"diagnostics.names={name}: no such diagnostic{nearest(name, DIAGNOSTICS)}; or "
+                "package.module:function of your own"
+            ) from None
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"diagnostics.names={name}: {error}") from error
+        short = function or name
+        if short in found:
+            raise UserError(f"diagnostics.names: two diagnostics are called {short}")
+        options = config.options.get(short, {})
+        found[short] = functools.partial(diagnostic, **options) if options else diagnostic
+    if unknown := sorted(config.options.keys() - found.keys()):
+        raise UserError(f"diagnostics.options.{unknown[0]}: no such diagnostic is measured")
+    return found
+
+
+def per_layer(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns values by layer, named as in the unrolled network."""
+    layers: dict[str, float] = {}
+    for path, value in values.items():
+        array = np.asarray(value)
+        if not array.ndim:
+            layers[path] = float(array)
+            continue
+        for index, single in enumerate(array):
+            layers[STACKED.sub(rf"\g<1>block{index + 2}\2", path)] = float(single)
+    return layers
+
+
+def natural_order(path: str) -> tuple[Any, ...]:
+    """A sort key that puts stem, stages, blocks and layers in the order of the network."""
+    first = {"stem": 0, "norm": 2, "head": 3}.get(path.partition("/")[0], 1)
+    words = re.split(r"(\d+)", path)
+    return (first, *((int(word) if word.isdecimal() else word) for word in words))

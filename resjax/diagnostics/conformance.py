@@ -1,0 +1,93 @@
+"""Checks that a diagnostic of your own works in every network.
+
+::
+
+    from resjax.diagnostics.conformance import check_diagnostic
+    check_diagnostic("my_diagnostics:weight_norm")
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from resjax.config import Diagnostics
+from resjax.diagnostics import Context, find_diagnostics, per_layer
+from resjax.diagnostics.taps import PROBES, TappedModel, norms
+from resjax.models.layout import scanned, unrolled
+from resjax.models.resnet import build
+
+
+def check_diagnostic(name: str, **options: Any) -> list[str]:
+    """Checks a diagnostic on a small residual network, and prints what it checked.
+
+    Args:
+      name: of ours, or `package.module:function`.
+      **options: keyword arguments of the diagnostic.
+
+    Returns:
+      The claims that hold, one sentence each.
+
+    Raises:
+      AssertionError: the first claim that does not hold; says what happened instead.
+      UserError: there is no such diagnostic.
+    """
+    short = name.rpartition(":")[2]
+    config = Diagnostics(names=(name,), options={short: options} if options else {})
+    (diagnostic,) = find_diagnostics(config).values()
+    claims: list[str] = []
+
+    def claim(text: str) -> None:
+        claims.append(text)
+        print(f"{name}: {text}")
+
+    values = {}
+    variables = None
+    for loop in ("scan", "unroll"):
+        model = build("cifar_resnet20", width=4, loop=loop)
+        if variables is None:
+            images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+            variables = jax.jit(model.init)(jax.random.key(1), images)
+        context = _context(model, unrolled(variables) if loop == "unroll" else scanned(variables))
+        found = jax.jit(lambda context: dict(diagnostic(context)))(context)
+        assert found, "it returns no value; return a dict from the path of a layer to a scalar"
+        for path, value in found.items():
+            blocks = 2 if "/blocks" in path else None
+            expected = () if blocks is None else (blocks,)
+            assert value.shape == expected, (
+                f"the value of {path} has the shape {value.shape}, expected {expected}; map over "
+                "arrays by context.per_array"
+            )
+            assert np.isfinite(value).all(), f"the value of {path} is not finite"
+        values[loop] = per_layer(found)
+    claim("it returns one finite value per layer, inside jit")
+    differing = values["scan"].keys() ^ values["unroll"].keys()
+    assert not differing, f"{min(differing)} is a layer in only one of the two layouts"
+    for path, value in values["unroll"].items():
+        other = values["scan"][path]
+        assert np.isclose(value, other, rtol=1e-4, atol=1e-7), (
+            f"the value of {path} is {value:.6g} in the unrolled and {other:.6g} in the scanned "
+            "network"
+        )
+    claim("scanned and unrolled networks give the same values")
+    return claims
+
+
+def _context(model: nn.Module, variables: Any) -> Context:
+    """Returns the context of a step of SGD on random images."""
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    tapped = TappedModel(model)
+    params = {**variables["params"], PROBES: tapped.probes(variables, images.shape[1:])}
+
+    def loss_fn(params: Any) -> Any:
+        logits, updated = tapped.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return (logits**2).mean(), updated["batch_stats"]
+
+    compute = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, batch_stats), gradients = compute(params)
+    squares = gradients.pop(PROBES)
+    updates = jax.tree.map(lambda gradient: -0.1 * gradient, gradients)
+    return Context(variables["params"], gradients, updates, batch_stats, norms(squares), loss)

@@ -1,0 +1,41 @@
+"""Tasks: what a network predicts, how predictions are scored, and which metric decides."""
+
+import dataclasses
+import importlib
+
+from resjax.config import Task as TaskConfig
+from resjax.errors import UserError
+from resjax.tasks.base import DatasetInfo, Metric, Task
+from resjax.tasks.classification import Classification
+
+__all__ = ["TASKS", "Classification", "DatasetInfo", "Metric", "Task", "make_task"]
+
+TASKS: dict[str, type[Task]] = {"classification": Classification}
+
+
+def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
+    """Returns the task of a config for a dataset.
+
+    Args:
+      config: its `name` is one of TASKS, or a class of the user's as `package.module:Class`; its
+        `options` are further fields of the class.
+      dataset: what the task is trained on.
+
+    Raises:
+      UserError: there is no such task, or it has no such option.
+    """
+    where, colon, name = config.name.partition(":")
+    try:
+        cls = getattr(importlib.import_module(where), name) if colon else TASKS[config.name]
+    except (ImportError, AttributeError, KeyError) as error:
+        raise UserError(f"task.name={config.name}: cannot be imported: {error}") from error
+    known = [field.name for field in dataclasses.fields(cls) if field.name != "dataset"]
+    if unknown := sorted(config.options.keys() - known):
+        raise UserError(
+            f"task.options.{unknown[0]}: {config.name} has no such option; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    try:
+        return cls(dataset, **config.options)
+    except ValueError as error:
+        raise UserError(f"task.options: {error}") from error

@@ -1,0 +1,468 @@
+"""The trainer: composes a config's train step and evaluation, compiles them, and dispatches them.
+
+A trainer serves every run whose config differs in the seed alone: the seed comes in at run time, so
+a sweep compiles once for all seeds. Each dispatch takes many steps in a scan and returns the sums
+of their metrics, so no step waits for the host.
+
+Where parameters are frozen or thaw, training has phases (`resjax.train.freezing`), and the step of
+each phase is a program of its own.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Key
+
+from resjax.config import Config, from_dict, to_dict
+from resjax.data.augmentation import Augmentation, augment
+from resjax.data.normalization import normalize
+from resjax.diagnostics import Context, Diagnostic, find_diagnostics
+from resjax.diagnostics.taps import PROBES, TappedModel, norms
+from resjax.models.count import Counts, count
+from resjax.models.layout import path_name, unrolled_paths
+from resjax.models.resnet import build
+from resjax.tasks import make_task
+from resjax.tasks.base import Batch
+from resjax.train import freezing, init_from_weights, step
+from resjax.train.freezing import split
+from resjax.train.optimizer import make_optimizer
+from resjax.train.parallel import make_backend
+from resjax.train.sources import make_source
+from resjax.train.state import TrainState
+from resjax.train.step import Metrics
+from resjax.xla.compile_options import step_compile
+
+
+class Dispatch(NamedTuple):
+    """Steps of one phase that are taken together.
+
+    Dispatches are ordered by memory: a larger one trains more parameters, or takes more steps.
+    """
+
+    phase: int
+    steps: int
+
+
+class Executable(NamedTuple):
+    """A compiled function."""
+
+    call: Any
+    compile_seconds: float
+    peak_bytes: int | None  # on one device; None if the compiler does not say
+
+
+class PhaseProgram(NamedTuple):
+    """What differs from phase to phase."""
+
+    model: nn.Module
+    tx: optax.GradientTransformationExtraArgs
+    trainable: Callable[[str], bool]  # of a parameter's path
+    updates_stats: Callable[[str], bool]  # of a running statistic's path
+
+
+class Trainer:
+    """The compiled functions of one config, for any seed."""
+
+    def __init__(self, config: Config):
+        """Reads the dataset and builds the network; compiles nothing yet.
+
+        Raises:
+          UserError: data, devices or options do not allow the config.
+        """
+        self.config = config
+        self.backend = make_backend(config)
+        self.source = make_source(config, self.backend)
+        self.task = make_task(config.task, self.source.info)
+        self.diagnostics = find_diagnostics(config.diagnostics)
+        self.image_shape = self.source.info.image_shape
+        self.initial_weights = init_from_weights.initial_weights(config, self.image_shape[2])
+        self.statistics = init_from_weights.normalization_statistics(
+            config, self.initial_weights, self.source.statistics, self.image_shape
+        )
+        self.augmentation = Augmentation.from_config(config.data)
+        self.model = self._network()
+        # Traced once for everything that asks for the shapes of the variables.
+        self._init_variables = jax.jit(lambda key, images: self.model.init(key, images))
+        key, image = jax.random.key(0), jnp.zeros((1, *self.image_shape))
+        self.shapes = jax.eval_shape(self._init_variables, key, image)
+        paths = unrolled_paths(self.shapes["params"])
+        self.phases = freezing.phases(
+            freezing.starts(paths, config.transfer),
+            self.source.examples["train"] / config.data.batch_size,
+        )
+        factors = freezing.rate_factors(paths, config.transfer, config.optimizer.learning_rate)
+        self.programs = [
+            self._phase_program(phase, paths, factors) for phase in range(len(self.phases))
+        ]
+        network = build(config.model, head=self.task.head())
+        self.counts: Counts = count(network, self.image_shape, self.shapes)
+        self._init = self.backend.compile_init(self._init_state)
+        self._compiled_init_opt_state = [
+            self.backend.compile_init_opt_state(
+                partial(self._init_opt_state, phase=phase), self.shapes["params"]
+            )
+            for phase in range(len(self.phases))
+        ]
+        self._executables: dict[Any, Executable] = {}
+
+    def with_batch_size(self, **sizes: int) -> "Trainer":
+        """Returns a trainer for another `batch_size` or `eval_batch_size`; shares device arrays."""
+        changed = copy.copy(self)
+        changed.config = replace(self.config, data=replace(self.config.data, **sizes))  # type: ignore[arg-type]
+        changed.source = self.source.with_config(changed.config)
+        changed._executables = {}
+        return changed
+
+    # States.
+
+    def init(self, seed: int) -> TrainState:
+        """Returns the state at step 0 with random parameters."""
+        return self._init(jax.random.key(seed))
+
+    def start(self, seed: int) -> TrainState:
+        """Returns the state at step 0, with pretrained weights if the config names some.
+
+        Raises:
+          UserError: they do not fit.
+        """
+        if self.initial_weights is None:
+            return self.init(seed)
+        classes = len(self.source.info.class_names)
+        init_from_weights.require_fit(self.config, self.initial_weights, self.shapes, classes)
+        random = self.backend.unreplicate(self.init(seed))
+        return self.backend.replicate(
+            init_from_weights.replace_variables(random, self.initial_weights, self.config.transfer)
+        )
+
+    def phase_at(self, step: int) -> int:
+        """Returns the phase in which a step, counted from 0, is taken."""
+        return sum(phase.first_step <= step for phase in self.phases) - 1
+
+    def enter_phase(self, state: TrainState, phase: int) -> TrainState:
+        """Returns the state at the beginning of a phase.
+
+        Existing optimizer state is preserved; newly trainable parameters start with fresh state.
+        """
+        leaves = jax.tree.leaves_with_path(state.opt_state)
+        existing = {path_name(path): leaf for path, leaf in leaves}
+        fresh = self._compiled_init_opt_state[phase](state.params)
+        opt_state = jax.tree.map_with_path(
+            lambda path, leaf: existing.get(path_name(path), leaf), fresh
+        )
+        return state._replace(opt_state=opt_state)
+
+    def checkpoint_template(self, state: TrainState) -> Callable[[int], TrainState]:
+        """Returns a function from a step to a state of the structure of its checkpoint.
+
+        A checkpoint belongs to the phase in which its last step was taken.
+        """
+        return lambda step: self.backend.unreplicate(
+            self.enter_phase(state, self.phase_at(max(step - 1, 0)))
+        )
+
+    def trainable_parameters(self, phase: int) -> int:
+        """Returns how many parameters train in a phase."""
+        trained, _ = split(self.shapes["params"], self.programs[phase].trainable)
+        return sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+    # Compiled functions.
+
+    def compile_dispatch(self, state: TrainState, dispatch: Dispatch) -> Executable:
+        """Compiles a dispatch when it is first asked for.
+
+        Of a source that limits the steps per dispatch, it is a dispatch of that many steps.
+        """
+        steps = min(dispatch.steps, self.source.steps_per_dispatch or dispatch.steps)
+        program = self.backend.compile_steps(
+            partial(self._take_steps, phase=dispatch.phase, steps=steps)
+        )
+        arrays, _ = self.source.example_arrays()
+        return self._compiled((dispatch.phase, steps), program, state, arrays)
+
+    def compile_evaluation(self, state: TrainState) -> Executable:
+        """Compiles the evaluation of the source's arrays when it is first asked for.
+
+        It takes a state without the optimizer's, so that one program serves all phases.
+        """
+        program = self.backend.compile_measure(self._evaluate)
+        _, arrays = self.source.example_arrays()
+        return self._compiled("evaluation", program, state._replace(opt_state=()), arrays)
+
+    def compile_diagnosis(
+        self, state: TrainState, phase: int, diagnostics: Mapping[str, Diagnostic] | None = None
+    ) -> Executable:
+        """Compiles diagnostics, by default those of the config, when they are first asked for."""
+        chosen = self.diagnostics if diagnostics is None else diagnostics
+        program = self.backend.compile_measure(
+            partial(self._diagnose, phase=phase, diagnostics=chosen)
+        )
+        arrays, _ = self.source.example_arrays()
+        return self._compiled(("diagnosis", phase, *chosen), program, state, arrays)
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """Returns the sums of the metrics over the test split, as `metric_values` takes them."""
+        call = self.compile_evaluation(state).call
+        state = state._replace(opt_state=())
+        results = [call(state, arrays) for arrays in self.source.evaluation()]
+        return results[0] if len(results) == 1 else _sum_dispatches(results)
+
+    def metric_values(self, metrics: Metrics) -> dict[str, float]:
+        """Returns the metrics by name, from what a dispatch or an evaluation returned."""
+        values: dict[str, float] = {}
+        for name, value in jax.device_get(metrics).items():
+            if name.endswith("sums"):
+                prefix = name.removesuffix("sums")
+                for metric, number in self.task.metrics(value).items():
+                    values[prefix + metric] = float(number)
+            else:
+                values[name] = float(value)
+        return dict(sorted(values.items()))
+
+    def _compiled(self, key: Any, function: Any, *arguments: Any) -> Executable:
+        if key not in self._executables:
+            self._executables[key] = compile_for(function, *arguments)
+        return self._executables[key]
+
+    # Traced functions.
+
+    def _init_state(self, key: Key[Array, ""]) -> TrainState:
+        image = jnp.zeros((1, *self.image_shape))
+        variables = dict(self._init_variables(jax.random.fold_in(key, 0), image))
+        variables.setdefault("batch_stats", {})
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=self._init_opt_state(variables["params"], phase=0),
+            # A copy, because a buffer can be donated only once.
+            ema=jax.tree.map(jnp.copy, variables) if self.config.optimizer.ema_decay else None,
+            key=jax.random.fold_in(key, 1),
+            diverged=jnp.asarray(False),
+        )
+
+    def _init_opt_state(self, params: Any, *, phase: int) -> Any:
+        program = self.programs[phase]
+        return program.tx.init(split(params, program.trainable)[0])
+
+    def _take_steps(
+        self, state: TrainState, arrays: Any, *, phase: int, steps: int
+    ) -> tuple[TrainState, Metrics]:
+        drawn = self.source.draw(arrays, step.order_key(state), state.step, steps)
+        return step.take_steps(self.train_step(phase, arrays), state, drawn)
+
+    def train_step(self, phase: int, arrays: Any) -> step.Step:
+        """Returns the train step of a phase: (state, drawn batch, key) -> (state, output).
+
+        Args:
+          phase: a number.
+          arrays: what the source yields for training, or tracers of it.
+        """
+        program = self.programs[phase]
+
+        def changes(path: str) -> bool:
+            collection, _, name = path.partition("/")
+            return (program.trainable if collection == "params" else program.updates_stats)(name)
+
+        taken = partial(
+            step.train_step,
+            model=program.model,
+            task=self.task,
+            tx=program.tx,
+            trainable=program.trainable,
+            gradients=self._gradients(phase, arrays),
+        )
+        averaged = step.with_ema(taken, self.config.optimizer.ema_decay, changes)
+        return step.apply_nonfinite_policy(averaged, self.config.train.nonfinite)
+
+    def _gradients(self, phase: int, arrays: Any) -> step.ComputeGradients:
+        parts = self.config.train.accumulation_steps
+
+        def prepare(drawn: Any, keys: Key[Array, "n"], batch_key: Key[Array, ""]) -> Batch:
+            batch = self.task.encode(self.source.train_batch(arrays, drawn))
+            own_keys = self.backend.local_shard(keys)
+            return augment(own_keys, batch_key, batch, self.statistics, self.augmentation)
+
+        return step.accumulate(
+            step.average_over_devices(
+                step.compute_gradients, self.backend, self.programs[phase].updates_stats
+            ),
+            parts,
+            self.config.data.batch_size // parts,
+            prepare,
+        )
+
+    def _evaluate(self, state: TrainState, arrays: Any) -> Metrics:
+        variables = {"sums": state.variables}
+        if state.ema is not None:
+            variables["ema_sums"] = state.ema
+
+        def sums(drawn: Any) -> Metrics:
+            batch = self.source.eval_batch(arrays, drawn)
+            batch = {**batch, "image": normalize(batch["image"], self.statistics)}
+            return {
+                name: step.eval_step(each, batch, model=self.model, task=self.task)
+                for name, each in variables.items()
+            }
+
+        def body(total: Metrics, drawn: Any) -> tuple[Metrics, None]:
+            return jax.tree.map(jnp.add, total, sums(drawn)), None
+
+        draws = self.source.eval_draws(arrays)
+        shapes = jax.eval_shape(sums, jax.tree.map(lambda stacked: stacked[0], draws))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = step.scan(body, zeros, draws)
+        total = self.backend.sum(total)
+        if self.source.streamed:  # a batch of many
+            return total
+        return jax.tree.map(lambda value: value / self.source.examples["test"], total)
+
+    def _diagnose(
+        self,
+        state: TrainState,
+        arrays: Any,
+        *,
+        phase: int,
+        diagnostics: Mapping[str, Callable[[Context], Any]],
+    ) -> Any:
+        """Computes diagnostics of the next step, which is not taken."""
+        program = self.programs[phase]
+        tapped = TappedModel(program.model)
+        probes = tapped.probes(state.variables, self.image_shape)
+        drawn = self.source.draw(arrays, step.order_key(state), state.step, 1)
+        computed = self._gradients(phase, arrays)(
+            state._replace(params={**state.params, PROBES: probes}),
+            jax.tree.map(lambda stacked: stacked[0], drawn),
+            step.step_key(state),
+            model=tapped,
+            task=self.task,
+            trainable=lambda path: path.startswith(f"{PROBES}/") or program.trainable(path),
+        )
+        gradients = dict(computed.params)
+        # Squared gradients of the losses of parts and devices; the mean loss has a smaller share.
+        losses = self.config.train.accumulation_steps * self.backend.local_losses
+        squares = jax.tree.map(lambda square: square / losses, gradients.pop(PROBES))
+        total, weight = computed.sums.get(self.task.primary.name, computed.sums["loss"])
+        updates, _ = program.tx.update(
+            gradients,
+            state.opt_state,
+            split(state.params, program.trainable)[0],
+            step=state.step,
+            value=total / weight,
+        )
+        context = Context(
+            params=state.params,
+            gradients=gradients,
+            updates=updates,
+            batch_stats=computed.batch_stats,
+            activation_gradients=norms(squares),
+            loss=computed.loss,
+        )
+        return {name: diagnostic(context) for name, diagnostic in diagnostics.items()}
+
+    # Parts of the constructor.
+
+    def _network(self, at_rest: frozenset[str] = frozenset()) -> nn.Module:
+        """Returns the network; BN layers `at_rest` use their running statistics in training too."""
+        options = self.backend.norm_options()
+        if at_rest:
+            options["frozen"] = lambda path: "/".join(path) in at_rest
+        return build(self.config.model, head=self.task.head(), norm_options=options)
+
+    def _phase_program(
+        self, number: int, paths: Mapping[str, Any], factors: Mapping[str, float]
+    ) -> PhaseProgram:
+        phase = self.phases[number]
+        at_rest = frozenset[str]()
+        if self.config.transfer.frozen_norm == "eval":
+            at_rest = freezing.at_rest(paths, phase.trains)
+        tx = make_optimizer(self.config, self.phases[: number + 1], factors)
+        return PhaseProgram(
+            model=self._network(at_rest),
+            tx=tx,
+            trainable=phase.trains.__contains__,
+            updates_stats=lambda path: path.rpartition("/")[0] not in at_rest,
+        )
+
+
+class StepRunner:
+    """Takes a run's steps: hands the arrays of its source to compiled dispatches."""
+
+    def __init__(self, trainer: Trainer, seed: int, first_step: int):
+        self._trainer = trainer
+        self._source = trainer.source.training(seed, first_step)
+        self.arrays = next(self._source)
+        """The arrays of the next step."""
+
+    def run(self, state: TrainState, dispatch: Dispatch) -> tuple[TrainState, Metrics]:
+        """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`."""
+        limit = self._trainer.source.steps_per_dispatch or dispatch.steps
+        call = self._trainer.compile_dispatch(state, dispatch).call
+        results: list[Metrics] = []
+        for _ in range(0, dispatch.steps, limit):
+            state, metrics = call(state, self.arrays)
+            results.append(metrics)
+            self.arrays = next(self._source)  # while the step runs
+            if len(results) > 1:  # or batches would pile up on the device
+                jax.block_until_ready(results[-2])
+        return state, results[0] if len(results) == 1 else _sum_dispatches(results)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@jax.jit
+def _sum_dispatches(results: list[Metrics]) -> Metrics:
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *results)
+    return step.reduce_metrics(stacked, jnp.sum)
+
+
+def compile_for(function: Any, *arguments: Any) -> Executable:
+    """Compiles a jitted function for arguments of these shapes, ahead of its first call."""
+    start = time.monotonic()
+    executable = function.lower(*arguments).compile(step_compile())
+    seconds = time.monotonic() - start
+    # What `pmap` compiles on many hosts takes the arrays of all; `pmap` itself takes this host's.
+    local = jax.process_count() > 1 and jax.tree.leaves(arguments)[0].is_fully_addressable
+    return Executable(function if local else executable, seconds, peak_bytes(executable))
+
+
+def peak_bytes(executable: Any) -> int | None:
+    """Returns what a compiled function needs on one device: arguments, results, temporaries."""
+    memory = executable.memory_analysis()
+    if memory is None:
+        return None
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def trainer_for(config: Config) -> Trainer:
+    """Returns the trainer of a config; those of the last two configs, seeds aside, are cached.
+
+    Raises:
+      UserError: data, devices or options do not allow the config.
+    """
+    return _cached_trainer(json.dumps(to_dict(replace(config, seed=0)), sort_keys=True))
+
+
+@lru_cache(maxsize=2)
+def _cached_trainer(config: str) -> Trainer:
+    return Trainer(from_dict(json.loads(config)))
