@@ -59,7 +59,7 @@ from reporting import (
 from resjax.data import DATASETS, DatasetInfo
 from resjax.disk import write_atomically
 from resjax.models.count import count
-from resjax.models.resnet import build, scans
+from resjax.models.resnet import build, uses_scan
 from resjax.xla.compile_options import quick_compile, step_compile
 
 RATE, DECAY = 0.1, 1e-4  # learning rate and weight decay of SGD; the momentum is 0.9
@@ -390,7 +390,7 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
     blocks = build(case.model).stages
     return {
         "case": case._asdict(),
-        "auto": "scan" if scans("auto", blocks) else "unroll",  # as in `resjax train`
+        "auto": "scan" if uses_scan("auto", blocks) else "unroll",  # as in `resjax train`
         "work": needed._asdict(),
         "roofline_images_per_second": predicted,
         "parameters": max((contender.parameters for contender in ready.values()), default=None),

@@ -10,7 +10,7 @@ from resjax.errors import UserError
 from resjax.models import layout
 from resjax.models.layout import Variables
 from resjax.models.presets import ARCHITECTURE
-from resjax.models.resnet import ResNet, scans
+from resjax.models.resnet import ResNet, uses_scan
 from resjax.train.load_weights import load_weights
 from resjax.train.progress import Warn, print_warning
 from resjax.transfer import surgery
@@ -64,7 +64,7 @@ def load_pretrained(
 def on_device(weights: Weights, **overrides: Any) -> tuple[ResNet, Variables]:
     """The network of weights, and its variables on the device in the layout of its loop."""
     model = weights.network(**overrides)
-    stacked = scans(model.loop, model.stages)
+    stacked = uses_scan(model.loop, model.stages)
     arrays = jax.tree.map(jnp.asarray, weights.variables)
     return model, layout.scanned(arrays) if stacked else arrays
 

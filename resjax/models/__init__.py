@@ -1,1 +1,1 @@
-"""What a network is. Imports nothing else of resjax."""
+"""Networks: stem, blocks, shortcuts, stages, heads, presets, counting, conformance checks."""

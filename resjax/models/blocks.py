@@ -1,9 +1,9 @@
 """Residual blocks: basic and bottleneck [H15 figure 5], and their pre-activation forms [H16].
 
-A block is a Flax module with the fields of `Block`. It takes images (n, h, w, c) and returns
-(n, h / strides, w / strides, expansion · features). `conv`, `norm`, `act` and `shortcut` come bound
-from the network, so a block knows neither train mode, nor dtype, nor axis names; a plain block is
-the same block with a shortcut that adds nothing.
+A block is a Flax module with the fields of `Block`. It maps images (n, h, w, c) to (n, h / strides,
+w / strides, expansion * features), with sizes rounded up. The network binds `conv`, `norm`, `act`
+and `shortcut`, so a block knows neither train mode nor dtype nor axis names. A plain block is the
+same block with a shortcut that adds nothing.
 
 [H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027.
 """
@@ -18,7 +18,7 @@ Images = Float[Array, "n h w c"]
 
 
 class Block(nn.Module):
-    """The fields that the network binds.
+    """Declares the fields that the network binds, and the class attributes that it reads.
 
     Attributes:
       features: width of the block's stage.
@@ -27,7 +27,11 @@ class Block(nn.Module):
       norm: `norm()(x)`; `norm(last=True)` for the norm that ends a branch, whose scale can start at
         zero (Goyal et al. 2017, arXiv 1706.02677).
       act: the nonlinearity.
-      shortcut: `shortcut(out_features, strides)(x)` gives what is added to the branch.
+      shortcut: `shortcut(out_features, strides)(x)` returns what is added to the branch.
+      expansion: output channels divided by `features`.
+      layers: weight layers on the branch, which count toward the network's depth.
+      preactivation: the stem leaves its norm and activation to the blocks, and the network adds
+        them after the last stage.
     """
 
     features: int
@@ -37,15 +41,13 @@ class Block(nn.Module):
     act: Any
     shortcut: Any
 
-    expansion: ClassVar[int] = 1  # channels out are expansion * features
-    layers: ClassVar[int] = 2  # weight layers on the branch, which the depth counts
-    preactivation: ClassVar[bool] = (
-        False  # stem ends before, last stage is followed by norm and act
-    )
+    expansion: ClassVar[int] = 1
+    layers: ClassVar[int] = 2
+    preactivation: ClassVar[bool] = False
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate on its mean over the image (Hu et al. 2018, 1709.01507)."""
+    """Scales each channel by a gate on its mean over the image (Hu et al. 2018, 1709.01507)."""
 
     reduction: int
     conv: Any
@@ -62,7 +64,7 @@ class SqueezeExcite(nn.Module):
 class BasicBlock(Block):
     """Two 3x3 convolutions [H15 figure 5, left]."""
 
-    se_reduction: int = 0  # of squeeze-and-excitation before the addition; 0 is without
+    se_reduction: int = 0  # of squeeze-and-excitation before the addition; 0 disables it
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
@@ -76,14 +78,13 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """1x1, 3x3 and 1x1 convolutions [H15 figure 5, right]; in groups, a ResNeXt block.
+    """1x1, 3x3 and 1x1 convolutions [H15 figure 5, right]; with groups, a ResNeXt block.
 
-    The stride is in the 3x3 ("v1.5", as torchvision and the benchmarks have it) or, as in [H15], in
-    the first 1x1 ("v1").
+    The stride is in the 3x3 ("v1.5", as in torchvision) or in the first 1x1 ("v1", as in [H15]).
     """
 
     groups: int = 1  # of the 3x3 convolution (Xie et al. 2017, arXiv 1611.05431)
-    group_width: int = 64  # channels of a group, where the stage's features are 64
+    group_width: int = 64  # channels per group in a stage of 64 features
     stride_in_1x1: bool = False
     se_reduction: int = 0
 
@@ -105,10 +106,10 @@ class BottleneckBlock(Block):
 
 
 class PreActBlock(Block):
-    """Norm and activation come before the weights [H16 figure 4 (e)].
+    """Applies norm and activation before the weights [H16 figure 4 (e)].
 
-    Where the shape changes, and in the network's first block (`share`), the shortcut starts after
-    the first activation, which it shares with the branch [H16 appendix].
+    If the shape changes, and in the network's first block (`share`), the shortcut starts after the
+    first activation, which it shares with the branch [H16 appendix].
     """
 
     share: bool = False
@@ -116,11 +117,10 @@ class PreActBlock(Block):
     preactivation: ClassVar[bool] = True
 
     def split(self, x: Images) -> tuple[Images, Images]:
-        """What the branch starts from, and what the shortcut starts from."""
-        out = self.features * self.expansion
+        """Returns the input of the branch and the input of the shortcut."""
         active = self.act(self.norm()(x))
-        shares = self.share or self.strides != 1 or x.shape[-1] != out
-        return active, active if shares else x
+        changes = self.strides != 1 or x.shape[-1] != self.features * self.expansion
+        return active, active if self.share or changes else x
 
 
 class PreActBasicBlock(PreActBlock):
@@ -128,10 +128,10 @@ class PreActBasicBlock(PreActBlock):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        y, carried = self.split(x)
+        y, shared = self.split(x)
         y = self.conv(self.features, 3, self.strides)(y)
         y = self.conv(self.features, 3)(self.act(self.norm()(y)))
-        return y + self.shortcut(self.features, self.strides)(carried)
+        return y + self.shortcut(self.features, self.strides)(shared)
 
 
 class PreActBottleneckBlock(PreActBlock):
@@ -149,8 +149,8 @@ class PreActBottleneckBlock(PreActBlock):
     def __call__(self, x: Images) -> Images:
         out = self.features * self.expansion
         first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
-        y, carried = self.split(x)
+        y, shared = self.split(x)
         y = self.conv(self.features, 1, first)(y)
         y = self.conv(self.features, 3, second)(self.act(self.norm()(y)))
         y = self.conv(out, 1)(self.act(self.norm()(y)))
-        return y + self.shortcut(out, self.strides)(carried)
+        return y + self.shortcut(out, self.strides)(shared)

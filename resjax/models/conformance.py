@@ -10,8 +10,7 @@ claim that holds. In a test file each claim can be a test::
     def test_my_block(claim):
         claim(block="my_module:MyBlock")
 
-A claim builds small networks, checks one thing and raises an AssertionError that says what the
-block or the shortcut did instead.
+A claim raises an AssertionError that says what the block or the shortcut did instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from flax import linen as nn
 
 from resjax.models import layout
 from resjax.models.presets import block_layers
-from resjax.models.resnet import ResNet, block_class, build
+from resjax.models.resnet import ResNet, build, class_of
 from resjax.xla.compile_options import quick_compile
 
 SIDE = 9  # pixels; odd, so that a stride of 2 has to round
@@ -36,7 +35,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.floa
 def shape(block: str) -> None:
     """Stages return expansion * features channels; a stride of 2 halves height and width."""
     model = network(block)
-    expansion = getattr(block_class(model.block), "expansion", 1)
+    expansion = getattr(class_of(model.block), "expansion", 1)
     for stage, side in (("stage1", SIDE), ("stage2", (SIDE + 1) // 2)):
         channels = expansion * WIDTH * 2 ** (int(stage[-1]) - 1)
         expected, returned = (2, side, side, channels), output_shapes(model)[stage].shape
@@ -55,27 +54,24 @@ def dtype(block: str = "basic", shortcut: str = "pad") -> None:
         assert output.dtype == jnp.bfloat16, f"{stage} returns {output.dtype}, not bfloat16"
 
 
-def added_shape(shortcut: str) -> None:
-    """What is added has the shape of the branch, with and without a change of the shape."""
+def addition(shortcut: str) -> None:
+    """What is added has the shape and the dtype of the branch, at strides 1 and 2."""
+    model = network(shortcut=shortcut, dtype="bfloat16")
 
-    def check(module: Any, x: Any, total: Any) -> None:
-        height, width = (-(-side // module.strides) for side in x.shape[1:3])
-        branch = (len(x), height, width, module.features)
-        assert total.shape in (branch, ()), (
-            f"with strides={module.strides} the shortcut adds {total.shape} to a branch of {branch}"
-        )
+    def intercept(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        added, module = call(*arguments, **keywords), context.module
+        if isinstance(module, class_of(model.shortcut)) and context.method_name == "__call__":
+            (x,) = arguments
+            height, width = (-(-side // module.strides) for side in x.shape[1:3])
+            branch = (len(x), height, width, module.features)
+            total = jnp.zeros((), x.dtype) + added
+            where = f"with strides={module.strides} the shortcut adds"
+            assert total.shape in (branch, ()), f"{where} {total.shape} to a branch of {branch}"
+            assert total.dtype == x.dtype, f"{where} {total.dtype} to a branch of {x.dtype}"
+        return added
 
-    check_additions(network(shortcut=shortcut), check)
-
-
-def added_dtype(shortcut: str) -> None:
-    """What is added to a branch in bfloat16 is bfloat16; parameters and statistics stay float32."""
-
-    def check(module: Any, x: Any, total: Any) -> None:
-        assert total.dtype == x.dtype, f"the shortcut adds {total.dtype} to a branch of {x.dtype}"
-
-    check_additions(network(shortcut=shortcut, dtype="bfloat16"), check)
-    dtype(shortcut=shortcut)
+    with nn.intercept_methods(intercept):
+        jax.eval_shape(model.init, jax.random.key(1), IMAGES)
 
 
 def finite_gradients(block: str = "basic", shortcut: str = "pad") -> None:
@@ -116,13 +112,7 @@ def train_and_eval_modes(block: str = "basic", shortcut: str = "pad") -> None:
 
 
 CLAIMS = (shape, dtype, finite_gradients, scanned_equals_unrolled, train_and_eval_modes)
-SHORTCUT_CLAIMS = (
-    added_shape,
-    added_dtype,
-    finite_gradients,
-    scanned_equals_unrolled,
-    train_and_eval_modes,
-)
+SHORTCUT_CLAIMS = (addition, *CLAIMS[1:])
 
 
 def check_block(block: str, report: Callable[[str], Any] = print) -> None:
@@ -175,21 +165,6 @@ def output_shapes(model: ResNet) -> Any:
     """Returns shapes and dtypes of the outputs of the stem and of the stages."""
     variables = jax.eval_shape(model.init, jax.random.key(1), IMAGES)
     return jax.eval_shape(partial(model.apply, method="features"), variables, IMAGES)
-
-
-def check_additions(model: ResNet, check: Callable[[Any, Any, Any], None]) -> None:
-    """Calls `check(shortcut, its input, a scalar zero plus what it adds)` for each block."""
-
-    def intercept(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        added = call(*arguments, **keywords)
-        shortcut = isinstance(context.module, block_class(model.shortcut))
-        if shortcut and context.method_name == "__call__":
-            (x,) = arguments
-            check(context.module, x, jnp.zeros((), x.dtype) + added)
-        return added
-
-    with nn.intercept_methods(intercept):
-        jax.eval_shape(partial(model.init, method="features"), jax.random.key(1), IMAGES)
 
 
 def logits_and_gradients(model: ResNet, variables: Any) -> tuple[jax.Array, Any]:

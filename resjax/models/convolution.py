@@ -1,7 +1,7 @@
-"""The convolution layer of all networks: He initialisation and PyTorch's padding.
+"""The convolution layer of all networks: He initialization and PyTorch's padding.
 
-Flax's `SAME` pads (0, 1) where a strided 3x3 convolution of the published networks pads (1, 1), so
-padding is explicit here.
+Padding is explicit: a 3x3 convolution with stride 2 of the published networks pads (1, 1), Flax's
+`SAME` pads (0, 1).
 """
 
 from typing import Any
@@ -28,17 +28,20 @@ def conv(
     standardize: bool = False,
     **options: Any,
 ) -> nn.Conv:
-    """A convolution padded by half its kernel: stride 1 keeps height and width.
+    """Returns a convolution padded by half its kernel: stride 1 preserves height and width.
 
     Args:
-      features: channels out.
+      features: output channels.
       kernel_size: side, or (height, width), in pixels.
-      strides: in both directions, pixels.
-      standardize: every filter to mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
+      strides: in both directions, in pixels.
+      use_bias: adds a bias; published networks have a norm instead.
+      kernel_init: initializer of the kernel.
+      standardize: normalizes each filter to mean 0 and variance 1 (Qiao et al. 2019, arXiv
+        1903.10520).
       **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
 
     Raises:
-      ImpossibleNetworkError: a block's options leave it no channels.
+      ImpossibleNetworkError: `features` is less than 1.
     """
     if features < 1:
         raise ImpossibleNetworkError(f"a convolution needs 1 channel or more, not {features}")
@@ -56,7 +59,7 @@ def conv(
 
 
 def _standardized(x: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
-    """A convolution with standardised filters; epsilon as in BiT (arXiv 1912.11370)."""
+    """Convolves with standardized filters; epsilon is that of BiT (arXiv 1912.11370)."""
     weights = kernel.astype(jnp.float32)
     centered = weights - weights.mean((0, 1, 2))
     filters = centered * lax.rsqrt((centered**2).mean((0, 1, 2)) + 1e-10)

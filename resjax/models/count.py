@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted from the traced program and not from a formula."""
+"""Counts parameters and multiply-adds from the traced program, not from a formula."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from resjax.xla.convolution import as_written
 
 
 class Counts(NamedTuple):
-    """Of one image: `macs` are the multiply-adds of convolutions and matrix products.
+    """Parameters, without running statistics, and multiply-adds for one image.
 
-    `parameters` includes BN scale and bias, not running statistics.
+    `macs` counts convolutions and matrix products.
     """
 
     parameters: int
@@ -24,14 +24,12 @@ class Counts(NamedTuple):
 
 
 def count(model: nn.Module, image_shape: Sequence[int], variables: Any = None) -> Counts:
-    """Counts a network's parameters, and its multiply-adds for one image.
-
-    Nothing is computed or allocated: the program is traced on shapes.
+    """Counts a network's parameters, and its multiply-adds for one image, by tracing shapes.
 
     Args:
       model: takes images (n, h, w, c).
       image_shape: (h, w, c), pixels and channels.
-      variables: the network's, or their shapes; where there are none, it is traced once more.
+      variables: the network's, or their shapes, which spare a second trace.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = variables or jax.eval_shape(model.init, jax.random.key(0), images)
@@ -44,9 +42,9 @@ def count(model: nn.Module, image_shape: Sequence[int], variables: Any = None) -
 class Layer(NamedTuple):
     """A convolution, norm or classifier of a network, for one image."""
 
-    path: str  # of modules, as in the parameters
+    path: str  # of the module, as in the parameters
     kind: str
-    output: tuple[int, ...]  # height, width, channels; of the classifier classes
+    output: tuple[int, ...]  # height, width, channels; for the classifier, classes
     parameters: int
     macs: int
 
@@ -55,8 +53,8 @@ KINDS = (nn.Conv, nn.Dense, nn.BatchNorm)
 
 
 def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
-    """The layers of a network, in the order in which they run."""
-    table: dict[str, Layer] = {}  # by path, because our BN calls Flax's under its own
+    """Returns the layers of a network in the order in which they run."""
+    table: dict[str, Layer] = {}  # by path, because a subclass calls the method of Flax's class
 
     def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         output = call(*arguments, **keywords)
@@ -84,13 +82,13 @@ def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
 
 
 def multiply_adds(program: Any) -> int:
-    """Multiply-adds of a jaxpr, a scan's body counted as often as it runs."""
+    """Returns the multiply-adds of a jaxpr; a scan's body counts once per iteration."""
     total = 0
     for equation in program.eqns:
         kind = equation.primitive.name
         if kind == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
-            out = equation.params["dimension_numbers"].rhs_spec[0]  # the kernel's axis of outputs
+            out = equation.params["dimension_numbers"].rhs_spec[0]  # the kernel's output axis
             total += equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
         elif kind == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

@@ -1,9 +1,10 @@
-"""The two layouts of one network's variables: blocks side by side, or stacked for a scan.
+"""Converts variables between the two layouts of a network: unrolled, or stacked for a scan.
 
-A checkpoint of one loads in the other. Leaves may be arrays of anything that NumPy stacks.
+Leaves may be arrays of anything that NumPy stacks.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,61 +14,55 @@ Variables = dict[str, Any]
 
 
 def unrolled(variables: Variables) -> Variables:
-    """`stageK/blocks` (stacked along axis 0) becomes `stageK/block2`, `stageK/block3`, ..."""
+    """Splits `stageK/blocks` (stacked along axis 0) into `stageK/block2`, `stageK/block3`, ..."""
 
     def split(stage: Variables) -> Variables:
         if "blocks" not in stage:
             return stage
         rest = {name: value for name, value in stage.items() if name != "blocks"}
-        count = len(jax.tree.leaves(stage["blocks"])[0])
-        for index in range(count):
-            block = jax.tree.map(lambda stacked, i=index: stacked[i], stage["blocks"])
-            rest[f"block{index + 2}"] = block
+        for index in range(len(jax.tree.leaves(stage["blocks"])[0])):
+            rest[f"block{index + 2}"] = jax.tree.map(lambda leaf, i=index: leaf[i], stage["blocks"])
         return rest
 
-    return _each_stage(split, variables)
+    return _map_stages(split, variables)
 
 
 def scanned(variables: Variables) -> Variables:
-    """`stageK/block2`, `stageK/block3`, ... become `stageK/blocks`, stacked along axis 0."""
+    """Stacks `stageK/block2`, `stageK/block3`, ... into `stageK/blocks`, along axis 0."""
 
     def stack(stage: Variables) -> Variables:
-        equal = sorted(
-            (name for name in stage if re.fullmatch(r"block\d+", name) and name != "block1"),
-            key=lambda name: int(name.removeprefix("block")),
-        )
+        equal = [name for name in stage if re.fullmatch(r"block\d+", name) and name != "block1"]
         if not equal:
             return stage
+        equal.sort(key=lambda name: int(name.removeprefix("block")))
         rest = {name: value for name, value in stage.items() if name not in equal}
-        rest["blocks"] = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(stage[name] for name in equal)
-        )
-        return rest
+        blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(stage[name] for name in equal))
+        return {**rest, "blocks": blocks}
 
-    return _each_stage(stack, variables)
+    return _map_stages(stack, variables)
 
 
 def path_name(path: Any) -> str:
-    """A path of JAX's as text: `stage4/block1/Conv_0/kernel`."""
+    """Returns a pytree path as text: `stage4/block1/Conv_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def unrolled_paths(params: Any) -> dict[str, tuple[str, ...]]:
-    """Of every parameter the paths, in the unrolled network, of what its array holds.
+    """Maps each parameter to its paths in the unrolled network: a scanned array has one per block.
 
     Args:
-      params: arrays, or whatever has their `shape`, in either layout.
+      params: arrays, or anything with their `shape`, in either layout.
     """
-    found = {}
+    paths = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         name = path_name(path)
         stage, stacked, rest = name.partition("/blocks/")
         blocks = range(2, leaf.shape[0] + 2) if stacked else ()
-        found[name] = tuple(f"{stage}/block{index}/{rest}" for index in blocks) or (name,)
-    return found
+        paths[name] = tuple(f"{stage}/block{index}/{rest}" for index in blocks) or (name,)
+    return paths
 
 
-def _each_stage(change: Any, variables: Variables) -> Variables:
+def _map_stages(change: Callable[[Variables], Variables], variables: Variables) -> Variables:
     return {
         collection: {
             name: change(value) if re.fullmatch(r"stage\d+", name) else value

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics may be those of parts of a batch; group normalisation."""
+"""Batch normalization, over the whole batch or over equal groups of it; group normalization."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,15 +14,15 @@ from resjax.models.presets import ImpossibleNetworkError
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's, over `groups` equal parts of the batch, each normalised by statistics of its own.
+    """Flax's batch norm over `groups` equal parts of the batch, each with its own statistics.
 
-    Under a sharded `jit` a mean over the batch is over all devices, whatever one does; as many
-    groups as devices give the statistics that each device would compute alone. The running
-    statistics are those of the mean over groups.
+    Under a sharded `jit` a mean over the batch is always over all devices; as many groups as
+    devices give the statistics that each device would compute alone. The running statistics follow
+    the mean over groups.
 
     Attributes:
-      groups: must divide the batch. Of no meaning where running averages are used.
-      frozen: of a layer's path, whether it uses and keeps its running averages in training too.
+      groups: must divide the batch; unused with running averages.
+      frozen: maps a layer's path to whether it uses its running averages, unchanged, in training.
     """
 
     groups: int = 1
@@ -43,7 +43,7 @@ class BatchNorm(nn.BatchNorm):
             return normal.astype(self.dtype or x.dtype)
         grouped = x if self.groups == 1 else x.reshape(self.groups, -1, *x.shape[1:])
         devices = None
-        if self.axis_name and not self.is_initializing():  # to draw weights takes no axis
+        if self.axis_name and not self.is_initializing():  # weights are drawn outside pmap
             together = self.axis_index_groups
             devices = self.axis_name, together and tuple(map(tuple, together))
         normal, mean, var = _normalized(grouped, scale, bias, self.epsilon, devices)
@@ -54,7 +54,7 @@ class BatchNorm(nn.BatchNorm):
         return normal.reshape(x.shape).astype(self.dtype or x.dtype)
 
 
-PIXELS = (-4, -3, -2)  # of all images: what a channel's statistics are taken over
+PIXELS = (-4, -3, -2)  # the axes of a channel's statistics
 Devices = tuple[str, tuple[tuple[int, ...], ...] | None] | None
 
 
@@ -66,20 +66,20 @@ def _normalized(
     epsilon: float,
     devices: Devices,
 ) -> tuple[Float[Array, "*groups n h w c"], Array, Array]:
-    """Images in float32 of mean `bias` and deviation `scale`; their mean and variance before.
+    """Returns the normalized images in float32 and the batch mean and variance over n, h, w.
 
-    Of its own for the gradients (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3), which need the
-    images alone and two sums over them: a network without shortcuts keeps 5.1 bytes for each number
-    that its convolutions put out in bfloat16, and 9.4 in float32, where with JAX's gradients of the
-    same formula it keeps 11.1 and 13.5. Mean and variance have no gradients.
+    The gradients (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3) need the images and two sums
+    over them, so a plain network stores 5.1 bytes per output of a convolution in bfloat16 and 9.4
+    in float32; with JAX's gradients of the same formula it stores 11.1 and 13.5. Mean and variance
+    have no gradients.
 
     Args:
-      x: images, in groups of which each is normalised alone.
-      scale: after normalisation.
-      bias: after normalisation.
-      epsilon: added to the variance.
-      devices: the axis of a `pmap` and the devices on it that share statistics, all if None; None
-        where each is alone, or no `pmap` is.
+      x: images, in groups that are normalized separately.
+      scale: multiplies the normalized images.
+      bias: is added to them.
+      epsilon: is added to the variance.
+      devices: the axis of a `pmap` and the groups of devices on it that share statistics (None for
+        all); None if each device computes its own.
     """
     return _forward(x, scale, bias, epsilon, devices)[0]
 
@@ -117,13 +117,13 @@ def _shared(means: tuple[Array, ...], devices: Devices) -> tuple[Array, ...]:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Flax's, in 32 groups of channels (Wu & He 2018, arXiv 1803.08494)."""
+    """Flax's group norm, with 32 groups of channels (Wu & He 2018, arXiv 1803.08494)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         if x.shape[-1] % self.num_groups:
             raise ImpossibleNetworkError(
-                f"a group norm has {self.num_groups} groups and cannot divide {x.shape[-1]} "
-                "channels among them; set a width that is a multiple"
+                f"a group norm cannot divide {x.shape[-1]} channels into {self.num_groups} groups; "
+                "set a width that is a multiple"
             )
         return super().__call__(x)

@@ -1,4 +1,4 @@
-"""The published architectures, by name: data, and the rules that make a row of data a network.
+"""The published architectures as data, and the rules that turn a row of data into a network.
 
 Imports no JAX, so that a misspelt name or an impossible depth is refused before anything heavy
 loads. Sources: [H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027;
@@ -12,76 +12,70 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 
 class ImpossibleNetworkError(ValueError):
-    """Fields that describe no network, found out while it is traced; told in one line."""
+    """Fields that describe no network, found while the network is traced; one line."""
 
 
-class Named(NamedTuple):
-    """A name of ours for a class that a user could as well give as `package.module:Class`."""
+class NamedClass(NamedTuple):
+    """A class with a short name; a user's own is `package.module:Class` instead."""
 
     path: str
-    layers: int = 2  # weight layers of a block on its branch; of no meaning for a shortcut
+    layers: int = 2  # weight layers on the branch of a block; unused for shortcuts
 
 
 BLOCKS = {
-    "basic": Named("resjax.models.blocks:BasicBlock", layers=2),
-    "bottleneck": Named("resjax.models.blocks:BottleneckBlock", layers=3),
-    "preact_basic": Named("resjax.models.blocks:PreActBasicBlock", layers=2),
-    "preact_bottleneck": Named("resjax.models.blocks:PreActBottleneckBlock", layers=3),
+    "basic": NamedClass("resjax.models.blocks:BasicBlock", layers=2),
+    "bottleneck": NamedClass("resjax.models.blocks:BottleneckBlock", layers=3),
+    "preact_basic": NamedClass("resjax.models.blocks:PreActBasicBlock", layers=2),
+    "preact_bottleneck": NamedClass("resjax.models.blocks:PreActBottleneckBlock", layers=3),
 }
 
 SHORTCUTS = {
-    "none": Named("resjax.models.shortcuts:NoShortcut"),
-    "pad": Named("resjax.models.shortcuts:Pad"),
-    "project": Named("resjax.models.shortcuts:Project"),
-    "project_all": Named("resjax.models.shortcuts:ProjectAll"),
-    "project_avg": Named("resjax.models.shortcuts:ProjectAverage"),
-    "scale": Named("resjax.models.shortcuts:Scale"),
-    "exclusive_gate": Named("resjax.models.shortcuts:ExclusiveGate"),
-    "shortcut_gate": Named("resjax.models.shortcuts:ShortcutGate"),
-    "conv": Named("resjax.models.shortcuts:Convolve"),
-    "dropout": Named("resjax.models.shortcuts:DropShortcut"),
+    "none": NamedClass("resjax.models.shortcuts:NoShortcut"),
+    "pad": NamedClass("resjax.models.shortcuts:Pad"),
+    "project": NamedClass("resjax.models.shortcuts:Project"),
+    "project_all": NamedClass("resjax.models.shortcuts:ProjectAll"),
+    "project_avg": NamedClass("resjax.models.shortcuts:ProjectAverage"),
+    "scale": NamedClass("resjax.models.shortcuts:Scale"),
+    "exclusive_gate": NamedClass("resjax.models.shortcuts:ExclusiveGate"),
+    "shortcut_gate": NamedClass("resjax.models.shortcuts:ShortcutGate"),
+    "conv": NamedClass("resjax.models.shortcuts:Convolve"),
+    "dropout": NamedClass("resjax.models.shortcuts:DropShortcut"),
 }
 
 STEMS = ("cifar", "imagenet", "deep", "bit")
 NORMS = ("batch", "group")
 NORM = {"norm": "batch", "standardize": False}
+CLASSES = {"cifar": 10, "wide": 10, "imagenet": 1000}  # of the data set that a family is for
 
-# What a family gives to every field that neither a preset nor the user sets.
+# Defaults for the fields that neither a preset nor the user sets.
 FAMILIES: dict[str, dict[str, Any]] = {
     "cifar": dict(depth=20, block="basic", shortcut="pad", width=16, widen=1, stem="cifar", **NORM),
     "wide": dict(depth=28, block="preact_basic", shortcut="project", width=16, widen=10, stem="cifar", **NORM),
     "imagenet": dict(depth=50, block="bottleneck", shortcut="project", width=64, widen=1, stem="imagenet", **NORM),
 }  # fmt: skip
 
-# Blocks a stage of the ImageNet networks, by weight layers of a block and depth [H15 table 1, H16];
+# Blocks per stage of the ImageNet networks, by weight layers per block and depth [H15 table 1, H16];
 # 10, 14, 26 and 269 are common in collections of pretrained weights.
 IMAGENET_STAGES = {
     2: {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
-    3: {
-        14: (1, 1, 1, 1),
-        26: (2, 2, 2, 2),
-        50: (3, 4, 6, 3),
-        101: (3, 4, 23, 3),
-        152: (3, 8, 36, 3),
-        200: (3, 24, 36, 3),
-        269: (3, 30, 48, 8),
-    },
-}
-# CIFAR depths are layers * 3 * n + offset: the first convolution and the classifier; a wide network
-# counts its three projections, but not the classifier [Z16].
+    3: {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)},
+}  # fmt: skip
+# CIFAR depths are 3 * layers * n + offset. The offset counts the first convolution and the classifier;
+# in wide networks it counts the three projections but not the classifier [Z16].
 CIFAR_OFFSETS = {"cifar": 2, "wide": 4}
 
 
 class Preset(NamedTuple):
-    """A published architecture and what counting its traced program gives.
+    """A published architecture, with the counts of its traced program.
 
-    `parameters` includes BN scale and bias, not running statistics; `macs` are the multiply-adds of
-    convolutions and classifier for one image of `image_size`² pixels and 3 channels.
+    `parameters` includes BN scales and biases but not running statistics; `macs` are the
+    multiply-adds of convolutions and classifier for one image of `image_size`² pixels, 3 channels.
     """
 
     fields: Mapping[str, Any]
@@ -95,66 +89,48 @@ class Preset(NamedTuple):
 
     @property
     def classes(self) -> int:
-        return 1000 if self.fields["family"] == "imagenet" else 10
+        return CLASSES[self.fields["family"]]
 
 
-def _cifar(depth: int, **fields: Any) -> dict[str, Any]:
-    return {"family": "cifar", "depth": depth, **fields}
+def _fields(family: str, depth: int, **fields: Any) -> dict[str, Any]:
+    return {"family": family, "depth": depth, **fields}
 
 
-def _wide(depth: int, widen: int) -> dict[str, Any]:
-    return {"family": "wide", "depth": depth, "widen": widen}
+_cifar, _wide = partial(_fields, "cifar"), partial(_fields, "wide")
+_imagenet = partial(_fields, "imagenet", block="bottleneck")
+_bit = partial(
+    _imagenet,
+    block="preact_bottleneck",
+    block_options={"stride_in_1x1": False},
+    stem="bit",
+    norm="group",
+    standardize=True,
+)
+V1 = {"stride_in_1x1": True}  # bottlenecks as in [H15]; without this option they are v1.5
+CIFAR_COUNTS = {  # parameters and multiply-adds by depth: option A has no parameters
+    8: (75_290, 12_239_488),
+    14: (172_506, 26_395_264),
+    20: (269_722, 40_551_040),
+    32: (464_154, 68_862_592),
+    44: (658_586, 97_174_144),
+    56: (853_018, 125_485_696),
+    110: (1_727_962, 252_887_680),
+}
 
-
-def _imagenet(depth: int, **fields: Any) -> dict[str, Any]:
-    return {"family": "imagenet", "depth": depth, "block": "bottleneck", **fields}
-
-
-def _bit(depth: int, **fields: Any) -> dict[str, Any]:
-    block = {"block": "preact_bottleneck", "block_options": {"stride_in_1x1": False}}
-    return _imagenet(depth, **block, stem="bit", norm="group", standardize=True, **fields)
-
-
-V1 = {"stride_in_1x1": True}  # of bottlenecks, as [H15] has it; without it they are v1.5
-
+# fmt: off
 PRESETS: dict[str, Preset] = {
-    "cifar_plain8": Preset(_cifar(8, shortcut="none"), 75_290, 12_239_488, "H15"),
-    "cifar_plain14": Preset(_cifar(14, shortcut="none"), 172_506, 26_395_264, "H15"),
-    "cifar_plain20": Preset(_cifar(20, shortcut="none"), 269_722, 40_551_040, "H15"),
-    "cifar_plain32": Preset(_cifar(32, shortcut="none"), 464_154, 68_862_592, "H15"),
-    "cifar_plain44": Preset(_cifar(44, shortcut="none"), 658_586, 97_174_144, "H15"),
-    "cifar_plain56": Preset(_cifar(56, shortcut="none"), 853_018, 125_485_696, "H15"),
-    "cifar_plain110": Preset(_cifar(110, shortcut="none"), 1_727_962, 252_887_680, "H15"),
-    "cifar_resnet8": Preset(_cifar(8), 75_290, 12_239_488, "H15"),
-    "cifar_resnet14": Preset(_cifar(14), 172_506, 26_395_264, "H15"),
-    "cifar_resnet20": Preset(_cifar(20), 269_722, 40_551_040, "H15"),
-    "cifar_resnet32": Preset(_cifar(32), 464_154, 68_862_592, "H15"),
-    "cifar_resnet44": Preset(_cifar(44), 658_586, 97_174_144, "H15"),
-    "cifar_resnet56": Preset(_cifar(56), 853_018, 125_485_696, "H15"),
-    "cifar_resnet110": Preset(_cifar(110), 1_727_962, 252_887_680, "H15"),
+    **{f"cifar_plain{depth}": Preset(_cifar(depth, shortcut="none"), *counts, "H15") for depth, counts in CIFAR_COUNTS.items()},
+    **{f"cifar_resnet{depth}": Preset(_cifar(depth), *counts, "H15") for depth, counts in CIFAR_COUNTS.items()},
     "cifar_resnet1202": Preset(_cifar(1202), 19_421_274, 2_829_238_912, "H15"),
-    "cifar_resnet164": Preset(
-        _cifar(164, block="bottleneck", shortcut="project"), 1_704_154, 247_646_720, "H16"
-    ),
+    "cifar_resnet164": Preset(_cifar(164, block="bottleneck", shortcut="project"), 1_704_154, 247_646_720, "H16"),
     "cifar_preact110": Preset(_cifar(110, block="preact_basic"), 1_727_962, 252_887_680, "H16"),
-    "cifar_preact164": Preset(
-        _cifar(164, block="preact_bottleneck", shortcut="project"), 1_703_258, 244_500_992, "H16"
-    ),
-    "cifar_preact1001": Preset(
-        _cifar(1001, block="preact_bottleneck", shortcut="project"),
-        10_327_706,
-        1_487_849_984,
-        "H16",
-    ),
-    "cifar_wrn16_8": Preset(_wide(16, 8), 10_961_370, 1_548_145_664, "Z16"),
-    "cifar_wrn28_10": Preset(_wide(28, 10), 36_479_194, 5_243_328_768, "Z16"),
-    "cifar_wrn40_4": Preset(_wide(40, 4), 8_949_210, 1_298_582_016, "Z16"),
-    "plain18": Preset(
-        _imagenet(18, block="basic", shortcut="none"), 11_515_688, 1_794_805_760, "H15"
-    ),
-    "plain34": Preset(
-        _imagenet(34, block="basic", shortcut="none"), 21_623_848, 3_644_493_824, "H15"
-    ),
+    "cifar_preact164": Preset(_cifar(164, block="preact_bottleneck", shortcut="project"), 1_703_258, 244_500_992, "H16"),
+    "cifar_preact1001": Preset(_cifar(1001, block="preact_bottleneck", shortcut="project"), 10_327_706, 1_487_849_984, "H16"),
+    "cifar_wrn16_8": Preset(_wide(16, widen=8), 10_961_370, 1_548_145_664, "Z16"),
+    "cifar_wrn28_10": Preset(_wide(28, widen=10), 36_479_194, 5_243_328_768, "Z16"),
+    "cifar_wrn40_4": Preset(_wide(40, widen=4), 8_949_210, 1_298_582_016, "Z16"),
+    "plain18": Preset(_imagenet(18, block="basic", shortcut="none"), 11_515_688, 1_794_805_760, "H15"),
+    "plain34": Preset(_imagenet(34, block="basic", shortcut="none"), 21_623_848, 3_644_493_824, "H15"),
     "resnet18": Preset(_imagenet(18, block="basic"), 11_689_512, 1_814_073_344, "H15"),
     "resnet34": Preset(_imagenet(34, block="basic"), 21_797_672, 3_663_761_408, "H15"),
     "resnet50": Preset(_imagenet(50), 25_557_032, 4_089_184_256, "H15"),
@@ -163,63 +139,34 @@ PRESETS: dict[str, Preset] = {
     "resnet50_v1": Preset(_imagenet(50, block_options=V1), 25_557_032, 3_857_973_248, "H15"),
     "resnet101_v1": Preset(_imagenet(101, block_options=V1), 44_549_160, 7_570_194_432, "H15"),
     "resnet152_v1": Preset(_imagenet(152, block_options=V1), 60_192_808, 11_282_415_616, "H15"),
-    "resnext50_32x4d": Preset(
-        _imagenet(50, block_options=dict(groups=32, group_width=4)),
-        25_028_904,
-        4_230_479_872,
-        "X17",
-    ),
-    "resnext101_32x8d": Preset(
-        _imagenet(101, block_options=dict(groups=32, group_width=8)),
-        88_791_336,
-        16_414_015_488,
-        "X17",
-    ),
-    "wide_resnet50_2": Preset(
-        _imagenet(50, block_options=dict(group_width=128)), 68_883_240, 11_398_021_120, "Z16"
-    ),
-    "seresnet50": Preset(
-        _imagenet(50, block_options=dict(se_reduction=16)), 28_088_024, 4_091_699_200, "Hu18"
-    ),
-    "resnet50d": Preset(
-        _imagenet(50, stem="deep", shortcut="project_avg"), 25_576_264, 4_328_824_832, "He19"
-    ),
+    "resnext50_32x4d": Preset(_imagenet(50, block_options=dict(groups=32, group_width=4)), 25_028_904, 4_230_479_872, "X17"),
+    "resnext101_32x8d": Preset(_imagenet(101, block_options=dict(groups=32, group_width=8)), 88_791_336, 16_414_015_488, "X17"),
+    "wide_resnet50_2": Preset(_imagenet(50, block_options=dict(group_width=128)), 68_883_240, 11_398_021_120, "Z16"),
+    "seresnet50": Preset(_imagenet(50, block_options=dict(se_reduction=16)), 28_088_024, 4_091_699_200, "Hu18"),
+    "resnet50d": Preset(_imagenet(50, stem="deep", shortcut="project_avg"), 25_576_264, 4_328_824_832, "He19"),
     "bit_r50x1": Preset(_bit(50), 25_549_352, 4_089_184_256, "K20"),
     "bit_r101x1": Preset(_bit(101), 44_541_480, 7_801_405_440, "K20"),
     "bit_r50x3": Preset(_bit(50, width=192), 217_319_080, 36_082_286_592, "K20"),
 }
+# fmt: on
 
-# The fields that say what a network is; the others of a config's model say how it computes.
+# The fields that define the network; the other fields of a config's model say how it computes.
 ARCHITECTURE = (
-    "name",
-    "family",
-    "depth",
-    "block",
-    "block_options",
-    "shortcut",
-    "shortcut_options",
-    "width",
-    "widen",
-    "stem",
-    "norm",
-    "standardize",
-    "zero_init_residual",
-    "stochastic_depth",
-)
+    "name", "family", "depth", "block", "block_options", "shortcut", "shortcut_options", "width",
+    "widen", "stem", "norm", "standardize", "zero_init_residual", "stochastic_depth",
+)  # fmt: skip
 
 
 def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
-    """Fills in what describes a network: the user's `fields`, over the preset's, over the family's.
+    """Completes the fields of a network: the user's, then the preset's, then the family's.
 
     Args:
       name: a key of `PRESETS`, or None.
-      **fields: `family`, `depth`, `block`, `block_options`, `shortcut`, `shortcut_options`, `width`
-        (of the first stage), `widen` (factor of every stage's width), `stem`, `norm`,
-        `standardize` (filters of convolutions); None means unset. Options, of preset and user, are merged. `zero_init_residual` and `stochastic_depth` are
-        only checked against the rest.
+      **fields: those of `ARCHITECTURE`; None means unset. `width` is that of the first stage,
+        `widen` a factor on every stage's width. Options of the preset and the user are merged.
 
     Returns:
-      All fields, without `name`.
+      All fields without `name`.
 
     Raises:
       ValueError: a name is unknown or the combination impossible; one line, with the nearest valid
@@ -227,25 +174,27 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
     """
     if name is not None and name not in PRESETS:
         raise ValueError(f"unknown network {name!r}{nearest(name, PRESETS)}")
-    given = {key: value for key, value in fields.items() if value is not None}
+    chosen = {key: value for key, value in fields.items() if value is not None}
     preset = dict(PRESETS[name].fields) if name else {}
-    family = given.get("family", preset.get("family", "cifar"))
+    family = chosen.get("family", preset.get("family", "cifar"))
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}{nearest(family, FAMILIES)}")
-    filled = {"family": family, **FAMILIES[family], **preset, **given}
-    for options in ("block_options", "shortcut_options"):
-        # Options belong to the class they were written for, so a preset's fall away with it.
-        kind = options.removesuffix("_options")
-        inherited = (
-            preset.get(options, {}) if filled[kind] == preset.get(kind, filled[kind]) else {}
-        )
-        filled[options] = {**inherited, **given.get(options, {})}
+    filled = {"family": family, **FAMILIES[family], **preset, **chosen}
+    for kind in ("block", "shortcut"):
+        # A preset's options belong to its class; another class does not inherit them.
+        same = filled[kind] == preset.get(kind, filled[kind])
+        inherited = preset.get(f"{kind}_options", {}) if same else {}
+        filled[f"{kind}_options"] = {**inherited, **chosen.get(f"{kind}_options", {})}
     _check(filled)
     return filled
 
 
 def stage_sizes(family: str, depth: int, block: str) -> tuple[int, ...]:
-    """Blocks in each stage, or a ValueError that names the nearest valid depths."""
+    """Returns the number of blocks in each stage.
+
+    Raises:
+      ValueError: no network has this depth; the message names the nearest valid ones.
+    """
     layers = block_layers(block)
     if family in CIFAR_OFFSETS:
         offset, period = CIFAR_OFFSETS[family], 3 * layers
@@ -266,17 +215,15 @@ def stage_sizes(family: str, depth: int, block: str) -> tuple[int, ...]:
 
 
 def block_layers(block: str) -> int:
-    """Weight layers on the branch of a block: ours by table, a user's by its attribute `layers`."""
-    if block in BLOCKS:
-        return BLOCKS[block].layers
-    return getattr(find(block, BLOCKS), "layers", 2)
+    """Returns the weight layers on a block's branch, from the table or the class's `layers`."""
+    return BLOCKS[block].layers if block in BLOCKS else getattr(find(block, BLOCKS), "layers", 2)
 
 
-def find(name: str, names: Mapping[str, Named]) -> Any:
-    """The class behind a name of ours, or behind a user's `package.module:Class`.
+def find(name: str, names: Mapping[str, NamedClass]) -> Any:
+    """Returns the class of a name in `names`, or of a user's `package.module:Class`.
 
     Raises:
-      ValueError: there is none; the message names the nearest one of ours.
+      ValueError: the class does not exist; the message names the nearest name.
     """
     path = names[name].path if name in names else name
     module, _, attribute = path.partition(":")
@@ -293,31 +240,38 @@ def find(name: str, names: Mapping[str, Named]) -> Any:
 
 
 def nearest(word: object, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or all choices where none is near."""
+    """Returns `; did you mean 'x'?`, or lists a dozen choices or fewer if none resembles the word."""
     known = list(choices)
     if close := difflib.get_close_matches(str(word), known, n=1):
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if len(known) <= 12 else ""
 
 
+# What the network binds; the other fields of a class are its options.
+BOUND = {
+    "block": ("features", "strides", "conv", "norm", "act", "shortcut"),
+    "shortcut": ("features", "strides", "conv", "norm"),
+}
+
+
 def _check(fields: Mapping[str, Any]) -> None:
-    """Refuses what no network can be, in one line."""
+    """Refuses impossible fields with a ValueError of one line."""
     block, shortcut = fields["block"], fields["shortcut"]
-    for kind, name, known in (("block", block, BLOCKS), ("shortcut", shortcut, SHORTCUTS)):
+    for kind, known in (("block", BLOCKS), ("shortcut", SHORTCUTS)):
+        name, options = fields[kind], fields[f"{kind}_options"]
         if not isinstance(name, str) or (name not in known and ":" not in name):
             hint = f"{nearest(name, known)} (or package.module:Class of your own)"
             raise ValueError(f"unknown {kind} {name!r}{hint}")
-        if name not in known:
-            _check_class(kind, name, find(name, known))
+        if options or name not in known:
+            _check_class(kind, name, find(name, known), options)
     for key in ("depth", "width", "widen"):
         value = fields[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} must be a whole number from 1 up, not {value!r}")
     stage_sizes(fields["family"], fields["depth"], block)
-    if fields["stem"] not in STEMS:
-        raise ValueError(f"unknown stem {fields['stem']!r}{nearest(fields['stem'], STEMS)}")
-    if fields["norm"] not in NORMS:
-        raise ValueError(f"unknown norm {fields['norm']!r}{nearest(fields['norm'], NORMS)}")
+    for key, choices in (("stem", STEMS), ("norm", NORMS)):
+        if fields[key] not in choices:
+            raise ValueError(f"unknown {key} {fields[key]!r}{nearest(fields[key], choices)}")
     if not isinstance(fields["standardize"], bool):
         raise ValueError(f"standardize must be true or false, not {fields['standardize']!r}")
     if fields.get("zero_init_residual") and getattr(find(block, BLOCKS), "preactivation", False):
@@ -329,36 +283,20 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"stochastic_depth must be at least 0 and less than 1, not {rate!r}")
     if rate and shortcut == "none":
         raise ValueError("stochastic_depth would cut a plain network in two; it needs a shortcut")
-    for kind, name, known in (("block", block, BLOCKS), ("shortcut", shortcut, SHORTCUTS)):
-        if options := fields[f"{kind}_options"]:
-            _check_options(kind, name, find(name, known), options)
 
 
-# What a class of the user's must take from the network.
-CONTRACT = {
-    "block": ("features", "strides", "conv", "norm", "act", "shortcut"),
-    "shortcut": ("features", "strides", "conv", "norm"),
-}
-
-
-def _check_class(kind: str, name: str, cls: Any) -> None:
-    fields = getattr(cls, "__dataclass_fields__", {})
-    if lacking := [field for field in CONTRACT[kind] if field not in fields]:
+def _check_class(kind: str, name: str, cls: Any, options: Mapping[str, Any]) -> None:
+    declared = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    fields = {field.name: field for field in declared}
+    if lacking := [field for field in BOUND[kind] if field not in fields]:
         parent = f"resjax.models.{kind}s.{kind.capitalize()}"
         raise ValueError(
             f"{kind} {name!r} lacks the fields {', '.join(lacking)}; derive it from {parent}"
         )
-
-
-# The fields that the network itself binds; the other fields of a class are its options.
-BOUND = {"features", "strides", "conv", "norm", "act", "shortcut", "share", "name", "parent"}
-
-
-def _check_options(kind: str, name: str, cls: Any, options: Mapping[str, Any]) -> None:
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in BOUND}
+    open_fields = [key for key in fields if key not in {*BOUND[kind], "share", "name", "parent"}]
     for key, value in options.items():
-        if key not in fields:
-            known = ", ".join(fields) or "none"
+        if key not in open_fields:
+            known = ", ".join(open_fields) or "none"
             raise ValueError(f"{kind} {name!r} has no option {key!r}; it has: {known}")
         expected = type(fields[key].default)
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))

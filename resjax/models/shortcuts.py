@@ -1,11 +1,11 @@
 """Shortcuts: what goes around a block's branch.
 
-A shortcut is a Flax module with the fields `features` (channels out), `strides`, `conv` and `norm`;
-it takes the block's input (n, h, w, c) and returns what the block adds to its branch. A plain
-network is a residual one whose shortcut carries nothing, so blocks know no `if residual`.
+A shortcut is a Flax module with the fields `features` (output channels), `strides`, `conv` and
+`norm`. It takes the block's input (n, h, w, c) and returns what the block adds to its branch. A
+plain network is a residual one whose shortcut carries nothing, so blocks contain no `if residual`.
 
 Options A, B and C are those of He et al. 2015 [H15] section 3.3; the ablated shortcuts are those of
-He et al. 2016 [H16] section 3. The name `shortcut` in an ablation's formula below is option A.
+He et al. 2016 [H16] section 3, in whose formulas shortcut(x) is option A.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ Images = Float[Array, "n h w c"]
 
 @dataclass(frozen=True)
 class Scaled:
-    """What a shortcut returns that also scales its branch: `branch + Scaled(x, s)` is s·branch + x.
+    """What a shortcut returns to scale the branch too: `branch + Scaled(x, s)` is s * branch + x.
 
-    So a block that adds its shortcut can be gated or dropped and needs not know.
+    A block can thus be gated or dropped without knowing it.
     """
 
     carried: Any
@@ -39,14 +39,14 @@ class Scaled:
 
 
 def scale_branch(added: Any, factor: Array) -> Scaled:
-    """Scales, by `factor`, the branch that `added` will be added to."""
+    """Returns `added`, which will now scale the branch by `factor` too."""
     if isinstance(added, Scaled):
         return Scaled(added.carried, added.branch_scale * factor)
     return Scaled(added, factor)
 
 
 class Shortcut(nn.Module):
-    """The fields that every shortcut has. `conv` and `norm` come bound from the network."""
+    """Declares the fields of every shortcut; the network binds `conv` and `norm`."""
 
     features: int
     strides: int = 1
@@ -55,17 +55,17 @@ class Shortcut(nn.Module):
 
 
 class NoShortcut(Shortcut):
-    """Nothing to add: a plain network."""
+    """Adds nothing: a plain network."""
 
     def __call__(self, x: Images) -> Any:
         return 0
 
 
 def pad(x: Images, features: int, strides: int) -> Images:
-    """Option A [H15]: subsamples by `strides` and appends channels of zeros; has no parameters.
+    """Returns option A [H15]: x subsampled by `strides`, with channels of zeros appended.
 
     Raises:
-      ImpossibleNetworkError: `features` is less than the channels of x.
+      ImpossibleNetworkError: x has more than `features` channels.
     """
     missing = features - x.shape[-1]
     if missing < 0:
@@ -101,7 +101,7 @@ class Project(Shortcut):
 
 
 class ProjectAverage(Shortcut):
-    """Option B after 2x2 averages, so that no pixel is skipped: ResNet-D (He et al. 2019)."""
+    """Option B after 2x2 average pooling, which skips no pixel: ResNet-D (He et al. 2019)."""
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
@@ -114,7 +114,7 @@ class ProjectAverage(Shortcut):
 
 
 class Scale(Shortcut):
-    """Constant scaling [H16 section 3.1]: factor · shortcut(x) + branch_factor · branch(x)."""
+    """Constant scaling [H16 section 3.1]: factor * shortcut(x) + branch_factor * branch(x)."""
 
     factor: float = 0.5
     branch_factor: float = 1.0
@@ -136,7 +136,7 @@ class Gate(Shortcut):
 
 
 class ExclusiveGate(Gate):
-    """(1 - g(x)) · shortcut(x) + g(x) · branch(x), as in highway networks."""
+    """(1 - g(x)) * shortcut(x) + g(x) * branch(x), as in highway networks."""
 
     def __call__(self, x: Images) -> Scaled:
         g = self.gate(x)
@@ -144,14 +144,14 @@ class ExclusiveGate(Gate):
 
 
 class ShortcutGate(Gate):
-    """(1 - g(x)) · shortcut(x) + branch(x): the branch is left alone."""
+    """(1 - g(x)) * shortcut(x) + branch(x): only the shortcut is gated."""
 
     def __call__(self, x: Images) -> Images:
         return (1 - self.gate(x)) * pad(x, self.features, self.strides)
 
 
 class Convolve(Shortcut):
-    """A 1x1 convolution in every block [H16 section 3.3], without the BN of option C."""
+    """A 1x1 convolution in each block [H16 section 3.3], without the BN of option C."""
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
@@ -159,7 +159,7 @@ class Convolve(Shortcut):
 
 
 class DropShortcut(Shortcut):
-    """Dropout on the shortcut [H16 section 3.4]; acts where `apply` is given a `dropout` key."""
+    """Dropout on the shortcut [H16 section 3.4], whenever `apply` gets a `dropout` key."""
 
     rate: float = 0.5
 
@@ -170,10 +170,10 @@ class DropShortcut(Shortcut):
 
 
 class Survival(nn.Module):
-    """Scale of a branch under stochastic depth (Huang et al. 2016, arXiv 1603.09382).
+    """Returns a branch's scale under stochastic depth (Huang et al. 2016, arXiv 1603.09382).
 
-    0 with probability `rate` for each image of a batch, else 1 / (1 - rate), so that the mean is 1
-    and evaluation needs no scale. `rate` may be a traced value.
+    For each image it is 0 with probability `rate`, else 1 / (1 - rate): its mean is 1, so no scale
+    is needed in evaluation. `rate` may be a traced value.
     """
 
     rate: Any

@@ -1,1 +1,1 @@
-"""What is specific to XLA: compile options, and convolutions in the form it compiles well."""
+"""Everything specific to XLA: compile options, and convolutions that it compiles to fast code."""

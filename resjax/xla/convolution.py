@@ -1,4 +1,10 @@
-"""The convolution that every network runs, in the form that XLA compiles to fast code."""
+"""A convolution that XLA compiles to fast code on CPU, inside loops too.
+
+Problem: XLA's CPU compiler rewrites convolutions to its fast layout only outside loops, and JAX's
+gradients of a convolution need that rewriting. Effect: inside a `lax.scan` they take about twenty
+times longer (jax 0.10); the gradients below do not. On a GPU XLA recognizes JAX's own gradients,
+which are faster than these, so only CPU uses them.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,10 +25,7 @@ _as_written = ContextVar("_as_written", default=False)
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """What is traced within has the convolutions that the network's definition has.
-
-    Elsewhere they may be others that compute the same, faster: whoever counts asks for these.
-    """
+    """Traces convolutions as the network defines them, for counting and for export."""
     token = _as_written.set(True)
     try:
         yield
@@ -41,15 +44,10 @@ def convolution(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
-    """`lax.conv_general_dilated` with the gradients that this platform runs fast.
-
-    XLA's CPU compiler rewrites convolutions to its fast layout only outside loops, and JAX's own
-    gradients of a convolution need that rewriting: in a `lax.scan` they take some twenty times
-    longer. Where a GPU is, XLA recognises JAX's gradients and hand-written ones lose.
-    """
-    plain = {feature_group_count, *lhs_dilation, *rhs_dilation} == {1}
-    if jax.default_backend() == "cpu" and plain and not _as_written.get():
-        return _plain_gradients(x, kernel, tuple(window_strides), tuple(padding))
+    """Returns `lax.conv_general_dilated`, with gradients that are fast on this platform."""
+    dense = {feature_group_count, *lhs_dilation, *rhs_dilation} == {1}
+    if jax.default_backend() == "cpu" and dense and not _as_written.get():
+        return _with_fast_gradients(x, kernel, tuple(window_strides), tuple(padding))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -66,27 +64,27 @@ Padding = tuple[tuple[int, int], ...]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _plain_gradients(
+def _with_fast_gradients(
     x: Float[Array, "n h w i"],
     kernel: Float[Array, "kh kw i o"],
     strides: tuple[int, int],
     padding: Padding,
 ) -> Float[Array, "n h2 w2 o"]:
-    """A convolution both of whose gradients are convolutions in the layout that XLA's CPU likes."""
+    """Convolves with gradients that are convolutions in the layout that is fast on CPU."""
     if kernel.shape[:2] == (1, 1) and strides != (1, 1):
-        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # the rest is never looked at
-    return _quick(x, kernel, strides, padding)
+        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # other pixels have no effect
+    return _fast_convolution(x, kernel, strides, padding)
 
 
-def _quick(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> Array:
-    """A convolution in the form that XLA's CPU compiler has fast code for.
+def _fast_convolution(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> Array:
+    """Convolves in a form that XLA's CPU compiler has fast code for.
 
-    It exchanges a small image and a larger kernel, to gain from the padding, and has none for what
-    it gets: 3x3 over 2x2 pixels takes some ten times longer. What is padded beforehand, and not to
-    be seen through, is no smaller than the kernel.
+    Problem: if the image is smaller than the kernel, XLA exchanges the two and has no fast code for
+    the result; a 3x3 kernel on 2x2 pixels takes about ten times longer. Padding the image first,
+    behind a barrier, makes it no smaller than the kernel.
 
-    Few channels it takes slowly. Two columns at once are twice the channels: a third more is
-    multiplied, and it takes two thirds of the time or less.
+    Problem: few channels are slow. Computing two columns at once doubles the output channels: a
+    third more multiplications take two thirds of the time or less.
     """
     if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
         zero = jnp.zeros((), x.dtype)
@@ -104,11 +102,11 @@ def _quick(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> A
     return y.reshape(*y.shape[:2], width, -1)
 
 
-NARROW = 16  # channels; what the matrix products within a convolution are fast from
+NARROW = 16  # channels; with more, the matrix products of a convolution are fast
 
 
 def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Any:
-    return _plain_gradients(x, kernel, strides, padding), (x, kernel)
+    return _with_fast_gradients(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(
@@ -116,20 +114,20 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     sides = kernel.shape[:2]
-    # Zeros between the outputs undo the stride; further ones stand for pixels that the last window
-    # did not reach.
+    # Zeros between the outputs undo the stride; zeros after them stand for pixels that no window
+    # reached.
     reached = [(dy.shape[d + 1] - 1) * strides[d] + sides[d] for d in (0, 1)]
     rest = [x.shape[d + 1] + sum(padding[d]) - reached[d] for d in (0, 1)]
     spread = [(0, rest[d], strides[d] - 1) for d in (0, 1)]
     dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
     outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _quick(dy, flipped, (1, 1), outer)
-    # Batch and channels change places: every weight sums over images as an output does over inputs.
+    dx = _fast_convolution(dy, flipped, (1, 1), outer)
+    # Batch and channels change places: weights sum over images as outputs sum over input channels.
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding, dimension_numbers=NHWC
     )
     return dx, dkernel.transpose(1, 2, 0, 3)
 
 
-_plain_gradients.defvjp(_forward, _backward)
+_with_fast_gradients.defvjp(_forward, _backward)

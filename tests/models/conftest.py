@@ -1,4 +1,4 @@
-"""Weights without waiting for an initialiser to compile."""
+"""Variables without compiling an initializer."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def draw():
-    """`draw(model, images)`: variables of a module, none of them at a special value such as 1."""
+    """Returns `draw(model, images)`: variables without special values such as 1."""
 
     def variables(model, images, seed=0):
         rng = np.random.default_rng(seed)

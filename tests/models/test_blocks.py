@@ -19,7 +19,7 @@ from resjax.models.blocks import (
 from resjax.models.convolution import conv
 from resjax.models.count import layers
 from resjax.models.normalization import BatchNorm
-from resjax.models.resnet import build, normalization
+from resjax.models.resnet import build, make_norm
 from resjax.models.shortcuts import Pad, Scaled, pad
 from resjax.xla.compile_options import quick_compile
 
@@ -28,17 +28,17 @@ X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
 POSTACTIVATION = (BasicBlock, BottleneckBlock)
 PREACTIVATION = (PreActBasicBlock, PreActBottleneckBlock)
 
-norm = partial(normalization, kind=BatchNorm, use_running_average=True)
+norm = partial(make_norm, kind=BatchNorm, use_running_average=True)
 
 
 def bound(cls, features, strides, shortcut=Pad, norm=norm, **options):
-    """A block as the network binds it."""
+    """Returns a block bound as the network binds it."""
     added = partial(shortcut, conv=conv, norm=norm, name="shortcut")
     return cls(features, strides, conv=conv, norm=norm, act=nn.relu, shortcut=added, **options)
 
 
 def layers_of(variables):
-    """The block's convolutions and norms as functions, by number."""
+    """Returns the block's convolutions and norms as functions of their number."""
     params, statistics = variables["params"], variables["batch_stats"]
 
     def convolve(number, x, stride=1):
@@ -109,7 +109,7 @@ def preact_bottleneck(x, features, s, conv, norm, share=False, in_1x1=True):
 @pytest.mark.parametrize(("features", "strides"), [(4, 1), (4, 2), (1, 1)])
 def test_a_block_is_its_formula(draw, cls, options, formula, features, strides):
     if cls in (BasicBlock, PreActBasicBlock) and features == 1:
-        features = 6  # one feature keeps the width of a bottleneck, and of no basic block
+        features = 6  # one feature preserves the width of a bottleneck but not of a basic block
     block = bound(cls, features, strides, **options)
     variables = draw(block, X)
 
@@ -127,7 +127,7 @@ class Gated(Pad):
 
 
 @pytest.mark.parametrize("cls", [*POSTACTIVATION, *PREACTIVATION])
-def test_a_shortcut_that_drops_the_branch_is_all_that_is_left(draw, cls):
+def test_with_a_branch_scale_of_zero_a_block_returns_its_shortcut(draw, cls):
     block = bound(cls, 4 // cls.expansion, 1, Gated)
     variables = draw(block, X)
     expected = X if cls.preactivation else np.maximum(X, 0)
@@ -166,9 +166,7 @@ def test_squeeze_and_excitation_gates_the_branch_and_not_the_shortcut(draw, cls)
 @pytest.mark.parametrize(
     ("stride_in_1x1", "strided"), [(False, [8, 4, 4, 4]), (True, [4, 4, 4, 4])]
 )
-def test_a_bottleneck_strides_in_its_3x3_or_as_in_the_paper_in_its_first_1x1(
-    stride_in_1x1, strided
-):
+def test_a_bottleneck_strides_in_its_3x3_or_in_its_first_1x1(stride_in_1x1, strided):
     options = {"stride_in_1x1": stride_in_1x1}
     model = build({}, depth=20, block="bottleneck", shortcut="project", block_options=options)
     sides = {}
@@ -190,7 +188,7 @@ def test_a_bottleneck_strides_in_its_3x3_or_as_in_the_paper_in_its_first_1x1(
         ("wide_resnet50_2", (3, 3, 128, 128)),
     ],
 )
-def test_groups_widen_the_3x3_alone(name, kernel):
+def test_groups_widen_only_the_3x3(name, kernel):
     images = jnp.zeros((1, 64, 64, 3))
     params = jax.eval_shape(build(name).init, jax.random.key(0), images)["params"]
     block = params["stage1"]["block1"]

@@ -32,7 +32,7 @@ def my_module(tmp_path, monkeypatch):
         for block in BLOCKS
     ],
 )
-def test_our_blocks_keep_every_claim(block, claim):
+def test_our_blocks_pass_every_claim(block, claim):
     claim(block)
 
 
@@ -44,7 +44,7 @@ QUICK = ("dropout", "exclusive_gate")
     "shortcut",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHORTCUTS],
 )
-def test_our_shortcuts_keep_every_claim(shortcut, claim):
+def test_our_shortcuts_pass_every_claim(shortcut, claim):
     claim(shortcut=shortcut)
 
 
@@ -69,14 +69,14 @@ MY_BLOCK = '''
 '''
 
 
-def test_a_block_of_ones_own_takes_one_short_file(my_module):
+def test_a_users_block_takes_one_short_file(my_module):
     assert len(MY_BLOCK.strip().splitlines()) <= 25
     my_module(MY_BLOCK)
     check_block("my_module:MyBlock")
 
 
 @pytest.mark.parametrize("parent", ["Block", "nn.Module"])
-def test_a_block_with_nothing_but_the_fields_of_the_readme_serves(my_module, parent):
+def test_a_block_with_only_the_fields_in_the_readme_works(my_module, parent):
     fields = """
             features: Any
             strides: Any
@@ -108,7 +108,7 @@ def test_a_block_with_nothing_but_the_fields_of_the_readme_serves(my_module, par
 
 
 def breaking(body):
-    """A basic block of the user's, some lines of it another way."""
+    """Returns the source of a user's block that contains `body`."""
     return f"""
     import jax
     import jax.numpy as jnp
@@ -148,17 +148,17 @@ BROKEN = {
         "y = y * self.param('gain', nn.initializers.ones, (), jnp.bfloat16)",
         "gain is bfloat16; create it as float32",
     ),
-    "a gradient that is no number": (
+    "a gradient that is not finite": (
         conformance.finite_gradients,
         "y = y * jnp.sqrt(self.param('gain', nn.initializers.zeros, ()))",
         "the gradient of .*/gain is not finite",
     ),
-    "knowing its place": (
+    "dependence on the layout": (
         conformance.scanned_equals_unrolled,
         "y = y * (2.0 if self.name == 'block2' else 1.0)",
         "logits of both layouts differ by",
     ),
-    "a gradient of its own that knows its place": (
+    "a gradient that depends on the layout": (
         conformance.scanned_equals_unrolled,
         "y = 2 * y - jax.lax.stop_gradient(y) if self.name == 'block2' else y",
         "gradients of both layouts differ by",
@@ -173,7 +173,7 @@ BROKEN = {
         "y = nn.BatchNorm(use_running_average=False)(y)",
         "statistics before and after evaluation differ by",
     ),
-    "images that see each other": (
+    "images that affect each other": (
         conformance.train_and_eval_modes,
         "y = y - y.mean(0)",
         "logits of an image beside itself and beside another differ by",
@@ -207,22 +207,22 @@ def breaking_shortcut(result):
 
 BROKEN_SHORTCUTS = {
     "no stride": (
-        conformance.added_shape,
+        conformance.addition,
         "pad(x, self.features, 1)",
         r"with strides=2 the shortcut adds \(2, 9, 9, 16\) to a branch of \(2, 5, 5, 16\)",
     ),
     "one value per channel": (
-        conformance.added_shape,
+        conformance.addition,
         "padded.mean((1, 2), keepdims=True)",
         r"with strides=1 the shortcut adds \(2, 1, 1, 8\) to a branch of \(2, 9, 9, 8\)",
     ),
     "float32 scale of the branch": (
-        conformance.added_dtype,
+        conformance.addition,
         "Scaled(padded, jnp.ones(()))",
         "adds float32 to a branch of bfloat16",
     ),
     "bfloat16 parameters": (
-        conformance.added_dtype,
+        conformance.dtype,
         "padded * self.param('gain', nn.initializers.ones, (), jnp.bfloat16)",
         "shortcut/gain is bfloat16; create it as float32",
     ),
@@ -286,11 +286,11 @@ def test_every_claim_is_one_line():
 
 def test_trees_differ_by_their_worst_leaf_relative_to_its_largest():
     these, those = {"a": jax.numpy.array([100.0, 0.01])}, {"a": jax.numpy.array([100.0, 0.0])}
-    conformance.close(these, those, "close ones", 2e-4)
-    with pytest.raises(AssertionError, match=r"far ones differ by 1.0e-04"):
-        conformance.close(these, those, "far ones", 5e-5)
+    conformance.close(these, those, "close trees", 2e-4)
+    with pytest.raises(AssertionError, match=r"distant trees differ by 1.0e-04"):
+        conformance.close(these, those, "distant trees", 5e-5)
 
 
-def test_a_block_that_is_not_there_is_refused():
+def test_a_block_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no module named 'no_such_module'"):
         check_block("no_such_module:MyBlock")

@@ -1,4 +1,4 @@
-"""The convolution against a plain one in NumPy, and its gradients against JAX's own."""
+"""The convolution equals one in NumPy, and its gradients equal JAX's."""
 
 from functools import partial
 
@@ -15,11 +15,11 @@ from resjax.models.convolution import conv
 from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
-on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's own gradients")
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the fast gradients are for CPU")
 
 
 def in_numpy(x, kernel, stride):
-    """Cross-correlation of images padded by half the kernel on every side, as PyTorch has it."""
+    """Cross-correlates images padded by half the kernel on every side, as PyTorch does."""
     side = len(kernel)
     half = side // 2
     padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
@@ -96,21 +96,21 @@ def test_gradients_equal_those_of_jax(height, width, kernel_size, stride, channe
         close(got, expected)
 
 
-def takes_own_gradients(x, kernel, **options):
+def uses_fast_gradients(x, kernel, **options):
     program = jax.make_jaxpr(partial(ours, stride=1, **options))(x, kernel)
     return any("custom_vjp" in equation.primitive.name for equation in program.eqns)
 
 
 @on_cpu
-def test_only_plain_convolutions_take_gradients_of_our_own():
+def test_only_dense_convolutions_use_the_fast_gradients():
     x, kernel = jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 4))
-    assert takes_own_gradients(x, kernel)
-    assert not takes_own_gradients(x, kernel[:, :, :2], feature_group_count=2)
-    assert not takes_own_gradients(x, kernel, kernel_dilation=2)
-    assert not takes_own_gradients(x, kernel, input_dilation=2)
+    assert uses_fast_gradients(x, kernel)
+    assert not uses_fast_gradients(x, kernel[:, :, :2], feature_group_count=2)
+    assert not uses_fast_gradients(x, kernel, kernel_dilation=2)
+    assert not uses_fast_gradients(x, kernel, input_dilation=2)
 
 
-def test_a_group_sees_its_own_channels_only():
+def test_a_group_reads_only_its_own_channels():
     x = np.random.default_rng(0).normal(size=(1, 5, 5, 4)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 6)).astype(np.float32)
     y = jit(partial(ours, stride=1, feature_group_count=2))(x, kernel)
@@ -118,16 +118,16 @@ def test_a_group_sees_its_own_channels_only():
     close(y, np.concatenate(halves, -1))
 
 
-def test_a_dilated_kernel_is_not_taken_for_a_dense_one():
+def test_a_dilated_kernel_is_not_treated_as_dense():
     x = np.random.default_rng(0).normal(size=(1, 7, 7, 2)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 2)).astype(np.float32)
     spread = np.zeros((5, 5, 2, 2), np.float32)
     spread[::2, ::2] = kernel
     y = jit(partial(ours, stride=1, kernel_dilation=2))(x, kernel)
-    close(y, in_numpy(x, spread, 1)[:, 1:-1, 1:-1])  # padded for a side of 3, not of 5
+    close(y, in_numpy(x, spread, 1)[:, 1:-1, 1:-1])  # the padding is that of a side of 3, not 5
 
 
-def test_kernels_start_with_he_et_als_variance_and_untruncated():
+def test_kernels_start_with_the_variance_of_he_et_al_and_no_truncation():
     module = conv(256, 3)
     shape = jnp.zeros((1, 3, 3, 64))
     kernel = jit(module.init)(jax.random.key(0), shape)["params"]["kernel"]
@@ -136,7 +136,7 @@ def test_kernels_start_with_he_et_als_variance_and_untruncated():
     assert float(abs(kernel).max()) > 3.5 * sigma
 
 
-def test_there_is_no_bias_unless_asked_for():
+def test_there_is_no_bias_unless_use_bias_is_set():
     x = jnp.zeros((1, 3, 3, 2))
     shapes = [
         jax.eval_shape(conv(4, 1, **options).init, jax.random.key(0), x)["params"].keys()
@@ -152,7 +152,7 @@ def test_a_convolution_without_channels_is_refused(features):
 
 
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
-def test_standardised_filters_have_neither_scale_nor_mean(scale, shift):
+def test_standardized_filters_ignore_scale_and_mean(scale, shift):
     x = np.random.default_rng(0).normal(size=(1, 5, 5, 4)).astype(np.float32)
     module = conv(6, 3, standardize=True)
     variables = module.init(jax.random.key(0), x)

@@ -12,7 +12,7 @@ CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
 
 
 @pytest.mark.parametrize(("name", "row"), PRESETS.items(), ids=PRESETS)
-def test_the_program_of_every_preset_counts_what_its_row_says(name, row):
+def test_the_counts_of_every_preset_are_those_of_its_program(name, row):
     shape = (row.image_size, row.image_size, 3)
     assert count(build(name), shape) == Counts(row.parameters, row.macs)
 
@@ -102,7 +102,7 @@ def test_multiply_adds_of_a_group_are_those_of_its_own_channels():
     assert count(grouped, images) == (3 * 3 * 2 * 4, 6 * 6 * 3 * 3 * 2 * 4)
 
 
-def test_running_statistics_are_no_parameters():
+def test_running_statistics_are_not_counted_as_parameters():
     norm = nn.BatchNorm(use_running_average=True)
     assert count(norm, (6, 6, 8)) == (16, 0)
 

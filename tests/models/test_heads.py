@@ -69,7 +69,7 @@ class Pixels(nn.Module):
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
 @pytest.mark.parametrize("block", ["basic", "preact_basic"])
-def test_a_head_of_a_users_own_gets_the_features_and_the_layers_of_the_network(loop, block):
+def test_a_users_head_gets_the_features_and_the_layers_of_the_network(loop, block):
     model = network(head=Pixels(), loop=loop, block=block, dtype="bfloat16")
     seen = {}
 
@@ -92,7 +92,7 @@ def test_a_head_of_a_users_own_gets_the_features_and_the_layers_of_the_network(l
     model.apply(variables, IMAGES)  # in evaluation the statistics are immutable
 
 
-def test_one_network_makes_heads_anew_when_cloned():
+def test_a_clone_can_have_another_head():
     ten, seven = network(), network(classes=7)
     assert (ten.head, seven.head) == (ClassificationHead(10), ClassificationHead(7))
     shapes = jax.eval_shape(ten.clone(head=seven.head).init, jax.random.key(0), IMAGES)

@@ -21,7 +21,7 @@ IMAGES = np.zeros((1, 8, 8, 3), np.float32)
 
 
 def equal(these, those):
-    """The same names, dtypes and bits."""
+    """Returns whether names, dtypes and bits are equal."""
     assert jax.tree.structure(these) == jax.tree.structure(those)
     same = jax.tree.map(
         lambda a, b: a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all()),
@@ -37,7 +37,7 @@ def network(loop, stages, block="basic", shortcut="project"):
     return model.clone(stages=stages)
 
 
-# Twelve blocks, as block10 must not come before block2; one, as then there is nothing to stack.
+# Twelve blocks, since block10 must not precede block2; one, since then there is nothing to stack.
 DEPTHS = pytest.mark.parametrize("stages", [(12, 2, 1), (1, 1, 1)])
 BLOCKS = pytest.mark.parametrize("block", ["basic", "preact_bottleneck"])
 
@@ -58,7 +58,7 @@ def test_stacking_undoes_unrolling(draw, stages, block):
 
 @DEPTHS
 @BLOCKS
-def test_each_layout_is_what_its_network_asks_for(draw, stages, block):
+def test_each_layout_fits_its_network(draw, stages, block):
     def shapes(variables):
         return jax.tree.map(np.shape, variables)
 
@@ -75,13 +75,13 @@ def test_blocks_are_stacked_in_their_order(draw):
         assert (kernel == stage["stage1"][f"block{index + 2}"]["Conv_0"]["kernel"]).all()
 
 
-def test_what_has_the_other_layout_already_stays(draw):
+def test_variables_that_are_converted_already_do_not_change(draw):
     scanned, unrolled = (draw(network(loop, (2, 2, 1)), IMAGES) for loop in ("scan", "unroll"))
     assert equal(layout.scanned(scanned), scanned)
     assert equal(layout.unrolled(unrolled), unrolled)
 
 
-def test_converting_leaves_the_given_variables_alone(draw):
+def test_converting_does_not_modify_its_argument(draw):
     variables = draw(network("scan", (2, 2, 1)), IMAGES)
     before = jax.tree.map(np.copy, variables)
     layout.unrolled(variables)
@@ -157,7 +157,7 @@ def test_both_layouts_train_alike_for_ten_steps(fields):
     assert losses[-1] != losses[0]
 
 
-def test_each_block_of_a_stage_drops_other_images():
+def test_each_block_of_a_stage_drops_different_images():
     model = network("scan", (4,)).clone(stochastic_depth=0.5)
     images = jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
     seen = []

@@ -1,4 +1,4 @@
-"""Normalisation by parts of a batch is Flax's, of each part alone."""
+"""Batch norm over groups equals Flax's on each group alone."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def trained(norm, variables, images):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 12])
-def test_every_group_is_normalised_as_if_it_were_the_batch(groups, variables):
+def test_every_group_is_normalized_as_if_it_were_the_batch(groups, variables):
     grouped, changed = trained(BatchNorm(groups=groups, **OPTIONS), variables, IMAGES)
     alone = [trained(nn.BatchNorm(**OPTIONS), variables, part) for part in np.split(IMAGES, groups)]
     close(grouped, np.concatenate([normal for normal, _ in alone]))
@@ -54,7 +54,7 @@ def test_groups_of_other_images_differ_from_the_whole_batch(variables):
     assert np.abs(whole - halves).max() > 0.1
 
 
-def test_gradients_of_a_group_are_those_of_the_group_alone(variables):
+def test_gradients_of_a_group_do_not_depend_on_other_groups(variables):
     weights = np.random.default_rng(2).normal(size=IMAGES.shape)
 
     def slope(norm, images, weights):
@@ -94,8 +94,8 @@ def test_gradients_are_those_of_jax(seed, shift, spread):
     )
 
 
-def kept_bytes(network, images):
-    """Bytes that the forward pass of training keeps for the backward pass, constants aside."""
+def stored_bytes(network, images):
+    """Returns the bytes that training stores for the backward pass, without constants."""
     init = jax.jit(network.init, compiler_options=quick_compile())
     variables = init(jax.random.key(0), images)
 
@@ -104,21 +104,21 @@ def kept_bytes(network, images):
         return network.apply(changed, images, train=True, mutable=["batch_stats"])[0]
 
     _, pullback = jax.vjp(logits, variables["params"])
-    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pullback)}.values()
-    return sum(leaf.nbytes for leaf in kept if leaf.any())
+    stored = {id(leaf): leaf for leaf in jax.tree.leaves(pullback)}.values()
+    return sum(leaf.nbytes for leaf in stored if leaf.any())
 
 
-def test_for_its_gradients_it_keeps_its_input_alone():
+def test_the_backward_pass_stores_only_the_input_of_a_norm():
     network = resjax.build("cifar_plain8", width=4, dtype="bfloat16", loop="unroll")
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    # A convolution keeps what comes in, the norm what comes out of it, both in two bytes; the
-    # nonlinearity where that is positive, in one.
+    # Convolutions and norms store their inputs, in two bytes per element; the nonlinearity stores
+    # where its input is positive, in one.
     elements = 4 * (3 * 32 * 32 * 4 + 2 * 16 * 16 * 8 + 2 * 8 * 8 * 16)
     weights = 4 * resjax.count(network, images.shape[1:]).parameters
-    assert 4 * elements < kept_bytes(network, images) < 5.3 * elements + weights
+    assert 4 * elements < stored_bytes(network, images) < 5.3 * elements + weights
 
 
-def test_running_averages_know_no_groups(variables):
+def test_running_averages_do_not_depend_on_groups(variables):
     found = [
         norm.clone(use_running_average=True).apply(variables, IMAGES)
         for norm in (BatchNorm(groups=4, **OPTIONS), nn.BatchNorm(**OPTIONS))
@@ -126,7 +126,7 @@ def test_running_averages_know_no_groups(variables):
     np.testing.assert_array_equal(*found)
 
 
-def test_groups_change_no_variable(variables):
+def test_groups_do_not_change_the_variables(variables):
     norms = [
         BatchNorm(groups=4, use_running_average=False),
         nn.BatchNorm(use_running_average=False),
@@ -136,7 +136,7 @@ def test_groups_change_no_variable(variables):
     jax.tree.map(np.testing.assert_array_equal, grouped, flax)
 
 
-def test_half_precision_is_normalised_in_single(variables):
+def test_half_precision_is_normalized_in_single_precision(variables):
     half = IMAGES.astype(jax.numpy.bfloat16)
     norm = BatchNorm(groups=3, dtype=jax.numpy.bfloat16, **OPTIONS)
     found, changed = trained(norm, variables, half)
@@ -147,7 +147,7 @@ def test_half_precision_is_normalised_in_single(variables):
     np.testing.assert_array_equal(found, exact.astype(jax.numpy.bfloat16))
 
 
-def test_group_norms_see_no_other_image_and_have_no_statistics():
+def test_group_norms_do_not_depend_on_other_images_and_have_no_statistics():
     model = resjax.build("bit_r50x1", depth=14, width=32, classes=3, loop="unroll")
     images = np.random.default_rng(0).normal(size=(2, 33, 33, 3)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
@@ -157,7 +157,7 @@ def test_group_norms_see_no_other_image_and_have_no_statistics():
     np.testing.assert_allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_width_that_groups_do_not_divide_is_told():
+def test_a_width_that_groups_do_not_divide_is_an_error_that_names_it():
     model = resjax.build("cifar_resnet8", norm="group")
-    with pytest.raises(ImpossibleNetworkError, match="32 groups and cannot divide 16 channels"):
+    with pytest.raises(ImpossibleNetworkError, match="cannot divide 16 channels into 32 groups"):
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))

@@ -70,7 +70,7 @@ def test_cifar_networks_of_basic_blocks_have_97216_n_minus_21926_parameters(kind
         assert row.parameters == 97_216 * (row.fields["depth"] - 2) // 6 - 21_926
 
 
-def test_a_plain_network_computes_what_its_residual_one_does_but_for_projections():
+def test_a_plain_network_counts_as_its_residual_one_except_for_projections():
     for name, row in PRESETS.items():
         if name.startswith("cifar_plain"):
             twin = PRESETS[name.replace("plain", "resnet")]
@@ -82,7 +82,7 @@ def test_a_plain_network_computes_what_its_residual_one_does_but_for_projections
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_a_network_of_its_own_name(name):
+def test_the_name_of_a_preset_gives_its_depth_and_kind(name):
     fields = architecture(name)
     depth = re.search(r"\d+", name)
     assert int(depth[0]) == fields["depth"]
@@ -102,7 +102,7 @@ def test_a_preset_is_a_network_of_its_own_name(name):
         ("imagenet", 152, "bottleneck", (3, 8, 36, 3)),
     ],
 )
-def test_depth_and_block_say_how_many_blocks_a_stage_has(family, depth, block, blocks):
+def test_depth_and_block_determine_the_blocks_per_stage(family, depth, block, blocks):
     assert stage_sizes(family, depth, block) == blocks
 
 
@@ -111,7 +111,7 @@ def test_depth_and_block_say_how_many_blocks_a_stage_has(family, depth, block, b
     st.sampled_from([("cifar", 2), ("wide", 4)]),
     st.sampled_from([("basic", 6), ("bottleneck", 9), ("preact_basic", 6)]),
 )
-def test_a_depth_is_valid_or_the_nearest_valid_ones_are_named(depth, family, block):
+def test_an_invalid_depth_is_an_error_that_names_the_nearest_valid_ones(depth, family, block):
     (family, offset), (block, period) = family, block
     try:
         blocks = stage_sizes(family, depth, block)
@@ -129,7 +129,7 @@ def test_a_depth_is_valid_or_the_nearest_valid_ones_are_named(depth, family, blo
 
 
 @given(st.integers(1, 300), st.sampled_from(["basic", "bottleneck"]))
-def test_an_imagenet_depth_is_valid_or_all_valid_ones_are_named(depth, block):
+def test_an_invalid_imagenet_depth_is_an_error_that_names_all_valid_ones(depth, block):
     valid = {"basic": "10, 18, 34", "bottleneck": "14, 26, 50, 101, 152, 200, 269"}[block]
     if str(depth) in valid.split(", "):
         assert len(stage_sizes("imagenet", depth, block)) == 4
@@ -138,12 +138,12 @@ def test_an_imagenet_depth_is_valid_or_all_valid_ones_are_named(depth, block):
             stage_sizes("imagenet", depth, block)
 
 
-def test_eighteen_layers_are_never_bottlenecks():
+def test_there_is_no_bottleneck_network_of_eighteen_layers():
     with pytest.raises(ValueError, match="18 is no ImageNet depth of 'bottleneck' blocks"):
         build({}, family="imagenet", depth=18, block="bottleneck")
 
 
-def test_the_users_field_wins_over_the_preset_and_the_preset_over_the_family():
+def test_the_users_field_overrides_the_preset_which_overrides_the_family():
     assert architecture("cifar_plain56")["shortcut"] == "none"
     assert architecture("cifar_plain56", shortcut="pad")["shortcut"] == "pad"
     assert architecture("cifar_plain56", shortcut=None)["shortcut"] == "none"
@@ -160,7 +160,7 @@ def test_options_stay_with_the_class_they_were_written_for():
 
 
 MISTAKES = {
-    "misspelt network": (
+    "unknown network": (
         {"name": "cifar_resnet57"},
         "unknown network 'cifar_resnet57'; did you mean 'cifar_resnet56'?",
     ),
@@ -235,12 +235,12 @@ def test_a_mistake_is_one_line_that_says_what_is_wrong(fields, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_whole_number_will_do_for_a_fraction():
+def test_an_integer_is_a_valid_float_option():
     options = {"factor": 1}
     assert architecture(shortcut="scale", shortcut_options=options)["shortcut_options"] == options
 
 
-def test_a_name_that_resembles_none_gets_the_whole_list():
+def test_a_name_that_resembles_none_is_answered_with_the_whole_list():
     with pytest.raises(ValueError, match="known: cifar, wide, imagenet"):
         architecture(family="zzz")
 

@@ -1,4 +1,4 @@
-"""The network: what shortcuts do to gradients, both loops, precision, statistics, depth."""
+"""The network: gradients through shortcuts, both layouts, precision, statistics, drop rates."""
 
 import itertools
 from functools import partial
@@ -19,7 +19,7 @@ from resjax.xla.compile_options import quick_compile
 jit = partial(jax.jit, compiler_options=quick_compile())
 IMAGES = np.random.default_rng(0).normal(size=(3, 5, 5, 3)).astype(np.float32)
 
-LAST_OF_BRANCH = {  # the layer that ends a branch, and the parameter without which it says nothing
+LAST_OF_BRANCH = {  # the layer that ends a branch, and the parameter that silences it if zero
     "basic": ("BatchNorm_1", "scale"),
     "bottleneck": ("BatchNorm_2", "scale"),
     "preact_basic": ("Conv_1", "kernel"),
@@ -34,7 +34,7 @@ def network(stages, block="basic", width=4, **fields):
 
 
 def silence(block, variables):
-    """Makes a block's branch put out a constant, whatever comes in."""
+    """Makes a block's branch return a constant for any input."""
     layer, parameter = LAST_OF_BRANCH[block]
     variables[layer][parameter][...] = 0
 
@@ -45,7 +45,7 @@ def features_of(model, variables, images=IMAGES, **options):
 
 
 def stem_gradient(model, train):
-    """Of the sum of squared logits, as a function of the variables."""
+    """Returns a function from variables to the gradient of the sum of squared logits."""
 
     def loss(params, batch_stats):
         given = {"params": params, "batch_stats": batch_stats}
@@ -96,7 +96,7 @@ def module(variables, *path):
 
 @pytest.fixture(scope="module", params=["preact_basic", "preact_bottleneck"])
 def silent(request, draw):
-    """A pre-activation network whose branches are silent: stages put out what shortcuts carry."""
+    """A pre-activation network with silent branches: stages return what shortcuts carry."""
     model = network((2, 1, 1), request.param, loop="unroll")
     variables = draw(model, IMAGES)
     for stage in ("stage1", "stage2", "stage3"):
@@ -111,7 +111,7 @@ def test_a_preactivation_stem_ends_before_norm_and_activation(silent):
     assert (features["stem"] < 0).any()
 
 
-def test_the_first_preactivation_block_carries_activated_images_and_its_equals_carry_raw_ones(
+def test_only_the_first_of_equal_preactivation_blocks_carries_activated_images(
     silent,
 ):
     variables, features = silent
@@ -129,7 +129,7 @@ def test_a_block_that_changes_the_shape_carries_activated_images(silent):
     np.testing.assert_allclose(features["stage2"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_last_addition_is_normalised_and_activated(silent):
+def test_the_last_addition_is_normalized_and_activated(silent):
     variables, features = silent
     carried = normalized(module(variables, "stage3", "block1", "BatchNorm_0"), features["stage2"])
     added = pad(carried, features["stage3"].shape[-1], 2)
@@ -142,7 +142,7 @@ def shapes_of(model, images=IMAGES):
 
 
 @pytest.mark.parametrize(("block", "normed"), [("basic", True), ("preact_basic", False)])
-def test_projections_are_normalised_except_those_of_activated_images(block, normed):
+def test_projections_are_normalized_except_those_of_activated_images(block, normed):
     shapes = shapes_of(network((1, 1), block, shortcut="project"))
     shortcut = shapes["params"]["stage2"]["block1"]["shortcut"]
     assert ("BatchNorm_0" in shortcut) is normed
@@ -183,7 +183,7 @@ def test_momentum_and_epsilon_of_every_norm_are_the_networks():
     assert found == {(0.8, 1e-3)}
 
 
-def test_statistics_move_by_a_tenth_unless_asked_otherwise(draw):
+def test_statistics_move_by_a_tenth_unless_bn_momentum_is_set(draw):
     stem = {}
     for momentum in (None, 0.5):
         model = network((1,), bn_momentum=momentum)
@@ -222,7 +222,7 @@ def test_scanned_and_unrolled_train_as_one_network(draw, fields):
     close(layout.unrolled({"params": gradients})["params"], expected_gradients, "gradients")
 
 
-def test_features_are_those_of_stem_and_every_stage():
+def test_features_are_the_outputs_of_the_stem_and_every_stage():
     for name, images, sizes in (
         ("cifar_resnet20", (2, 32, 32, 3), [(32, 16), (32, 16), (16, 32), (8, 64)]),
         ("cifar_wrn16_8", (2, 32, 32, 3), [(32, 16), (32, 128), (16, 256), (8, 512)]),
@@ -290,7 +290,7 @@ def test_resnet_d_has_three_convolutions_in_its_stem_and_averages_before_project
     assert build("resnet50d").shortcut.func.__name__ == "ProjectAverage"
 
 
-def test_the_first_loop_of_auto_is_the_scan_on_cpu():
+def test_auto_scans_on_cpu():
     if jax.default_backend() != "cpu":
         pytest.skip("what auto means is measured per platform")
     params = shapes_of(network((3, 1)))["params"]
@@ -298,7 +298,7 @@ def test_the_first_loop_of_auto_is_the_scan_on_cpu():
 
 
 class Ones(Block):
-    """A block whose branch is one: a stage counts the scales of its blocks' branches."""
+    """A block whose branch is one: a stage sums the scales of its branches."""
 
     @nn.compact
     def __call__(self, x):
@@ -314,7 +314,7 @@ def counting(loop):
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
-def test_rates_of_dropping_grow_linearly_up_to_the_last_block(loop):
+def test_drop_rates_grow_linearly_up_to_the_last_block(loop):
     model = counting(loop)
     variables = jit(model.init)(jax.random.key(0), ONE_PIXEL)
     features = features_of(
@@ -338,7 +338,7 @@ def test_rates_of_dropping_grow_linearly_up_to_the_last_block(loop):
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
-def test_images_whose_branches_are_all_dropped_pass_a_stage_unchanged(draw, loop):
+def test_a_stage_does_not_change_images_whose_branches_are_all_dropped(draw, loop):
     model = network((3,), loop=loop, stochastic_depth=0.9)  # rates of 0.3, 0.6 and 0.9
     images = np.random.default_rng(1).normal(size=(128, 3, 3, 3)).astype(np.float32)
     options = {"train": True, "mutable": ["batch_stats"]}
@@ -354,7 +354,7 @@ def test_images_whose_branches_are_all_dropped_pass_a_stage_unchanged(draw, loop
 @pytest.mark.parametrize(
     ("train", "key"), [(True, False), (False, True)], ids=["no key", "evaluation"]
 )
-def test_nothing_is_dropped_without_a_key_nor_in_evaluation(draw, train, key):
+def test_nothing_is_dropped_without_a_key_or_in_evaluation(draw, train, key):
     rngs = {"dropout": jax.random.key(0)} if key else None
     model, never = network((2, 2), stochastic_depth=0.9), network((2, 2))
     variables = draw(model, IMAGES)
@@ -365,7 +365,7 @@ def test_nothing_is_dropped_without_a_key_nor_in_evaluation(draw, train, key):
     close(logits, expected, "logits with and without stochastic depth", 0)
 
 
-def test_build_takes_a_name_a_mapping_or_an_object():
+def test_build_accepts_a_name_a_mapping_or_an_object():
     class Section:
         def __init__(self):
             self.name, self.shortcut, self.classes = "cifar_plain56", "pad", 7
@@ -380,5 +380,5 @@ def test_build_takes_a_name_a_mapping_or_an_object():
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar_resnet8", 10), ("resnet18", 1000)])
-def test_a_family_knows_its_classes(name, classes):
+def test_the_family_sets_the_default_number_of_classes(name, classes):
     assert build(name).head.features == classes

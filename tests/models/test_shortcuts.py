@@ -27,7 +27,7 @@ def branch_of(features, strides):
 
 
 def output(shortcut, branch, variables=None, **options):
-    """What a block puts out before its activation."""
+    """Returns the output of a block before its activation."""
 
     @jit
     def add(variables, x, branch):
@@ -99,13 +99,13 @@ def test_b_and_c_project_with_norm(cls, features, strides):
     branch = branch_of(features, strides)
     expected = branch + normalized(projection(X, kernel, strides))
     if cls is shortcuts.Project and (features, strides) == (3, 1):
-        expected = branch + X  # the shape is kept: the identity, without parameters
+        expected = branch + X  # the shape does not change: the identity, without parameters
         assert jax.eval_shape(cls(3, 1, norm=norm).init, jax.random.key(0), X) == {}
     close(output(cls(features, strides, norm=norm), branch, variables), expected)
 
 
 @each_shape
-def test_resnet_d_projects_averages_of_pixels_that_are_there(features, strides):
+def test_resnet_d_projects_averages_of_existing_pixels(features, strides):
     kernel = kernel_of(features)
     params, statistics, normalized = norm_of(features)
     variables = {
@@ -130,13 +130,13 @@ def test_scaling_scales_shortcut_and_branch(features, strides):
     close(output(module, branch), 0.5 * option_a(X, features, strides) + 0.25 * branch)
 
 
-def test_scaling_leaves_the_branch_alone_unless_asked():
+def test_scaling_does_not_change_the_branch_by_default():
     branch = branch_of(3, 1)
     close(output(shortcuts.Scale(3), branch), 0.5 * X + branch)
 
 
 @each_shape
-def test_an_exclusive_gate_gives_one_what_it_takes_from_the_other(features, strides):
+def test_an_exclusive_gate_weights_branch_and_shortcut_to_a_sum_of_one(features, strides):
     kernel, bias = kernel_of(features), rng.normal(size=features).astype(np.float32)
     g = sigmoid(projection(X, kernel, strides) + bias)
     variables = {"params": {"Conv_0": {"kernel": kernel, "bias": bias}}}
@@ -146,7 +146,7 @@ def test_an_exclusive_gate_gives_one_what_it_takes_from_the_other(features, stri
 
 
 @each_shape
-def test_a_shortcut_gate_leaves_the_branch_alone(features, strides):
+def test_a_shortcut_gate_does_not_change_the_branch(features, strides):
     kernel, bias = kernel_of(features), rng.normal(size=features).astype(np.float32)
     g = sigmoid(projection(X, kernel, strides) + bias)
     variables = {"params": {"Conv_0": {"kernel": kernel, "bias": bias}}}
@@ -158,7 +158,7 @@ def test_a_shortcut_gate_leaves_the_branch_alone(features, strides):
 @pytest.mark.parametrize("cls", [shortcuts.ExclusiveGate, shortcuts.ShortcutGate])
 @pytest.mark.parametrize(("options", "start"), [({}, -6.0), ({"bias": -1.5}, -1.5)])
 def test_a_gate_starts_with_its_bias(cls, options, start):
-    def init(key):  # of the gate alone: what it scales is no array
+    def init(key):  # of the gate alone, since Scaled is not an array
         return cls(3, **options).init(key, X, method="gate")
 
     params = jit(init)(jax.random.key(0))["params"]["Conv_0"]
@@ -198,7 +198,7 @@ def test_adding_scaled_scales_the_branch_from_either_side(branch, carried, s):
 
 
 @given(whole, whole, whole, whole)
-def test_scales_of_a_branch_multiply_whatever_the_order(branch, carried, s, t):
+def test_scales_of_a_branch_multiply_in_any_order(branch, carried, s, t):
     once = branch + scale_branch(carried, s * t)
     assert branch + scale_branch(scale_branch(carried, s), t) == once
     assert branch + scale_branch(scale_branch(carried, t), s) == once
@@ -211,7 +211,7 @@ def test_scaling_by_one_changes_nothing(branch, carried):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_survival_is_nought_or_the_inverse_and_one_on_average(rate):
+def test_survival_is_zero_or_the_inverse_rate_and_one_on_average(rate):
     images = 20_000
     survival = shortcuts.Survival(rate)
     scale = jit(lambda key: survival.apply({}, images, rngs={"dropout": key}))(jax.random.key(0))
