@@ -174,6 +174,12 @@ def write_sweep(
     return root
 
 
+@pytest.fixture(scope="session")
+def sweep_writer() -> Callable[..., Path]:
+    """Returns `write_sweep`, for fixtures of a wider scope than `make_sweep`."""
+    return write_sweep
+
+
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> Callable[..., Path]:
     """Returns a function that writes a sweep folder of finished runs; see `write_sweep`."""

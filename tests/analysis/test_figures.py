@@ -1,4 +1,4 @@
-"""Figures are legible, honest about spread, and the same whenever they are drawn."""
+"""Tests of figures: legible labels, honest deviations, reproducible files."""
 
 import json
 from collections.abc import Callable
@@ -40,24 +40,24 @@ def test_labels_keep_the_order_of_their_lines(values: list[float], gap: float) -
 
 
 @given(places, st.floats(0.001, 0.3))
-def test_labels_that_do_not_overlap_are_not_moved(values: list[float], gap: float) -> None:
+def test_labels_without_overlap_are_not_moved(values: list[float], gap: float) -> None:
     moved = draw.spread_apart(values, gap, 0, 1)
     again = draw.spread_apart(moved, gap, 0, 1)
     np.testing.assert_allclose(again, moved, atol=1e-9)
 
 
-def test_two_equal_labels_part_evenly() -> None:
+def test_two_equal_labels_move_equally_far() -> None:
     np.testing.assert_allclose(draw.spread_apart([0.5, 0.5], 0.2, 0, 1), [0.4, 0.6])
 
 
-def test_deeper_is_darker() -> None:
+def test_larger_numbers_are_darker() -> None:
     palette = draw.colors([110, 20, 56])
     light = [sum(to_rgb(palette[depth])) for depth in (20, 56, 110)]
     assert light == sorted(light, reverse=True)
     assert len(set(light)) == 3
 
 
-def test_more_names_than_colours_still_differ() -> None:
+def test_more_names_than_qualitative_colors_still_differ() -> None:
     names = [f"block {index}" for index in range(12)]
     assert len(set(draw.colors(names).values())) == 12
 
@@ -67,14 +67,14 @@ def curve(folder: str, errors: list[float], loss: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame({"folder": folder, "step": steps, "loss": loss, "error": errors})
 
 
-def test_an_average_is_of_the_seeds_step_by_step() -> None:
+def test_seeds_are_averaged_at_each_step() -> None:
     mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]))
     np.testing.assert_array_equal(mean.step, [10, 20])
     np.testing.assert_allclose(mean.mean, [0.5, 0.3])
     np.testing.assert_allclose(mean.deviation, np.sqrt([0.02, 0.02]))
 
 
-def test_a_run_that_stopped_early_does_not_bend_the_average() -> None:
+def test_a_run_that_stopped_early_is_not_averaged() -> None:
     mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]))
     np.testing.assert_allclose(mean.mean, [0.4, 0.2])
     assert [run["value"].tolist() for run in mean.stopped] == [[0.9]]
@@ -88,7 +88,7 @@ def test_a_diverged_run_is_drawn_up_to_its_last_finite_value() -> None:
     assert [run["value"].tolist() for run in mean.diverged] == [[0.5]]
 
 
-def test_nothing_measured_is_an_empty_average() -> None:
+def test_the_mean_of_no_measurements_is_empty() -> None:
     mean = draw.average_curves(curve("a", []))
     assert not len(mean.step)
     assert not mean.stopped
@@ -103,18 +103,18 @@ def drawn(root: Path) -> Figure:
         return draw.error_curves(curves, panel="model.shortcut", series="model.depth")
 
 
-def test_every_network_has_a_panel_and_every_depth_a_name_at_its_line(make_sweep: Maker) -> None:
+def test_each_network_has_a_panel_and_each_depth_a_label(make_sweep: Maker) -> None:
     figure = drawn(make_sweep())
     assert [axes.get_title("left") for axes in figure.axes] == ["none", "pad"]
     for axes in figure.axes:
         assert sorted(text.get_text() for text in axes.texts) == ["20", "56", "8"]
 
 
-def test_names_do_not_overlap_on_paper(make_sweep: Maker) -> None:
+def test_labels_do_not_overlap_on_paper(make_sweep: Maker) -> None:
     figure = drawn(make_sweep(depths=(20, 32, 44, 56, 110)))
     figure.draw_without_rendering()
     for axes in figure.axes:
-        # Of the type alone: an annotation's own extent has its leader line in it.
+        # The extent of an annotation would include its leader line.
         boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda b: b.y0)
         assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
         assert all(box.x1 <= figure.bbox.x1 for box in boxes)
@@ -164,7 +164,7 @@ def test_panels_share_their_scale(make_sweep: Maker) -> None:
     assert left.get_ylim() == right.get_ylim()
 
 
-def test_the_key_explains_failures_only_where_there_are_any(
+def test_the_legend_explains_failures_only_if_there_are_any(
     make_sweep: Maker, tmp_path: Path
 ) -> None:
     def explained(figure: Figure) -> list[str]:
@@ -184,7 +184,7 @@ def test_limits_show_where_errors_end(finals: list[float], top: float) -> None:
     assert limits == (pytest.approx(-0.012 * top), top)
 
 
-def test_limits_of_an_accuracy_are_those_of_the_error_upside_down() -> None:
+def test_limits_of_an_accuracy_mirror_those_of_the_error() -> None:
     limits = draw.metric_limits([0.87, 0.94], Metric("accuracy", False, "fraction"))
     assert limits == pytest.approx((0.8, 1.0024))
 
@@ -198,14 +198,14 @@ def test_limits_of_an_accuracy_are_those_of_the_error_upside_down() -> None:
         ([], Metric("angle", True, "rad"), None),
     ],
 )
-def test_limits_of_other_metrics_have_no_upper_bound_that_they_could_cross(
+def test_limits_of_other_metrics_do_not_assume_a_range(
     finals: list[float], metric: Metric, limits: tuple[float, float] | None
 ) -> None:
     found = draw.metric_limits(finals, metric)
     assert found == (limits and pytest.approx(limits))
 
 
-def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(
+def test_saved_figures_are_reproducible_and_embed_their_fonts(
     make_sweep: Maker, tmp_path: Path
 ) -> None:
     root = make_sweep(points=5)
@@ -223,7 +223,7 @@ def test_saved_figures_are_the_same_bytes_and_vectors_keep_their_fonts(
 
 
 def layers(**values: list[float]) -> pd.DataFrame:
-    """Returns a table of one diagnostic: by series the values of its layers."""
+    """Returns a table with the values of one diagnostic in the layers of each series."""
     tables = [
         pd.DataFrame({"folder": "run", "step": 10, "series": series, "norm": norms})
         for series, norms in values.items()
@@ -232,7 +232,7 @@ def layers(**values: list[float]) -> pd.DataFrame:
     return table.assign(layer=[f"block{index}/kernel" for index in table.index])
 
 
-def test_a_profile_has_a_line_per_series_with_layers_counted_from_its_own_first() -> None:
+def test_a_profile_has_a_line_per_series_from_the_first_layer_of_its_network() -> None:
     table = layers(shallow=[1, 2], deep=[8, 4, 2])
     axes = draw.layer_profile(table, "norm", series="series", label="{} network").axes[0]
     shown = {line.get_color(): line.get_xydata().tolist() for line in axes.lines}
@@ -241,7 +241,7 @@ def test_a_profile_has_a_line_per_series_with_layers_counted_from_its_own_first(
     assert axes.get_ylabel() == "norm"
 
 
-def test_a_profile_averages_seeds_and_leaves_out_values_that_a_log_axis_cannot_show() -> None:
+def test_a_profile_averages_seeds_and_omits_values_without_a_logarithm() -> None:
     table = layers(net=[1, 0, 4, np.nan])
     table = pd.concat([table, table.assign(folder="other", norm=3 * table["norm"])])
     axes = draw.layer_profile(table, "norm", log=True).axes[0]
@@ -251,7 +251,7 @@ def test_a_profile_averages_seeds_and_leaves_out_values_that_a_log_axis_cannot_s
     assert axes.collections  # the band of one standard deviation
 
 
-def test_labels_stand_beside_line_ends_on_a_log_axis() -> None:
+def test_labels_are_beside_line_ends_on_a_logarithmic_axis() -> None:
     figure = draw.layer_profile(
         layers(low=[1, 1], high=[1, 100]), "norm", series="series", log=True
     )

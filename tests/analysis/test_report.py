@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, and says what its run folders say."""
+"""Tests of the report: one self-contained page with the content of the run folders."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def figures(runs, curves):
 
 
 class Page(HTMLParser):
-    """What a test asks of a page: its text by section, its tables, resources and data."""
+    """A parsed page: its text and tables by section, its resources, ids and data."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,10 +74,22 @@ class Page(HTMLParser):
         self.text[self._section] = self.text.get(self._section, "") + data
 
 
-def test_without_an_experiment_every_setting_is_drawn(make_sweep: Maker) -> None:
-    root = make_sweep(points=5)
-    page = write_report(root)
-    assert page == root / "report.html"
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, sweep_writer: Maker) -> Path:
+    """Returns a sweep folder with a report; one run has uncommitted changes."""
+    root = sweep_writer(tmp_path_factory.mktemp("report") / "sweep", points=5)
+    file = root / "runs" / "depth8-pad-seed0" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dirty": True}))
+    assert write_report(root) == root / "report.html"
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(root: Path) -> Page:
+    return Page(root / "report.html")
+
+
+def test_without_an_experiment_all_settings_are_drawn(root: Path) -> None:
     assert sorted(file.name for file in (root / "figures").iterdir()) == [
         "curves.pdf",
         "curves.png",
@@ -85,7 +97,7 @@ def test_without_an_experiment_every_setting_is_drawn(make_sweep: Maker) -> None
     ]
 
 
-def test_an_experiment_gives_title_claim_and_figures(make_sweep: Maker) -> None:
+def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> None:
     root = make_sweep(points=5)
     (root / "experiment.py").write_text(EXPERIMENT)
     page = Page(write_report(root))
@@ -95,7 +107,7 @@ def test_an_experiment_gives_title_claim_and_figures(make_sweep: Maker) -> None:
     assert not (root / "__pycache__").exists()
 
 
-def test_another_experiment_can_be_named(make_sweep: Maker, tmp_path: Path) -> None:
+def test_an_experiment_file_elsewhere_can_be_chosen(make_sweep: Maker, tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
     source.write_text(EXPERIMENT)
     root = make_sweep(points=5)
@@ -108,20 +120,16 @@ def test_a_missing_experiment_file_is_named(make_sweep: Maker, tmp_path: Path) -
         write_report(make_sweep(points=5), tmp_path / "none.py")
 
 
-def test_the_page_needs_no_network(make_sweep: Maker) -> None:
-    root = make_sweep(points=5)
-    path = write_report(root)
-    for resource in Page(path).resources:
+def test_the_page_needs_no_network(root: Path, page: Page) -> None:
+    for resource in page.resources:
         assert resource.startswith("#") or (root / resource).exists(), resource
-    # Name spaces of SVG are names, and are fetched by nobody.
-    addresses = re.findall(
-        r"""(?<!xmlns=")(?<!xlink=")(?<!createElementNS\(")https?://""", path.read_text()
-    )
-    assert not addresses
-    assert "@import" not in path.read_text()
+    text = (root / "report.html").read_text()
+    # The namespaces of SVG are names that no browser fetches.
+    assert not re.findall(r"""(?<!xmlns=")(?<!xlink=")(?<!createElementNS\(")https?://""", text)
+    assert "@import" not in text
 
 
-def test_ids_are_unique_and_references_lead_somewhere(make_sweep: Maker) -> None:
+def test_ids_are_unique_and_references_have_targets(make_sweep: Maker) -> None:
     root = make_sweep(points=5)
     (root / "experiment.py").write_text(
         EXPERIMENT.replace('"by_depth": figure', '"a": figure, "b": figure')
@@ -131,7 +139,7 @@ def test_ids_are_unique_and_references_lead_somewhere(make_sweep: Maker) -> None
     assert {name[1:] for name in page.resources if name.startswith("#")} <= set(page.ids)
 
 
-def test_what_files_say_is_text_and_never_markup(make_sweep: Maker) -> None:
+def test_the_content_of_files_is_text_and_never_markup(make_sweep: Maker) -> None:
     hostile = "</script><img src=x onerror=alert(1)>"
     root = make_sweep(shortcuts=("pad", hostile), depths=(8,), points=5)
     path = write_report(root)
@@ -141,8 +149,8 @@ def test_what_files_say_is_text_and_never_markup(make_sweep: Maker) -> None:
     assert any(hostile in group["name"] for group in page.data["groups"])
 
 
-def test_the_summary_has_mean_and_deviation_over_seeds(make_sweep: Maker) -> None:
-    heads, *rows = Page(write_report(make_sweep(points=5))).tables["summary"]
+def test_the_summary_has_mean_and_deviation_over_seeds(page: Page) -> None:
+    heads, *rows = page.tables["summary"]
     assert heads == [
         "model.depth",
         "model.shortcut",
@@ -156,7 +164,7 @@ def test_the_summary_has_mean_and_deviation_over_seeds(make_sweep: Maker) -> Non
     assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cell) for row in rows for cell in row[4:])
 
 
-def test_a_single_seed_claims_no_deviation(make_sweep: Maker) -> None:
+def test_a_single_seed_has_no_deviation(make_sweep: Maker) -> None:
     _, *rows = Page(write_report(make_sweep(seeds=(0,), points=5))).tables["summary"]
     assert not any("±" in cell for row in rows for cell in row)
 
@@ -178,9 +186,7 @@ def test_runs_that_have_not_started_count_as_planned(make_sweep: Maker) -> None:
     assert "6 of 7 runs finished" in Page(write_report(root)).text["header"]
 
 
-def test_every_run_is_in_the_table_the_data_and_the_csv(make_sweep: Maker) -> None:
-    root = make_sweep(points=5)
-    page = Page(write_report(root))
+def test_the_table_the_data_and_the_csv_contain_all_runs(root: Path, page: Page) -> None:
     with (root / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     folders = [row[0] for row in page.tables["runs"][1:]]
@@ -189,7 +195,7 @@ def test_every_run_is_in_the_table_the_data_and_the_csv(make_sweep: Maker) -> No
     assert all((root / folder).is_dir() for folder in folders)
 
 
-def test_the_data_has_per_cent_at_their_steps_and_null_for_no_number(make_run: Maker) -> None:
+def test_the_data_has_values_in_per_cent_and_null_for_nan(make_run: Maker) -> None:
     root = make_run("run", {"points": 4})
     (root / "metrics.jsonl").write_text(
         '{"step": 10, "split": "test", "loss": 1, "error": 0.25}\n'
@@ -202,25 +208,21 @@ def test_the_data_has_per_cent_at_their_steps_and_null_for_no_number(make_run: M
     assert run["train"]["values"] == []
 
 
-def test_long_curves_are_thinned_and_keep_their_ends(make_run: Maker) -> None:
+def test_long_curves_are_thinned_between_their_ends(make_run: Maker) -> None:
     data = Page(write_report(make_run("run", {"points": 1000}, steps=1000))).data
     steps = data["steps"][data["runs"][0]["train"]["steps"]]
     assert len(steps) == POINTS
     assert (steps[0], steps[-1]) == (1, 1000)
 
 
-def test_the_shared_config_is_told_once_without_what_differs(make_sweep: Maker) -> None:
-    page = Page(write_report(make_sweep(points=5)))
+def test_the_configuration_has_only_fields_that_runs_share(page: Page) -> None:
     config = dict(page.tables["config"])
     assert config["optimizer.learning_rate"] == "0.1"
     assert "model.depth" not in config
 
 
-def test_provenance_tells_commit_versions_devices_and_command(make_sweep: Maker) -> None:
-    root = make_sweep(points=5)
-    file = root / "runs" / "depth8-pad-seed0" / "provenance.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"dirty": True}))
-    facts = dict(Page(write_report(root)).tables["provenance"])
+def test_provenance_has_commits_versions_devices_and_command(page: Page) -> None:
+    facts = dict(page.tables["provenance"])
     commit = "1f2e3d4c5b6a79880123456789abcdef01234567"
     assert facts["commit"] == f"{commit}; {commit}, with uncommitted changes"
     assert facts["jax"] == "0.10.2"
@@ -235,12 +237,12 @@ def test_fifty_runs_fit_in_half_a_megabyte(make_sweep: Maker) -> None:
     assert path.stat().st_size < 512 * 1024
 
 
-def test_a_report_can_be_written_before_anything_is_measured(make_run: Maker) -> None:
+def test_a_report_can_be_written_before_the_first_measurement(make_run: Maker) -> None:
     root = make_run("run", {"stop": 0.0})
     assert "0 of 1 runs finished" in Page(write_report(root)).text["header"]
 
 
-def test_a_report_asks_runs_for_their_metrics(make_tasks: Maker) -> None:
+def test_a_report_shows_the_primary_metric_of_each_run(make_tasks: Maker) -> None:
     root = make_tasks()
     page = Page(write_report(root))
     heads, *rows = page.tables["summary"]
@@ -269,7 +271,7 @@ def test_a_report_asks_runs_for_their_metrics(make_tasks: Maker) -> None:
     )
 
 
-def test_the_command_prints_a_summary_with_the_metrics_of_the_runs(
+def test_the_command_prints_the_primary_metrics(
     make_tasks: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(make_tasks())]) == 0
@@ -282,7 +284,7 @@ def test_the_command_prints_a_summary_with_the_metrics_of_the_runs(
     assert re.fullmatch(r"20 +1 +[\d.]+ +[\d.]+ +– +–", accuracy)
 
 
-def test_a_report_has_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> None:
+def test_a_report_shows_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> None:
     root = make_sweep(points=2, seeds=(0,))
     assert "layers" not in Page(write_report(root)).text
     for folder in (root / "runs").iterdir():

@@ -1,4 +1,4 @@
-"""Tables of runs say what the files say, no more and no less."""
+"""Tests of the tables of runs, measurements and layers, and of their statistics."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from resjax.run_files import Metric
 Maker = Callable[..., Path]
 
 
-def test_a_sweep_gives_one_row_a_run_in_its_own_order(make_sweep: Maker) -> None:
+def test_a_sweep_has_one_row_per_run_in_the_order_of_its_plan(make_sweep: Maker) -> None:
     root = make_sweep(depths=(56, 8), seeds=(1, 0))
     runs = load_runs(root)
     named = [run["folder"] for run in json.loads((root / "sweep.json").read_text())["runs"]]
@@ -33,13 +33,13 @@ def test_a_sweep_gives_one_row_a_run_in_its_own_order(make_sweep: Maker) -> None
     assert set(runs["model.depth"]) == {56, 8}
 
 
-def test_a_sweep_leaves_out_runs_of_earlier_launches(make_sweep: Maker, make_run: Maker) -> None:
+def test_runs_of_earlier_launches_are_not_loaded(make_sweep: Maker, make_run: Maker) -> None:
     root = make_sweep(depths=(8,))
     make_run("sweep/runs/earlier", depth=20)
     assert 20 not in set(load_runs(root)["model.depth"])
 
 
-def test_a_planned_run_that_has_not_started_has_no_row(make_sweep: Maker) -> None:
+def test_a_planned_run_has_no_row_before_it_starts(make_sweep: Maker) -> None:
     root = make_sweep(depths=(8,), shortcuts=("pad",))
     plan = json.loads((root / "sweep.json").read_text())
     plan["runs"].append({"folder": "runs/later", "overrides": {}})
@@ -47,12 +47,12 @@ def test_a_planned_run_that_has_not_started_has_no_row(make_sweep: Maker) -> Non
     assert len(load_runs(root)) == 3
 
 
-def test_a_run_folder_alone_is_a_table_of_one(make_run: Maker) -> None:
+def test_a_run_folder_has_one_row(make_run: Maker) -> None:
     [folder] = load_runs(make_run("run", depth=20))["folder"]
     assert Path(folder).name == "run"
 
 
-def test_folders_without_a_plan_come_in_natural_order(make_run: Maker, tmp_path: Path) -> None:
+def test_folders_without_a_plan_are_in_natural_order(make_run: Maker, tmp_path: Path) -> None:
     for depth in (110, 20, 8):
         make_run(f"depth{depth}", depth=depth)
     assert load_runs(tmp_path)["model.depth"].tolist() == [8, 20, 110]
@@ -67,7 +67,7 @@ def test_nested_config_and_provenance_become_columns(make_run: Maker) -> None:
     assert run["start"] == "2026-01-05T10:00:03+00:00"
 
 
-def test_an_unfinished_run_has_no_results_but_a_row(make_run: Maker) -> None:
+def test_an_unfinished_run_has_a_row_without_results(make_run: Maker) -> None:
     run = load_runs(make_run("run", {"stop": 0.5})).iloc[0]
     assert not run["finished"]
     assert math.isnan(run["test_error"])
@@ -99,7 +99,7 @@ def test_a_damaged_plan_is_named(make_sweep: Maker) -> None:
         load_runs(root)
 
 
-def test_curves_hold_every_measurement(make_run: Maker) -> None:
+def test_curves_contain_all_measurements(make_run: Maker) -> None:
     curves = load_curves(make_run("run", {"points": 10}))
     assert curves.groupby("split").size().to_dict() == {"test": 10, "train": 10}
     assert curves["step"].max() == 400
@@ -107,12 +107,12 @@ def test_curves_hold_every_measurement(make_run: Maker) -> None:
     assert curves.loc[curves["split"] == "test", "learning_rate"].isna().all()
 
 
-def test_curves_of_a_table_are_those_of_its_runs_alone(make_sweep: Maker) -> None:
+def test_curves_of_a_table_are_those_of_its_runs(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep(points=5)).head(2)
     assert set(load_curves(runs)["folder"]) == set(runs["folder"])
 
 
-def test_a_last_line_cut_short_is_left_out(make_run: Maker) -> None:
+def test_an_incomplete_last_line_is_ignored(make_run: Maker) -> None:
     folder = make_run("run", {"points": 10})
     metrics = folder / "metrics.jsonl"
     whole = load_curves(folder)
@@ -120,7 +120,7 @@ def test_a_last_line_cut_short_is_left_out(make_run: Maker) -> None:
     pd.testing.assert_frame_equal(load_curves(folder), whole)
 
 
-def test_a_last_line_that_lacks_only_its_newline_counts(make_run: Maker) -> None:
+def test_a_complete_last_line_without_newline_counts(make_run: Maker) -> None:
     folder = make_run("run", {"points": 10})
     metrics = folder / "metrics.jsonl"
     whole = load_curves(folder)
@@ -129,7 +129,7 @@ def test_a_last_line_that_lacks_only_its_newline_counts(make_run: Maker) -> None
 
 
 @pytest.mark.parametrize("damage", ['{"step": 4', "[1]", '{"split": "test"}', "", "\xff"])
-def test_damage_before_the_last_line_is_named_by_its_number(make_run: Maker, damage: str) -> None:
+def test_a_damaged_line_is_named_by_its_number(make_run: Maker, damage: str) -> None:
     folder = make_run("run", {"points": 10})
     lines = (folder / "metrics.jsonl").read_text().split("\n")
     lines[6] = damage
@@ -138,13 +138,13 @@ def test_damage_before_the_last_line_is_named_by_its_number(make_run: Maker, dam
         load_curves(folder)
 
 
-def test_a_loss_that_is_no_number_is_not_a_number(make_run: Maker) -> None:
+def test_null_is_loaded_as_nan(make_run: Maker) -> None:
     curves = load_curves(make_run("run", {"diverge": 0.5}))
     assert np.isnan(curves.loc[curves["step"] > 200, "loss"]).all()
     assert curves.loc[curves["step"] <= 200, "loss"].notna().all()
 
 
-def test_the_later_measurement_of_a_step_counts(make_run: Maker) -> None:
+def test_the_later_of_two_measurements_of_a_step_counts(make_run: Maker) -> None:
     folder = make_run("run", {"points": 10})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 400, "split": "test", "loss": 1.0, "error": 0.123}\n')
@@ -159,14 +159,14 @@ def test_a_run_without_measurements_has_no_curve(make_run: Maker) -> None:
     assert load_curves(folder).empty
 
 
-def test_what_else_a_run_logs_is_kept(make_run: Maker) -> None:
+def test_other_logged_values_are_columns(make_run: Maker) -> None:
     folder = make_run("run", {"points": 2})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 401, "split": "test", "loss": 1, "error": 0.1, "top5_error": 0.01}\n')
     assert load_curves(folder)["top5_error"].max() == 0.01
 
 
-def test_only_the_seed_may_differ_within_a_group(make_sweep: Maker) -> None:
+def test_runs_of_a_group_differ_only_in_the_seed(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
     assert varying(runs) == ["model.depth", "model.shortcut"]
     results = summarize(runs)
@@ -174,14 +174,14 @@ def test_only_the_seed_may_differ_within_a_group(make_sweep: Maker) -> None:
     assert (results["seeds"] == 3).all()
 
 
-def test_draws_of_as_many_examples_are_averaged_together(make_sweep: Maker) -> None:
+def test_runs_with_different_draws_of_examples_form_a_group(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
     runs["data.subset_seed"] = runs["seed"]
     assert varying(runs) == ["model.depth", "model.shortcut"]
     assert (summarize(runs)["seeds"] == 3).all()
 
 
-def test_means_and_sample_deviations_are_those_of_the_seeds(make_sweep: Maker) -> None:
+def test_means_and_sample_deviations_are_over_seeds(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
     result = summarize(runs).iloc[0]
     errors = runs.loc[
@@ -216,9 +216,7 @@ def test_failures_are_counted_and_not_averaged(make_sweep: Maker) -> None:
     assert result["test_error_mean"] == runs["test_error"].iloc[2]
 
 
-def test_an_option_that_only_some_runs_have_tells_them_apart(
-    make_run: Maker, tmp_path: Path
-) -> None:
+def test_an_option_of_some_runs_distinguishes_groups(make_run: Maker, tmp_path: Path) -> None:
     make_run("a")
     folder = make_run("b")
     config = json.loads((folder / "config.json").read_text())
@@ -229,7 +227,7 @@ def test_an_option_that_only_some_runs_have_tells_them_apart(
     assert describe(runs, varying(runs)).tolist() == ["all runs", "groups 4.0"]
 
 
-def test_descriptions_name_what_differs(make_sweep: Maker) -> None:
+def test_descriptions_name_the_differences(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep(seeds=(0,)))
     assert describe(runs, varying(runs)).tolist()[:2] == [
         "depth 8, shortcut none",
@@ -237,7 +235,15 @@ def test_descriptions_name_what_differs(make_sweep: Maker) -> None:
     ]
 
 
-def test_a_run_names_its_primary_metric_and_old_runs_have_an_error(
+def test_committed_results_have_todays_field_names() -> None:
+    runs = load_runs(Path(__file__).parents[2] / "experiments" / "results" / "transfer_rates")
+    assert set(runs["data.subset_seed"]) == {10}
+    assert (runs["transfer.layer_decay"] == 1).all()
+    assert status(runs).eq("finished").all()
+    assert runs["test_error"].between(0, 1).all()
+
+
+def test_a_run_names_its_primary_metric_which_was_the_error_before(
     make_tasks: Maker, make_run: Maker
 ) -> None:
     root = make_tasks()
@@ -296,7 +302,7 @@ def write_layers(folder: Path, *lines: dict[str, object]) -> Path:
     return folder
 
 
-def test_layers_are_in_the_order_of_the_network_with_a_column_per_diagnostic(
+def test_layers_are_in_network_order_with_a_column_per_diagnostic(
     make_run: Maker,
 ) -> None:
     folder = write_layers(
@@ -315,7 +321,7 @@ def test_layers_are_in_the_order_of_the_network_with_a_column_per_diagnostic(
     pd.testing.assert_frame_equal(resjax.load_layers(load_runs(folder)), layers)
 
 
-def test_a_resumed_run_repeats_steps_of_layers_and_the_later_values_count(make_run: Maker) -> None:
+def test_later_values_of_a_repeated_step_count(make_run: Maker) -> None:
     folder = write_layers(
         make_run("run"),
         {"step": 10, "layer": "stem", "norm": 1.0},

@@ -1,4 +1,4 @@
-"""The degradation experiment asks its question of the right runs and draws the answer."""
+"""Tests of the runs and figures of the degradation experiment."""
 
 import runpy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def tables(
     data: str = "digits",
     points: int = 12,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Runs and curves of finished runs, plain ones the worse the deeper."""
+    """Returns tables of finished runs in which deeper plain networks are worse."""
     runs, curves = [], []
     for depth in depths:
         for shortcut in shortcuts:
@@ -74,20 +74,20 @@ def sources(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()][2:]
 
 
-def test_every_depth_is_trained_with_and_without_shortcuts() -> None:
+def test_each_depth_is_trained_with_and_without_shortcuts() -> None:
     runs = list(sweep())
     assert len(runs) == 5 * 2 * 5
     assert {run["model.shortcut"] for run in runs if run["model.depth"] == 110} == {"none", "pad"}
     assert len({tuple(run.items()) for run in runs}) == len(runs)
 
 
-def test_a_config_may_ask_for_less() -> None:
+def test_a_config_can_select_runs() -> None:
     assert list(sweep(depths=(8,), shortcuts=("pad",), seeds=(3,))) == [
         {"model.depth": 8, "model.shortcut": "pad", "seed": 3}
     ]
 
 
-def test_plain_and_residual_networks_stand_side_by_side() -> None:
+def test_plain_and_residual_networks_have_a_panel_each() -> None:
     drawn = figures(*tables())
     assert list(drawn) == ["degradation", "final_error"]
     assert titles(drawn["degradation"]) == ["plain", "residual"]
@@ -95,14 +95,14 @@ def test_plain_and_residual_networks_stand_side_by_side() -> None:
     assert labels == {"8-layer", "20-layer", "56-layer"}
 
 
-def test_a_shortcut_of_the_users_has_a_panel_of_its_own() -> None:
+def test_a_users_shortcut_has_its_own_panel() -> None:
     drawn = figures(*tables(shortcuts=("none", "pad", "my.nets:Gated")))
     names = ["plain", "residual, pad", "residual, my.nets:Gated"]
     assert titles(drawn["degradation"]) == names
     assert {text.get_text() for text in drawn["final_error"].axes[0].texts} == set(names)
 
 
-def test_blocks_are_never_averaged_together() -> None:
+def test_different_blocks_are_not_averaged() -> None:
     runs, curves = tables(seeds=(0, 1))
     runs["model.block"] = np.where(runs["seed"] == 0, "basic", "my.nets:Block")
     assert titles(figures(runs, curves)["degradation"]) == [
@@ -113,7 +113,7 @@ def test_blocks_are_never_averaged_together() -> None:
     ]
 
 
-def test_published_errors_are_drawn_beside_cifar10_only() -> None:
+def test_published_errors_are_drawn_only_for_cifar10() -> None:
     assert sources(figures(*tables((20, 56), data="cifar10"))["final_error"]) == [
         "He et al. 2015",
         "nabla0001/resnet",
@@ -139,12 +139,12 @@ def test_published_errors_are_plausible_per_cent(row: Any) -> None:
     assert all(4 < error < 20 for error, _ in row.errors.values())
 
 
-def test_the_papers_deepest_ablation_is_its_mean_and_not_its_best() -> None:
+def test_the_papers_error_at_depth_110_is_its_mean_and_not_its_best() -> None:
     [paper] = [row for row in EXPERIMENT["PUBLISHED"] if row.source == "He et al. 2015"]
     assert paper.errors[110] == (6.61, 0.16)
 
 
-def test_runs_in_progress_have_curves_and_no_final_error() -> None:
+def test_runs_in_progress_have_curves_without_final_errors() -> None:
     runs, curves = tables()
     runs["finished"] = False
     runs[["train_error", "test_error", "train_loss", "test_loss"]] = np.nan
@@ -154,3 +154,16 @@ def test_runs_in_progress_have_curves_and_no_final_error() -> None:
 def test_runs_without_measurements_draw_nothing() -> None:
     runs, curves = tables()
     assert list(figures(runs.assign(finished=False), curves.head(0))) == []
+
+
+def test_another_primary_metric_is_drawn_without_published_errors() -> None:
+    runs, curves = tables((20, 56), data="cifar10")
+    described = {"primary_metric": "accuracy", "lower_is_better": False, "metric_unit": "fraction"}
+    names = {"train_error": "train_accuracy", "test_error": "test_accuracy", "error": "accuracy"}
+    drawn = figures(
+        runs.rename(columns=names).assign(**described),
+        curves.rename(columns=names).assign(**described),
+    )
+    assert list(drawn) == ["degradation", "final_accuracy"]
+    assert drawn["final_accuracy"].axes[0].get_ylabel() == "final accuracy (%)"
+    assert not sources(drawn["final_accuracy"])

@@ -1,4 +1,4 @@
-"""The transfer experiment compares like with like, on examples of its own, and draws the answer."""
+"""Tests of the runs and figures of the transfer experiment."""
 
 import runpy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ sweep: Callable[..., Any] = EXPERIMENT["sweep"]
 figures: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]] = EXPERIMENT["figures"]
 method_of: Callable[[pd.DataFrame], pd.Series] = EXPERIMENT["method_names"]
 
-# What a run's table says of each method.
+# The columns of a run's table that depend on the method.
 COLUMNS: dict[str, dict[str, Any]] = {
     "from scratch": {"transfer.weights": None},
     "frozen features": {"transfer.freeze": "*", "transfer.thaw.head": 0.0},
@@ -34,7 +34,7 @@ def table(
     examples: tuple[int | None, ...] = (5, 20, None),
     rates: tuple[float, ...] = (0.1,),
 ) -> pd.DataFrame:
-    """Finished runs, whose errors fall with the examples and differ by method."""
+    """Returns finished runs with errors that depend on the examples and the method."""
     rows = [
         {
             "folder": f"{target}-{count}-{method}-{rate}-{seed}",
@@ -70,13 +70,13 @@ def drawn(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def test_every_method_learns_every_target_from_as_many_examples_with_three_seeds() -> None:
+def test_each_method_learns_each_target_from_each_number_of_examples() -> None:
     runs = list(sweep())
     assert len(runs) == 2 * 4 * 4 * 3
     assert len({str(run) for run in runs}) == len(runs)
 
 
-def test_all_methods_take_equally_many_steps_on_the_same_examples() -> None:
+def test_all_methods_train_for_the_same_steps_on_the_same_examples() -> None:
     fields = ("data.name", "data.per_class", "data.subset_seed", "train.steps", "seed")
     drawn_by_method = [
         [[run.get(field) for field in fields] for run in sweep(methods=(method,))]
@@ -85,7 +85,7 @@ def test_all_methods_take_equally_many_steps_on_the_same_examples() -> None:
     assert all(drawn == drawn_by_method[0] for drawn in drawn_by_method)
 
 
-def test_every_seed_draws_its_own_examples() -> None:
+def test_each_seed_draws_its_own_examples() -> None:
     runs = list(sweep(("digits",), ("fine-tuned",), (5,)))
     assert [(run["seed"], run["data.subset_seed"]) for run in runs] == [(0, 0), (1, 1), (2, 2)]
 
@@ -97,7 +97,7 @@ def test_rates_are_chosen_on_images_and_draws_that_the_experiment_does_not_use()
     assert not chosen_on & {run.get("data.subset_seed") for run in sweep()}
 
 
-def test_all_but_the_runs_from_scratch_start_from_the_same_weights_and_a_new_head() -> None:
+def test_pretrained_methods_start_from_the_same_weights_and_a_new_head() -> None:
     (scratch,) = sweep(("digits",), ("from scratch",), (5,), (0,))
     assert not any(field.startswith("transfer.") for field in scratch)
     others = [next(sweep(("digits",), (method,), (5,), (0,))) for method in METHODS[1:]]
@@ -109,7 +109,7 @@ def test_all_but_the_runs_from_scratch_start_from_the_same_weights_and_a_new_hea
     ("target", "count", "examples"),
     [("fashion_mnist", 5, 25), ("fashion_mnist", None, 30_000), ("digits", 20, 200)],
 )
-def test_thawing_begins_at_shares_of_the_steps_whatever_an_epoch_is(
+def test_thawing_begins_at_fractions_of_the_steps_for_any_length_of_an_epoch(
     target: str, count: int | None, examples: int
 ) -> None:
     thaw = EXPERIMENT["thaw_epochs"](target, count)
@@ -118,12 +118,12 @@ def test_thawing_begins_at_shares_of_the_steps_whatever_an_epoch_is(
     assert steps == [0, total / 4, total / 2]
 
 
-def test_methods_are_known_from_their_configs() -> None:
+def test_methods_are_recognized_by_their_configs() -> None:
     runs = table(targets=("digits",), examples=(5,))
     assert method_of(runs).unique().tolist() == list(METHODS)
 
 
-def test_targets_stand_side_by_side_with_a_line_for_each_method() -> None:
+def test_each_target_has_a_panel_with_a_line_per_method() -> None:
     figure = drawn(table())
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == ["Fashion-MNIST, the other classes", "handwritten digits"]
@@ -139,7 +139,7 @@ def test_draws_are_averaged_and_methods_are_not() -> None:
     assert heights[: len(METHODS)] == pytest.approx(expected)
 
 
-def test_rates_are_drawn_where_several_were_tried() -> None:
+def test_rates_are_the_axis_if_several_were_tried() -> None:
     axes = drawn(table(examples=(20,), rates=(0.01, 0.1))).axes[0]
     assert axes.get_xlabel() == "learning rate"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
