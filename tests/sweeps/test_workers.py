@@ -140,14 +140,15 @@ def test_a_stopped_sweep_saves_its_runs_and_fails_none(tmp_path, sent, send):
     (tmp_path / "config.py").write_text(
         "from resjax.config import default_config\nget_config = default_config\n"
     )
-    fields = QUICK | {"train.steps": 1_000_000, "train.eval_every": 1_000_000}
+    long = {"train.steps": 1_000_000, "train.eval_every": 1_000_000, "train.checkpoint_every": 0}
+    fields = QUICK | long
     typed = ["sweep", f"{tmp_path / 'sweep.py'}", f"--config={tmp_path / 'config.py'}"]
     typed += [f"--workdir={tmp_path / 'w'}", "--workers=2"]
     typed += [f"--config.{name}={value}" for name, value in fields.items()]
-    # A background job, such as this test may be one, ignores what Ctrl-C sends.
-    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{heeds}; from resjax.cli import main; sys.exit(main())"]
-    # A session of its own, which a signal to all of it reaches alone.
+    # A background job, which this test may be, ignores the signal of Ctrl-C.
+    handles = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{handles}; from resjax.cli import main; sys.exit(main())"]
+    # In a session of its own, so that a signal to the group does not reach this test.
     process = subprocess.Popen(
         [*command, *typed], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
