@@ -1,6 +1,6 @@
 """Reads the files of a run folder, for training, which writes them, and for analysis.
 
-A file that holds anything else raises a ValueError that names the file.
+A file that holds anything else raises a DamagedFileError.
 """
 
 import copy
@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from resjax.errors import UserError
 
 LARGEST_STEP = 2**53
 
@@ -20,6 +22,14 @@ RENAMED_FIELDS = {
     "transfer.stage_factor": "transfer.layer_decay",
 }
 """Config fields by the names that earlier versions wrote, and their names now."""
+
+
+class DamagedFileError(UserError, ValueError):
+    """A file of a run folder holds something that no run writes."""
+
+    def __init__(self, path: Path, damage: str):
+        super().__init__(f"{path}: damaged, {damage}; restore it from a copy or move it away")
+        self.damage = damage
 
 
 class Metric(NamedTuple):
@@ -52,18 +62,14 @@ CLASSIFICATION_ERROR = Metric("error", unit="fraction")
 
 
 def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
-    """Returns the primary metric that the content of a provenance.json names.
-
-    Raises:
-      ValueError: names the file `path`, whose entry is damaged.
-    """
+    """Returns the primary metric that the content of the provenance.json at `path` names."""
     entry = provenance.get("primary_metric", CLASSIFICATION_ERROR._asdict())
     try:
         metric = Metric(**entry)
     except TypeError:
         metric = None
     if metric is None or [type(value) for value in metric] != [str, bool, str]:
-        raise ValueError(f"{path}: damaged, primary_metric is not a name, a direction and a unit")
+        raise DamagedFileError(path, "primary_metric is not a name, a direction and a unit")
     return metric
 
 
@@ -85,38 +91,30 @@ def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file holds something else.
-    """
+    """Returns the JSON object in a file; raises FileNotFoundError without a file."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: damaged, not a JSON object")
+        raise DamagedFileError(path, "not a JSON object")
     return content
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a config.json with today's field names; raises as `read_json_object` does.
-
-    Only the presence of `data.name` is checked.
-    """
+    """Returns a config.json with today's field names; checks only that it has `data.name`."""
     content = read_json_object(path)
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-        raise ValueError(f"{path}: damaged, not a config: it has no data.name")
+        raise DamagedFileError(path, "not a config: it has no data.name")
     return rename_fields(content)
 
 
 def read_summary(path: Path) -> dict[str, float]:
-    """Returns a summary.json with NaN for each null; raises as `read_json_object` does."""
+    """Returns a summary.json with NaN for each null."""
     content = read_json_object(path)
     if not all(map(_is_number, content.values())) or not _is_step(content.get("steps")):
-        raise ValueError(f"{path}: damaged, not a summary")
+        raise DamagedFileError(path, "not a summary")
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
@@ -124,9 +122,6 @@ def read_measurements(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl in order, or [] if there is no file.
 
     An incomplete last line is left out: it is still being written, or was when the run was killed.
-
-    Raises:
-      ValueError: names the first damaged line.
     """
     return _read_lines(path, parse_measurement)
 
@@ -154,7 +149,7 @@ def _read_lines(
     *complete, last = map(parse, path.read_bytes().split(b"\n"))
     if None in complete:
         number = complete.index(None) + 1
-        raise ValueError(f"{path}, line {number}: damaged, not a line of {path.name}")
+        raise DamagedFileError(path, f"line {number} is not a line of {path.name}")
     return [line for line in (*complete, last) if line is not None]
 
 

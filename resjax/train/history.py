@@ -109,8 +109,8 @@ class History:
             for split in ("train", "test")
             for name, value in self._last(split).items()
         }
-        steps = self._trainer.config.train.steps
-        return Progress(step, steps, metrics, self.images_per_second)
+        steps, primary = self._trainer.config.train.steps, self._trainer.task.primary
+        return Progress(step, steps, metrics, self.images_per_second, primary)
 
     def summary(self) -> dict[str, Any]:
         """Returns final metrics, and beside them, never instead, the best on the test split."""

@@ -9,7 +9,7 @@ from resjax.config import Config, to_dict
 from resjax.errors import UserError
 from resjax.train import records
 
-# Fields that may change when a run is launched again; `train.steps` may only grow.
+# Fields that do not change the results of a step; `train.steps` may only grow.
 MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -17,6 +17,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "data.eval_batch_size",
     "data.workers",
+    "diagnostics.every",
+    "diagnostics.names",
 )
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 from resjax import run_files
 from resjax.disk import describe_disk_error, unused_path, write_atomically
-from resjax.errors import UserError
 from resjax.train.progress import Warn
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -32,13 +31,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the JSON object in a file, or None without a file; else raises UserError."""
-    return _read(run_files.read_json_object, path)
+    """Returns the JSON object in a file, or None without a file."""
+    return run_files.read_json_object(path) if path.exists() else None
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """Returns a summary.json, or None if the run has not finished; else raises UserError."""
-    return _read(run_files.read_summary, path)
+    """Returns a summary.json, or None if the run has not finished."""
+    return run_files.read_summary(path) if path.exists() else None
 
 
 def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
@@ -47,7 +46,7 @@ def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
     `sources` are further entries, such as the weights that training starts from.
     """
     content = {**provenance(), **sources}
-    with contextlib.suppress(UserError):  # a damaged file is replaced
+    with contextlib.suppress(run_files.DamagedFileError):  # a damaged file is replaced
         if (first := read_json(path)) is not None:
             resumed = first.get("resumed")
             resumed = resumed if isinstance(resumed, list) else []
@@ -205,15 +204,6 @@ def _set_aside(path: Path) -> str:
     aside.parent.mkdir(exist_ok=True)
     path.rename(aside)
     return f"is not what the run wrote and was moved to {aside}"
-
-
-def _read(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any] | None:
-    try:
-        return read(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{error}; restore it from a copy or move it away") from error
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,12 +33,9 @@ def read_run(folder: Path, which: str, warn: Warn) -> Weights:
       UserError: there is no such intact checkpoint; the run's images are not square.
     """
     reader = CheckpointReader(folder / "checkpoints", warn)
-    try:
-        path = folder / "provenance.json"
-        provenance = read_json_object(path) if path.exists() else {}
-        restored = reader.restore_selected(which, None, primary_metric(provenance, path))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    path = folder / "provenance.json"
+    provenance = read_json_object(path) if path.exists() else {}
+    restored = reader.restore_selected(which, None, primary_metric(provenance, path))
     record, arrays = restored.record, jax.device_get(restored.state)
     prefix = next((p for p in EMA if any(name.startswith(p) for name in arrays)), "")
     variables = {

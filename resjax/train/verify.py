@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resjax import run_files
 from resjax.disk import DamagedError, verify_checksums
 from resjax.errors import UserError
+from resjax.run_files import DamagedFileError, read_layers, read_measurements
 from resjax.train import records
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.identity import config_differences
@@ -76,9 +76,9 @@ def _verify_run(run: Path) -> list[Finding]:
     newest = intact[max(intact)] if intact else None
     findings += _verify_json(run, newest)
     mark = newest and newest.get("layers")
-    findings += _verify_lines(run / "layers.jsonl", run_files.read_layers, mark)[1]
+    findings += _verify_lines(run / "layers.jsonl", read_layers, mark)[1]
     mark = newest and records.text_mark(newest["metrics"])
-    lines, damages = _verify_lines(run / "metrics.jsonl", run_files.read_measurements, mark)
+    lines, damages = _verify_lines(run / "metrics.jsonl", read_measurements, mark)
     findings += [*damages, *_verify_summary(run / "summary.json", lines, intact)]
     steps = ", ".join(map(str, intact)) or "none"
     held = f"intact: {len(lines)} lines of metrics; checkpoints: {steps}"
@@ -89,8 +89,8 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
     for name in ("config.json", "provenance.json"):
         try:
             content = records.read_json(run / name)
-        except UserError:
-            yield Finding(run / name, "damaged: not a JSON object")
+        except DamagedFileError as error:
+            yield Finding(run / name, f"damaged: {error.damage}")
             continue
         if content is None:
             yield Finding(run / name, "missing")
@@ -104,8 +104,8 @@ def _verify_lines(
     """Returns the lines of a .jsonl file, whose beginning a checkpoint marks, and its damages."""
     try:
         lines = read(path)
-    except ValueError as error:
-        return [], [Finding(path, str(error).removeprefix(f"{path}").lstrip(",: "))]
+    except DamagedFileError as error:
+        return [], [Finding(path, f"damaged: {error.damage}")]
     findings = []
     if mark and mark["bytes"] and not path.exists():
         findings.append(Finding(path, "missing"))
@@ -123,8 +123,8 @@ def _verify_summary(
 ) -> Iterator[Finding]:
     try:
         summary = records.read_summary(path)
-    except UserError:
-        yield Finding(path, "damaged: not a summary")
+    except DamagedFileError as error:
+        yield Finding(path, f"damaged: {error.damage}")
         return
     if summary is None:
         return

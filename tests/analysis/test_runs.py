@@ -134,7 +134,7 @@ def test_a_damaged_line_is_named_by_its_number(make_run: Maker, damage: str) -> 
     lines = (folder / "metrics.jsonl").read_text().split("\n")
     lines[6] = damage
     (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="latin-1")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 7: damaged"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged, line 7"):
         load_curves(folder)
 
 
@@ -336,7 +336,7 @@ def test_later_values_of_a_repeated_step_count(make_run: Maker) -> None:
 
 def test_a_damaged_line_of_layers_is_named_by_its_number(make_run: Maker) -> None:
     folder = write_layers(make_run("run"), {"step": 10, "norm": 1.0}, {"step": 10, "layer": "stem"})
-    with pytest.raises(ValueError, match=r"layers\.jsonl, line 1: damaged"):
+    with pytest.raises(ValueError, match=r"layers\.jsonl: damaged, line 1"):
         resjax.load_layers(folder)
 
 

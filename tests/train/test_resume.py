@@ -81,7 +81,7 @@ def test_a_run_without_an_intact_checkpoint_starts_again_with_a_warning(
         largest_file(checkpoint).unlink()
     warnings = []
     train(config, unfinished, warn=warnings.append)
-    assert "begins anew" in warnings[-1]
+    assert "the run starts again" in warnings[-1]
     assert len(list((unfinished / "damaged").iterdir())) == len(warnings) - 1
     assert results(unfinished) == results(finished)
 

@@ -66,7 +66,7 @@ def repeat(path):
         ("checkpoints/8/state/_METADATA", os.unlink, "state/_METADATA is missing"),
         ("checkpoints/8/SHA256SUMS", os.unlink, "SHA256SUMS is missing"),
         ("checkpoints/8", shutil.rmtree, "no intact checkpoint of its last step, 8"),
-        ("metrics.jsonl", flip, "line 4: damaged, not a line of metrics.jsonl"),
+        ("metrics.jsonl", flip, "damaged: line 4 is not a line of metrics.jsonl"),
         ("metrics.jsonl", os.unlink, "missing"),
         ("metrics.jsonl", repeat, "damaged: steps repeat or decrease"),
         ("layers.jsonl", flip, "damaged: the newest checkpoint has other lines"),
