@@ -18,7 +18,12 @@ from resjax.train.verify import verify
 TIMES = ("seconds", "compile_seconds", "images_per_second")
 
 
-INTERVALS = {"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 4}
+INTERVALS = {
+    "train.log_every": 2,
+    "train.eval_every": 4,
+    "train.checkpoint_every": 4,
+    "diagnostics.every": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,8 @@ def unfinished(finished, tmp_path):
 def results(workdir):
     """Everything that interruptions must not change."""
     summary = json.loads((workdir / "summary.json").read_text())
-    return {name: value for name, value in summary.items() if name not in TIMES}, (
-        workdir / "metrics.jsonl"
-    ).read_bytes()
+    files = [(workdir / name).read_bytes() for name in ("metrics.jsonl", "layers.jsonl")]
+    return {name: value for name, value in summary.items() if name not in TIMES}, files
 
 
 def largest_file(checkpoint):
