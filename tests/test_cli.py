@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("verify", "nowhere"), "nowhere: no such file or folder"),
         (("probe", "nowhere.npz", "x.npz"), "nowhere.npz: no such file or folder"),
         (("import", "nowhere.pth", "--out=x"), "nowhere.pth: no such file or folder"),
-        (("evaluate", "--workdir=."), ". is no run folder"),
+        (("evaluate", "--workdir=."), ". is not a run folder"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment: nowhere.py: no such file"),
         (("evaluate", "--workdir=nowhere"), "--workdir: nowhere: no such file or folder"),
         (("data", "lsit"), "invalid choice: 'lsit'"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from resjax.config.fields import Bounds, Field, fields
 from resjax.errors import UserError
+from resjax.run_files import RENAMED_FIELDS
 
 Positive = Annotated[int, Bounds(ge=1)]
 NonNegative = Annotated[int, Bounds(ge=0)]
@@ -134,7 +135,7 @@ class Task:
     name: str = "classification"
     """classification, or your own class as package.module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the task's class."""
+    """Further fields of the task's class, such as label_smoothing of classification."""
 
 
 @dataclass(frozen=True)
@@ -293,9 +294,10 @@ def find_field(path: str) -> Field:
 
 
 def no_such_field(path: str) -> str:
-    """Returns a message that names the field of this name in another section, or the nearest."""
+    """Returns a message that names the field of this name, now or earlier, or the nearest one."""
     name = path.rpartition(".")[2]
-    by_name = {field.rpartition(".")[2]: field for field in reversed(FIELDS)}
+    now = RENAMED_FIELDS | {field: field for field in reversed(FIELDS)}
+    by_name = {field.rpartition(".")[2]: meant for field, meant in now.items()}
     near = difflib.get_close_matches(path, FIELDS)
     near += [by_name[other] for other in difflib.get_close_matches(name, by_name)]
     meant = by_name.get(name, *near[:1])
