@@ -57,7 +57,7 @@ from resjax.run_files import Metric
 from resjax.train import checkpoints, loop
 from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_checkpoint
 from resjax.train.checkpoints import CheckpointManager
-from resjax.train.step import Program
+from resjax.train.trainer import Trainer
 
 ERROR = Metric("error", unit="fraction")
 QUICKSTART = ROOT / "configs" / "quickstart.py"
@@ -201,8 +201,8 @@ DAMAGES = (
 def damage(plan: Plan, folder: Path) -> dict[str, Any]:
     """Damages a random file of the newest checkpoint at a random position, and restores it."""
     generator = random.Random(plan.seed)
-    program = Program(small_config())
-    template = program.saved(program.init(0))
+    trainer = Trainer(small_config())
+    template = trainer.checkpoint_template(trainer.init(0))
     loop.train(small_config(train__steps=40), folder / "run")
     reader = CheckpointReader(folder / "run" / "checkpoints")
     steps = reader.steps()
@@ -477,9 +477,7 @@ def cost(plan: Plan, folder: Path) -> dict[str, Any]:
         images = {"cifar10": "synthetic_cifar", "imagenet": "synthetic_imagenet"}[file]
         fields = {"model.depth": int(depth), "data.name": images}
         config = resolve(override(load(ROOT / "configs" / f"{file}.py"), fields))
-        program = Program(config)
-        state = program.init(0)
-        jax.block_until_ready(state)
+        state = jax.block_until_ready(Trainer(config).init(0))
         rounds = [one_round(folder / f"{file}{i}", state) for i in range(plan.rounds + 1)][1:]
         found[name] = {
             "megabytes": sum(leaf.nbytes for leaf in named_arrays(state).values()) / 1e6,

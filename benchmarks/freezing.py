@@ -36,7 +36,7 @@ from reporting import (
 
 from resjax.config import Config, default_config, override, resolve
 from resjax.disk import write_atomically
-from resjax.train.step import Program
+from resjax.train.trainer import Dispatch, StepRunner, Trainer
 
 
 class Case(NamedTuple):
@@ -86,24 +86,25 @@ class Contender:
     """The compiled training of a part of a network."""
 
     def __init__(self, case: Case, trains: str):
-        self._program = Program(case.config(trains))
-        self._state = self._program.init(0)
-        self._steps = case.steps
-        compiled = self._program.compiled(self._state, case.steps)
-        opt_state = jax.tree.leaves(self._state.optimizer)
+        trainer = Trainer(case.config(trains))
+        self._state = trainer.init(0)
+        self._runner = StepRunner(trainer, seed=0, first_step=0)
+        self._dispatch = Dispatch(phase=0, steps=case.steps)
+        executable = trainer.compile_dispatch(self._state, self._dispatch)
+        opt_state = jax.tree.leaves(self._state.opt_state)
         self.cost = {
-            "trainable": self._program.trainable(0),
+            "trainable": trainer.trainable_parameters(phase=0),
             "optimizer_bytes": sum(leaf.nbytes for leaf in opt_state),
-            "peak_bytes": compiled.peak_bytes,
-            "compile_seconds": compiled.seconds,
+            "peak_bytes": executable.peak_bytes,
+            "compile_seconds": executable.compile_seconds,
         }
 
     def seconds(self) -> float:
         """Returns the mean seconds per step of one round."""
         start = time.monotonic()
-        self._state, metrics = self._program.steps(self._state, self._steps)
+        self._state, metrics = self._runner.run(self._state, self._dispatch)
         jax.block_until_ready(metrics)
-        return (time.monotonic() - start) / self._steps
+        return (time.monotonic() - start) / self._dispatch.steps
 
 
 def measure(cases: Iterable[Case], path: Path) -> None:

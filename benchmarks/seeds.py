@@ -23,7 +23,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -49,8 +48,9 @@ from reporting import (
 from resjax.config import Config, load, override, resolve
 from resjax.disk import write_atomically
 from resjax.sweeps.workers import Resources, default_workers, divide_machine
-from resjax.train.step import Program, State, compiled
-from resjax.train.step import program as program_of
+from resjax.train.state import TrainState
+from resjax.train.step import order_key, take_steps
+from resjax.train.trainer import Dispatch, Trainer, compile_for
 
 
 class Case(NamedTuple):
@@ -106,42 +106,53 @@ class Contender(NamedTuple):
     compile_seconds: float
 
 
-def train_round(call: Any, state: State, program: Program, case: Case) -> tuple[State, np.ndarray]:
+def train_round(
+    call: Any, state: TrainState, arrays: Any, case: Case
+) -> tuple[TrainState, np.ndarray]:
     """Trains for a round and waits for it; returns the new state and the last loss."""
     for _ in range(case.dispatches):
-        state, metrics = call(state, program.train_split)
-    return state, np.asarray(metrics["loss"])
+        state, metrics = call(state, arrays)
+    loss, weight = metrics["sums"]["loss"]
+    return state, np.asarray(loss) / np.asarray(weight)
 
 
 @contextmanager
 def in_turn(case: Case) -> Iterator[Contender]:
-    program = program_of(case.config)
-    states = [program.init(seed) for seed in range(case.seeds)]
-    step = program.compiled(states[0], case.steps)
+    trainer = Trainer(case.config)
+    arrays, _ = trainer.source.example_arrays()
+    states = [trainer.init(seed) for seed in range(case.seeds)]
+    step = trainer.compile_dispatch(states[0], Dispatch(0, case.steps))
 
     def train() -> list[float]:
         losses = []
         for seed, state in enumerate(states):
-            states[seed], loss = train_round(step.call, state, program, case)
+            states[seed], loss = train_round(step.call, state, arrays, case)
             losses.append(float(loss))
         return losses
 
-    yield Contender(train, step.seconds)
+    yield Contender(train, step.compile_seconds)
 
 
 @contextmanager
 def vmapped(case: Case) -> Iterator[Contender]:
-    program = program_of(case.config)
-    state = jax.tree.map(lambda *of: jnp.stack(of), *map(program.init, range(case.seeds)))
-    steps = jax.vmap(partial(program.take_steps, steps=case.steps), in_axes=(0, None))
-    step = compiled(jax.jit(steps, donate_argnums=0), state, program.train_split)
+    trainer = Trainer(case.config)
+    arrays, _ = trainer.source.example_arrays()
+    states = map(trainer.init, range(case.seeds))
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def take(state: TrainState, arrays: Any) -> Any:
+        drawn = trainer.source.draw(arrays, order_key(state), state.step, case.steps)
+        return take_steps(trainer.train_step(0, arrays), state, drawn)
+
+    vmapped_steps = jax.jit(jax.vmap(take, in_axes=(0, None)), donate_argnums=0)
+    step = compile_for(vmapped_steps, state, arrays)
 
     def train() -> list[float]:
         nonlocal state
-        state, losses = train_round(step.call, state, program, case)
+        state, losses = train_round(step.call, state, arrays, case)
         return losses.tolist()
 
-    yield Contender(train, step.seconds)
+    yield Contender(train, step.compile_seconds)
 
 
 @contextmanager
@@ -172,13 +183,14 @@ def serve(case: Case, seed: int, resources: Resources, link: Connection) -> None
     """Sends the compile time, then trains for a round and sends the loss per message received."""
     resources.claim()
     jax.config.update("jax_enable_compilation_cache", False)
-    program = Program(case.config)
-    state = program.init(seed)
-    step = program.compiled(state, case.steps)
+    trainer = Trainer(case.config)
+    arrays, _ = trainer.source.example_arrays()
+    state = trainer.init(seed)
+    step = trainer.compile_dispatch(state, Dispatch(0, case.steps))
     with suppress(EOFError):  # when the contender stops
-        link.send(step.seconds)
+        link.send(step.compile_seconds)
         while link.recv():
-            state, loss = train_round(step.call, state, program, case)
+            state, loss = train_round(step.call, state, arrays, case)
             link.send(float(loss))
 
 

@@ -189,7 +189,7 @@ def whole_run(case: Case) -> Contender:
     from resjax.config import default_config, override, resolve
     from resjax.train import records
     from resjax.train.loop import train
-    from resjax.train.step import program
+    from resjax.train.trainer import Dispatch, trainer_for
 
     records.provenance()  # raises ImportError, as a run would, if resjax is not installed
     steps = 3 * case.steps
@@ -208,17 +208,14 @@ def whole_run(case: Case) -> Contender:
         "optimizer.weight_decay": DECAY,
     }
     config = resolve(override(default_config(), settings))
-    compiled = program(config)  # which `train` will find again
-    state = compiled.init(config.seed)
-    start = time.monotonic()
-    cost = compiled.compiled(state, case.steps)
-    compile_seconds = time.monotonic() - start
+    trainer = trainer_for(config)  # cached, so `train` uses it again
+    step = trainer.compile_dispatch(trainer.init(config.seed), Dispatch(0, case.steps))
 
     def seconds() -> float:
         with tempfile.TemporaryDirectory() as workdir:
             return 1 / train(config, Path(workdir))["images_per_second"]
 
-    return Contender(seconds, compile_seconds, cost.peak_bytes, compiled.counts.parameters)
+    return Contender(seconds, step.compile_seconds, step.peak_bytes, trainer.counts.parameters)
 
 
 def in_torch(case: Case, compiled: bool) -> Contender:

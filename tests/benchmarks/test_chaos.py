@@ -101,7 +101,7 @@ def test_training_continues_on_a_full_disk(few: Any, tmp_path: Path) -> None:
 
 
 def test_saving_is_timed_for_resjax_and_orbax(chaos: ModuleType, tmp_path: Path) -> None:
-    state = chaos.Program(chaos.small_config()).init(0)
+    state = chaos.Trainer(chaos.small_config()).init(0)
     seconds = chaos.one_round(tmp_path, state)
     assert {name.split()[0] for name in seconds} == {"resjax", "Orbax"}
     assert min(seconds.values()) > 0
