@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,93 +36,91 @@ def locked(folder: Path, warn: Warn = lambda _: None) -> Iterator[None]:
       UserError: another process holds the lock; names it.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock, refusal = None, None
+    file, refusal = None, None
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = Lock(folder / FILE_NAME, warn)
+            file = _acquire(folder / FILE_NAME, warn)
         except UserError as error:
             refusal = error
     try:
         if not all_processes(refusal is None):
             raise refusal or UserError(f"{folder} is in use; see the message of process 0")
-        yield
+        with nullcontext() if file is None else _heartbeat(file):
+            yield
     finally:
-        if lock:
-            lock.release()
+        if file is not None:
+            with suppress(OSError):  # the folder may be gone
+                (folder / FILE_NAME).unlink()
+            os.close(file)
             for path in created:
                 with suppress(OSError):  # not empty: something was written
                     path.rmdir()
 
 
-class Lock:
-    """A locked file, until `release` or the end of the process."""
-
-    def __init__(self, path: Path, warn: Warn):
-        self._path = path
-        self._kernel_locks = True
-        self._file = self._open()
+def _acquire(path: Path, warn: Warn) -> int:
+    """Returns a descriptor of the locked file, into which it writes this process."""
+    while True:
+        file, kernel_locks = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
-            self._take_over(warn)
-        except BaseException:
-            os.close(self._file)
-            raise
-        self._released = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
-
-    def release(self) -> None:
-        self._released.set()
-        self._thread.join()
-        with suppress(OSError):  # the folder may be gone
-            self._path.unlink()
-        os.close(self._file)
-
-    def _open(self) -> int:
-        """Returns a descriptor of the file, which the kernel has locked."""
-        while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _read_holder(file)
-                os.close(file)
-                raise self._refusal(holder) from None
-            except OSError:  # a file system without locks leaves only the heartbeat
-                self._kernel_locks = False
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), os.stat(self._path)):
-                    return file
-            os.close(file)  # the holder has removed this file in the meantime
-
-    def _take_over(self, warn: Warn) -> None:
-        """Writes this process into the file, after making sure that a previous holder is dead."""
-        if holder := _read_holder(self._file):
-            name = _describe(holder)
-            if holder.get("boot") != _boot_id() or not self._kernel_locks:
-                warn(f"{self._path} belongs to {name}; watching it for {TIMEOUT_SECONDS:g} s")
-                self._watch(holder)
-            warn(f"{name} ended without releasing {self._path}, which is taken over")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read_holder(file)
+            os.close(file)
+            raise _refusal(path, holder) from None
+        except OSError:  # a file system without locks leaves only the heartbeat
+            kernel_locks = False
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                break
+        os.close(file)  # the holder has removed this file in the meantime
+    try:
+        if holder := _read_holder(file):
+            if holder.get("boot") != _boot_id() or not kernel_locks:
+                warn(f"{path} belongs to {_name(holder)}; watching it for {TIMEOUT_SECONDS:g} s")
+                if _beats(file):
+                    raise _refusal(path, holder)
+            warn(f"{_name(holder)} ended without releasing {path}, which is taken over")
         content = {"host": socket.gethostname(), "process": os.getpid(), "boot": _boot_id()}
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(content).encode(), 0)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(content).encode(), 0)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
-    def _watch(self, holder: dict[str, Any]) -> None:
-        """Returns after the timeout, or raises UserError at a heartbeat of the holder."""
-        seen, deadline = os.fstat(self._file).st_mtime_ns, time.monotonic() + TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, TIMEOUT_SECONDS / 10))
-            if os.fstat(self._file).st_mtime_ns != seen:
-                raise self._refusal(holder)
 
-    def _refusal(self, holder: dict[str, Any]) -> UserError:
-        name = _describe(holder)
-        return UserError(f"{self._path.parent} is in use by {name}; wait for it or stop it")
+@contextmanager
+def _heartbeat(file: int) -> Iterator[None]:
+    """Touches a file every few seconds."""
+    released = threading.Event()
 
-    def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
+    def beat() -> None:
+        while not released.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
-                os.utime(self._file)
+                os.utime(file)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        released.set()
+        thread.join()
+
+
+def _beats(file: int) -> bool:
+    """Returns whether another process touches a file within the timeout."""
+    seen, deadline = os.fstat(file).st_mtime_ns, time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, TIMEOUT_SECONDS / 10))
+        if os.fstat(file).st_mtime_ns != seen:
+            return True
+    return False
+
+
+def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
+    return UserError(f"{path.parent} is in use by {_name(holder)}; wait for it or stop it")
 
 
 def _read_holder(file: int) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def _read_holder(file: int) -> dict[str, Any]:
     return {}
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def _name(holder: dict[str, Any]) -> str:
     return f"process {holder.get('process')} on {holder.get('host')}"
 
 
