@@ -37,7 +37,7 @@ from reporting import DOCS, RESULTS, command_line, machine, provenance, table
 from resjax.disk import write_atomically
 from resjax.transfer.importing import import_weights
 from resjax.transfer.naming import translate
-from resjax.transfer.weights import Weights, flat
+from resjax.transfer.weights import Weights, flatten
 
 os.environ["KERAS_BACKEND"] = "jax"  # without it Keras asks for TensorFlow
 
@@ -370,7 +370,7 @@ def gradients(weights: Weights, given: np.ndarray, precision: str) -> Arrays:
 
     with jax.enable_x64(precision == "float64"):
         variables = jax.tree.map(lambda leaf: leaf.astype(precision), weights.variables)
-        return flat(jax.jit(jax.grad(loss))(variables["params"]))
+        return flatten(jax.jit(jax.grad(loss))(variables["params"]))
 
 
 def largest(these: np.ndarray, those: np.ndarray) -> float:

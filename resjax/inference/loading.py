@@ -50,8 +50,8 @@ def load_pretrained(
         raise UserError(f"classes={classes} and backbone=True: a backbone has no classes")
     weights = load_weights(path, which, warn)
     if differing := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
-        weights, found = surgery.refitted(weights, **differing)
-        warn(f"{path}: {found.report()}")
+        weights, merged = surgery.for_network(weights, **differing)
+        warn(f"{path}: {merged.report()}")
     if backbone:
         weights = surgery.backbone(weights)
     if classes not in (None, weights.model["classes"]):

@@ -14,7 +14,7 @@ from resjax.errors import UserError, first_few
 from resjax.models.layout import Variables, path_name, scanned, unrolled_paths
 from resjax.train.load_weights import load_weights
 from resjax.transfer.surgery import with_channels
-from resjax.transfer.weights import ARRAYS, Weights, flat, is_weights_folder
+from resjax.transfer.weights import ARRAYS, Weights, flatten, is_weights_folder
 
 HEAD = "params/head/"
 
@@ -71,7 +71,7 @@ def replace_variables(state: Any, initial: Weights, transfer: Transfer) -> Any:
     variables = initial.variables
     if any("/blocks/" in path_name(path) for path, _ in jax.tree.leaves_with_path(state.params)):
         variables = scanned(variables)
-    arrays = flat(variables)
+    arrays = flatten(variables)
     if transfer.head != "keep":
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEAD)}
     if transfer.head == "zero":

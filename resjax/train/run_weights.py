@@ -16,7 +16,7 @@ from resjax.train.parallel import make_backend
 from resjax.train.progress import Warn
 from resjax.train.sources import make_source
 from resjax.transfer.surgery import with_channels
-from resjax.transfer.weights import Weights, describe_run, from_description, nested
+from resjax.transfer.weights import Weights, describe_run, from_description, unflatten
 
 EMA = "ema/", "average/"  # prefixes of the EMA's arrays; runs of resjax 0.1 have the second
 
@@ -51,7 +51,7 @@ def read_run(folder: Path, which: str, warn: Warn) -> Weights:
     }
     description = record.get("weights") or _describe_from_dataset(record["config"])
     try:
-        return from_description(description, unrolled(nested(variables)), source)
+        return from_description(description, unrolled(unflatten(variables)), source)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Weights out, in torchvision's format: what torch reads back, and what we do, to the last bit."""
+"""Exports weights with torchvision's names; re-imported, they are the same bit for bit."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ import numpy as np
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.transfer.naming import to_torchvision
-from resjax.transfer.weights import Weights, describe, flat
+from resjax.transfer.weights import Weights, describe, flatten
 
 
 def export_torchvision(weights: Weights, path: Path) -> None:
-    """Writes a safetensors file whose names and shapes are those of torchvision, or timm.
+    """Writes a safetensors file with the names and shapes of torchvision, or timm.
 
-    `model.load_state_dict(safetensors.torch.load_file(path))` takes it. What a state dict does not
-    tell (architecture, preprocessing, names of classes) is in the file's metadata, for us.
+    `model.load_state_dict(safetensors.torch.load_file(path))` reads it. The file's metadata hold
+    what a state dict lacks, for the import: architecture, preprocessing and class names.
 
     Raises:
       UserError: torchvision has no such network.
@@ -26,27 +26,26 @@ def export_torchvision(weights: Weights, path: Path) -> None:
     from safetensors.numpy import save
 
     model = weights.model
-    if why := _why_not(model):
-        raise UserError(f"torchvision has no such network: {why}")
+    if reason := _find_obstacle(model):
+        raise UserError(f"torchvision has no such network: {reason}")
     deep, averages = model.get("stem") == "deep", model.get("shortcut") == "project_avg"
     arrays = {
         name: np.asarray(array, order="C")
-        for ours, value in flat(weights.variables).items()
+        for ours, value in flatten(weights.variables).items()
         for name, array in to_torchvision(ours, value, deep=deep, averages=averages)
     }
-    write_atomically(
-        path, save(arrays, metadata={"format": "pt", "resjax": json.dumps(describe(weights))})
-    )
+    metadata = {"format": "pt", "resjax": json.dumps(describe(weights))}
+    write_atomically(path, save(arrays, metadata=metadata))
 
 
-def _why_not(model: Mapping[str, Any]) -> str | None:
+def _find_obstacle(model: Mapping[str, Any]) -> str | None:
     block = model.get("block")
     if block not in ("basic", "bottleneck"):
         return f"its blocks are {block}"
     if model.get("block_options", {}).get("stride_in_1x1"):
         return "its bottlenecks stride in their first 1x1, torchvision's in the 3x3"
     if model.get("norm", "batch") != "batch" or model.get("standardize"):
-        return "it has no batch norms, or standardised filters"
+        return "it has no batch norms, or standardized filters"
     if model.get("shortcut") not in ("project", "project_avg", "project_all", "pad", "none"):
         return f"its shortcuts are {model.get('shortcut')}"
     return None

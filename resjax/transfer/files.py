@@ -1,7 +1,6 @@
-"""Weights files of other libraries as arrays by name, whatever the format; nothing is executed.
+"""Reads the arrays of other libraries' weights files by name, without executing anything.
 
-What a file is, its content says, not its name. Arrays keep the names that they have in the file;
-what these mean is for others to know.
+The format is recognized by a file's content. Arrays keep their names, which `naming` translates.
 """
 
 import io
@@ -23,17 +22,14 @@ from resjax.transfer.zipped import Archive
 
 Format = Literal["safetensors", "torch", "keras", "npz"]
 
-# What Hugging Face and timm keep beside a safetensors file, by the name in `metadata`.
-BESIDE = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+# The files of Hugging Face and timm beside a safetensors file, by their key in `metadata`.
+METADATA_FILES = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# Files that are taken for weights, by how they begin, and what became of them.
+# Files mistaken for weights: how they begin, and what is wrong with them.
 _MISTAKEN = (
-    (
-        b"version https://git-lfs",
-        "is a pointer of Git LFS; fetch the file itself with git lfs pull",
-    ),
-    (b"<", "is a page of the web; download the file itself"),
+    (b"version https://git-lfs", "is a Git LFS pointer; get the file itself with git lfs pull"),
+    (b"<", "is a web page; download the file itself"),
     (b"\x1f\x8b", "is compressed; unpack it with gunzip"),
     (b"\x80", "is a pickle that torch.save did not write; refused, nothing was executed"),
 )
@@ -57,15 +53,14 @@ _SAFETENSORS_TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
-      arrays: by the file's names. Floats are float32; integers are as they were.
+      arrays: by the file's names. Floats are converted to float32; integers are unchanged.
       format: of the file.
-      metadata: what the file says of itself, by where it says it: `config`, the model's as Hugging
-        Face, timm or Keras describe it; `preprocessor`; `header`, what safetensors hold besides
-        arrays.
-      notes: what was chosen or converted, one line each.
+      metadata: `config` is the model's config of Hugging Face, timm or Keras; `preprocessor` is
+        Hugging Face's; `header` is the text of a safetensors file. Those that exist.
+      notes: what was chosen, converted or ignored, one line each.
     """
 
     arrays: dict[str, np.ndarray]
@@ -75,18 +70,17 @@ class Arrays:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Reads a weights file, or a folder as Hugging Face's hub keeps them.
+    """Reads a weights file, or a folder with the layout of Hugging Face's hub.
 
     Raises:
-      UserError: it is missing, damaged, of no known kind, holds no weights, or asks for code to be
-        run.
+      UserError: the file is missing, damaged, of an unknown format, or holds no weights.
     """
     try:
         found = _read_folder(path) if path.is_dir() else _read_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {describe_disk_error(error)}") from error
     if not any(_is_float(array) for array in found.arrays.values()):
-        raise UserError(f"{path}: holds no weights: none of its arrays is of floats")
+        raise UserError(f"{path}: holds no weights: none of its arrays contains floats")
     return _in_float32(found, path)
 
 
@@ -110,8 +104,8 @@ def _read_file(path: Path) -> Arrays:
         if start.lstrip().startswith(beginning):
             raise UserError(f"{path}: {what}")
     raise UserError(
-        f"{path}: is no weights file that is known; known are safetensors, torch's .pth, Keras's "
-        ".h5 and .keras, and .npz"
+        f"{path}: is not a known weights file: safetensors, torch's .pth, Keras's .h5 and .keras, "
+        "or .npz"
     )
 
 
@@ -124,11 +118,11 @@ def _read_zip(archive: Archive) -> Arrays:
         return Arrays(arrays, "keras", {"config": config})
     if archive.sizes and all(name.endswith(".npy") for name in archive.sizes):
         return Arrays(dict(_read_npz(archive)), "npz")
-    raise UserError(f"{archive.path}: is a zip archive without weights of torch, Keras or NumPy")
+    raise UserError(f"{archive.path}: is a zip archive without weights from torch, Keras or NumPy")
 
 
 def _read_npz(archive: Archive) -> Iterator[tuple[str, np.ndarray]]:
-    """np.load would make an array of the size that the header claims before it reads one."""
+    """Reads arrays without np.load, which allocates what a header claims before reading any."""
     for name in archive.sizes:
         content = archive.read(name)
         try:
@@ -145,12 +139,12 @@ def _npy(content: bytes) -> np.ndarray:
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read_header is None:
-        raise ValueError(f"is of an unknown version, {version}")
+        raise ValueError(f"has the unknown version {version}")
     shape, fortran_order, dtype = read_header(file)
     if dtype.kind not in "biufc":
-        raise ValueError(f"holds {dtype.kind!r} objects, no numbers; refused")
+        raise ValueError(f"holds {dtype.kind!r} objects, not numbers; refused")
     if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise ValueError("is truncated or damaged, its size is not that of its shape")
+        raise ValueError("is truncated or damaged: its size does not match its shape")
     array = np.frombuffer(content, dtype, offset=file.tell())
     return array.reshape(shape, order="F" if fortran_order else "C").copy()
 
@@ -168,27 +162,25 @@ def _read_safetensors(path: Path) -> Arrays:
     arrays = {}
     for name, tensor in sorted(tensors):
         if tensor["dtype"] not in _SAFETENSORS_TYPES:
-            raise UserError(
-                f"{path}: {name[:80]!r} is of type {tensor['dtype']}, which is not known"
-            )
+            raise UserError(f"{path}: {name[:80]!r} has the unknown type {tensor['dtype']}")
         flat = np.frombuffer(tensor["data"], _SAFETENSORS_TYPES[tensor["dtype"]])
         arrays[name] = flat.reshape(tensor["shape"])
     metadata = {"header": header} if header else {}
-    return Arrays(arrays, "safetensors", metadata | _beside(path.parent))
+    return Arrays(arrays, "safetensors", metadata | _metadata(path.parent))
 
 
-def _beside(folder: Path) -> dict[str, Any]:
-    there = {key: folder / name for key, name in BESIDE.items() if (folder / name).is_file()}
-    return {key: _json(path) for key, path in there.items()}
+def _metadata(folder: Path) -> dict[str, Any]:
+    paths = {key: folder / name for key, name in METADATA_FILES.items()}
+    return {key: _json(path) for key, path in paths.items() if path.is_file()}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON, it is damaged ({one_line(error)})") from error
+        raise UserError(f"{path}: is damaged, not JSON ({one_line(error)})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no object of JSON")
+        raise UserError(f"{path}: is not a JSON object")
     return content
 
 
@@ -206,15 +198,15 @@ def _read_folder(folder: Path) -> Arrays:
 def _read_shards(folder: Path) -> Arrays:
     placed = _json(folder / INDEX).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise UserError(f"{folder / INDEX}: damaged, it lists no weights")
+        raise UserError(f"{folder / INDEX}: is damaged: it lists no weights")
     arrays: dict[str, np.ndarray] = {}
     for name in sorted({str(name) for name in placed.values()}):
         if Path(name).name != name:
-            raise UserError(f"{folder / INDEX}: {name[:80]!r} is not in the folder; refused")
+            raise UserError(f"{folder / INDEX}: {name[:80]!r} is outside the folder; refused")
         arrays |= _read_safetensors(folder / name).arrays
     if missing := sorted(placed.keys() - arrays.keys()):
-        raise UserError(f"{folder}: damaged, its files lack {missing[0][:80]!r}")
-    return Arrays(arrays, "safetensors", _beside(folder))
+        raise UserError(f"{folder}: is damaged: its files lack {missing[0][:80]!r}")
+    return Arrays(arrays, "safetensors", _metadata(folder))
 
 
 def _is_float(array: np.ndarray) -> bool:
@@ -233,11 +225,11 @@ def _in_float32(found: Arrays, path: Path) -> Arrays:
             arrays[name] = native.astype(np.float32)
             overflown = np.isinf(arrays[name]) & ~np.isinf(native)
         if overflown.any():
-            raise UserError(f"{path}: {name[:80]!r} holds numbers that float32 cannot hold")
+            raise UserError(f"{path}: {name[:80]!r} holds numbers beyond the range of float32")
         converted.add(native.dtype)
     notes = [
-        f"its weights are {dtype.name}; they are held as float32, "
-        f"{'exactly' if dtype.itemsize < 4 else 'rounded'}"
+        f"{dtype.name} weights were converted to float32, "
+        f"{'exactly' if dtype.itemsize < 4 else 'with rounding'}"
         for dtype in sorted(converted, key=str)
     ]
     return replace(found, arrays=arrays, notes=(*found.notes, *notes))

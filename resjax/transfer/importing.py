@@ -1,7 +1,7 @@
-"""Foreign weights in: read, recognised, and every array accounted for.
+"""Imports foreign weights: reads a file, recognizes the network and accounts for every array.
 
-What is missing, left over or of another shape than the network's is an error: an importer that
-passes over what it does not know gives a network that is almost right.
+An array that is missing, left over or has a wrong shape is an error, because an importer that
+ignores what it does not know returns a network that is almost right.
 """
 
 import json
@@ -14,34 +14,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from resjax.data.normalization import Statistics
 from resjax.disk import digest
-from resjax.errors import UserError
-from resjax.models.presets import architecture
+from resjax.errors import UserError, first_few
+from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.models.resnet import build
 from resjax.transfer import conventions, sources
 from resjax.transfer.files import Arrays, read_arrays
 from resjax.transfer.naming import NAMINGS, Translated, translate
 from resjax.transfer.recognition import UnknownNetworkError, recognize
 from resjax.transfer.surgery import backbone
-from resjax.transfer.weights import Preprocessing, Weights, flat, from_description, nested
+from resjax.transfer.weights import Weights, flatten, from_description, unflatten
 
-SHOWN = 5  # names that a message lists
 KERAS_EPSILON = 1.001e-5  # of keras.applications.resnet
-# Networks of timm that share names and shapes with others, and differ in layers without weights.
+# Parts of the names of timm's networks that differ from others in layers without weights alone.
 WITHOUT_A_TRACE = ("blur", "resnetaa", "nextaa")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user knows of a file that it does not tell.
+    """What the user knows of a file and the file does not tell.
 
     Attributes:
-      prefix: of the names of the network in it, such as `backbone.body.`; the others are left.
-      v1: bottlenecks stride in their first 1x1; None is as the library has it.
-      without_head: take the backbone; a head that is there is dropped.
-      class_names: a text file with one a line.
-      image_size: pixels; None is what the weights were evaluated on.
+      prefix: prefix of the network's names, such as `backbone.body.`; other arrays are ignored.
+      v1: whether bottlenecks stride in their first 1x1 convolution; None for the library's default.
+      without_head: whether to import the backbone alone.
+      class_names: a text file with one class name per line.
+      image_size: side of the images in pixels; None for that of the weights' evaluation.
     """
 
     prefix: str = ""
@@ -52,34 +50,34 @@ class Options:
 
 
 def import_weights(
-    source: str, options: Options | None = None, tell: Callable[[str], None] = lambda _: None
+    source: str, options: Options | None = None, notify: Callable[[str], None] = lambda _: None
 ) -> Weights:
     """Reads a network's weights from a foreign file.
 
     Args:
-      source: a file or folder; `https:` or `hub:OWNER/NAME`, which are fetched once.
+      source: a file or folder; `https://...` or `hub:OWNER/NAME`, which are downloaded once.
       options: what the file does not tell.
-      tell: is told what is worth knowing, such as that numbers were widened.
+      notify: called with notes of one line, such as that numbers were converted to float32.
 
     Raises:
-      UserError: it cannot be had or read, is of no residual network that we have, or an array is
-        missing, left over, or of a wrong shape; one line.
+      UserError: the file cannot be downloaded or read, holds no residual network that is known, or
+        an array is missing, left over, or has a wrong shape.
     """
     options = options or Options()
-    path = sources.local(source, tell)
+    path = sources.fetch(source, notify)
     file = read_arrays(path)
     for note in file.notes:
-        tell(f"{source}: {note}")
+        notify(f"{source}: {note}")
     try:
-        made = _made(path, file, options)
+        weights = _import(path, file, options)
     except UnknownNetworkError as error:
-        raise UserError(f"{source}: is no ResNet that is known: {error}") from error
+        raise UserError(f"{source}: is not a known ResNet: {error}") from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    return apply_options(made, options)
+    return apply_options(weights, options)
 
 
-def _made(path: Path, file: Arrays, options: Options) -> Weights:
+def _import(path: Path, file: Arrays, options: Options) -> Weights:
     arrays = {
         name.removeprefix(options.prefix): array
         for name, array in file.arrays.items()
@@ -87,41 +85,47 @@ def _made(path: Path, file: Arrays, options: Options) -> Weights:
     }
     translated = translate(arrays)
     if translated is None:
-        raise UserError(_why_unknown(arrays, options.prefix))
-    library = translated.naming.library
-    # What `exporting` wrote.
-    described = json.loads(file.metadata.get("header", {}).get("resjax", "null"))
-    if described:
-        fields, epsilon = dict(described["model"]), {}
+        raise UserError(_explain_unknown(arrays, options.prefix))
+    library, config = translated.naming.library, file.metadata.get("config", {})
+    # What `export_torchvision` wrote.
+    description = json.loads(file.metadata.get("header", {}).get("resjax", "null"))
+    if description:
+        fields = dict(description["model"])
     else:
-        _require_plain(file.metadata)
+        _require_supported(config)
+        v1 = library == "Keras" or bool(config.get("downsample_in_bottleneck"))
         fields = recognize(
             translated.arrays,
-            v1=_is_v1(library, file.metadata) if options.v1 is None else options.v1,
+            v1=v1 if options.v1 is None else options.v1,
             averages=translated.averages,
         )
-        epsilon = {"bn_epsilon": KERAS_EPSILON} if library == "Keras" else {}
-    model = {**architecture(**_without(fields, "classes", "bn_epsilon")), **fields, **epsilon}
+        if library == "Keras":
+            fields["bn_epsilon"] = KERAS_EPSILON
+    known = {name: fields[name] for name in ARCHITECTURE if name in fields}
+    model = {**architecture(**known), **fields}
     channels = translated.arrays["params/stem/Conv_0/kernel"].shape[2]
-    _require_all(translated, model, channels, options.without_head)
-    variables = nested(translated.arrays)
-    source = {"file": path.name, "sha256": _digest(path), "format": f"{file.format}, {library}"}
-    if described:
-        return from_description({**described, "model": model}, variables, source)
-    statistics, prepared = _preprocessing(library, path, file.metadata, channels)
-    return Weights(
-        model=model,
-        variables=variables,
-        statistics=statistics,
-        preprocessing=prepared,
-        class_names=_class_names(file.metadata, model["classes"]),
-        source=source,
-    )
+    _require_complete(translated, model, channels, options.without_head)
+    variables = unflatten(translated.arrays)
+    weights_file = path if path.is_file() else min(path.glob("*.safetensors"))
+    source = {
+        "file": path.name,
+        "sha256": digest(weights_file),
+        "format": f"{file.format}, {library}",
+    }
+    if description:
+        return from_description({**description, "model": model}, variables, source)
+    if timm := config.get("pretrained_cfg"):
+        statistics, preprocessing = conventions.of_timm(timm, channels)
+    elif processor := file.metadata.get("preprocessor"):
+        statistics, preprocessing = conventions.of_hugging_face(processor, channels)
+    else:
+        statistics, preprocessing = conventions.of_library(library, path.name, channels)
+    names = _class_names(config, model["classes"])
+    return Weights(model, variables, statistics, preprocessing, names, source)
 
 
-def _require_plain(metadata: Mapping[str, Any]) -> None:
-    """Refuses what differs from the networks here in layers that have no weights."""
-    config = metadata.get("config", {})
+def _require_supported(config: Mapping[str, Any]) -> None:
+    """Raises UserError if the network differs from ours in layers that have no weights."""
     name = str(config.get("architecture", ""))
     if any(trait in name for trait in WITHOUT_A_TRACE):
         raise UserError(f"{name} has layers without weights that no network here has")
@@ -131,39 +135,37 @@ def _require_plain(metadata: Mapping[str, Any]) -> None:
         raise UserError("its first stage strides; in networks here it does not")
 
 
-def _is_v1(library: str, metadata: Mapping[str, Any]) -> bool:
-    return library == "Keras" or bool(metadata.get("config", {}).get("downsample_in_bottleneck"))
-
-
-def _require_all(
+def _require_complete(
     translated: Translated, model: Mapping[str, Any], channels: int, without_head: bool
 ) -> None:
-    """Refuses weights of which one is missing, left over, or of another shape than it should be."""
+    """Raises UserError if an array is missing, left over, or has a wrong shape."""
     network = build({**model, "loop": "unroll"}, classes=model["classes"] or 1)
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
-    shapes = flat(jax.eval_shape(network.init, jax.random.key(0), images), leaf=lambda x: x.shape)
-    there = translated.arrays
-    missing = [path for path in shapes if path not in there]
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    shapes = {path: array.shape for path, array in flatten(variables).items()}
+    arrays = translated.arrays
+    missing = [path for path in shapes if path not in arrays]
     if missing and all(path.startswith("params/head/") for path in missing):
         if not without_head:
-            raise UserError("it has no head; --backbone takes what there is")
+            raise UserError("it has no head; --backbone imports the rest")
         missing = []
     wrong = [
-        f"{path} is {there[path].shape} and should be {shapes[path]}"
-        for path in shapes
-        if path in there and there[path].shape != shapes[path]
+        f"{path} is {arrays[path].shape} and should be {shape}"
+        for path, shape in shapes.items()
+        if path in arrays and arrays[path].shape != shape
     ]
-    left = [*translated.left_over, *(path for path in there if path not in shapes)]
+    left = [*translated.left_over, *(path for path in arrays if path not in shapes)]
     faults = [
-        f"{what}: {_some(names)}"
+        f"{what}: {first_few(names)}"
         for what, names in (("missing", missing), ("left over", left), ("of a wrong shape", wrong))
         if names
     ]
     if faults:
-        raise UserError(f"is not just a ResNet of {translated.naming.library}; {'; '.join(faults)}")
+        library = translated.naming.library
+        raise UserError(f"is not exactly a ResNet of {library}; {'; '.join(faults)}")
 
 
-def _why_unknown(arrays: Mapping[str, Any], prefix: str) -> str:
+def _explain_unknown(arrays: Mapping[str, Any], prefix: str) -> str:
     if not arrays:
         return f"no name in it begins with {prefix!r}"
     for naming in NAMINGS:
@@ -172,29 +174,18 @@ def _why_unknown(arrays: Mapping[str, Any], prefix: str) -> str:
             found = name.removesuffix(first)
             if found != name and all(found + other in arrays for other in others):
                 return (
-                    f"it holds more than a ResNet, whose names begin with {found!r}; "
-                    f"--prefix={found} --backbone takes that"
+                    f"it holds more than a ResNet, whose names begin with {found!r}; import that "
+                    f"with --prefix={found} --backbone"
                 )
     libraries = ", ".join(dict.fromkeys(naming.library for naming in NAMINGS))
     return (
-        f"is no ResNet that is known; its arrays are named {_some(list(arrays), 3)}; known are "
-        f"those of {libraries}"
+        f"is not a known ResNet; its arrays are named {first_few(arrays, 3)}; the names of "
+        f"{libraries} are known"
     )
 
 
-def _preprocessing(
-    library: str, path: Path, metadata: Mapping[str, Any], channels: int
-) -> tuple[Statistics, Preprocessing]:
-    if given := metadata.get("config", {}).get("pretrained_cfg"):
-        return conventions.of_timm(given, channels)
-    if given := metadata.get("preprocessor"):
-        return conventions.of_hugging_face(given, channels)
-    return conventions.of_library(library, path.name, channels)
-
-
-def _class_names(metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """What is written beside the weights, or the 1,000 of ImageNet for as many."""
-    config = metadata.get("config", {})
+def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """Returns the names in the config, or those of ImageNet if there are 1,000 classes."""
     if isinstance(names := config.get("id2label"), Mapping) and len(names) == classes:
         return tuple(str(names[str(index)]) for index in range(classes))
     if len(names := config.get("label_names", ())) == classes:
@@ -207,41 +198,22 @@ def _class_names(metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
 
 
 def apply_options(weights: Weights, options: Options) -> Weights:
-    """The weights with what the user says of them: names of classes, size of images, no head.
+    """Returns the weights with the class names and image size of `options`, and without a head.
 
     Raises:
-      UserError: the names cannot be read, or are not as many as the classes.
+      UserError: the names cannot be read, or their number is not that of the classes.
     """
-    if options.class_names:
-        names = _read_names(options.class_names, weights.model["classes"])
+    if file := options.class_names:
+        try:
+            names = tuple(file.read_text().splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read as text") from error
+        if len(names) != (classes := weights.model["classes"]):
+            raise UserError(f"{file} names {len(names):,} classes of {classes:,}")
         weights = replace(weights, class_names=names)
-    if options.image_size:
-        before = weights.preprocessing
-        shorter = round(before.shorter_side * options.image_size / before.size)
-        sized = replace(before, size=options.image_size, shorter_side=shorter)
-        weights = replace(weights, preprocessing=sized)
+    if size := options.image_size:
+        images = weights.preprocessing
+        shorter_side = round(images.shorter_side * size / images.size)
+        images = replace(images, size=size, shorter_side=shorter_side)
+        weights = replace(weights, preprocessing=images)
     return backbone(weights) if options.without_head else weights
-
-
-def _read_names(file: Path, classes: int) -> tuple[str, ...]:
-    try:
-        names = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text") from error
-    if len(names) != classes:
-        raise UserError(f"{file} names {len(names):,} classes of {classes:,}")
-    return tuple(names)
-
-
-def _digest(path: Path) -> str:
-    """Of a file, or of the first weights in a folder."""
-    return digest(path if path.is_file() else min(path.glob("*.safetensors")))
-
-
-def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in names}
-
-
-def _some(names: list[str], shown: int = SHOWN) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

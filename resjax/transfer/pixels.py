@@ -1,4 +1,4 @@
-"""What an image goes through before pretrained weights, whoever trained them: one function."""
+"""The preprocessing of images for pretrained weights."""
 
 from typing import TYPE_CHECKING
 
@@ -12,23 +12,23 @@ from resjax.transfer.weights import Preprocessing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
 
 def preprocess(
     image: "Image", _: np.random.Generator | None = None, *, preprocessing: Preprocessing
 ) -> UInt8[np.ndarray, "size size c"]:
-    """The pixels that the weights' evaluation sees, for `resjax.data.normalization.normalize`.
+    """Returns the pixels that the weights are evaluated on, before their normalization.
 
-    With `preprocessing` bound it is a crop as `resjax.data.stream` wants them.
+    With `preprocessing` bound, it is a crop function for `resjax.data.stream`.
 
     Args:
-      image: of any size; grey ones become RGB where that is asked for, and the other way round.
+      image: of any size; grayscale is converted to RGB, or RGB to grayscale, if the weights need it.
       preprocessing: of the weights.
 
     Raises:
-      KeyError: the weights want neither 1 channel nor 3.
-      OSError: the image is not decoded yet, and cannot be.
+      KeyError: the weights take neither 1 nor 3 channels.
+      OSError: the image cannot be decoded.
     """
     from PIL.Image import Resampling
 
@@ -39,6 +39,6 @@ def preprocess(
         image = image.convert(mode)
     if preprocessing.squash:
         return center(image.resize((side, side), resampling), size)
-    if side == size:  # cut first, so that the square is the middle to a fraction of a pixel
+    if side == size:  # cropped first, so that the square is centered to a fraction of a pixel
         return as_array(resize(image, size, preprocessing.interpolation))
     return center(image.resize(scaled(image.size, side), resampling), size)

@@ -1,7 +1,7 @@
-"""Where weights come from: a path, the web, or Hugging Face's hub; fetched once, then offline.
+"""Downloads weights from the web or Hugging Face's hub once; then they are available offline.
 
-What the web gave lies in a cache, $RESJAX_CACHE or else ~/.cache/resjax, sealed with its digest;
-what the hub gave in the hub's own cache.
+Files from the web are cached with their digests in $RESJAX_CACHE, by default ~/.cache/resjax; those
+from the hub in the hub's own cache.
 """
 
 import hashlib
@@ -12,23 +12,17 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
-from resjax.disk import (
-    DamagedError,
-    describe_disk_error,
-    digest,
-    verify_checksums,
-    write_checksums,
-)
+from resjax.disk import DamagedError, digest, verify_checksums, write_checksums
 from resjax.download import download
 from resjax.errors import UserError, one_line
-from resjax.transfer.files import BESIDE, INDEX, WHOLE
+from resjax.transfer.files import INDEX, METADATA_FILES, WHOLE
 
+HUB_TIMEOUT_SECONDS = 10
 _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-# Of a repository, which may hold the same weights for several libraries.
-_WANTED = [WHOLE, INDEX, "model-*-of-*.safetensors", *BESIDE.values()]
+# A repository may hold the same weights for several libraries; these files are enough.
+_HUB_FILES = [WHOLE, INDEX, "model-*-of-*.safetensors", *METADATA_FILES.values()]
 # torch.hub's convention: the first digits of the SHA-256 end the name, as in resnet50-0676ba61.pth.
-_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt)$")
-_PATIENCE = 10  # seconds
+_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt)$")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -37,16 +31,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RESJAX_CACHE") or default).expanduser()
 
 
-def local(source: str, announce: Callable[[str], None]) -> Path:
-    """The file or folder that a source names, on this machine.
+def fetch(source: str, announce: Callable[[str], None]) -> Path:
+    """Returns the local path of a file or folder, after downloading it if necessary.
 
     Args:
-      source: a path; `https://...`, which may end in `#sha256=` and digits of a digest; or
-        `hub:OWNER/NAME`, which may end in `@REVISION`.
-      announce: is told, in one line, what is fetched.
+      source: a path; `https://...`, which may end in `#sha256=` and 8 to 64 digits of the digest;
+        or `hub:OWNER/NAME`, which may end in `@REVISION`.
+      announce: called with one line before a download.
 
     Raises:
-      UserError: it cannot be had, is not what its digest says, or is no source.
+      UserError: the source is not valid, cannot be downloaded, or has another digest.
     """
     if source.startswith("hub:"):
         return _from_hub(source)
@@ -64,27 +58,24 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
     url, fragment = urldefrag(source)
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        raise UserError(f"{source}: http:// can be changed on its way; use https://")
+        raise UserError(f"{source}: http:// files can be changed in transit; use https://")
     kind, _, expected = fragment.partition("=")
     if fragment and (kind != "sha256" or not re.fullmatch(r"[0-9a-f]{8,64}", expected)):
         raise UserError(f"{source}: what follows # must be sha256= and 8 to 64 digits of a digest")
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(parts.path).name).lstrip(".") or "weights"
-    if not fragment and (named := _NAMED_DIGEST.search(name)):
-        expected = named[1]
+    if not fragment and (match := _DIGEST_IN_NAME.search(name)):
+        expected = match[1]
 
     folder = cache_folder() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / name
-    try:
-        if not _is_whole(path):
+    if not _is_cached(path):
+        try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             download(url, path, announce, "name the file")
             write_checksums(folder)
-    except OSError as error:
-        raise UserError(
-            f"{url}: cannot be fetched: {describe_disk_error(error)}; have it fetched elsewhere "
-            "and name the file"
-        ) from error
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
     if not (found := digest(path)).startswith(expected):
         shutil.rmtree(folder)
         raise UserError(
@@ -94,7 +85,7 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
     return path
 
 
-def _is_whole(path: Path) -> bool:
+def _is_cached(path: Path) -> bool:
     try:
         verify_checksums(path.parent)
     except DamagedError:
@@ -103,8 +94,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _from_hub(source: str) -> Path:
-    named = _HUB.fullmatch(source.removeprefix("hub:"))
-    if named is None:
+    match = _HUB.fullmatch(source.removeprefix("hub:"))
+    if match is None:
         raise UserError(
             f"{source}: a source on the hub is hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
         )
@@ -114,23 +105,23 @@ def _from_hub(source: str) -> Path:
         raise UserError(
             f"{source}: needs huggingface_hub; install it with pip install 'resjax[hub]'"
         ) from error
-    name, revision = named["name"], named["revision"]
-    # snapshot_download waits without end for a hub that takes the connection and says nothing.
-    refusal = None
+    name, revision = match["name"], match["revision"]
+    # snapshot_download has no timeout for a hub that accepts the connection and does not answer.
+    unavailable = None
     try:
-        HfApi().repo_info(name, revision=revision, timeout=_PATIENCE)
-    except Exception as error:  # of whichever HTTP library the client is built on
-        refusal = error
+        HfApi().repo_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the type depends on the client's HTTP library
+        unavailable = error
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_WANTED,
-            local_files_only=refusal is not None,
+            allow_patterns=_HUB_FILES,
+            local_files_only=unavailable is not None,
         )
     except Exception as error:
-        why = one_line(refusal or error)
+        reason = one_line(unavailable or error)
         raise UserError(
-            f"{source}: cannot be had from the hub ({why}), and was not fetched before"
+            f"{source}: cannot be downloaded from the hub ({reason}), and is not in its cache"
         ) from error
     return Path(folder)

@@ -1,17 +1,18 @@
-"""A network's weights and what it takes to use them, in memory and as a folder.
+"""A network's weights with everything needed to use them, in memory and as a weights folder.
 
-A weights folder is what `resjax import` makes: `weights.safetensors`, which holds every array under
-its path in the unrolled layout, `weights.json`, which says what network they are of and how images
-come to it, and a seal. It needs no resjax to be read.
+`resjax import` writes weights folders. `weights.safetensors` holds each array under its path in the
+unrolled layout, `weights.json` describes the network and its preprocessing, and SHA256SUMS holds
+the digests of both.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import Config
@@ -30,30 +31,31 @@ TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_in
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image goes through before the network, as those evaluate who trained it.
+    """How an image becomes the network's input in evaluation.
 
-    The shorter side is brought to `shorter_side`, and the square of `size` in the middle is cut.
+    It is resized so that its shorter side has `shorter_side` pixels, then a square is cropped from
+    its center.
     """
 
-    size: int  # pixels, of the square that the network sees
+    size: int  # side of the square in pixels
     shorter_side: int
     channels: int = 3
     interpolation: Interpolation = "bilinear"
-    squash: bool = False  # bring both sides to `shorter_side`, whatever that does to the image
+    squash: bool = False  # resize both sides to `shorter_side`, which changes the aspect ratio
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a network.
+    """A trained network.
 
     Attributes:
-      model: what `resjax.build` takes to make the network: architecture, `classes`, ...
-      variables: `params` and `batch_stats` in the unrolled layout, float32 NumPy arrays. Without
-        `params/head` they are a backbone.
-      statistics: for `resjax.data.normalization.normalize`, of images in the order RGB.
-      preprocessing: what comes before that.
-      class_names: one a class; empty where nobody knows them.
-      source: where they come from: `file`, its `sha256`, `format`, ...
+      model: fields of `resjax.build`: architecture, `classes`, ...
+      variables: `params` and `batch_stats` in the unrolled layout, as float32 NumPy arrays. A
+        backbone has no `params/head`.
+      statistics: normalization of RGB images, for `resjax.data.normalization.normalize`.
+      preprocessing: what precedes the normalization.
+      class_names: one for each class, or empty if they are unknown.
+      source: where the weights come from: `file`, its `sha256`, `format`, ...
     """
 
     model: Mapping[str, Any]
@@ -64,7 +66,7 @@ class Weights:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self, **overrides: Any) -> ResNet:
-        """The network of these weights, such as with `loop="scan"` or `dtype="bfloat16"`."""
+        """Returns the network, with overrides such as `loop="scan"` or `dtype="bfloat16"`."""
         return build({**self.model, **overrides})
 
 
@@ -92,29 +94,36 @@ def describe_run(
       A JSON object. Its `preprocessing` is None if images are not square.
     """
     height, width, channels = image_shape
-    resized = streamed and config.data.image_size is not None
-    shorter_side = usual_shorter_side(height) if resized else height
-    fields = asdict(config.model).items()
-    return {
-        "model": {
-            **{name: value for name, value in fields if name not in TRAINING_ONLY},
-            "classes": len(class_names),
-        },
-        "statistics": _statistics_as_json(statistics),
-        "preprocessing": asdict(Preprocessing(height, shorter_side, channels))
-        if height == width
-        else None,
-        "class_names": list(class_names),
-    }
+    preprocessing = None
+    if height == width:
+        resized = streamed and config.data.image_size is not None
+        shorter_side = usual_shorter_side(height) if resized else height
+        preprocessing = Preprocessing(height, shorter_side, channels)
+    model = {k: v for k, v in asdict(config.model).items() if k not in TRAINING_ONLY}
+    return _description(
+        {**model, "classes": len(class_names)}, statistics, preprocessing, class_names
+    )
 
 
 def describe(weights: Weights) -> dict[str, Any]:
-    """Returns everything about weights but their arrays and source, as a JSON object."""
+    """Returns a JSON object of everything about weights except their arrays and their source."""
+    return _description(
+        weights.model, weights.statistics, weights.preprocessing, weights.class_names
+    )
+
+
+def _description(
+    model: Mapping[str, Any],
+    statistics: Statistics,
+    preprocessing: Preprocessing | None,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    mean, std = (np.asarray(array, np.float32).tolist() for array in statistics[:2])
     return {
-        "model": dict(weights.model),
-        "statistics": _statistics_as_json(weights.statistics),
-        "preprocessing": asdict(weights.preprocessing),
-        "class_names": list(weights.class_names),
+        "model": dict(model),
+        "statistics": {"mean": mean, "std": std},
+        "preprocessing": preprocessing and asdict(preprocessing),
+        "class_names": list(class_names),
     }
 
 
@@ -143,30 +152,25 @@ def from_description(
     )
 
 
-def _statistics_as_json(statistics: Statistics) -> dict[str, Any]:
-    return {
-        "mean": np.asarray(statistics.mean, np.float32).tolist(),
-        "std": np.asarray(statistics.std, np.float32).tolist(),
-    }
-
-
 def is_weights_folder(path: Path) -> bool:
     return (path / DESCRIPTION).is_file()
 
 
 def save(weights: Weights, folder: Path) -> None:
-    """Writes a weights folder; what a file of it held before is replaced.
+    """Writes a weights folder, or replaces its files.
 
     Raises:
       OSError: the folder cannot be written.
     """
     from safetensors.numpy import save as to_bytes
 
-    arrays = flat(weights.variables)
+    arrays = {
+        name: np.asarray(array, order="C")
+        for name, array in sorted(flatten(weights.variables).items())
+    }
     description = {**describe(weights), "source": dict(weights.source)}
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
-    write_atomically(folder / ARRAYS, to_bytes(contiguous))
+    write_atomically(folder / ARRAYS, to_bytes(arrays))
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     write_checksums(folder)
 
@@ -175,63 +179,44 @@ def load(folder: Path) -> Weights:
     """Reads a weights folder.
 
     Raises:
-      UserError: there is none, or it is not what was written.
+      UserError: it is not a weights folder, or is damaged.
     """
     from safetensors.numpy import load_file
 
     if not is_weights_folder(folder):
-        raise UserError(f"{folder} is no weights folder: it has no {DESCRIPTION}")
+        raise UserError(f"{folder} is not a weights folder: it has no {DESCRIPTION}")
     try:
         verify_checksums(folder)
-        described = json.loads((folder / DESCRIPTION).read_bytes())
+        description = json.loads((folder / DESCRIPTION).read_bytes())
         arrays = load_file(folder / ARRAYS)
     except DamagedError as error:
         raise UserError(f"{folder} is damaged: {error}; import the weights again") from error
-    if "statistics/mean" in arrays:  # written before descriptions held them
+    if "statistics/mean" in arrays:  # as resjax 0.1 wrote them
         mean, std = arrays.pop("statistics/mean"), arrays.pop("statistics/std")
-        described["statistics"] = {"mean": mean, "std": std}
-    return from_description(described, nested(arrays), described["source"])
+        description["statistics"] = {"mean": mean, "std": std}
+    return from_description(description, unflatten(arrays), description["source"])
 
 
 def summarize(weights: Weights) -> str:
-    """In two lines: the network, and how images come to it."""
-    model, made = weights.model, weights.preprocessing
-    parameters = sum(array.size for array in flat(weights.variables["params"]).values())
-    options = {**model.get("block_options", {})}
-    told = "".join(f", {name}={value}" for name, value in sorted(options.items()))
-    how = "squashed" if made.squash else f"of a shorter side of {made.shorter_side}"
+    """Returns two lines about the network and its preprocessing."""
+    model, images = weights.model, weights.preprocessing
+    parameters = sum(array.size for array in flatten(weights.variables["params"]).values())
+    options = sorted(model.get("block_options", {}).items())
+    resized = "squashed" if images.squash else f"from a shorter side of {images.shorter_side}"
     return (
-        f"{model['family']} depth {model['depth']}, {model['block']} blocks{told}, "
-        f"{model['shortcut']} shortcuts, {model['norm']} norms; {parameters:,} parameters, "
-        f"{model['classes']:,} classes\n"
-        f"images of {made.size} pixels {how}, {made.interpolation}, {made.channels} channels"
+        f"{model['family']} depth {model['depth']}, {model['block']} blocks"
+        f"{''.join(f', {name}={value}' for name, value in options)}, {model['shortcut']} "
+        f"shortcuts, {model['norm']} norms; {parameters:,} parameters, {model['classes']:,} "
+        f"classes\nimages of {images.size} pixels {resized}, {images.interpolation}, "
+        f"{images.channels} channels"
     )
 
 
-def flat(variables: Variables, leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
-    """Arrays by path, such as `params/stage1/block1/Conv_0/kernel`.
-
-    Args:
-      variables: or any tree of dicts.
-      leaf: what to give of an array.
-    """
-    paths: dict[str, Any] = {}
-    for name, value in variables.items():
-        if isinstance(value, Mapping):
-            below = flat(dict(value), leaf)
-            paths |= {f"{name}/{rest}": inner for rest, inner in below.items()}
-        else:
-            paths[name] = leaf(value)
-    return paths
+def flatten(variables: Variables) -> dict[str, Any]:
+    """Returns a tree's arrays by path, such as `params/stage1/block1/Conv_0/kernel`."""
+    return flatten_dict(dict(variables), sep="/")
 
 
-def nested(arrays: Mapping[str, Any]) -> Variables:
-    """The inverse of `flat`."""
-    tree: Variables = {"params": {}, "batch_stats": {}}
-    for path, array in arrays.items():
-        *modules, name = path.split("/")
-        inner = tree
-        for module in modules:
-            inner = inner.setdefault(module, {})
-        inner[name] = array
-    return tree
+def unflatten(arrays: Mapping[str, Any]) -> Variables:
+    """Returns the variables whose arrays are given by path."""
+    return {"params": {}, "batch_stats": {}, **unflatten_dict(dict(arrays), sep="/")}

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: members are read into memory, within bounds, and never extracted."""
+"""Reads untrusted zip archives: members are read into memory, within bounds, never extracted."""
 
 import struct
 import zipfile
@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 from resjax.errors import UserError, one_line
 
-# What a file may become in memory, as a multiple of its size, and whatever its size. Weights hardly
-# compress, so that more is a bomb.
+# The memory that a file may fill: a multiple of its size, or a minimum. Weights hardly compress, so a
+# file that exceeds it is a bomb.
 EXPANSION, FLOOR = 16, 1 << 26
 
-# What the standard library raises for archives that are damaged or of a kind that it lacks.
+# What the standard library raises for archives that are damaged or not supported.
 _ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -27,7 +27,7 @@ _ERRORS = (
 
 
 def bound(path: Path) -> int:
-    """The most bytes that a file's arrays may fill."""
+    """Returns how many bytes the arrays of a file may fill."""
     return max(EXPANSION * path.stat().st_size, FLOOR)
 
 
@@ -36,7 +36,8 @@ class Archive:
 
     Attributes:
       path: of the file.
-      sizes: bytes of every member, by name.
+      sizes: bytes of each member, by name.
+      compressed: whether any member is compressed.
 
     Raises:
       UserError: it is damaged, or would fill more memory than `bound` allows.
@@ -53,17 +54,17 @@ class Archive:
         self.compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if sum(member.file_size for member in members) > bound(path):
             raise UserError(
-                f"{path}: unpacked it would fill more than {EXPANSION} times its size; refused"
+                f"{path}: would fill more than {EXPANSION} times its size in memory; refused"
             )
 
     def read(self, name: str) -> bytes:
-        """A member's content, whose checksum is right.
+        """Returns the content of a member and verifies its checksum.
 
         Raises:
           UserError: it is missing or damaged.
         """
         if name not in self.sizes:
-            raise UserError(f"{self.path}: damaged, it lacks {name[:80]!r}")
+            raise UserError(f"{self.path}: is damaged: it lacks {name[:80]!r}")
         try:
             return self._zip.read(name)
         except _ERRORS as error:

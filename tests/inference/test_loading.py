@@ -14,7 +14,7 @@ from resjax.inference.predict import classifier
 from resjax.models.layout import unrolled
 from resjax.train.checkpoint_reader import CheckpointReader
 from resjax.train.load_weights import is_run_folder, load_weights
-from resjax.transfer.weights import flat, save
+from resjax.transfer.weights import flatten, save
 from resjax.xla.compile_options import quick_compile
 
 
@@ -22,7 +22,7 @@ def test_a_saved_run_comes_back_bit_for_bit(run, weights, tmp_path):
     save(weights, tmp_path)
     for source in (run, tmp_path, str(tmp_path)):
         found = load_weights(source)
-        arrays, expected = flat(found.variables), flat(weights.variables)
+        arrays, expected = flatten(found.variables), flatten(weights.variables)
         assert arrays.keys() == expected.keys()
         assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
         for name in ("model", "preprocessing", "class_names", "source"):
@@ -121,11 +121,11 @@ def test_a_deeper_network_takes_what_fits_and_tells_what_is_new(run, weights):
     told = []
     model, variables = resjax.load_pretrained(run, depth=14, loop="unroll", warn=told.append)
     assert model.stages == (2, 2, 2)
-    taken = flat(weights.variables)
-    for path, array in flat(variables).items():
+    taken = flatten(weights.variables)
+    for path, array in flatten(variables).items():
         assert (path in taken) == ("block2" not in path)
         if path in taken:
             np.testing.assert_array_equal(array, taken[path])
     (line,) = told
-    assert f"{len(taken)} arrays taken; " in line
+    assert f"{len(taken)} arrays copied; " in line
     assert "new: " in line

@@ -23,7 +23,7 @@ from resjax.train.signals import Stopped, StopRequest
 from resjax.train.step import Program, program
 from resjax.train.verify import verify
 from resjax.transfer import weights
-from resjax.transfer.weights import Preprocessing, Weights, flat
+from resjax.transfer.weights import Preprocessing, Weights, flatten
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
 TIMES = ("seconds", "compile_seconds", "images_per_second")
@@ -118,12 +118,12 @@ def test_training_starts_exactly_from_the_weights(tmp_path, loop):
     assert made.config.model.depth == 14
     state = made.start(0)
     layout = scanned if loop == "scan" else dict
-    expected = flat(layout(given.variables))
+    expected = flatten(layout(given.variables))
     for variables in (
         {"params": state.params, "batch_stats": state.batch_stats},
         state.average,
     ):
-        found = flat(variables)
+        found = flatten(variables)
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
@@ -348,8 +348,8 @@ def test_scanned_and_unrolled_networks_train_alike(tmp_path):
     for loop in ("unroll", "scan"):
         made = Program(configured(tmp_path / "w", transfer__freeze="stem,stage1", model__loop=loop))
         state, _ = made.steps(made.start(0), 3)
-        ends[loop] = flat(unrolled({"params": state.params, "batch_stats": state.batch_stats}))
-    start = flat(random_weights(depth=14).variables)
+        ends[loop] = flatten(unrolled({"params": state.params, "batch_stats": state.batch_stats}))
+    start = flatten(random_weights(depth=14).variables)
     for name, array in ends["scan"].items():
         np.testing.assert_allclose(array, ends["unroll"][name], rtol=1e-3, atol=1e-4)
         frozen = name.split("/")[1] in ("stem", "stage1")

@@ -12,7 +12,7 @@ from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.presets import architecture
 from resjax.transfer.files import read_arrays
-from resjax.transfer.weights import Preprocessing, Weights, flat, nested
+from resjax.transfer.weights import Preprocessing, Weights, flatten, unflatten
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +33,10 @@ def make_weights():
                 return generator.normal(0, 0.2, shape).astype(np.float32)
             return generator.uniform(0.1, 1.0, shape).astype(np.float32)
 
-        shapes = flat(variables, leaf=lambda array: array.shape)
+        shapes = {path: array.shape for path, array in flatten(variables).items()}
         return Weights(
             model=model,
-            variables=nested({path: drawn(shape) for path, shape in shapes.items()}),
+            variables=unflatten({path: drawn(shape) for path, shape in shapes.items()}),
             statistics=Statistics(
                 np.linspace(0.4, 0.5, channels, dtype=np.float32),
                 np.linspace(0.2, 0.3, channels, dtype=np.float32),

@@ -11,7 +11,7 @@ from resjax.train.verify import verify
 from resjax.transfer import weights as folders
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.importing import import_weights
-from resjax.transfer.weights import flat
+from resjax.transfer.weights import flatten
 
 NETWORKS = [
     {},
@@ -23,7 +23,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("fields", NETWORKS, ids=str)
-def test_all_comes_back_to_the_last_bit(make_weights, tmp_path, fields):
+def test_an_export_is_imported_bit_for_bit(make_weights, tmp_path, fields):
     epsilon = {"bn_epsilon": fields["bn_epsilon"]} if "bn_epsilon" in fields else {}
     made = make_weights(**{name: value for name, value in fields.items() if name not in epsilon})
     made = dataclasses.replace(made, model={**made.model, **epsilon})
@@ -33,13 +33,13 @@ def test_all_comes_back_to_the_last_bit(make_weights, tmp_path, fields):
     assert back.model == made.model
     assert (back.preprocessing, back.class_names) == (made.preprocessing, made.class_names)
     np.testing.assert_array_equal(back.statistics.mean, made.statistics.mean)
-    arrays = flat(made.variables)
-    assert flat(back.variables).keys() == arrays.keys()
-    for name, array in flat(back.variables).items():
+    arrays = flatten(made.variables)
+    assert flatten(back.variables).keys() == arrays.keys()
+    for name, array in flatten(back.variables).items():
         np.testing.assert_array_equal(array, arrays[name], name)
 
 
-def test_a_foreign_file_comes_back_under_its_own_names(weights, tmp_path):
+def test_a_foreign_file_is_exported_under_its_own_names(weights, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     export_torchvision(weights, first)
     save_file(load_file(first), first)  # as torch would, without what we add
@@ -64,13 +64,13 @@ def test_a_foreign_file_comes_back_under_its_own_names(weights, tmp_path):
         ({"shortcut": "shortcut_gate"}, "shortcuts are shortcut_gate"),
     ],
 )
-def test_what_torchvision_has_not_is_refused(make_weights, tmp_path, fields, told):
+def test_networks_that_torchvision_lacks_are_refused(make_weights, tmp_path, fields, told):
     with pytest.raises(UserError, match=told):
         export_torchvision(make_weights(**fields), tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_weights_folder_tells_when_a_bit_of_it_changed(weights, tmp_path):
+def test_a_changed_bit_in_a_weights_folder_is_an_error(weights, tmp_path):
     folders.save(weights, tmp_path)
     assert folders.load(tmp_path).model == weights.model
     assert not any(finding.damaged for finding in verify(tmp_path))

@@ -14,7 +14,7 @@ from resjax.errors import UserError
 from resjax.transfer import weights as folders
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.importing import Options, import_weights
-from resjax.transfer.weights import flat
+from resjax.transfer.weights import flatten
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "parity"
@@ -60,7 +60,7 @@ def written_by_keras(parity, names, path):
 
 
 @pytest.mark.parametrize("path", ORIGINALS)
-def test_an_imported_network_puts_out_what_the_original_did(path, parity, tmp_path):
+def test_an_imported_network_has_the_outputs_of_the_original(path, parity, tmp_path):
     record = json.loads(path.read_text())
     found = import_weights(str(written(parity, record, tmp_path)))
     for shape in parity.SHAPES[1:] if path.stem in FAST else parity.SHAPES:
@@ -71,7 +71,7 @@ def test_an_imported_network_puts_out_what_the_original_did(path, parity, tmp_pa
             assert np.abs(np.subtract(got, expected)).max() <= 1e-4 * expected[-1], name
 
 
-def test_every_original_was_within_the_tolerance_when_it_was_there():
+def test_every_original_was_within_the_tolerance_when_it_was_measured():
     for path in RESULTS.glob("*.json"):
         differences = json.loads(path.read_text())["differences"]
         assert differences.pop("gradients") <= 1e-3
@@ -94,11 +94,11 @@ def file(weights, tmp_path):
     return write
 
 
-def test_depth_block_width_stem_classes_and_channels_are_recognised(weights, file):
+def test_depth_block_width_stem_classes_and_channels_are_recognized(weights, file):
     found = import_weights(file())
     assert found.model == {**weights.model}
-    for path, array in flat(weights.variables).items():
-        np.testing.assert_array_equal(flat(found.variables)[path], array)
+    for path, array in flatten(weights.variables).items():
+        np.testing.assert_array_equal(flatten(found.variables)[path], array)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_depth_block_width_stem_classes_and_channels_are_recognised(weights, fil
     ],
     ids=str,
 )
-def test_architectures_are_recognised(make_weights, tmp_path, fields, expected):
+def test_architectures_are_recognized(make_weights, tmp_path, fields, expected):
     path = tmp_path / "file.safetensors"
     export_torchvision(make_weights(**fields), path)
     save_file(load_file(path), path)  # without what the exporter says
@@ -149,9 +149,9 @@ def squeezenet(arrays):
             lambda a: a | {"layer1.0.conv2.weight": a["layer1.0.conv2.weight"][:, :4].copy()},
             r"of a wrong shape: params/stage1/block1/Conv_1/kernel is \(3, 3, 4, 8\)",
         ),
-        (without("fc.weight", "fc.bias"), "it has no head; --backbone takes what there is"),
-        (detector, "--prefix=backbone.body. --backbone takes that"),
-        (squeezenet, "is no ResNet that is known; its arrays are named features.0.squeeze.weight"),
+        (without("fc.weight", "fc.bias"), "it has no head; --backbone imports the rest"),
+        (detector, "--prefix=backbone.body. --backbone"),
+        (squeezenet, "is not a known ResNet; its arrays are named features.0.squeeze.weight"),
         (
             lambda a: {name: x for name, x in a.items() if "downsample" not in name},
             "it has no projections",
@@ -159,14 +159,14 @@ def squeezenet(arrays):
     ],
     ids=["missing", "left over", "shape", "no head", "detector", "SqueezeNet", "plain or padded"],
 )
-def test_what_is_not_all_of_a_network_is_one_line(file, change, told):
+def test_an_incomplete_network_is_one_line(file, change, told):
     with pytest.raises(UserError, match=told) as caught:
         import_weights(file(change))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_a_part_of_a_detector_is_its_backbone(file, weights):
+def test_the_backbone_of_a_detector_is_imported_by_its_prefix(file, weights):
     found = import_weights(file(detector), Options(prefix="backbone.body.", without_head=True))
     assert "head" not in found.variables["params"]
     assert found.model["classes"] == 0
@@ -174,11 +174,11 @@ def test_a_part_of_a_detector_is_its_backbone(file, weights):
     np.testing.assert_array_equal(stem, weights.variables["params"]["stem"]["Conv_0"]["kernel"])
 
 
-def test_half_precision_is_held_as_float32_and_told(file):
+def test_half_precision_is_converted_to_float32_with_a_note(file):
     told = []
     halves = file(lambda a: {n: x.astype(np.float16) if x.ndim else x for n, x in a.items()})
-    found = import_weights(halves, tell=told.append)
-    assert all(array.dtype == np.float32 for array in flat(found.variables).values())
+    found = import_weights(halves, notify=told.append)
+    assert all(array.dtype == np.float32 for array in flatten(found.variables).values())
     assert "float16" in told[0]
 
 
@@ -191,7 +191,7 @@ def test_a_network_that_differs_in_layers_without_weights_is_refused(file, tmp_p
     import_weights(str(tmp_path))
 
 
-def test_what_is_beside_the_weights_says_how_images_come(file, tmp_path):
+def test_configs_beside_the_weights_set_the_preprocessing(file, tmp_path):
     file()
     given = {
         "input_size": [3, 96, 96],
@@ -208,7 +208,7 @@ def test_what_is_beside_the_weights_says_how_images_come(file, tmp_path):
     np.testing.assert_allclose(found.statistics.mean, given["mean"], rtol=1e-6)
 
 
-def test_the_command_writes_a_folder_that_holds_the_same(file, tmp_path, capsys):
+def test_the_command_writes_a_weights_folder(file, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\n")
     command = ["import", file(), f"--out={tmp_path / 'out'}", f"--class-names={names}"]
@@ -217,11 +217,11 @@ def test_the_command_writes_a_folder_that_holds_the_same(file, tmp_path, capsys)
     found = folders.load(tmp_path / "out")
     assert found.class_names == ("a", "b", "c", "d", "e")
     assert (found.preprocessing.size, found.preprocessing.shorter_side) == (64, 73)
-    first, again = flat(found.variables), flat(import_weights(file()).variables)
+    first, again = flatten(found.variables), flatten(import_weights(file()).variables)
     assert all((first[path] == again[path]).all() for path in again)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
+def test_a_missing_file_is_one_line(tmp_path, capsys):
     assert main(["import", str(tmp_path / "none.pth"), f"--out={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()

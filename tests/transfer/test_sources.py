@@ -1,4 +1,4 @@
-"""What was fetched once is there without a network, and is what was meant."""
+"""Sources of weights are downloaded once, verified, and then available offline."""
 
 import hashlib
 import http.server
@@ -16,14 +16,14 @@ import pytest
 from safetensors.numpy import save
 
 from resjax.errors import UserError
-from resjax.transfer.sources import local
+from resjax.transfer import sources
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and notes what is asked for."""
+    """Serves a folder and records requests."""
 
     def log_message(self, *arguments):
         pass
@@ -55,7 +55,7 @@ def web(tmp_path, monkeypatch):
 
 
 def fetch(source, told=None):
-    return local(source, (told if told is not None else []).append)
+    return sources.fetch(source, (told if told is not None else []).append)
 
 
 def refusal(source):
@@ -65,14 +65,14 @@ def refusal(source):
     return line
 
 
-def test_a_path_is_itself_and_a_missing_one_is_told(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     (tmp_path / "w.pth").touch()
     assert fetch(str(tmp_path / "w.pth")) == tmp_path / "w.pth"
     assert fetch(str(tmp_path)) == tmp_path
     assert "gone.pth: no such file or folder" in refusal(str(tmp_path / "gone.pth"))
 
 
-def test_a_file_of_the_web_is_fetched_once_and_then_there_without_it(web):
+def test_a_downloaded_file_is_available_offline(web):
     (web.folder / f"net-{DIGEST[:8]}.pth").write_bytes(CONTENT)
     url, told = f"{web.url}/net-{DIGEST[:8]}.pth", []
     path = fetch(url, told)
@@ -86,7 +86,7 @@ def test_a_file_of_the_web_is_fetched_once_and_then_there_without_it(web):
     assert "cannot be downloaded: " in refusal(f"{web.url}/other.pth")
 
 
-def test_a_cached_file_that_was_damaged_is_fetched_again(web):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(web):
     (web.folder / "net.pth").write_bytes(CONTENT)
     path = fetch(f"{web.url}/net.pth")
     path.write_bytes(CONTENT[:-1])
@@ -98,30 +98,30 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(web):
 @pytest.mark.parametrize(
     "asked", ["net-00000000.pth", f"net.pth#sha256={'0' * 64}", "net.pth#sha256=00000000"]
 )
-def test_another_file_than_its_digest_says_is_refused_and_not_kept(asked, web, tmp_path):
+def test_a_file_with_another_digest_is_refused_and_deleted(asked, web, tmp_path):
     (web.folder / asked.partition("#")[0]).write_bytes(CONTENT)
     assert f"has SHA-256 {DIGEST[:8]}" in refusal(f"{web.url}/{asked}")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_the_digest_that_is_asked_for_goes_before_that_of_the_name(web):
+def test_an_explicit_digest_overrides_that_of_the_name(web):
     (web.folder / "net-00000000.pth").write_bytes(CONTENT)
     assert fetch(f"{web.url}/net-00000000.pth#sha256={DIGEST}").read_bytes() == CONTENT
 
 
-def test_a_file_that_the_server_lacks_leaves_nothing(web, tmp_path):
+def test_a_missing_file_on_the_server_leaves_nothing(web, tmp_path):
     assert "cannot be downloaded: File not found" in refusal(f"{web.url}/gone.pth")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_sources_that_are_none_are_refused_before_anything_is_asked_for(web):
+def test_invalid_sources_are_refused_without_a_request(web):
     assert "use https://" in refusal("http://example.com/net.pth")
     assert "what follows # must be sha256=" in refusal(f"{web.url}/net.pth#md5=0")
     assert "is hub:OWNER/NAME" in refusal("hub:../secret/file/name")
     assert not web.asked
 
 
-def test_without_huggingface_hub_the_mend_is_one_line(monkeypatch):
+def test_a_missing_huggingface_hub_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'resjax[hub]'" in refusal("hub:owner/net")
 
@@ -135,7 +135,7 @@ COMMIT = "0123456789" * 4
 
 
 class Hub(Handler):
-    """What the hub's own client asks of it for one repository, owner/net."""
+    """Answers the requests of the hub's client for one repository, owner/net."""
 
     def do_HEAD(self):
         self.answer(False)
@@ -183,16 +183,16 @@ from resjax.errors import UserError
 from resjax.transfer.files import read_arrays
 from resjax.transfer import sources
 
-sources._PATIENCE = 2
+sources.HUB_TIMEOUT_SECONDS = 2
 try:
-    path = sources.local(sys.argv[1], print)
+    path = sources.fetch(sys.argv[1], print)
     print(path, *sorted(read_arrays(path).arrays))
 except UserError as error:
     print(error)
 """
 
 
-def test_a_repository_of_the_hub_is_there_without_it_after_the_first_time(tmp_path):
+def test_a_repository_of_the_hub_is_available_offline_after_the_first_time(tmp_path):
     def ask(source, url, **options):
         # The client reads its environment when it is imported.
         environment = os.environ | {
@@ -212,14 +212,14 @@ def test_a_repository_of_the_hub_is_there_without_it_after_the_first_time(tmp_pa
         first = ask("hub:owner/net", hub.url)
         assert first.endswith(f"{COMMIT} w")
         assert not any("pytorch_model.bin" in path for path in hub.asked)
-        assert "hub:owner/gone: cannot be had from the hub (RepositoryNotFound" in ask(
+        assert "hub:owner/gone: cannot be downloaded from the hub (RepositoryNotFound" in ask(
             "hub:owner/gone", hub.url
         )
         hub.shutdown()
     start = time.monotonic()
     assert ask("hub:owner/net", hub.url) == first
     assert ask("hub:owner/net", hub.url, HF_HUB_OFFLINE="1") == first
-    assert "cannot be had from the hub (ConnectError" in ask("hub:owner/other", hub.url)
+    assert "cannot be downloaded from the hub (ConnectError" in ask("hub:owner/other", hub.url)
     assert time.monotonic() - start < 60
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

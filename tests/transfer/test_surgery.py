@@ -1,4 +1,4 @@
-"""What is changed of weights, and that the rest stays."""
+"""Changes of weights, which leave the rest as it was."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.transfer import surgery
-from resjax.transfer.weights import flat
+from resjax.transfer.weights import flatten
 
 
 def logits(weights, images):
@@ -23,17 +23,17 @@ def grey():
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_a_new_head_is_for_its_classes_and_all_else_stays(weights, grey, zero):
+def test_a_new_head_leaves_the_backbone_unchanged(weights, grey, zero):
     made = surgery.new_head(weights, 7, jax.random.key(1), zero=zero)
     assert logits(made, np.repeat(grey, 3, -1) / 255.0).shape == (2, 7)
     assert made.class_names == ()
-    before, after = flat(weights.variables), flat(made.variables)
+    before, after = flatten(weights.variables), flatten(made.variables)
     assert after["params/head/kernel"].any() != zero
     for name in before.keys() - {"params/head/kernel", "params/head/bias"}:
         assert after[name] is before[name]
 
 
-def test_a_backbone_gives_what_the_head_was_given(weights, grey):
+def test_a_backbone_outputs_the_input_of_the_head(weights, grey):
     images = np.repeat(grey, 3, -1) / np.float32(255)
     head = weights.variables["params"]["head"]
     means = logits(surgery.backbone(weights), images)
@@ -44,8 +44,8 @@ def test_a_backbone_gives_what_the_head_was_given(weights, grey):
     assert again.variables["params"]["head"]["kernel"].shape == (means.shape[1], 4)
 
 
-def test_a_grey_image_gives_what_it_gave_as_rgb(weights, grey):
-    """Exactly so where all channels are normalised alike."""
+def test_a_grayscale_image_keeps_its_output_as_rgb(weights, grey):
+    """Exactly, if all channels are normalized alike."""
     alike = surgery.with_channels(weights, 1).statistics
     made = surgery.with_channels(weights, 1)
     as_rgb = logits(weights, np.repeat(normalize(grey, alike), 3, -1))
@@ -53,7 +53,7 @@ def test_a_grey_image_gives_what_it_gave_as_rgb(weights, grey):
 
 
 @given(channels=st.integers(1, 9), value=st.floats(-3, 3, width=32))
-def test_a_constant_image_gives_as_much_before_the_first_norm(weights, channels, value):
+def test_a_constant_image_keeps_its_output_of_the_first_convolution(weights, channels, value):
     kernel = weights.variables["params"]["stem"]["Conv_0"]["kernel"]
     made = surgery.with_channels(weights, channels)
     changed = made.variables["params"]["stem"]["Conv_0"]["kernel"]
@@ -65,19 +65,19 @@ def test_a_constant_image_gives_as_much_before_the_first_norm(weights, channels,
     assert made.preprocessing.channels == channels
 
 
-def test_what_fits_is_taken_and_the_rest_is_reported(make_weights, weights):
+def test_fitting_arrays_are_copied_and_the_others_reported(make_weights, weights):
     other = make_weights(depth=18, classes=9)
-    found = surgery.fitted(other.variables, weights)
+    found = surgery.merge(other.variables, weights)
     assert {path for path in found.new if "block2" not in path} == {
         "params/head/kernel",
         "params/head/bias",
     }
-    assert set(found.left) == {"params/head/kernel", "params/head/bias"}
-    taken = flat(found.variables)
-    for path in found.taken:
-        np.testing.assert_array_equal(taken[path], flat(weights.variables)[path])
+    assert set(found.unused) == {"params/head/kernel", "params/head/bias"}
+    merged = flatten(found.variables)
+    for path in found.copied:
+        np.testing.assert_array_equal(merged[path], flatten(weights.variables)[path])
     for path in found.new:
-        np.testing.assert_array_equal(taken[path], flat(other.variables)[path])
-    assert f"{len(found.taken)} arrays taken" in found.report()
-    with pytest.raises(UserError, match="not one array"):
-        surgery.fitted({"params": {"x": np.zeros(3)}}, weights)
+        np.testing.assert_array_equal(merged[path], flatten(other.variables)[path])
+    assert f"{len(found.copied)} arrays copied" in found.report()
+    with pytest.raises(UserError, match="no array of the weights"):
+        surgery.merge({"params": {"x": np.zeros(3)}}, weights)

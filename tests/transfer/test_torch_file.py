@@ -31,8 +31,8 @@ def test_tensors_of_every_type_and_stride_are_those_that_torch_saved(name, forei
     assert all(
         array.flags.writeable and array.flags.c_contiguous for array in found.arrays.values()
     )
-    assert "its weights are bfloat16; they are held as float32, exactly" in found.notes
-    assert "its weights are float64; they are held as float32, rounded" in found.notes
+    assert "bfloat16 weights were converted to float32, exactly" in found.notes
+    assert "float64 weights were converted to float32, with rounding" in found.notes
 
 
 def test_a_module_state_dict_holds_parameters_and_counters(foreign):
