@@ -1,4 +1,4 @@
-"""Embeddings of images: what a network makes of them before its head, as a file for other tools."""
+"""Embeds images with a network's stages, and stores the embeddings as files for other tools."""
 
 import io
 import zipfile
@@ -26,16 +26,16 @@ from resjax.transfer.weights import Weights
 
 
 class Features(NamedTuple):
-    """Embeddings of images, and what the images are."""
+    """Embeddings of images, with their origins and labels."""
 
     values: Float32[np.ndarray, "n d"]
     origins: tuple[str, ...]  # a file's path, or "cifar10 train[17]"
-    labels: Int32[np.ndarray, "n"] | None = None  # where the images are of a dataset
+    labels: Int32[np.ndarray, "n"] | None = None  # None unless the images come from a dataset
     class_names: tuple[str, ...] = ()
 
 
 class Images(NamedTuple):
-    """Images to be embedded; without class names their labels mean nothing."""
+    """Images to embed; without class names their labels have no meaning."""
 
     examples: Examples
     origins: Sequence[str]
@@ -43,17 +43,17 @@ class Images(NamedTuple):
 
 
 def of_files(paths: Iterable[Path]) -> Images:
-    """Image files, and those in folders; raises as `find_images`."""
+    """Returns image files, and those in folders; raises like `find_images`."""
     found = find_images(paths)
     return Images(found, found.files)
 
 
 def of_dataset(name: str, split: str) -> Images:
-    """A dataset's part.
+    """Returns the images of one split of a dataset.
 
     Args:
-      name: of a dataset, as `data.name` has it.
-      split: "train" or "test", whatever these are called there; or TFDS's expression, such as
+      name: a value of `data.name`.
+      split: "train" or "test", whatever the dataset calls them; or a TFDS expression, such as
         "train[:20%]".
 
     Raises:
@@ -77,15 +77,15 @@ def features(
     on_bad_image: OnBadImage = "error",
     workers: int = 0,
 ) -> Features:
-    """The mean over each image of what a stage puts out.
+    """Returns the output of a stage for each image, averaged over height and width.
 
     Args:
       weights: with or without a head.
       images: of any size.
-      stage: such as "stage3", or "stem"; the last stage if not given.
-      batch_size: images that go through the network together, at most.
-      on_bad_image: whether an image that cannot be decoded is an error, or left out.
-      workers: processes that decode; 0 is a thread.
+      stage: for example "stage3" or "stem"; None for the last stage.
+      batch_size: maximum number of images per batch.
+      on_bad_image: whether an image that cannot be decoded is an error, or is skipped.
+      workers: decoding processes; 0 decodes in a thread.
 
     Raises:
       UserError: there is no such stage, or an image cannot be read.
@@ -98,58 +98,58 @@ def features(
         on_bad_image=on_bad_image,
         workers=workers,
     )
-    origins = tuple(compress(images.origins, outputs.good))
+    origins = tuple(compress(images.origins, outputs.decoded))
     labels = outputs.labels if images.class_names else None
     return Features(outputs.values, origins, labels, images.class_names)
 
 
 def embedding(weights: Weights, stage: str | None = None) -> Function:
-    """A compiled function from images as bytes, prepared, to embeddings (n, d) in float32.
+    """Returns a compiled function from preprocessed uint8 images to float32 embeddings (n, d).
 
     Raises:
       UserError: there is no such stage.
     """
     model, variables = on_device(weights)
-    stages = ["stem", *(f"stage{index + 1}" for index in range(len(model.stages)))]
-    chosen = stages[-1] if stage is None else stage
-    if chosen not in stages:
-        known = ", ".join(stages)
-        raise UserError(f"no stage {chosen!r}{nearest(chosen, stages)}; the network has {known}")
+    names = ["stem", *(f"stage{index + 1}" for index in range(len(model.stages)))]
+    chosen = names[-1] if stage is None else stage
+    if chosen not in names:
+        known = ", ".join(names)
+        raise UserError(f"no stage {chosen!r}{nearest(chosen, names)}; the network has {known}")
 
     @jax.jit
     def means(variables: Variables, images: UInt8[Array, "n h w c"]) -> Float[Array, "n d"]:
         normalized = normalize(images, weights.statistics)
-        every = model.apply(variables, normalized, method="features")
-        return every[chosen].astype(jnp.float32).mean((1, 2))
+        stages = model.apply(variables, normalized, method="features")
+        return stages[chosen].astype(jnp.float32).mean((1, 2))
 
     return partial(means, variables)
 
 
 def save_features(found: Features, path: Path) -> None:
-    """Writes a file as its suffix says: NumPy's .npz, or .parquet with an embedding a row.
+    """Writes features as NumPy's .npz, or as .parquet with one embedding per row.
 
     Raises:
-      UserError: it has another suffix.
-      OSError: it cannot be written.
+      UserError: the path has another suffix.
+      OSError: the file cannot be written.
     """
     write_atomically(path, _format(path).write(found))
 
 
 def load_features(path: Path) -> Features:
-    """Reads what `save_features` wrote.
+    """Reads a file of `save_features`.
 
     Raises:
-      UserError: there is no such file, or it is another.
+      UserError: the file does not exist, is damaged, or has other content.
     """
     read = _format(path).read
     try:
         return read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
-    # What NumPy and Arrow raise for files that are damaged or of another kind.
+    # What NumPy and Arrow raise for files that are damaged or have other content.
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        why = one_line(error)
-        raise UserError(f"{path}: is no file that `resjax features` wrote ({why})") from error
+        reason = one_line(error)
+        raise UserError(f"{path}: is not a file of `resjax features` ({reason})") from error
 
 
 def _write_npz(found: Features) -> bytes:
@@ -182,7 +182,7 @@ def _write_parquet(found: Features) -> bytes:
     if found.labels is not None:
         names = pa.array(found.class_names)
         columns["label"] = pa.array(found.labels)
-        # A dictionary, so that a class without an image keeps its name.
+        # A dictionary keeps the names of classes without images.
         columns["class"] = pa.DictionaryArray.from_arrays(columns["label"], names)
     file = io.BytesIO()
     parquet.write_table(pa.table(columns), file)
@@ -192,7 +192,7 @@ def _write_parquet(found: Features) -> bytes:
 def _read_parquet(path: Path) -> Features:
     from pyarrow import parquet
 
-    with path.open("rb") as file:  # Arrow's own errors have no number
+    with path.open("rb") as file:  # because Arrow's own errors have no errno
         table = parquet.read_table(file).combine_chunks()
     flat = table["features"].combine_chunks().flatten().to_numpy()
     values = flat.reshape(len(table), -1)

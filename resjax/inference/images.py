@@ -1,4 +1,4 @@
-"""Images through a network: files found, prepared as the weights want them, in equal batches."""
+"""Applies a network to images: finds the files, preprocesses them and batches them."""
 
 import errno
 import os
@@ -22,27 +22,27 @@ Function = Callable[[UInt8[np.ndarray, "b h w c"]], Float[Array, "b d"]]
 
 
 class Outputs(NamedTuple):
-    """What a function of images gives, in the order of the images."""
+    """The outputs of a function of images, in the order of the images."""
 
-    values: Float[np.ndarray, "n d"]  # of the good ones, like their labels
+    values: Float[np.ndarray, "n d"]  # of the images that could be decoded, like their labels
     labels: Int32[np.ndarray, "n"]
-    good: Bool[np.ndarray, "examples"]  # False: cannot be decoded, and was left out
+    decoded: Bool[np.ndarray, "examples"]  # False for those that were skipped
 
 
 def find_images(paths: Iterable[Path]) -> FileExamples:
-    """The images at `paths`: files as they come, and those below folders, sorted.
+    """Returns the image files at `paths`, and those below folders in sorted order.
 
     Raises:
-      UserError: a path is not there, or a folder holds no image.
+      UserError: a path does not exist, or a folder contains no images.
     """
     found: list[str] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: cannot be read: {os.strerror(errno.ENOENT)}")
-        inside = [str(file) for file in image_files(path)] if path.is_dir() else [str(path)]
-        if not inside:
-            raise UserError(f"{path}: holds no image (.jpg, .png, ...)")
-        found += inside
+        files = [str(file) for file in image_files(path)] if path.is_dir() else [str(path)]
+        if not files:
+            raise UserError(f"{path}: contains no images (.jpg, .png, ...)")
+        found += files
     return FileExamples(Path(), found, [0] * len(found))
 
 
@@ -55,15 +55,15 @@ def each_image(
     on_bad_image: OnBadImage = "error",
     workers: int = 0,
 ) -> Outputs:
-    """What a compiled function of batches gives for every image, each prepared for the weights.
+    """Applies a compiled function to preprocessed images.
 
     Args:
-      function: called with batches of one size, so that it compiles once: the last is filled up.
+      function: takes batches of one size; the last batch is padded, so that it compiles once.
       examples: the images.
       preprocessing: of the weights.
-      batch_size: images a batch, at most.
-      on_bad_image: whether an image that cannot be decoded is an error, or left out.
-      workers: processes that decode; 0 is a thread.
+      batch_size: maximum number of images per batch.
+      on_bad_image: whether an image that cannot be decoded is an error, or is skipped.
+      workers: decoding processes; 0 decodes in a thread.
 
     Raises:
       UserError: an image cannot be read or decoded, or none can.
@@ -86,7 +86,7 @@ def each_image(
             values.append(function(batch.images))
             labels.append(batch.labels)
             weights.append(batch.weights)
-            if len(values) > 1:  # the device works while the next is decoded, and no further
+            if len(values) > 1:  # compute while the next batch is decoded
                 values[-2] = np.asarray(values[-2])
     counted = np.concatenate(weights) > 0
     return Outputs(

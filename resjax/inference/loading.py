@@ -1,4 +1,4 @@
-"""Pretrained networks, ready to use: from a weights folder, a run, or a file of foreign weights."""
+"""Loads pretrained networks, from a weights folder, a run, or a file of foreign weights."""
 
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,30 @@ def load_pretrained(
     warn: Warn = print_warning,
     **overrides: Any,
 ) -> tuple[ResNet, Variables]:
-    """A pretrained network and its variables.
+    """Loads a pretrained network.
 
     Args:
       path: a weights folder, a run folder, or what `resjax import` takes.
-      which: of a run's checkpoints: `last`, `best`, or a step's number.
-      classes: if it is not the number that the weights have, the head is a new, random one.
-      channels: of the images, if not those of the weights: the first convolution is adapted.
-      backbone: leave the head out; `method="features"` needs none.
-      warn: is told what of a network that `overrides` makes another one was not in the weights.
-      **overrides: of `resjax.build`, such as `loop="scan"` or `dtype="bfloat16"`. A network of
-        another depth or other blocks takes what fits by path and shape, and the rest is drawn.
+      which: checkpoint of a run: `last`, `best`, or the number of a step.
+      classes: number of classes; if it differs from that of the weights, the head is random.
+      channels: of the images; if it differs, the first convolution is adapted.
+      backbone: whether to leave out the head, which `method="features"` does not need.
+      warn: called with a report of which arrays were copied, if `overrides` change the network.
+      **overrides: fields of `resjax.build`, such as `loop="scan"` or `dtype="bfloat16"`. If they
+        change depth or blocks, arrays with the same path and shape are copied, the others random.
 
     Returns:
-      The module, and its variables on the device, in the layout that the module's loop needs.
+      The module, and its variables on the device, in the layout of the module's loop.
 
     Raises:
-      UserError: there are no such weights, they are damaged, or `classes` is asked of a backbone.
-      ValueError: an override that `resjax.build` does not take.
+      UserError: there are no such weights, they are damaged, or `classes` is set for a backbone.
+      ValueError: `resjax.build` does not accept an override.
     """
     if backbone and classes is not None:
         raise UserError(f"classes={classes} and backbone=True: a backbone has no classes")
     weights = load_weights(path, which, warn)
-    if differing := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
-        weights, merged = surgery.for_network(weights, **differing)
+    if architecture := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
+        weights, merged = surgery.for_network(weights, **architecture)
         warn(f"{path}: {merged.report()}")
     if backbone:
         weights = surgery.backbone(weights)
@@ -62,7 +62,7 @@ def load_pretrained(
 
 
 def on_device(weights: Weights, **overrides: Any) -> tuple[ResNet, Variables]:
-    """The network of weights, and its variables on the device in the layout of its loop."""
+    """Returns a network and its variables on the device, in the layout of its loop."""
     model = weights.network(**overrides)
     stacked = uses_scan(model.loop, model.stages)
     arrays = jax.tree.map(jnp.asarray, weights.variables)
@@ -70,6 +70,6 @@ def on_device(weights: Weights, **overrides: Any) -> tuple[ResNet, Variables]:
 
 
 def require_head(weights: Weights) -> None:
-    """Refuses a backbone where classes are asked for."""
+    """Raises UserError if the weights are a backbone."""
     if "head" not in weights.variables["params"]:
-        raise UserError("these weights are a backbone: they have no head that would tell classes")
+        raise UserError("these weights are a backbone: they have no head and predict no classes")

@@ -1,4 +1,4 @@
-"""What a network says of images: the likeliest classes and their probabilities."""
+"""Classifies images: the most probable classes and their probabilities."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ from resjax.transfer.weights import Weights
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of an image, the likeliest first, and their probabilities."""
+    """The most probable classes of an image in descending order, and their probabilities."""
 
     path: Path
     classes: tuple[str, ...]
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
 class Predictions(NamedTuple):
     found: list[Prediction]
-    left_out: list[Path]  # what cannot be decoded
+    skipped: list[Path]  # images that cannot be decoded
 
 
 def predict(
@@ -44,18 +44,18 @@ def predict(
     on_bad_image: OnBadImage = "error",
     workers: int = 0,
 ) -> Predictions:
-    """Classifies images, prepared as the weights' evaluation prepares them.
+    """Classifies images, preprocessed as in the evaluation of the weights.
 
     Args:
       weights: with a head.
-      images: files that Pillow reads, and folders of such, in which they are sorted.
-      top: classes an image.
-      batch_size: images that go through the network together, at most.
-      on_bad_image: whether an image that cannot be decoded is an error, or left out.
-      workers: processes that decode; 0 is a thread.
+      images: files that Pillow reads, and folders of them.
+      top: number of classes per image.
+      batch_size: maximum number of images per batch.
+      on_bad_image: whether an image that cannot be decoded is an error, or is skipped.
+      workers: decoding processes; 0 decodes in a thread.
 
     Raises:
-      UserError: a file is not there or is no image; the weights have no head; what they put out is
+      UserError: a file does not exist or is not an image; the weights have no head; an output is
         not finite.
     """
     files = find_images(images)
@@ -68,22 +68,22 @@ def predict(
         workers=workers,
     )
     if not np.isfinite(outputs.values).all():
-        raise UserError("the network puts out what is no number; its weights are of no use")
+        raise UserError("the outputs of the network are not finite; its weights are unusable")
     paths = list(map(Path, files.files))
-    names = names_of_classes(weights)
+    names = class_names(weights)
     found = []
-    for path, row in zip(compress(paths, outputs.good), outputs.values, strict=True):
+    for path, row in zip(compress(paths, outputs.decoded), outputs.values, strict=True):
         best = np.argsort(-row, kind="stable")[:top]
         found.append(Prediction(path, tuple(names[i] for i in best), tuple(map(float, row[best]))))
-    return Predictions(found, list(compress(paths, ~outputs.good)))
+    return Predictions(found, list(compress(paths, ~outputs.decoded)))
 
 
 def classifier(weights: Weights, **overrides: Any) -> Function:
-    """A compiled function from images as bytes, prepared, to the probabilities of the classes.
+    """Returns a compiled function from preprocessed uint8 images to the probabilities of classes.
 
     Args:
       weights: with a head.
-      **overrides: of `resjax.build`.
+      **overrides: fields of `resjax.build`.
 
     Raises:
       UserError: the weights have no head.
@@ -100,13 +100,13 @@ def classifier(weights: Weights, **overrides: Any) -> Function:
     return partial(probabilities, variables)
 
 
-def names_of_classes(weights: Weights) -> tuple[str, ...]:
-    """Their names; their numbers, where nobody knows these."""
+def class_names(weights: Weights) -> tuple[str, ...]:
+    """Returns the names of the classes, or their numbers if the names are unknown."""
     return weights.class_names or tuple(map(str, range(weights.model["classes"])))
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    """A row for every image and class: image, rank from 1 up, class, probability."""
+    """Returns one row per image and class: image, rank from 1, class, probability."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("image", "rank", "class", "probability"))
@@ -117,7 +117,7 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
-    """A list with an object for every image: `image` and its `classes`, the likeliest first."""
+    """Returns a list with one object per image: `image` and its `classes` in descending order."""
     content = [
         {
             "image": str(path),

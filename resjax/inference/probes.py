@@ -1,8 +1,9 @@
-"""How much features tell of the classes: a linear probe, and the nearest neighbours.
+"""Measures how well features separate the classes: linear probes and nearest neighbors.
 
-The probe is logistic regression on standardised features, its L2 penalty chosen on a validation
-part, as Kornblith et al. 2019 (arXiv 1805.08974) do. Neighbours vote by their cosine similarity, as
-in Wu et al. 2018 (arXiv 1805.01978), whose 200 neighbours and temperature are the defaults.
+The linear probe is a logistic regression on standardized features with an L2 penalty chosen on a
+validation split, as in Kornblith et al. 2019 (arXiv 1805.08974). Neighbors vote by their cosine
+similarity, as in Wu et al. 2018 (arXiv 1805.01978), whose number of neighbors and temperature are
+the defaults.
 """
 
 import warnings
@@ -16,28 +17,28 @@ from resjax.data.user_data import hold_out_fifth
 from resjax.errors import UserError
 from resjax.inference.features import Features
 
-PENALTIES = np.logspace(1, -6, 8)  # on half the squared norm, beside the mean loss
-NEIGHBOURS, TEMPERATURE = 200, 0.07
-CHUNK = 1024  # test images whose similarities to all training images are held at once
+PENALTIES = np.logspace(1, -6, 8)  # factors of half the squared norm, added to the mean loss
+NEIGHBORS, TEMPERATURE = 200, 0.07
+CHUNK = 1024  # test images whose similarities to all training images are computed at once
 
 Values = Float[np.ndarray, "n d"]
 Labels = Int[np.ndarray, "n"]
 
 
 def linear_probe(train: Values, labels: Labels, test: Values) -> Labels:
-    """Classes of `test` by logistic regression.
+    """Predicts the classes of `test` by logistic regression.
 
-    The last fifth of every class of `train` chooses the penalty, the largest of equally good ones;
-    then all of `train` counts.
+    The last fifth of each class of `train` selects the penalty, the largest of equally good ones;
+    the regression is then fitted to all of `train`.
 
     Raises:
-      UserError: there is one class only, or none has two examples.
+      UserError: there is only one class, or none has two examples.
     """
     if len(np.unique(labels)) < 2:
         raise UserError("a linear probe needs features of two classes or more")
     first, validation = hold_out_fifth(labels)
     if not len(validation):
-        raise UserError("a linear probe needs two examples of a class, to choose its penalty")
+        raise UserError("a linear probe needs a class with two examples, to select its penalty")
     errors = [
         np.mean(fitted(train[first], labels[first], each)(train[validation]) != labels[validation])
         for each in PENALTIES
@@ -46,39 +47,39 @@ def linear_probe(train: Values, labels: Labels, test: Values) -> Labels:
 
 
 def fitted(values: Values, labels: Labels, penalty: float) -> Callable[[Values], Labels]:
-    """What tells classes by logistic regression, learned under a penalty (of `PENALTIES`)."""
+    """Returns the `predict` of a logistic regression that is fitted with one of `PENALTIES`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # scikit-learn weighs the sum of the losses, not the penalty on the mean.
+    # scikit-learn scales the sum of the losses instead of the penalty.
     regression = LogisticRegression(C=1 / (penalty * len(values)), max_iter=1000)
     with warnings.catch_warnings():
-        # Of separable classes the weights grow for ever under the least penalties.
+        # The weights of separable classes grow without bound under the smallest penalties.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return make_pipeline(StandardScaler(), regression).fit(values, labels).predict
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     train: Values,
     labels: Labels,
     test: Values,
-    neighbours: int = NEIGHBOURS,
+    neighbors: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
 ) -> Labels:
-    """Classes of `test` by the votes of the most similar features of `train`.
+    """Predicts the classes of `test` by votes of the most similar features of `train`.
 
-    A neighbour's vote weighs exp(cosine / temperature).
+    A vote has the weight exp(cosine / temperature).
 
     Args:
       train: features.
-      labels: of them.
+      labels: classes of `train`.
       test: features.
-      neighbours: that vote; all, where there are fewer.
-      temperature: the lower, the more the nearest count.
+      neighbors: maximum number of votes.
+      temperature: lower values favor the nearest neighbors.
     """
-    among, count = _unit(train), min(neighbours, len(train))
+    among, count = _unit(train), min(neighbors, len(train))
     voters = np.eye(labels.max() + 1)[labels]
 
     def chosen(rows: Values) -> Labels:
@@ -99,35 +100,35 @@ def _unit(values: Values) -> Values:
 
 KINDS: dict[str, Callable[[Values, Labels, Values], Labels]] = {
     "linear": linear_probe,
-    "knn": nearest_neighbours,
+    "knn": nearest_neighbors,
 }
 
 
 def probe(train: Features, test: Features, kind: str = "linear") -> dict[str, Any]:
-    """The error on `test` of classes that are learned from the features of `train`.
+    """Returns the test error of classes learned from the features of `train`.
 
     Args:
       train: with labels.
-      test: with labels, of the same network and classes.
+      test: with labels, from the same network and classes.
       kind: a key of `KINDS`.
 
     Returns:
       `train_images`, `test_images`, and `test_error`, a fraction.
 
     Raises:
-      UserError: they do not go together, have no labels, or are too few.
+      UserError: their networks or classes differ, they have no labels, or there are too few.
     """
     if train.labels is None or test.labels is None:
         which = "training" if train.labels is None else "test"
         raise UserError(f"the {which} features have no labels; make them with --data=NAME")
     if not (np.isfinite(train.values).all() and np.isfinite(test.values).all()):
-        raise UserError("the features hold what is no finite number")
+        raise UserError("the features are not finite")
     if train.class_names != test.class_names:
         raise UserError("the two files' features are of different classes")
     widths = train.values.shape[1], test.values.shape[1]
     if len(set(widths)) > 1:
         raise UserError(
-            f"the training features have {widths[0]} numbers an image, the test features "
+            f"the training features have {widths[0]} numbers per image, the test features "
             f"{widths[1]}; make both with one network and stage"
         )
     found = KINDS[kind](train.values, train.labels, test.values)

@@ -1,7 +1,7 @@
-"""A network as a program for elsewhere: StableHLO with its weights inside, which needs no resjax.
+"""Exports a network with its weights as a StableHLO program, which runs without resjax.
 
-`jax.export.deserialize(bytearray(file.read()))` gives it back; a description beside it says what it
-takes and what its outputs mean. Images are decoded and brought to their size by who calls it.
+`jax.export.deserialize(bytearray(file.read()))` loads it. A description beside it documents inputs
+and outputs. The caller decodes and resizes the images.
 """
 
 import json
@@ -13,20 +13,20 @@ import numpy as np
 from jax import export
 
 from resjax.disk import write_atomically
-from resjax.inference.predict import classifier, names_of_classes
+from resjax.inference.predict import class_names, classifier
 from resjax.transfer.weights import Weights
 from resjax.xla.convolution import as_written
 
-PLATFORMS = ("cpu", "cuda", "tpu")  # all are in the one file
+PLATFORMS = ("cpu", "cuda", "tpu")  # one file contains the program for all of them
 
 
 def export_program(weights: Weights, path: Path, batch: int | None = None) -> Path:
-    """Writes the inference function: images as bytes in, probabilities of the classes out.
+    """Writes the inference function: from uint8 images to the probabilities of the classes.
 
     Args:
       weights: with a head.
-      path: of the file; `<path>.json` is written beside it, with class names and preprocessing.
-      batch: images a call; None takes any number, 1 or more.
+      path: of the program; `<path>.json` gets its description, class names and preprocessing.
+      batch: number of images per call; None accepts any number.
 
     Returns:
       The path of the description.
@@ -35,21 +35,21 @@ def export_program(weights: Weights, path: Path, batch: int | None = None) -> Pa
       UserError: the weights have no head.
       OSError: the files cannot be written.
     """
-    shown = weights.preprocessing
+    preprocessing = weights.preprocessing
     (images,) = (batch,) if batch else export.symbolic_shape("batch")
-    shape = (images, shown.size, shown.size, shown.channels)
-    # Unrolled: on no platform does a scan run faster, and nobody waits for the compiler here.
+    shape = (images, preprocessing.size, preprocessing.size, preprocessing.channels)
+    # Unrolled, because a scan runs faster on no platform, and compile time does not matter here.
     function = jax.jit(classifier(weights, loop="unroll"))
     given = jax.ShapeDtypeStruct(shape, np.uint8)
-    with as_written():  # and not as this machine runs it fastest
+    with as_written():  # instead of what is fastest on this machine
         exported = export.export(function, platforms=PLATFORMS)(given)
     write_atomically(path, bytes(exported.serialize()))
     description = {
         "input": {"dtype": "uint8", "shape": [batch or "batch", *shape[1:]]},
-        "output": "probabilities, one a class",
+        "output": "probabilities, one per class",
         "platforms": PLATFORMS,
-        "preprocessing": asdict(shown),
-        "class_names": names_of_classes(weights),
+        "preprocessing": asdict(preprocessing),
+        "class_names": class_names(weights),
         "source": dict(weights.source),
     }
     return write_atomically(

@@ -1,6 +1,6 @@
-"""How images come to foreign weights: as their files say, or as is known of their library.
+"""The preprocessing of foreign weights, from their files or by the conventions of their library.
 
-Values are of the images in [0, 1], channels in the order RGB.
+Statistics are those of RGB images in [0, 1].
 """
 
 import math
@@ -22,10 +22,10 @@ CAFFE = (tuple(mean / 255 for mean in (123.68, 116.779, 103.939)), (1 / 255,) * 
 # google-research/big_transfer, input_pipeline_tf2_or_jax.py: [-1, 1].
 SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-# Of PIL, as Hugging Face's `resample` numbers them; others are told as the nearest of ours.
+# Pillow's filters by the number in Hugging Face's `resample`; others become bicubic.
 RESAMPLE: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
-# torchvision's V2 weights are evaluated on 232 pixels and not 256; only the name of the file tells.
+# torchvision evaluates its V2 weights at 232 pixels, not 256; the file's name identifies them.
 V2_FILES = re.compile(
     r"resnet50-11ad3fa6|resnet101-cd907fc2|resnet152-f82ba261|resnext50_32x4d-1a0047aa"
     r"|resnext101_32x8d-110c445d|resnext101_64x4d-173b62eb|wide_resnet50_2-9ba9bcbe"
@@ -34,10 +34,10 @@ V2_FILES = re.compile(
 
 
 def of_library(library: str, file: str, channels: int) -> tuple[Statistics, Preprocessing]:
-    """What a library's weights take where nothing is written beside them."""
+    """Returns the convention of a library for weights without a config."""
     if library == "Keras":
-        made = Preprocessing(224, 224, channels, "nearest", squash=True)
-        return _statistics(CAFFE, channels), made
+        keras = Preprocessing(224, 224, channels, "nearest", squash=True)
+        return _statistics(CAFFE, channels), keras
     if library == "BiT":
         side = 480 if "ILSVRC2012" in file else 224  # fine-tuned, or as it was pretrained
         return _statistics(SYMMETRIC, channels), Preprocessing(side, side, channels, squash=True)
@@ -46,7 +46,7 @@ def of_library(library: str, file: str, channels: int) -> tuple[Statistics, Prep
 
 
 def of_timm(config: Mapping[str, Any], channels: int) -> tuple[Statistics, Preprocessing]:
-    """From the `pretrained_cfg` of a config.json."""
+    """Reads the `pretrained_cfg` of timm's config.json."""
     size = config["input_size"][-1]
     interpolation = config.get("interpolation", "bicubic")
     preprocessing = Preprocessing(
@@ -60,7 +60,7 @@ def of_timm(config: Mapping[str, Any], channels: int) -> tuple[Statistics, Prepr
 
 
 def of_hugging_face(config: Mapping[str, Any], channels: int) -> tuple[Statistics, Preprocessing]:
-    """From a preprocessor_config.json, of the image processors that their ResNets come with."""
+    """Reads the preprocessor_config.json of the image processors that their ResNets use."""
     size = config.get("size", {})
     side = size if isinstance(size, int) else size.get("shortest_edge", size.get("height", 224))
     crop = config.get("crop_size", side)
@@ -79,7 +79,7 @@ def of_hugging_face(config: Mapping[str, Any], channels: int) -> tuple[Statistic
 
 
 def _statistics(given: tuple[Any, Any], channels: int) -> Statistics:
-    """Of as many channels as there are; those of three do for others, on average."""
+    """Returns statistics for a number of channels: the mean of RGB's for any other than three."""
     mean, std = (np.asarray(values, np.float32) for values in given)
     if len(mean) != channels:
         mean, std = np.full(channels, mean.mean()), np.full(channels, std.mean())

@@ -1,14 +1,14 @@
-"""Weights that Keras wrote: arrays named `LAYER/kernel`, `LAYER/gamma`, ... whatever the layout.
+"""Reads Keras's weights as arrays named `LAYER/kernel`, `LAYER/gamma`, ... from any of its layouts.
 
-Three layouts are in use. Keras 1 and 2, and the files of `keras.applications`, keep a group a layer
-with the names of its weights as attributes. `.weights.h5` of Keras 3 keeps groups named by class
-and counter and numbers their variables; the layer's name is an attribute. A `.keras` file is a zip
-of such weights and the model's config.json (keras-team/keras `saving/saving_lib.py` and
+Keras 1 and 2, and the files of `keras.applications`, have one group per layer, whose attributes are
+the names of its weights. `.weights.h5` of Keras 3 has groups named by class and counter, whose
+variables are numbered, and holds the layer's name as an attribute. A `.keras` file is a zip of
+these weights and the model's config.json (keras-team/keras `saving/saving_lib.py` and
 `legacy/saving/legacy_h5_format.py`).
 
-Another process reads a file first, because no bound of ours ends what the HDF5 library does with a
-damaged one: of 1,420 copies of two small files, each with 1 to 16 bytes changed, it crashed on one
-and was busy for more than 5 s with two (h5py 3.16.0, Linux).
+A separate process reads each file first, because the HDF5 library may crash or loop on a damaged
+one: of 1,420 copies of two small files, each with 1 to 16 bytes changed, it crashed on one and took
+more than 5 s for two (h5py 3.16.0, Linux).
 """
 
 import io
@@ -29,7 +29,7 @@ from resjax.transfer.zipped import Archive
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # within a .keras file
 
-# What the numbered variables of a layer are, by its class as the groups write it.
+# The variables of a layer in the order of their numbers, by its class as in the name of its group.
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
@@ -42,52 +42,54 @@ _OLD_NAMES = {
     "running_mean": "moving_mean",
     "running_std": "moving_variance",
 }
-_MAX_DEPTH = 32  # of groups in groups; a hard link may lead back to where it is
+_MAX_DEPTH = 32  # of nested groups; a hard link may lead back to its own group
 
 _TRIAL = """
 import sys, pathlib
 from resjax.transfer import keras_file
 sys.exit(keras_file.try_out(pathlib.Path(sys.argv[1])))
 """
-_REFUSED = 2  # the exit code of a trial
-_SECONDS, _SECONDS_PER_BYTE = 20, 1 / 10e6  # that the trial may take; it reads 300 MB a second
+_REFUSED = 2  # exit code of a trial
+_SECONDS, _SECONDS_PER_BYTE = 20, 1 / 10e6  # limits of a trial, which reads 300 MB per second
 
 _Json = Mapping[str, Any]
 
 
 class KerasFile(NamedTuple):
     arrays: dict[str, np.ndarray]  # of the file's types
-    config: _Json  # the model's, empty where the file has none
+    config: _Json  # the model's; empty if the file has none
 
 
 def read(path: Path) -> KerasFile:
-    """Reads a `.keras` file, or a `.h5` file of weights alone or of a whole model.
+    """Reads a `.keras` file, or a `.h5` file of weights or of a whole model.
 
     Raises:
-      UserError: h5py is not installed, or the file is damaged, holds no weights, or holds numbered
-        ones without the names of layers.
+      UserError: h5py is not installed; the file is damaged, holds no weights, or does not name
+        their layers.
     """
     try:
         import h5py  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{path}: Keras's files need h5py; install it with pip install 'resjax[keras]'"
+            f"{path}: Keras files need h5py; install it with pip install 'resjax[keras]'"
         ) from error
     command = [sys.executable, "-c", _TRIAL, str(path)]
     limit = _SECONDS + _SECONDS_PER_BYTE * path.stat().st_size
     try:
         trial = subprocess.run(command, capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path}: damaged, the HDF5 library does not come to its end") from None
+        raise UserError(
+            f"{path}: is damaged: the HDF5 library does not finish reading it"
+        ) from None
     if trial.returncode < 0:  # a signal
-        raise UserError(f"{path}: damaged, the HDF5 library does not survive it")
+        raise UserError(f"{path}: is damaged: the HDF5 library crashes on it")
     if trial.returncode == _REFUSED:
         raise UserError(trial.stdout.decode())
     return _read(path)
 
 
 def try_out(path: Path) -> int:
-    """Reads a file, or prints why not; in a process of its own, whose exit code this returns."""
+    """Reads a file, or prints why it is refused; returns the exit code of its own process."""
     try:
         _read(path)
     except UserError as error:
@@ -120,7 +122,7 @@ def _config(content: Any, path: Path) -> _Json:
     try:
         config = json.loads(content)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, the model's config is no JSON") from error
+        raise UserError(f"{path}: is damaged: the model's config is not JSON") from error
     return config if isinstance(config, dict) else {}
 
 
@@ -144,40 +146,40 @@ def _arrays(root: Any, path: Path, size: int, config: _Json) -> dict[str, np.nda
     else:
         found = dict(_by_number(group, _layer_names(config)))
     if not found:
-        raise UserError(f"{path}: is no file of Keras's weights: it names no layers")
+        raise UserError(f"{path}: holds no Keras weights: it names no layers")
     if sum(dataset.nbytes for dataset in found.values()) > size:
-        raise UserError(f"{path}: its arrays would fill more than the file; refused")
+        raise UserError(f"{path}: its arrays would fill more memory than the file; refused")
     return {name: dataset[()] for name, dataset in found.items()}
 
 
 class _Group:
-    """A group of an HDF5 file whose links all stay in the file.
+    """A group of an HDF5 file that follows no link out of the file.
 
-    External and soft links, external storage and virtual datasets would read whatever file the
-    author names; compressed ones may grow without bound. Keras writes none of them.
+    External and soft links, external storage and virtual datasets could read any file that the
+    author names; compressed datasets may grow without bound. Keras writes none of these.
     """
 
     def __init__(self, group: Any, path: Path, depth: int = 0):
         self.group, self.path, self.depth = group, path, depth
         if depth > _MAX_DEPTH:
-            raise UserError(f"{path}: damaged, its groups are nested without end")
+            raise UserError(f"{path}: is damaged: its groups are nested endlessly")
 
     def open(self, name: str) -> Any:
-        """What lies under a name, which may have slashes: a group or a dataset of h5py."""
+        """Returns the h5py group or dataset of a name, which may contain slashes."""
         import h5py
 
         item = self.group
         for part in name.split("/"):
             if not isinstance(item, h5py.Group) or part not in item:
-                raise UserError(f"{self.path}: damaged, it lacks {name[:80]!r}")
+                raise UserError(f"{self.path}: is damaged: it lacks {name[:80]!r}")
             if not isinstance(item.get(part, getlink=True), h5py.HardLink):
                 raise UserError(f"{self.path}: {name[:80]!r} is a link; refused")
             item = item[part]
         if not isinstance(item, h5py.Group):
-            plain = isinstance(item, h5py.Dataset)  # else a named type
+            plain = isinstance(item, h5py.Dataset)  # and not a named type
             plain = plain and item.chunks is None and not item.external and not item.is_virtual
             if not plain or item.dtype.kind not in "biufc":
-                raise UserError(f"{self.path}: {name[:80]!r} is no plain array; refused")
+                raise UserError(f"{self.path}: {name[:80]!r} is not a plain array; refused")
         return item
 
     def groups(self) -> Iterator[tuple[str, "_Group"]]:
@@ -189,17 +191,17 @@ class _Group:
 
 
 def _by_name(root: _Group) -> Iterator[tuple[str, Any]]:
-    """The layout of Keras 1 and 2: a group a layer, which lists its weights."""
+    """Yields the weights of Keras 1 and 2: one group per layer, which lists them."""
     for layer in map(_text, root.group.attrs["layer_names"]):
         group = _Group(root.open(layer), root.path)
         weights = [_text(name) for name in group.group.attrs["weight_names"]]
         modules = {name.rpartition("/")[0] for name in weights}
-        # A model within the model has several layers. A layer that was made twice in a session has
+        # A nested model has several layers. A layer that was created twice in a session has
         # `conv1_1/kernel:0` in the group `conv1`.
-        alone = len(modules) == 1 and "/" not in modules.copy().pop()
+        single = len(modules) == 1 and "/" not in modules.copy().pop()
         for name in weights:
             module, _, variable = name.rpartition("/")
-            owner = layer if alone else module.rpartition("/")[2]
+            owner = layer if single else module.rpartition("/")[2]
             variable = variable.partition(":")[0].removeprefix(f"{layer}_")
             yield f"{owner}/{_OLD_NAMES.get(variable, variable)}", group.open(name)
 
@@ -207,7 +209,7 @@ def _by_name(root: _Group) -> Iterator[tuple[str, Any]]:
 def _by_number(
     group: _Group, names: Mapping[str, str], path: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """The layout of Keras 3: groups by class and counter, each with its variables under `vars`."""
+    """Yields the weights of Keras 3: groups by class and counter, with variables in `vars`."""
     for part, inner in group.groups():
         here = f"{path}{part}"
         if here == "optimizer":
@@ -225,7 +227,7 @@ def _by_number(
             )
         kind = re.sub(r"_\d+$", "", owner.rpartition("/")[2])
         variables = _VARIABLES.get(kind, ())
-        # A normalisation without scale or centre has fewer, and no telling which.
+        # A norm without scale or center has fewer, which cannot be told apart.
         if kind == "batch_normalization" and len(numbers) != len(variables):
             variables = ()
         for number in numbers:
@@ -234,7 +236,7 @@ def _by_number(
 
 
 def _layer_names(config: _Json) -> dict[str, str]:
-    """The names of a model's layers by their groups, as the first versions of Keras 3 need them."""
+    """Maps the groups of layers to the layers' names, for files of the first Keras 3 versions."""
     counts: Counter[str] = Counter()
     names = {}
     inner = config.get("config")

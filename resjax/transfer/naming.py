@@ -1,7 +1,7 @@
-"""What libraries call the arrays of a residual network, and what we call them.
+"""Translates the names that libraries give the arrays of a residual network to ours.
 
-A library's names are a table of patterns of modules; every array of a file is translated, known to
-have no counterpart, or left over.
+A table of patterns of modules describes the names of a library. Every array of a file is
+translated, known to have no counterpart, or left over.
 """
 
 import re
@@ -18,14 +18,14 @@ class Naming(NamedTuple):
 
     Attributes:
       library: as users know it.
-      marks: names that none but its residual networks have all of.
-      modules: patterns of its modules, and their paths here; `{1}` stands for a number of the name,
-        as do `{1+}` for one more, `{1-}` for one less, and `{1/3}` for a third. `Norm` is a norm of
-        either kind, `Either` a convolution or a norm.
-      leaves: its name of a module's array, to ours.
+      marks: names that only its residual networks have all of.
+      modules: patterns of its modules and our paths. `{1}` is the number that the first group
+        matches, `{1+}` that plus one, `{1-}` minus one, and `{1/3}` a third of it. `Norm` is a norm
+        of either kind, `Either` a convolution or a norm.
+      leaves: its names of a module's arrays, and ours.
       separator: between modules.
-      unused: a pattern of arrays that nothing depends on.
-      change: what else must be done to the arrays, once they have our names.
+      unused: a pattern of arrays without influence on the output.
+      convert: converts the arrays, once they have our names.
     """
 
     library: str
@@ -34,20 +34,20 @@ class Naming(NamedTuple):
     leaves: Mapping[str, str]
     separator: str = "."
     unused: str = r"(.*\.)?num_batches_tracked"
-    change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict
+    convert: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict
 
 
 class Translated(NamedTuple):
-    """A file's arrays under our paths, and the names that no pattern fits."""
+    """The arrays of a file under our paths, and the names that no pattern matches."""
 
     naming: Naming
     arrays: dict[str, np.ndarray]
     left_over: list[str]
-    averages: bool  # shortcuts average before they project: their convolution comes second
+    averages: bool  # shortcuts average before they project, so their convolution is second
 
 
 def translate(arrays: Arrays) -> Translated | None:
-    """Translates a file's names; None where they are those of no residual network that we know."""
+    """Translates the names of a file; returns None if they are not those of a known network."""
     naming = next((naming for naming in NAMINGS if arrays.keys() >= {*naming.marks}), None)
     if naming is None:
         return None
@@ -55,21 +55,21 @@ def translate(arrays: Arrays) -> Translated | None:
     ours, left_over = {}, []
     for name, array in arrays.items():
         if path := _path(naming, name, array):
-            ours[path.replace("Norm_", f"{norm}_")] = _ordered(naming, path, array)
+            ours[path.replace("Norm_", f"{norm}_")] = _reorder_axes(naming, path, array)
         elif not re.fullmatch(naming.unused, name):
             left_over.append(name)
     averages = any(
         re.search(r"downsample\.1\.weight$", name) and array.ndim == 4
         for name, array in arrays.items()
     )
-    return Translated(naming, naming.change(ours), left_over, averages)
+    return Translated(naming, naming.convert(ours), left_over, averages)
 
 
-STATISTICS = r"running_mean$|moving_mean$"  # which group norms have none of
+STATISTICS = r"running_mean$|moving_mean$"  # which group norms lack
 
 
 def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
-    """Our path of an array."""
+    """Returns our path of an array, or None."""
     module, _, leaf = name.rpartition(naming.separator)
     matches = ((re.fullmatch(pattern, module), ours) for pattern, ours in naming.modules)
     match, template = next((found for found in matches if found[0]), (None, ""))
@@ -82,10 +82,10 @@ def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
     ours = naming.leaves.get(leaf, leaf)
     collection = "batch_stats" if ours in ("mean", "var") else "params"
     either = "Conv_" if array.ndim == 4 else "Norm_"
-    return f"{collection}/{_filled(template, match)}/{ours}".replace("Either_", either)
+    return f"{collection}/{_fill(template, match)}/{ours}".replace("Either_", either)
 
 
-def _filled(template: str, match: re.Match[str]) -> str:
+def _fill(template: str, match: re.Match[str]) -> str:
     def number(field: re.Match[str]) -> str:
         value = int(match[int(field[1])])
         return str({"": value, "+": value + 1, "-": value - 1, "/3": value // 3}[field[2]])
@@ -93,13 +93,13 @@ def _filled(template: str, match: re.Match[str]) -> str:
     return re.sub(r"\{(\d)(|\+|-|/3)\}", number, template)
 
 
-def _ordered(naming: Naming, path: str, array: np.ndarray) -> np.ndarray:
-    """With the axes as ours: (h, w, in, out) and (in, out)."""
+def _reorder_axes(naming: Naming, path: str, array: np.ndarray) -> np.ndarray:
+    """Returns the array with our order of axes: (h, w, in, out) or (in, out)."""
     if not path.endswith("/kernel"):
         return array
     if naming.leaves is TORCH:
         array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-    # Some write their head as a convolution of 1x1 pixels.
+    # The head may be a 1x1 convolution.
     return array[0, 0] if path == "params/head/kernel" and array.ndim == 4 else array
 
 
@@ -114,10 +114,10 @@ KERAS = {
 }
 
 
-def _keras_changes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without biases of convolutions, and for images in RGB: neither changes what comes out.
+def _convert_keras(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Moves biases of convolutions into the means of the norms, and reverses BGR to RGB.
 
-    A bias before a norm is as good as a smaller mean in it. Keras feeds BGR.
+    Neither changes the output: the norm subtracts its mean from what the bias was added to.
     """
     changed = dict(arrays)
     for path in arrays:
@@ -131,7 +131,7 @@ def _keras_changes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 STEM = ((r"conv1", "stem/Conv_0"), (r"bn1", "stem/Norm_0"))
-DEEP_STEM = (  # three convolutions, and the norms between them
+DEEP_STEM = (  # three convolutions with norms between them
     (r"conv1\.([036])", "stem/Conv_{1/3}"),
     (r"conv1\.([14])", "stem/Norm_{1/3}"),
     (r"bn1", "stem/Norm_2"),
@@ -203,7 +203,7 @@ NAMINGS = (
         ),
         KERAS,
         separator="/",
-        change=_keras_changes,
+        convert=_convert_keras,
     ),
     Naming(
         "BiT",
@@ -234,13 +234,13 @@ NAMINGS = (
 def to_torchvision(
     path: str, array: np.ndarray, *, deep: bool, averages: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The inverse of `translate`, of an array of a network that torchvision or timm can hold.
+    """Yields the name and array of torchvision, or timm, for one of ours; inverts `translate`.
 
     Args:
-      path: ours.
-      array: ours.
-      deep: whether the stem has three convolutions, as ResNet-D's.
-      averages: whether shortcuts average before they project, as ResNet-D's.
+      path: our path of the array.
+      array: with our order of axes.
+      deep: whether the stem has three convolutions, as in ResNet-D.
+      averages: whether shortcuts average before they project, as in ResNet-D.
     """
     _, *modules, leaf = path.split("/")
     last, _, index = modules[-1].rpartition("_")

@@ -23,7 +23,7 @@ def preprocess(
     With `preprocessing` bound, it is a crop function for `resjax.data.stream`.
 
     Args:
-      image: of any size; grayscale is converted to RGB, or RGB to grayscale, if the weights need it.
+      image: of any size, grayscale or RGB; converted if the weights take the other.
       preprocessing: of the weights.
 
     Raises:

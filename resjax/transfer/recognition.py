@@ -1,4 +1,4 @@
-"""Which network a file's weights are of: read from the names and shapes of its arrays."""
+"""Recognizes the network that weights belong to by the names and shapes of their arrays."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class UnknownNetworkError(ValueError):
-    """The arrays are of no network that `resjax.build` can make; says what is strange."""
+    """The arrays belong to no network that `resjax.build` can make; the message says why."""
 
 
 def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> dict[str, Any]:
-    """The fields of `resjax.build` for weights under our paths.
+    """Returns the fields of `resjax.build` for weights under our paths.
 
     Args:
       arrays: by path, in the unrolled layout, such as `params/stage1/block1/Conv_0/kernel`.
-      v1: whether bottlenecks stride in their first 1x1, which shapes do not tell.
-      averages: whether shortcuts average before they project, which shapes do not tell either.
+      v1: whether bottlenecks stride in their first 1x1, which shapes do not show.
+      averages: whether shortcuts average before they project, which shapes do not show either.
 
     Raises:
       UnknownNetworkError: there is no such network.
@@ -34,8 +34,8 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
     bottleneck = first + "Conv_2/kernel" in shapes
     stem = _stem(shapes, bit=norm == "group" and preactivation)
     expansion = 4 if bottleneck else 1
-    out = _of(shapes, first + f"Conv_{2 if bottleneck else 1}/kernel")[-1]
-    stem_width = _of(shapes, f"stem/Conv_{2 if stem == 'deep' else 0}/kernel")[-1]
+    out = _shape(shapes, first + f"Conv_{2 if bottleneck else 1}/kernel")[-1]
+    stem_width = _shape(shapes, f"stem/Conv_{2 if stem == 'deep' else 0}/kernel")[-1]
     name = f"{'preact_' if preactivation else ''}{'bottleneck' if bottleneck else 'basic'}"
     family = "imagenet" if len(blocks) == 4 else "cifar"
     fields: dict[str, Any] = {
@@ -61,7 +61,7 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
 
 
 def _blocks(shapes: Mapping[str, Any]) -> tuple[int, ...]:
-    """Blocks in each stage."""
+    """Returns the number of blocks in each stage."""
     found = [re.match(r"stage(\d+)/block(\d+)/", path) for path in shapes]
     numbers = {(int(match[1]), int(match[2])) for match in found if match}
     stages = max((stage for stage, _ in numbers), default=0)
@@ -84,15 +84,14 @@ def _stem(shapes: Mapping[str, Any], bit: bool) -> str:
         return "deep"
     if bit:
         return "bit"
-    return "cifar" if _of(shapes, "stem/Conv_0/kernel")[0] == 3 else "imagenet"
+    return "cifar" if _shape(shapes, "stem/Conv_0/kernel")[0] == 3 else "imagenet"
 
 
 def _shortcut(shapes: Mapping[str, Any], equal: str, averages: bool) -> str:
-    """Args: `equal` is a block that does not change the shape, if there is one."""
+    """Returns the name of the shortcut; the block `equal`, if it exists, preserves its shape."""
     if "stage2/block1/shortcut/Conv_0/kernel" not in shapes:
         raise UnknownNetworkError(
-            "it has no projections, and whether its shortcuts are padded or missing, arrays do not "
-            "tell"
+            "it has no projections; its arrays do not show whether shortcuts are padded or missing"
         )
     if equal + "shortcut/Conv_0/kernel" in shapes:
         return "project_all"
@@ -102,12 +101,12 @@ def _shortcut(shapes: Mapping[str, Any], equal: str, averages: bool) -> str:
 def _bottleneck_options(
     shapes: Mapping[str, Any], block: str, features: int, v1: bool
 ) -> dict[str, Any]:
-    _, _, in_group, inner = _of(shapes, block + "Conv_1/kernel")
+    _, _, in_group, inner = _shape(shapes, block + "Conv_1/kernel")
     groups = inner // in_group
     return {"groups": groups, "group_width": inner * 64 // (features * groups), "stride_in_1x1": v1}
 
 
-def _of(shapes: Mapping[str, Any], path: str) -> tuple[int, ...]:
+def _shape(shapes: Mapping[str, Any], path: str) -> tuple[int, ...]:
     if path not in shapes:
         raise UnknownNetworkError(f"it has no {path}")
     return shapes[path]

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 from resjax.errors import UserError, one_line
 
-# The memory that a file may fill: a multiple of its size, or a minimum. Weights hardly compress, so a
-# file that exceeds it is a bomb.
+# The memory that a file may fill: a multiple of its size, or a minimum. Weights hardly compress, so
+# a file that exceeds it is a bomb.
 EXPANSION, FLOOR = 16, 1 << 26
 
 # What the standard library raises for archives that are damaged or not supported.

@@ -27,7 +27,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(("stage", "name"), [(None, "stage3"), ("stage1", "stage1")])
-def test_they_are_the_means_of_a_stage(run, weights, stage, name):
+def test_features_are_the_means_of_a_stage(run, weights, stage, name):
     found = features(weights, of_dataset("digits", "test"), stage, batch_size=100)
     images, labels = datasets.load("digits").test
     model, variables = resjax.load_pretrained(run)
@@ -38,7 +38,7 @@ def test_they_are_the_means_of_a_stage(run, weights, stage, name):
     assert found.origins[:2] == ("digits test[0]", "digits test[1]")
 
 
-def test_files_and_their_dataset_give_the_same(weights, digits):
+def test_files_and_their_dataset_have_the_same_features(weights, digits):
     files = features(weights, of_files(digits[0][:40]))
     part = features(weights, of_dataset("digits", "test[:40]"))
     np.testing.assert_array_equal(files.values, part.values)
@@ -46,13 +46,13 @@ def test_files_and_their_dataset_give_the_same(weights, digits):
     assert files.origins == tuple(map(str, digits[0][:40]))
 
 
-def test_grey_data_come_to_a_network_for_colours(weights, tmp_path, photos):
+def test_grayscale_images_are_converted_for_an_rgb_network(weights, tmp_path, photos):
     for mode in ("RGB", "L"):
         Image.fromarray(photos[0]).convert(mode).save(tmp_path / f"{mode}.png")
     assert features(weights, of_files([tmp_path])).values.shape == (2, 16)
 
 
-def test_an_unknown_stage_is_named_with_those_there_are(weights):
+def test_an_unknown_stage_is_refused_with_the_known_ones(weights):
     with pytest.raises(UserError, match=r"did you mean 'stage3'\?; the network has stem, stage1"):
         features(weights, of_dataset("digits", "test"), "stage33")
 
@@ -65,7 +65,7 @@ def test_unknown_data_are_one_line():
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_what_is_saved_is_what_is_loaded(tmp_path, suffix, labelled):
+def test_saved_features_are_loaded_unchanged(tmp_path, suffix, labelled):
     values = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     found = Features(values, ("a.png", "b é.png", "c.png"))
     if labelled:  # and a class without an image
@@ -86,28 +86,28 @@ def test_pandas_reads_the_parquet_file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_a_file_of_another_kind_is_one_line(tmp_path, suffix):
+def test_a_file_with_other_content_is_one_line(tmp_path, suffix):
     path = tmp_path / f"f{suffix}"
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_features(path)
     for content in (b"", b"no features at all"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is no file that `resjax features` wrote"):
+        with pytest.raises(UserError, match="is not a file of `resjax features`"):
             load_features(path)
     save_features(Features(np.ones((3, 2), np.float32), ("a", "b", "c")), path)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match="is no file that `resjax features` wrote"):
+    with pytest.raises(UserError, match="is not a file of `resjax features`"):
         load_features(path)
     other = {"x": [1, 2]}
     if suffix == ".npz":
         np.savez(path, **other)
     else:
         pd.DataFrame(other).to_parquet(path)
-    with pytest.raises(UserError, match="is no file that `resjax features` wrote"):
+    with pytest.raises(UserError, match="is not a file of `resjax features`"):
         load_features(path)
 
 
-def test_the_command_writes_them(run, digits, tmp_path, capsys):
+def test_the_command_writes_features(run, digits, tmp_path, capsys):
     typed = ["features", f"--checkpoint={run}", f"--out={tmp_path / 'new' / 'f.parquet'}"]
     assert main([*typed, "--data=digits", "--split=test[:50]", "--stage=stage2"]) == 0
     assert "50 images, 8 values" in capsys.readouterr().out

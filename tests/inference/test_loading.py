@@ -18,7 +18,7 @@ from resjax.transfer.weights import flatten, save
 from resjax.xla.compile_options import quick_compile
 
 
-def test_a_saved_run_comes_back_bit_for_bit(run, weights, tmp_path):
+def test_a_run_and_its_weights_folder_are_the_same_bit_for_bit(run, weights, tmp_path):
     save(weights, tmp_path)
     for source in (run, tmp_path, str(tmp_path)):
         found = load_weights(source)
@@ -53,7 +53,7 @@ def test_a_run_whose_checkpoints_do_not_describe_it_is_described_by_its_dataset(
 
 
 @pytest.mark.parametrize("loop", ["unroll", "scan"])
-def test_variables_come_in_the_layout_that_the_loop_needs(weights, tmp_path, loop):
+def test_variables_have_the_layout_of_the_loop(weights, tmp_path, loop):
     deep = replace(weights, model={**weights.model, "depth": 14})
     init = jax.jit(deep.network(loop="unroll").init, compiler_options=quick_compile())
     drawn = init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
@@ -64,7 +64,7 @@ def test_variables_come_in_the_layout_that_the_loop_needs(weights, tmp_path, loo
     assert jax.eval_shape(model.apply, variables, np.zeros((2, 8, 8, 1))).shape == (2, 10)
 
 
-def test_a_loaded_network_says_what_the_run_says(run, weights, digits):
+def test_a_loaded_network_has_the_outputs_of_the_run(run, weights, digits):
     model, variables = resjax.load_pretrained(run)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     logits = model.apply(variables, normalize(images, weights.statistics))
@@ -72,7 +72,7 @@ def test_a_loaded_network_says_what_the_run_says(run, weights, digits):
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4)
 
 
-def test_the_checkpoint_asked_for_is_loaded(run):
+def test_the_selected_checkpoint_is_loaded(run):
     assert load_weights(run, "40").source["step"] == 40
     with pytest.raises(UserError, match="has no checkpoint of step 7; it has: "):
         load_weights(run, "7")
@@ -85,7 +85,7 @@ def test_another_number_of_classes_gets_a_new_head(run):
     assert model.apply(variables, np.zeros((2, 8, 8, 1))).shape == (2, 3)
 
 
-def test_a_backbone_gives_features_and_no_classes(run):
+def test_a_backbone_has_features_and_no_classes(run):
     model, variables = resjax.load_pretrained(run, backbone=True, channels=3)
     assert "head" not in variables["params"]
     stages = model.apply(variables, np.zeros((2, 8, 8, 3)), method="features")
@@ -94,7 +94,7 @@ def test_a_backbone_gives_features_and_no_classes(run):
         resjax.load_pretrained(run, backbone=True, classes=3)
 
 
-def test_a_folder_of_hugging_faces_is_no_run(run, tmp_path):
+def test_a_hugging_face_folder_is_not_a_run(run, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert not is_run_folder(tmp_path)
     assert is_run_folder(run)
@@ -117,7 +117,7 @@ def test_a_run_of_images_that_are_not_square_is_refused(train_small, tmp_path):
         load_weights(run)
 
 
-def test_a_deeper_network_takes_what_fits_and_tells_what_is_new(run, weights):
+def test_a_deeper_network_copies_what_fits_and_reports_the_rest(run, weights):
     told = []
     model, variables = resjax.load_pretrained(run, depth=14, loop="unroll", warn=told.append)
     assert model.stages == (2, 2, 2)

@@ -22,7 +22,7 @@ def errors(found, labels):
     return [each.classes[0] != str(label) for each, label in zip(found, labels, strict=True)]
 
 
-def test_it_errs_on_the_test_set_as_often_as_the_evaluation_says(run, weights, digits):
+def test_the_error_of_predictions_is_that_of_the_evaluation(run, weights, digits):
     paths, labels = digits
     found, left_out = predict(weights, paths, top=3)
     assert [each.path for each in found] == paths
@@ -30,7 +30,9 @@ def test_it_errs_on_the_test_set_as_often_as_the_evaluation_says(run, weights, d
     assert np.mean(errors(found, labels)) == pytest.approx(evaluate(run)["test_error"], abs=1e-6)
 
 
-def test_a_streamed_runs_error_is_the_evaluations_too(train_small, photos, write_folder, tmp_path):
+def test_the_error_of_a_streamed_run_is_that_of_its_evaluation(
+    train_small, photos, write_folder, tmp_path
+):
     """Whose images are scaled and cut; those of other sizes and shapes."""
     sizes = [(20 + index % 13, 32 - index % 5) for index in range(len(photos))]
     files = {
@@ -62,14 +64,14 @@ def test_a_streamed_runs_error_is_the_evaluations_too(train_small, photos, write
     assert np.mean(-np.log(of_label)) == pytest.approx(evaluate(run)["test_ema_loss"], rel=1e-4)
 
 
-def test_the_likeliest_come_first_and_all_together_are_certain(weights, digits):
+def test_probabilities_are_sorted_and_sum_to_one(weights, digits):
     ((found,), _) = predict(weights, digits[0][:1], top=99)
     assert len(found.classes) == 10
     assert list(found.probabilities) == sorted(found.probabilities, reverse=True)
     assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
 
 
-def test_batches_change_nothing_and_all_have_one_size(weights, digits, monkeypatch):
+def test_all_batches_have_one_size_and_change_no_prediction(weights, digits, monkeypatch):
     sizes = []
 
     def watched(weights):
@@ -85,7 +87,7 @@ def test_batches_change_nothing_and_all_have_one_size(weights, digits, monkeypat
     np.testing.assert_allclose(*probabilities, rtol=1e-4)
 
 
-def test_a_folder_is_searched_in_order_and_below(weights, digits, tmp_path):
+def test_a_folder_is_searched_recursively_in_order(weights, digits, tmp_path):
     for name in ("b/2.png", "b/1.png", "a.JPG", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(digits[0][0].read_bytes())
@@ -94,7 +96,7 @@ def test_a_folder_is_searched_in_order_and_below(weights, digits, tmp_path):
     assert [each.path for each in found] == [*(tmp_path / name for name in names), digits[0][0]]
 
 
-def test_a_damaged_checkpoint_is_passed_over(run):
+def test_a_damaged_checkpoint_is_skipped(run):
     path = run / "checkpoints" / "60" / "record" / "metadata"
     content, told = path.read_bytes(), []
     try:
@@ -106,26 +108,26 @@ def test_a_damaged_checkpoint_is_passed_over(run):
     assert weights.source["step"] == 40
 
 
-def test_another_size_and_colour_is_brought_to_the_network(weights, tmp_path):
+def test_images_of_other_sizes_and_modes_are_converted(weights, tmp_path):
     Image.new("RGB", (31, 20), (200, 10, 10)).save(tmp_path / "red.jpg")
     ((found,), _) = predict(weights, [tmp_path / "red.jpg"])
     assert len(found.classes) == 5
 
 
-def test_what_is_no_image_is_one_line(weights, digits, tmp_path):
+def test_other_files_are_one_line(weights, digits, tmp_path):
     (tmp_path / "note.png").write_text("no image")
     with pytest.raises(UserError, match=r"note\.png: cannot be decoded"):
         predict(weights, [tmp_path / "note.png"])
     with pytest.raises(UserError, match=r"gone\.png: cannot be read: No such file"):
         predict(weights, [tmp_path / "gone.png"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: holds no image"):
+    with pytest.raises(UserError, match="empty: contains no images"):
         predict(weights, [tmp_path / "empty"])
     with pytest.raises(UserError, match="none of 1 images can be decoded"):
         predict(weights, [tmp_path / "note.png"], on_bad_image="skip")
 
 
-def test_bad_images_are_left_out_and_named_if_asked(weights, digits, tmp_path):
+def test_bad_images_are_skipped_and_named_on_request(weights, digits, tmp_path):
     good, bad = digits[0][:2], tmp_path / "bad.png"
     bad.write_bytes(good[0].read_bytes()[:70])
     found, left_out = predict(weights, [good[0], bad, good[1]], on_bad_image="skip")
@@ -137,15 +139,15 @@ def with_params(weights, params):
     return replace(weights, variables={**weights.variables, "params": params})
 
 
-def test_weights_without_a_head_tell_no_classes(weights, digits):
+def test_weights_without_a_head_predict_no_classes(weights, digits):
     params = {k: v for k, v in weights.variables["params"].items() if k != "head"}
     with pytest.raises(UserError, match="these weights are a backbone"):
         predict(with_params(weights, params), digits[0][:1])
 
 
-def test_weights_that_are_no_numbers_are_refused(weights, digits):
+def test_weights_that_are_not_finite_are_refused(weights, digits):
     params = jax.tree.map(lambda array: array * np.nan, weights.variables["params"])
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="are not finite"):
         predict(with_params(weights, params), digits[0][:1])
 
 
@@ -169,7 +171,7 @@ def test_the_command_prints_a_table(run, digits, capsys):
     assert all(row.endswith(" %") for row in rows)
 
 
-def test_the_command_reads_a_weights_folder_and_writes_what_is_asked(
+def test_the_command_reads_a_weights_folder_and_writes_all_formats(
     weights, digits, tmp_path, capsys
 ):
     save(weights, tmp_path / "weights")
@@ -198,7 +200,7 @@ def test_a_mistake_is_refused_before_anything_is_read(option, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_only_a_run_has_checkpoints_to_choose(weights, digits, tmp_path, capsys):
+def test_only_a_run_has_checkpoints_to_select(weights, digits, tmp_path, capsys):
     save(weights, tmp_path)
     typed = [f"--checkpoint={tmp_path}", "--which=best", str(digits[0][0])]
     assert main(["predict", *typed]) == 2

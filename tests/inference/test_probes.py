@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from resjax.cli import main
 from resjax.errors import UserError
 from resjax.inference.features import Features, features, of_dataset, save_features
-from resjax.inference.probes import PENALTIES, fitted, linear_probe, nearest_neighbours, probe
+from resjax.inference.probes import PENALTIES, fitted, linear_probe, nearest_neighbors, probe
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,12 @@ def parts(weights):
 
 
 @pytest.mark.parametrize(("kind", "most"), [("linear", 0.25), ("knn", 0.35)])
-def test_a_networks_features_tell_digits(parts, kind, most):
+def test_features_of_a_network_separate_digits(parts, kind, most):
     assert probe(*parts, kind)["test_error"] <= most
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
-def test_features_of_noise_tell_nothing(parts, kind):
+def test_features_of_noise_separate_nothing(parts, kind):
     generator = np.random.default_rng(0)
     noise = [
         part._replace(values=generator.normal(size=part.values.shape).astype(np.float32))
@@ -45,7 +45,7 @@ def test_scale_and_offset_of_features_do_not_matter_to_the_linear_probe(seed):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
-def test_neighbours_vote_as_the_paper_says(seed, neighbours):
+def test_neighbors_vote_as_the_paper_says(seed, neighbors):
     generator = np.random.default_rng(seed)
     train, test = generator.normal(size=(30, 4)), generator.normal(size=(5, 4))
     labels = np.append(generator.integers(0, 3, 29), 2)
@@ -53,14 +53,14 @@ def test_neighbours_vote_as_the_paper_says(seed, neighbours):
     for row in test:
         cosines = [row @ v / np.linalg.norm(row) / np.linalg.norm(v) for v in train]
         votes = np.zeros(3)
-        for index in np.argsort(cosines)[::-1][:neighbours]:
+        for index in np.argsort(cosines)[::-1][:neighbors]:
             votes[labels[index]] += np.exp(cosines[index] / 0.5)
         expected.append(votes.argmax())
-    found = nearest_neighbours(train, labels, test, neighbours, temperature=0.5)
+    found = nearest_neighbors(train, labels, test, neighbors, temperature=0.5)
     assert found.tolist() == expected
 
 
-def test_the_penalty_is_one_that_generalises():
+def test_the_selected_penalty_generalizes():
     """Four numbers tell a little of the class; the least penalty would fit the noise of others."""
     generator = np.random.default_rng(0)
 
@@ -80,13 +80,13 @@ def test_the_penalty_is_one_that_generalises():
     [
         ({"labels": None}, "training features have no labels"),
         ({"class_names": ("a", "b")}, "of different classes"),
-        ({"values": np.zeros((4, 3), np.float32)}, "have 3 numbers an image, the test features 2"),
-        ({"values": np.full((4, 2), np.nan, np.float32)}, "no finite number"),
+        ({"values": np.zeros((4, 3), np.float32)}, "have 3 numbers per image, the test features 2"),
+        ({"values": np.full((4, 2), np.nan, np.float32)}, "are not finite"),
         ({"labels": np.zeros(4, np.int32)}, "two classes or more"),
         ({"values": np.zeros((2, 2), np.float32), "labels": np.arange(2)}, "two examples"),
     ],
 )
-def test_features_that_do_not_go_together_are_refused(changes, message):
+def test_features_that_do_not_match_are_refused(changes, message):
     names = ("x", "y")
     whole = Features(np.eye(4, 2, dtype=np.float32), tuple("abcd"), np.arange(4) % 2, names)
     with pytest.raises(UserError, match=message):

@@ -33,7 +33,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
 
 
-def test_a_python_without_resjax_gets_the_same_probabilities(run, weights, images, tmp_path):
+def test_a_program_runs_without_resjax_with_the_same_probabilities(run, weights, images, tmp_path):
     out = tmp_path / "new" / "net.stablehlo"
     assert main(["export", str(run), "--format=stablehlo", f"--out={out}"]) == 0
     given, found = tmp_path / "images.npy", tmp_path / "found.npy"
@@ -52,7 +52,7 @@ def test_one_program_takes_any_batch_and_runs_everywhere(weights, images, tmp_pa
         np.testing.assert_allclose(exported.call(images[:batch]), whole[:batch], rtol=1e-4)
 
 
-def test_what_runs_elsewhere_has_no_convolution_that_suits_this_machine(weights, tmp_path):
+def test_a_program_has_no_convolution_optimized_for_this_machine(weights, tmp_path):
     export_program(weights, tmp_path / "net")
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     text = exported.mlir_module()
@@ -68,7 +68,7 @@ def test_a_batch_can_be_fixed(weights, images, tmp_path):
     assert json.loads(description.read_text())["input"]["shape"] == [3, 8, 8, 1]
 
 
-def test_its_description_says_what_comes_in_and_out(weights, tmp_path):
+def test_the_description_documents_inputs_and_outputs(weights, tmp_path):
     described = json.loads(export_program(weights, tmp_path / "net").read_text())
     assert described["input"] == {"dtype": "uint8", "shape": ["batch", 8, 8, 1]}
     assert described["class_names"] == list("0123456789")
