@@ -6,6 +6,7 @@
     check_task("my_tasks:Angle")
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ from resjax.config import Task as TaskConfig
 from resjax.models.resnet import build
 from resjax.tasks import DatasetInfo, make_task
 from resjax.tasks.base import Batch, Sums, Task
+from resjax.xla.compile_options import quick_compile
 
 EXAMPLES = 8
+
+jit = partial(jax.jit, compiler_options=quick_compile())
 
 
 def check_task(name: str, **options: Any) -> list[str]:
@@ -47,7 +51,7 @@ def check_task(name: str, **options: Any) -> list[str]:
         "image": jax.random.normal(image_key, (EXAMPLES, 8, 8, 3)),
         "label": jax.random.randint(label_key, (EXAMPLES,), 0, 10),
     }
-    variables = jax.jit(model.init)(jax.random.key(1), batch["image"])
+    variables = jit(model.init)(jax.random.key(1), batch["image"])
 
     def outputs_of(params: Any) -> Any:
         return model.apply({**variables, "params": params}, batch["image"])
@@ -55,15 +59,16 @@ def check_task(name: str, **options: Any) -> list[str]:
     def loss_of(params: Any) -> Any:
         return task.loss(outputs_of(params), task.encode(batch))
 
-    loss, gradients = jax.jit(jax.value_and_grad(loss_of))(variables["params"])
-    assert loss.shape == (), f"loss has the shape {loss.shape}; return the mean, a scalar"
+    shape = jax.eval_shape(loss_of, variables["params"]).shape
+    assert shape == (), f"loss has the shape {shape}; return the mean, a scalar"
+    loss, gradients = jit(jax.value_and_grad(loss_of))(variables["params"])
     assert np.isfinite(loss), f"the loss is {loss}"
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         layer = jax.tree_util.keystr(path, simple=True, separator="/")
         assert np.isfinite(gradient).all(), f"the gradient of {layer} is not finite"
     claim("loss is a finite scalar with finite gradients")
 
-    outputs = jax.jit(outputs_of)(variables["params"])
+    outputs = jit(outputs_of)(variables["params"])
     trained = _sums(task, outputs, task.encode(batch))
     evaluated = _sums(task, outputs, batch)
     for sums in (trained, evaluated):
@@ -99,7 +104,7 @@ def check_task(name: str, **options: Any) -> list[str]:
 
 
 def _sums(task: Task, outputs: Any, batch: Batch) -> Sums:
-    return jax.jit(task.sums)(outputs, batch)
+    return jit(task.sums)(outputs, batch)
 
 
 def _part(outputs: Any, batch: Batch, start: int, stop: int) -> tuple[Any, Batch]:

@@ -1,12 +1,12 @@
-"""Which parameters train, from when on, and at what share of the rate.
+"""Which parameters train, from which step on, and at what share of the learning rate.
 
-Parameters are known by their paths alone, such as `stage4/block1/Conv_0/kernel`. What a user says
-of them is in the paths of the unrolled network; a stage's equal blocks may be stacked in one array,
-whose parts then train together or not at all.
+Parameters are selected by their paths, such as `stage4/block1/Conv_0/kernel`. A user's patterns are
+matched against the paths of the unrolled network; in a scanned network the equal blocks of a stage
+are stacked in one array, whose parts train together or not at all.
 
-A schedule is a row of phases. The trainable parameters only grow from one to the next, so that what
-an optimiser keeps of those that train already is never touched. A frozen leaf of a tree is None,
-which JAX takes for no leaf at all: it has no gradient, no optimiser state and no decay.
+A schedule is a sequence of phases. Each phase trains the parameters of the phase before and some
+more, so the optimizer state of those that train already is never touched. A frozen leaf of a tree
+is None, which JAX does not count as a leaf: it has no gradient, no optimizer state and no decay.
 """
 
 import math
@@ -26,29 +26,36 @@ NEVER = math.inf
 
 
 class Phase(NamedTuple):
-    """A part of training in which the same parameters train."""
+    """A part of training in which the same parameters train.
+
+    Attributes:
+      first_step: the step with which it begins.
+      thaws: paths of the parameters that begin to train.
+      trains: paths of all that train: these, and those of the phases before.
+    """
 
     first_step: int
-    thaws: frozenset[str]  # the parameters that train from here on
-    trains: frozenset[str]  # those, and the ones of the phases before
+    thaws: frozenset[str]
+    trains: frozenset[str]
 
 
 def starts(paths: Mapping[str, tuple[str, ...]], transfer: Transfer) -> dict[str, float]:
-    """The epoch from which each parameter trains, `NEVER` where it stays frozen.
+    """Returns the epoch from which each parameter trains, `NEVER` if it stays frozen.
 
     Args:
-      paths: what `unrolled_paths` gave.
-      transfer: its `freeze` and `thaw`.
+      paths: from `unrolled_paths`.
+      transfer: the section with `freeze` and `thaw`.
 
     Raises:
-      UserError: a pattern matches nothing, or a part of an array only; nothing trains at first.
+      UserError: a pattern matches no parameter or only a part of an array, or nothing trains at the
+        start.
     """
     frozen = [pattern.strip() for pattern in transfer.freeze.split(",") if pattern.strip()]
-    said = {f"transfer.freeze={pattern}": pattern for pattern in frozen}
-    said |= {
+    patterns = {f"transfer.freeze={pattern}": pattern for pattern in frozen}
+    patterns |= {
         f"transfer.thaw.{pattern}={epoch:g}": pattern for pattern, epoch in transfer.thaw.items()
     }
-    for field, pattern in said.items():
+    for field, pattern in patterns.items():
         _require_whole(field, pattern, paths)
 
     def start(path: str) -> float:
@@ -66,19 +73,19 @@ def starts(paths: Mapping[str, tuple[str, ...]], transfer: Transfer) -> dict[str
     return epochs
 
 
-def phases(epochs: Mapping[str, float], steps_an_epoch: float) -> tuple[Phase, ...]:
-    """The schedule, in order; the first phase begins at step 0.
+def phases(epochs: Mapping[str, float], steps_per_epoch: float) -> tuple[Phase, ...]:
+    """Returns the phases in order; the first one begins at step 0.
 
-    What trains from an epoch on trains from the first step that begins after so many epochs.
+    A parameter that trains from an epoch on trains from the first step that begins in it.
 
     Args:
-      epochs: from which each parameter trains, as `starts` gives them.
-      steps_an_epoch: a fraction, where batches span the ends of epochs.
+      epochs: from which each parameter trains, from `starts`.
+      steps_per_epoch: a fraction if batches span the ends of epochs.
     """
     begins: dict[int, set[str]] = {}
     for name, epoch in epochs.items():
         if epoch != NEVER:
-            begins.setdefault(math.ceil(epoch * steps_an_epoch), set()).add(name)
+            begins.setdefault(math.ceil(epoch * steps_per_epoch), set()).add(name)
     made: list[Phase] = []
     for step, thaws in sorted(begins.items()):
         before = made[-1].trains if made else frozenset[str]()
@@ -86,13 +93,13 @@ def phases(epochs: Mapping[str, float], steps_an_epoch: float) -> tuple[Phase, .
     return tuple(made)
 
 
-def at_rest(paths: Iterable[str], trains: Collection[str]) -> frozenset[str]:
-    """The modules that have parameters of their own, of which none trains."""
+def frozen_modules(paths: Iterable[str], trains: Collection[str]) -> frozenset[str]:
+    """Returns the modules all of whose own parameters are frozen."""
     return frozenset(map(_module, paths)) - frozenset(map(_module, trains))
 
 
 def split(tree: Tree, chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """A tree of the leaves whose paths are `chosen`, and one of the others, None elsewhere."""
+    """Splits a tree into the leaves whose paths are `chosen`, and the others; None elsewhere."""
 
     def where(wanted: bool) -> Tree:
         return jax.tree.map_with_path(
@@ -103,7 +110,7 @@ def split(tree: Tree, chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
 
 
 def merge(*trees: Tree) -> Tree:
-    """Of trees of one structure, None aside, each leaf from the one that has it."""
+    """Merges trees of one structure; each leaf comes from the first tree that has it."""
     return jax.tree.map(
         lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None),
         *trees,
@@ -114,12 +121,12 @@ def merge(*trees: Tree) -> Tree:
 def rate_factors(
     paths: Collection[str], transfer: Transfer, learning_rate: float
 ) -> dict[str, float]:
-    """The share of the learning rate at which each parameter trains, 1 for the head's.
+    """Returns the factor on the learning rate of each parameter; the head's is 1.
 
-    Groups are the stem, every stage and the head; the last norm of a pre-activation network goes
-    with the last stage. `layer_decay` is the factor from a group to the one before. `first_rate`
-    is that of the stem, and the groups between it and the head are evenly spread on a logarithmic
-    scale: fastai's `slice(first_rate, learning_rate)`.
+    Stem, stages and head are groups; the last norm of a pre-activation network belongs to the last
+    stage. `layer_decay` is the factor from a group to the one before it. With `first_rate`, the
+    rate of the stem, the rates of the groups up to the head are evenly spaced on a logarithmic
+    scale, as with fastai's `slice(first_rate, learning_rate)`.
     """
     stages = max((_stage(path) for path in paths), default=0)
     factor = transfer.layer_decay
@@ -135,7 +142,7 @@ def rate_factors(
 
 
 def _stage(path: str) -> int:
-    """The number of a parameter's stage, 0 outside of all."""
+    """Returns the number of a parameter's stage, 0 outside of all stages."""
     found = re.match(r"stage(\d+)/", path)
     return int(found[1]) if found else 0
 
@@ -149,7 +156,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _require_whole(field: str, pattern: str, paths: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuses a pattern that matches no parameter, or some of the blocks in one array."""
+    """Refuses a pattern that matches no parameter, or only some of the blocks in one array."""
     matched = [[_matches(pattern, path) for path in unrolled] for unrolled in paths.values()]
     if not any(map(any, matched)):
         modules = ", ".join(dict.fromkeys(path.partition("/")[0] for path in paths))

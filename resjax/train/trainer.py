@@ -27,6 +27,7 @@ from resjax.data.augmentation import Augmentation, augment
 from resjax.data.normalization import normalize
 from resjax.diagnostics import Context, Diagnostic, find_diagnostics
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
+from resjax.errors import UserError
 from resjax.models.count import Counts, count
 from resjax.models.layout import path_name, unrolled_paths
 from resjax.models.resnet import build
@@ -89,6 +90,7 @@ class Trainer:
             config, self.initial_weights, self.source.statistics, self.image_shape
         )
         self.augmentation = Augmentation.from_config(config.data)
+        self._require_mixable_labels()
         self.model = self._network()
         # Traced once for everything that asks for the shapes of the variables.
         self._init_variables = jax.jit(lambda key, images: self.model.init(key, images))
@@ -370,26 +372,37 @@ class Trainer:
 
     # Parts of the constructor.
 
-    def _network(self, at_rest: frozenset[str] = frozenset()) -> nn.Module:
-        """Returns the network; BN layers `at_rest` use their running statistics in training too."""
+    def _network(self, frozen: frozenset[str] = frozenset()) -> nn.Module:
+        """Returns the network; `frozen` BN layers use their running statistics in training too."""
         options = self.backend.norm_options()
-        if at_rest:
-            options["frozen"] = lambda path: "/".join(path) in at_rest
+        if frozen:
+            options["frozen"] = lambda path: "/".join(path) in frozen
         return build(self.config.model, head=self.task.head(), norm_options=options)
+
+    def _require_mixable_labels(self) -> None:
+        """Refuses to mix images whose labels the task leaves as integers."""
+        image = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.uint8)
+        batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+        label = jax.eval_shape(self.task.encode, batch)["label"]
+        if self.augmentation.mixes and not jnp.issubdtype(label.dtype, jnp.floating):
+            raise UserError(
+                f"data.mixup, data.cutmix: {self.config.task.name} has integer labels, which "
+                "cannot be mixed; let its encode() return floating-point targets"
+            )
 
     def _phase_program(
         self, number: int, paths: Mapping[str, Any], factors: Mapping[str, float]
     ) -> PhaseProgram:
         phase = self.phases[number]
-        at_rest = frozenset[str]()
+        frozen = frozenset[str]()
         if self.config.transfer.frozen_norm == "eval":
-            at_rest = freezing.at_rest(paths, phase.trains)
+            frozen = freezing.frozen_modules(paths, phase.trains)
         tx = make_optimizer(self.config, self.phases[: number + 1], factors)
         return PhaseProgram(
-            model=self._network(at_rest),
+            model=self._network(frozen),
             tx=tx,
             trainable=phase.trains.__contains__,
-            updates_stats=lambda path: path.rpartition("/")[0] not in at_rest,
+            updates_stats=lambda path: path.rpartition("/")[0] not in frozen,
         )
 
 

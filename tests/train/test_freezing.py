@@ -148,7 +148,7 @@ def test_what_is_split_merges_to_what_it_was(chosen):
 
 def test_a_module_rests_if_none_of_its_own_parameters_trains():
     paths = ("a/n/scale", "a/n/bias", "b/n/scale", "b/n/bias", "b/c/kernel")
-    assert freezing.at_rest(paths, {"a/n/bias", "b/c/kernel"}) == {"b/n"}
+    assert freezing.frozen_modules(paths, {"a/n/bias", "b/c/kernel"}) == {"b/n"}
 
 
 def by_module(factors):
