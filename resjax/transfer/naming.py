@@ -19,9 +19,9 @@ class Naming(NamedTuple):
     Attributes:
       library: as users know it.
       marks: names that only its residual networks have all of.
-      modules: patterns of its modules and our paths. `{1}` is the number that the first group
-        matches, `{1+}` that plus one, `{1-}` minus one, and `{1/3}` a third of it. `Norm` is a norm
-        of either kind, `Either` a convolution or a norm.
+      modules: lines of one of its modules and our path. `#` is a number, `{1}` the first of them,
+        `{1+}` that plus one, `{1-}` minus one. `Norm` is a norm of either kind, `Either` a
+        convolution or a norm.
       leaves: its names of a module's arrays, and ours.
       separator: between modules.
       unused: a pattern of arrays without influence on the output.
@@ -30,7 +30,7 @@ class Naming(NamedTuple):
 
     library: str
     marks: tuple[str, ...]
-    modules: tuple[tuple[str, str], ...]
+    modules: str
     leaves: Mapping[str, str]
     separator: str = "."
     unused: str = r"(.*\.)?num_batches_tracked"
@@ -71,7 +71,11 @@ STATISTICS = r"running_mean$|moving_mean$"  # which group norms lack
 def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
     """Returns our path of an array, or None."""
     module, _, leaf = name.rpartition(naming.separator)
-    matches = ((re.fullmatch(pattern, module), ours) for pattern, ours in naming.modules)
+    rows = (row.split() for row in naming.modules.strip().splitlines() if row)
+    patterns = ((re.escape(theirs).replace(r"\#", r"(\d+)"), ours) for theirs, ours in rows)
+    matches = (
+        (re.fullmatch(pattern, module.removeprefix("resnet.")), ours) for pattern, ours in patterns
+    )
     match, template = next((found for found in matches if found[0]), (None, ""))
     if match is None:
         return None
@@ -88,9 +92,9 @@ def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
 def _fill(template: str, match: re.Match[str]) -> str:
     def number(field: re.Match[str]) -> str:
         value = int(match[int(field[1])])
-        return str({"": value, "+": value + 1, "-": value - 1, "/3": value // 3}[field[2]])
+        return str({"": value, "+": value + 1, "-": value - 1}[field[2]])
 
-    return re.sub(r"\{(\d)(|\+|-|/3)\}", number, template)
+    return re.sub(r"\{(\d)(|\+|-)\}", number, template)
 
 
 def _reorder_axes(naming: Naming, path: str, array: np.ndarray) -> np.ndarray:
@@ -130,105 +134,78 @@ def _convert_keras(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return changed
 
 
-STEM = ((r"conv1", "stem/Conv_0"), (r"bn1", "stem/Norm_0"))
-DEEP_STEM = (  # three convolutions with norms between them
-    (r"conv1\.([036])", "stem/Conv_{1/3}"),
-    (r"conv1\.([14])", "stem/Norm_{1/3}"),
-    (r"bn1", "stem/Norm_2"),
-)
-TORCHVISION = (
-    (r"layer(\d+)\.(\d+)\.conv(\d)", "stage{1}/block{2+}/Conv_{3-}"),
-    (r"layer(\d+)\.(\d+)\.bn(\d)", "stage{1}/block{2+}/Norm_{3-}"),
-    (r"layer(\d+)\.(\d+)\.se\.fc(\d)", "stage{1}/block{2+}/SqueezeExcite_0/Conv_{3-}"),
-    (r"layer(\d+)\.(\d+)\.downsample\.\d", "stage{1}/block{2+}/shortcut/Either_0"),
-    (r"fc", "head"),
-)
-HUGGING_FACE_STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)"
+STEM = """
+conv1  stem/Conv_0
+bn1    stem/Norm_0
+"""
+DEEP_STEM = """
+conv1.0  stem/Conv_0
+conv1.1  stem/Norm_0
+conv1.3  stem/Conv_1
+conv1.4  stem/Norm_1
+conv1.6  stem/Conv_2
+bn1      stem/Norm_2
+"""
+TORCHVISION = """
+layer#.#.conv#         stage{1}/block{2+}/Conv_{3-}
+layer#.#.bn#           stage{1}/block{2+}/Norm_{3-}
+layer#.#.se.fc#        stage{1}/block{2+}/SqueezeExcite_0/Conv_{3-}
+layer#.#.downsample.#  stage{1}/block{2+}/shortcut/Either_0
+fc                     head
+"""
+RESNETV2 = """
+stem.conv                          stem/Conv_0
+stages.#.blocks.#.conv#            stage{1+}/block{2+}/Conv_{3-}
+stages.#.blocks.#.norm#            stage{1+}/block{2+}/Norm_{3-}
+stages.#.blocks.#.downsample.conv  stage{1+}/block{2+}/shortcut/Conv_0
+norm                               norm
+head.fc                            head
+"""
+HUGGING_FACE = """
+embedder.embedder.convolution                     stem/Conv_0
+embedder.embedder.normalization                   stem/Norm_0
+encoder.stages.#.layers.#.layer.#.convolution     stage{1+}/block{2+}/Conv_{3}
+encoder.stages.#.layers.#.layer.#.normalization   stage{1+}/block{2+}/Norm_{3}
+encoder.stages.#.layers.#.shortcut.convolution    stage{1+}/block{2+}/shortcut/Conv_0
+encoder.stages.#.layers.#.shortcut.normalization  stage{1+}/block{2+}/shortcut/Norm_0
+classifier.1                                      head
+"""
+KERAS_APPLICATIONS = """
+conv1_conv            stem/Conv_0
+conv1_bn              stem/Norm_0
+conv#_block#_0_conv   stage{1-}/block{2}/shortcut/Conv_0
+conv#_block#_0_bn     stage{1-}/block{2}/shortcut/Norm_0
+conv#_block#_#_conv   stage{1-}/block{2}/Conv_{3-}
+conv#_block#_#_bn     stage{1-}/block{2}/Norm_{3-}
+predictions           head
+"""
+BIT = """
+resnet/root_block/standardized_conv2d            stem/Conv_0
+resnet/block#/unit#/a/proj/standardized_conv2d   stage{1}/block{2}/shortcut/Conv_0
+resnet/block#/unit#/a/standardized_conv2d        stage{1}/block{2}/Conv_0
+resnet/block#/unit#/b/standardized_conv2d        stage{1}/block{2}/Conv_1
+resnet/block#/unit#/c/standardized_conv2d        stage{1}/block{2}/Conv_2
+resnet/block#/unit#/a/group_norm                 stage{1}/block{2}/Norm_0
+resnet/block#/unit#/b/group_norm                 stage{1}/block{2}/Norm_1
+resnet/block#/unit#/c/group_norm                 stage{1}/block{2}/Norm_2
+resnet/group_norm                                norm
+resnet/head/conv2d                               head
+"""
+HUGGING_FACE_MARK = "encoder.stages.0.layers.0.layer.0.convolution.weight"
+BIT_MARK = "resnet/block1/unit01/a/standardized_conv2d/kernel"
 
 NAMINGS = (
     Naming("timm", ("layer1.0.conv1.weight", "conv1.0.weight"), DEEP_STEM + TORCHVISION, TORCH),
     Naming("torchvision", ("layer1.0.conv1.weight", "conv1.weight"), STEM + TORCHVISION, TORCH),
+    Naming("timm", ("stages.0.blocks.0.conv1.weight",), RESNETV2, TORCH),
+    Naming("Hugging Face", (f"resnet.{HUGGING_FACE_MARK}",), HUGGING_FACE, TORCH),
+    Naming("Hugging Face", (HUGGING_FACE_MARK,), HUGGING_FACE, TORCH),
     Naming(
-        "timm",
-        ("stages.0.blocks.0.conv1.weight",),
-        (
-            (r"stem\.conv", "stem/Conv_0"),
-            (r"stages\.(\d+)\.blocks\.(\d+)\.conv(\d)", "stage{1+}/block{2+}/Conv_{3-}"),
-            (r"stages\.(\d+)\.blocks\.(\d+)\.norm(\d)", "stage{1+}/block{2+}/Norm_{3-}"),
-            (
-                r"stages\.(\d+)\.blocks\.(\d+)\.downsample\.conv",
-                "stage{1+}/block{2+}/shortcut/Conv_0",
-            ),
-            (r"norm", "norm"),
-            (r"head\.fc", "head"),
-        ),
-        TORCH,
-    ),
-    *(
-        Naming(
-            "Hugging Face",
-            (prefix + "encoder.stages.0.layers.0.layer.0.convolution.weight",),
-            (
-                (r"(?:resnet\.)?embedder\.embedder\.convolution", "stem/Conv_0"),
-                (r"(?:resnet\.)?embedder\.embedder\.normalization", "stem/Norm_0"),
-                (
-                    HUGGING_FACE_STAGE + r"\.layer\.(\d)\.convolution",
-                    "stage{1+}/block{2+}/Conv_{3}",
-                ),
-                (
-                    HUGGING_FACE_STAGE + r"\.layer\.(\d)\.normalization",
-                    "stage{1+}/block{2+}/Norm_{3}",
-                ),
-                (
-                    HUGGING_FACE_STAGE + r"\.shortcut\.(?:convolution|normalization)",
-                    "stage{1+}/block{2+}/shortcut/Either_0",
-                ),
-                (r"classifier\.1", "head"),
-            ),
-            TORCH,
-        )
-        for prefix in ("resnet.", "")
-    ),
-    Naming(
-        "Keras",
-        ("conv2_block1_1_conv/kernel",),
-        (
-            (r"conv1_conv", "stem/Conv_0"),
-            (r"conv1_bn", "stem/Norm_0"),
-            (r"conv(\d)_block(\d+)_0_conv", "stage{1-}/block{2}/shortcut/Conv_0"),
-            (r"conv(\d)_block(\d+)_0_bn", "stage{1-}/block{2}/shortcut/Norm_0"),
-            (r"conv(\d)_block(\d+)_(\d)_conv", "stage{1-}/block{2}/Conv_{3-}"),
-            (r"conv(\d)_block(\d+)_(\d)_bn", "stage{1-}/block{2}/Norm_{3-}"),
-            (r"predictions", "head"),
-        ),
-        KERAS,
-        separator="/",
+        "Keras", ("conv2_block1_1_conv/kernel",), KERAS_APPLICATIONS, KERAS, "/",
         convert=_convert_keras,
     ),
-    Naming(
-        "BiT",
-        ("resnet/block1/unit01/a/standardized_conv2d/kernel",),
-        (
-            (r"resnet/root_block/standardized_conv2d", "stem/Conv_0"),
-            (
-                r"resnet/block(\d)/unit(\d+)/a/proj/standardized_conv2d",
-                "stage{1}/block{2}/shortcut/Conv_0",
-            ),
-            *(
-                (
-                    rf"resnet/block(\d)/unit(\d+)/{letter}/{theirs}",
-                    f"stage{{1}}/block{{2}}/{ours}_{index}",
-                )
-                for index, letter in enumerate("abc")
-                for theirs, ours in (("standardized_conv2d", "Conv"), ("group_norm", "Norm"))
-            ),
-            (r"resnet/group_norm", "norm"),
-            (r"resnet/head/conv2d", "head"),
-        ),
-        KERAS,
-        separator="/",
-    ),
-)
+    Naming("BiT", (BIT_MARK,), BIT, KERAS, "/"),
+)  # fmt: skip
 
 
 def to_torchvision(
