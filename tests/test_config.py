@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resjax import tasks
 from resjax.config import (
     Config,
+    checks,
     default_config,
     digest,
     from_dict,
@@ -56,6 +58,10 @@ def test_neither_the_schema_nor_a_refusal_imports_jax():
         "assert not {'jax', 'flax'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_known_tasks_are_those_of_resjax_tasks():
+    assert set(checks.TASKS) == set(tasks.TASKS)
 
 
 def test_every_field_of_the_schema_is_documented():

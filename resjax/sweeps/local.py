@@ -81,7 +81,8 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
         if workers > 1:
             _train_in_workers(queue, workers, workdir / "compiled", stop)
         elif workers:
-            from resjax.xla.compile_options import enable_compilation_cache  # JAX
+            # Imports JAX, which takes seconds and which workers import for themselves.
+            from resjax.xla.compile_options import enable_compilation_cache
 
             enable_compilation_cache(workdir / "compiled")
             queue.train(partial(attempt, stop=stop))
