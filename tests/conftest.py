@@ -1,4 +1,4 @@
-"""Sets in TFDS's format and folders of images, small and of every kind; photographs; scripts."""
+"""Small datasets in TFDS's format and in folders, photographs, and scripts as modules."""
 
 import importlib
 import io
@@ -12,7 +12,7 @@ from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-# A machine that others use has no time by which a test must be done.
+# On a shared machine, hypothesis must not fail a slow example.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def script() -> Iterator[Callable[[str], ModuleType]]:
-    """Returns the module of an experiment or a benchmark; child processes find it too."""
+    """Imports an experiment or a benchmark by name, so that child processes can too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "experiments")
         patch.syspath_prepend(ROOT / "benchmarks")
@@ -31,14 +31,14 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture
 def data_folder(tmp_path, monkeypatch):
-    """An empty folder where TFDS keeps its data."""
+    """An empty folder of prepared datasets."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     return tmp_path / "tfds"
 
 
 @pytest.fixture
 def write_set(data_folder):
-    """Writes a set with TFDS itself: `write_set(name, features, splits)`."""
+    """Prepares a dataset with TFDS: `write_set(name, features, splits)`."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
@@ -72,7 +72,7 @@ def write_set(data_folder):
 
 @pytest.fixture
 def write_images(write_set):
-    """Writes a set of images and labels: `write_images(name, train=records, test=records)`."""
+    """Prepares images and labels with TFDS: `write_images(name, train=records, test=records)`."""
     import tensorflow_datasets as tfds
 
     def write(name="shapes", shape=(4, 4, 3), classes=3, shards=None, **splits):
@@ -87,7 +87,7 @@ def write_images(write_set):
 
 @pytest.fixture
 def noise():
-    """Records of TFDS: `noise(count, shape, classes)`."""
+    """Records for TFDS: `noise(count, shape, classes)`."""
 
     def records(count, shape=(4, 4, 3), classes=3, seed=0):
         generator = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def write_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def photos() -> np.ndarray:
-    """40 tiles of 32x32 pixels from two photographs that scikit-learn carries: (n, h, w, 3)."""
+    """40 tiles of two of scikit-learn's photographs: (40, 32, 32, 3)."""
     side, (rows, columns) = 32, (13, 20)
     tiles = [
         photo[: rows * side, : columns * side]

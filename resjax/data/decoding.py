@@ -39,7 +39,7 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
     With `lazily`, an upright JPEG with the right channels is not decoded yet, so that `draft` can
     still reduce its size; if it is truncated, decoding it raises OSError.
     """
-    from PIL import ExifTags, Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     mode = "RGB" if channels == 3 else "L"
     try:
@@ -48,6 +48,8 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
         if lazily and upright and (image.format, image.mode) == ("JPEG", mode):
             return image
         ImageOps.exif_transpose(image, in_place=True)
+    except UnidentifiedImageError as error:  # its message shows an object's address
+        raise BadImageError(f"{origin}: cannot be decoded: it is not an image") from error
     # What Pillow's parsers raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BadImageError(f"{origin}: cannot be decoded: {one_line(error)}") from error

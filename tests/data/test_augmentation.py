@@ -35,7 +35,7 @@ mirror = quick(flip)
 
 IMAGES = np.random.default_rng(0).uniform(1, 2, (400, 3, 4, 2)).astype(np.float32)
 
-# Published with AlexNet: the axes of ImageNet's colours, in columns.
+# Published with AlexNet: the axes of ImageNet's colors, in columns.
 IMAGENET_COLOR_AXES = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
 ) * np.array([0.2175, 0.0188, 0.0045], np.float32)
@@ -64,17 +64,17 @@ def offsets(images, cropped, padding):
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 2), st.integers(0, 2**32 - 1))
-def test_a_crop_is_a_window_of_the_image_padded_by_zeros(padding, seed):
+def test_a_crop_is_a_window_of_the_zero_padded_image(padding, seed):
     cropped = crop(keys(seed, 8), IMAGES[:8], padding)
     offsets(IMAGES[:8], np.asarray(cropped), padding)
 
 
-def test_every_offset_occurs_for_some_image_of_a_batch():
+def test_every_offset_occurs():
     found = offsets(IMAGES, np.asarray(crop(keys(0, 400), IMAGES, 2)), 2)
     assert set(found) == set(np.ndindex(5, 5))
 
 
-def test_flip_gives_the_image_or_its_mirror_image_about_equally_often():
+def test_flip_mirrors_half_of_the_images():
     flipped = np.asarray(mirror(keys(0, 400), IMAGES))
     same = (flipped == IMAGES).all((1, 2, 3))
     mirrored = (flipped == IMAGES[:, :, ::-1]).all((1, 2, 3))
@@ -89,7 +89,7 @@ def zeros_of(augment, count, height, width):
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 20])
-def test_cutout_removes_exactly_a_square_about_any_pixel(side):
+def test_cutout_fills_a_square_around_any_pixel(side):
     height, width = 5, 7
     found = {where.tobytes() for where in zeros_of(partial(cutout, side=side), 500, height, width)}
     expected = set()
@@ -116,11 +116,11 @@ def rectangle(where):
     return rows[0], columns[0], height, width
 
 
-def test_an_image_is_erased_with_the_probability_asked_for(erased):
+def test_images_are_erased_with_the_given_probability(erased):
     assert erased.any((1, 2)).mean() == pytest.approx(0.4, abs=0.03)
 
 
-def test_what_is_erased_is_a_rectangle_as_torchvisions_in_place_and_size(erased):
+def test_erased_rectangles_are_distributed_as_torchvisions(erased):
     found = np.array([rectangle(where) for where in erased if where.any()])
     area = found[:, 2] * found[:, 3] / (32 * 48)
     assert 0.015 < area.min() < 0.03 < 0.3 < area.max() < 0.35
@@ -137,7 +137,7 @@ def test_what_is_erased_is_a_rectangle_as_torchvisions_in_place_and_size(erased)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_brightness_contrast_and_saturation_are_torchvisions_in_every_order(photos, order):
+def test_color_changes_equal_torchvisions_in_every_order(photos, order):
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("torchvision.transforms.functional")
     changes = (
@@ -157,22 +157,20 @@ def test_brightness_contrast_and_saturation_are_torchvisions_in_every_order(phot
             )  # 0.2989 or 0.299 of red
 
 
-def test_without_brightness_an_image_is_black_without_contrast_grey_without_saturation_colourless(
-    photos,
-):
+def test_a_factor_of_0_gives_black_gray_or_grayscale(photos):
     image = np.float32(photos[20] / 255)
-    grey = image @ np.float32([0.299, 0.587, 0.114])
+    gray = image @ np.float32([0.299, 0.587, 0.114])
 
     def adjusted(*factors):
         return np.asarray(adjust_colors(image, np.array(factors), np.arange(3)))
 
     assert (adjusted(0, 1, 1) == 0).all()
-    np.testing.assert_allclose(adjusted(1, 0, 1), grey.mean(), atol=1e-4)
-    np.testing.assert_allclose(adjusted(1, 1, 0), np.stack([grey] * 3, -1), atol=1e-4)
+    np.testing.assert_allclose(adjusted(1, 0, 1), gray.mean(), atol=1e-4)
+    np.testing.assert_allclose(adjusted(1, 1, 0), np.stack([gray] * 3, -1), atol=1e-4)
     np.testing.assert_allclose(adjusted(1, 1, 1), image, atol=1e-6)
 
 
-def test_factors_are_uniform_about_1_and_never_negative_and_every_order_is_as_likely():
+def test_color_factors_and_orders_are_uniform():
     draw = quick(jax.vmap(partial(random_color_factors, strengths=(0.4, 0.0, 3.0))))
     factors, order = map(np.asarray, draw(keys(0, 3000)))
     for found, low, high in [(factors[:, 0], 0.6, 1.4), (factors[:, 2], 0.0, 4.0)]:
@@ -184,7 +182,7 @@ def test_factors_are_uniform_about_1_and_never_negative_and_every_order_is_as_li
 
 
 @pytest.mark.parametrize("axes", [IMAGENET_COLOR_AXES, np.full((1, 1), 0.2, np.float32)])
-def test_lighting_shifts_all_pixels_alike_as_the_principal_axes_spread(axes):
+def test_lighting_shifts_have_the_covariance_of_the_axes(axes):
     images = np.zeros((20_000, 2, 3, len(axes)), np.float32)
     shifted = np.asarray(quick(pca_lighting)(keys(0, len(images)), images, axes, 0.5))
     assert (shifted == shifted[:, :1, :1]).all()
@@ -204,7 +202,7 @@ def mixed(key, images, labels, mixup, cutmix):
 
 @settings(max_examples=12, deadline=None)
 @given(st.sampled_from([(0.2, 0.0), (0.0, 1.0), (1.0, 1.0)]), st.integers(0, 2**32 - 1))
-def test_a_mixed_target_has_the_shares_of_the_pixels_and_they_sum_to_1(alphas, seed):
+def test_mixed_targets_have_the_shares_of_the_pixels(alphas, seed):
     # Of an image that is 1 beside one that is 0 the mean is the share that it keeps.
     images = np.float32([1, 0, 0, 1, 1, 0])[:, None, None, None] * np.ones((1, 6, 9, 1), np.float32)
     seen, targets = mixed(jax.random.key(seed), images, EYE, *alphas)
@@ -215,11 +213,11 @@ def test_a_mixed_target_has_the_shares_of_the_pixels_and_they_sum_to_1(alphas, s
     assert seen[[1, 2, 5]].mean() == pytest.approx(1 - share, abs=1e-6)
 
 
-def test_neighbours_are_partners_of_each_other():
+def test_neighbors_are_swapped():
     assert np.asarray(swap_neighbors(np.arange(6))).tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def test_mixup_is_the_weighted_mean_of_an_image_and_its_swap_neighbors(photos):
+def test_mixup_is_the_weighted_mean_of_neighbors(photos):
     images = np.float32(photos[:6])
     seen, targets = mixed(jax.random.key(3), images, EYE, 1.0, 0.0)
     share = targets[0, 0]
@@ -229,7 +227,7 @@ def test_mixup_is_the_weighted_mean_of_an_image_and_its_swap_neighbors(photos):
     )
 
 
-def test_cutmix_takes_every_pixel_from_one_image_and_the_target_counts_them_exactly(photos):
+def test_cutmix_targets_are_the_exact_shares_of_pixels(photos):
     images = np.float32(photos[:6])
     others, partly = np.asarray(swap_neighbors(images)), 0
     for seed in range(10):
@@ -285,14 +283,14 @@ def test_shares_are_distributed_as_in_the_papers():
     assert ks_2samp(pasted, expected).pvalue > 0.01
 
 
-def test_where_both_are_on_half_the_batches_are_pasted():
+def test_with_both_half_of_the_batches_use_cutmix():
     draw = quick(jax.vmap(mixing_weights, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
     weights = np.asarray(draw(keys(0, 1000), 8, 8, 1.0, 1.0))
     pasted = np.isin(weights, (0, 1)).all((1, 2))
     assert pasted.mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_box_has_its_size_about_its_centre():
+def test_a_box_has_its_size_around_its_center():
     where = np.asarray(box_mask((2, 3), (3, 2), 6, 8))
     assert np.argwhere(where).tolist() == [[i, j] for i in (1, 2, 3) for j in (2, 3)]
 
@@ -343,7 +341,7 @@ def test_augmentation_is_a_function_of_its_keys(seen, augmentation):
 
 
 @augmentations
-def test_what_is_drawn_for_an_image_does_not_depend_on_how_a_batch_is_divided(seen, augmentation):
+def test_augmentation_does_not_depend_on_how_a_batch_is_divided(seen, augmentation):
     whole = seen(keys(0, 20), augmentation)
     for part in (slice(0, 10), slice(10, 20)):
         divided = seen(keys(0, 20)[part], augmentation, part)
@@ -352,7 +350,7 @@ def test_what_is_drawn_for_an_image_does_not_depend_on_how_a_batch_is_divided(se
 
 
 @augmentations
-def test_augmentation_changes_some_images_and_leaves_their_shape(seen, augmentation):
+def test_augmentation_changes_images_but_not_their_shape(seen, augmentation):
     plain, targets = seen(keys(0, 20), Augmentation())
     images, mixed_targets = seen(keys(0, 20), augmentation)
     assert images.shape == plain.shape
@@ -361,7 +359,7 @@ def test_augmentation_changes_some_images_and_leaves_their_shape(seen, augmentat
     assert (np.asarray(mixed_targets) != targets).any() == augmentation.mixes
 
 
-def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
+def test_crop_and_flip_use_the_two_keys_of_a_split(photos, seen):
     images, _ = seen(keys(0, 20), Augmentation(crop_padding=4, flip=True))
     crop_keys, flip_keys = jax.vmap(jax.random.split, out_axes=1)(keys(0, 20))
     alone = normalize(photos[:20], compute_statistics(photos, "channel"))
@@ -369,14 +367,14 @@ def test_crop_and_flip_draw_as_they_did_when_they_were_alone(photos, seen):
 
 
 @pytest.mark.parametrize("other", [name for name in EACH if name not in ("crop_padding", "flip")])
-def test_one_augmentation_more_leaves_the_draws_of_the_others(seen, other):
+def test_another_augmentation_does_not_change_the_draws(seen, other):
     augmentation = Augmentation(cutout=8)  # its zeros are seen whatever else is done
     before, _ = seen(keys(0, 20), augmentation)
     after, _ = seen(keys(0, 20), augmentation._replace(**{other: EACH[other]}))
     assert (np.asarray(after)[np.asarray(before) == 0] == 0).all()
 
 
-def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
+def test_padding_cutout_and_erasing_fill_with_the_mean_image(photos):
     white = np.full((50, 8, 8, 3), 255, np.uint8)
     found = compute_statistics(np.concatenate([white, 0 * white]), "channel")
     augmentation = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
@@ -384,7 +382,7 @@ def test_what_is_padded_cut_out_or_erased_is_the_mean_image(photos):
     assert set(np.unique(batch["image"])) == {0.0, 1.0}
 
 
-def test_what_is_off_costs_nothing(photos):
+def test_disabled_augmentations_add_no_operations(photos):
     found = compute_statistics(photos, "channel")
 
     def nothing(keys, batch_key, batch):

@@ -1,4 +1,4 @@
-"""Crops against torchvision's, where it is installed, against Pillow, and their laws."""
+"""Crops equal torchvision's, if it is installed, and Pillow's."""
 
 import io
 import math
@@ -30,14 +30,14 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def photo(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Image:
-    """Smooth enough that resampling has something to keep."""
+    """A smooth image, which resampling preserves."""
     coarse = generator(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, channels), np.uint8)
     small = Image.fromarray(coarse.squeeze())
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image) -> Image.Image:
-    """Not yet decoded, as a file is opened."""
+    """A JPEG that is opened but not decoded."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
     return Image.open(file)
@@ -51,7 +51,7 @@ def test_a_random_box_lies_within_the_image(width: int, height: int, seed: int) 
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (600, 200)])
-def test_random_boxes_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
+def test_random_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_random_boxes_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
 
     def features(params: list[tuple[float, ...]]) -> np.ndarray:
         top, left, height, width = np.array(params, float).T
-        # Where in what is left over, where something is.
+        # The position as a fraction of its range.
         row = top / np.maximum(size[1] - height, 1)
         column = left / np.maximum(size[0] - width, 1)
         return np.stack([width * height, np.log(width / height), row, column])
@@ -75,7 +75,9 @@ def test_random_boxes_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (400, 20)])
-def test_an_image_too_long_for_any_crop_is_cropped_in_its_middle(size: tuple[int, int]) -> None:
+def test_an_image_too_elongated_for_any_crop_is_cropped_at_its_center(
+    size: tuple[int, int],
+) -> None:
     width, height = size
     box = random_box(generator(), width, height)
     short = min(size)
@@ -85,11 +87,11 @@ def test_an_image_too_long_for_any_crop_is_cropped_in_its_middle(size: tuple[int
     assert abs(box.top - (height - box.bottom)) <= 1
 
 
-def test_a_crop_is_resampled_as_torchvision_does() -> None:
+def test_a_crop_is_resampled_like_torchvisions() -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
     image, box = photo(500, 375), Box(40, 30, 340, 330)
     theirs = np.asarray(functional.resized_crop(image, 30, 40, 300, 300, [224, 224]))
-    # At its edges ours has the neighbours that theirs has cut away.
+    # At the edges ours uses neighbors that torchvision crops first.
     difference = np.abs(resampled(image, box, 224).astype(int) - theirs)[2:-2, 2:-2]
     assert difference.max() <= 1
 
@@ -100,7 +102,7 @@ def test_a_crop_is_resampled_as_torchvision_does() -> None:
     [random_resized_crop, scale_jitter_crop, resize_and_center_crop, ten_crop],
     ids=lambda crop: crop.__name__,
 )
-def test_what_a_crop_gives_depends_on_its_generator_alone(crop, channels: int) -> None:
+def test_a_crop_is_a_function_of_its_generator(crop, channels: int) -> None:
     image = photo(300, 400, channels)
     cut = partial(crop, size=224)
     one, again = cut(image, generator()), cut(image, generator())
@@ -110,7 +112,9 @@ def test_what_a_crop_gives_depends_on_its_generator_alone(crop, channels: int) -
 
 
 @given(SIDES, SIDES, st.integers(0, 2**32))
-def test_the_scale_is_jittered_within_its_bounds(width: int, height: int, seed: int) -> None:
+def test_scaling_sets_the_shorter_side_and_keeps_the_ratio(
+    width: int, height: int, seed: int
+) -> None:
     side = int(generator(seed).integers(256, 481))
     assert min(scaled((width, height), side)) == side
     assert math.isclose(
@@ -120,7 +124,7 @@ def test_the_scale_is_jittered_within_its_bounds(width: int, height: int, seed: 
     )
 
 
-def test_scale_jitter_crops_what_the_whole_image_resized_and_cropped_gives() -> None:
+def test_scale_jitter_equals_a_crop_of_the_resized_image() -> None:
     image = photo(500, 375)
     for seed in range(20):
         draws = generator(seed)
@@ -132,8 +136,8 @@ def test_scale_jitter_crops_what_the_whole_image_resized_and_cropped_gives() -> 
         assert np.abs(cut - expected)[3:-3, 3:-3].max() <= 2
 
 
-def test_every_scale_and_place_comes_up() -> None:
-    """A gradient tells where a crop lay and how large it was."""
+def test_every_scale_and_position_occurs() -> None:
+    """The values of a gradient show where a crop was and how large."""
     columns = np.linspace(0, 255, 480, dtype=np.uint8)
     image = Image.fromarray(np.broadcast_to(columns, (480, 480)).copy())
     cuts = [scale_jitter_crop(image, generator(seed), size=224)[0, :, 0] for seed in range(300)]
@@ -150,7 +154,7 @@ SIZES = [(500, 375), (375, 500), (256, 256), (333, 257), (100, 60)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_centre_crop_equals_torchvisions(size: tuple[int, int]) -> None:
+def test_the_center_crop_equals_torchvisions(size: tuple[int, int]) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     image = photo(*size)
     theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
@@ -175,7 +179,7 @@ def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image() -> None:
     assert (ten[4] == resize_and_center_crop(image, generator(), size=64)).all()
 
 
-def test_a_large_jpeg_is_decoded_no_larger_than_a_crop_takes() -> None:
+def test_a_large_jpeg_is_decoded_at_a_reduced_size() -> None:
     image = photo(1600, 1200)
     reduced, whole = jpeg(image), jpeg(image)
     whole.load()
@@ -186,7 +190,7 @@ def test_a_large_jpeg_is_decoded_no_larger_than_a_crop_takes() -> None:
     assert difference.max() < 16
 
 
-def test_a_crop_is_made_of_at_least_twice_its_pixels_or_all_there_are() -> None:
+def test_a_jpeg_is_reduced_as_far_as_the_gap_allows() -> None:
     for seed in range(50):
         image = jpeg(Image.new("L", (2000, 1500)))
         box = random_box(generator(seed), 2000, 1500)

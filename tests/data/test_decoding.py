@@ -1,4 +1,4 @@
-"""Every kind of image that is found among photos comes out upright, in eight bits and right."""
+"""All kinds of images decode to upright 8-bit RGB or grayscale."""
 
 import contextlib
 import io
@@ -23,27 +23,27 @@ def rgb(data):
     return decode(data, 3, "a.png").astype(int)
 
 
-GREY = Image.fromarray(GRADIENT[..., 0])
+GRAY = Image.fromarray(GRADIENT[..., 0])
 COLOR = Image.fromarray(GRADIENT)
 
 
-def test_colour_is_kept_bit_by_bit():
+def test_rgb_is_unchanged():
     np.testing.assert_array_equal(rgb(encoded(COLOR)), GRADIENT)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_grey_becomes_rgb_with_three_equal_channels(mode):
-    pixels = rgb(encoded(GREY.convert(mode)))
+def test_grayscale_becomes_rgb_with_three_equal_channels(mode):
+    pixels = rgb(encoded(GRAY.convert(mode)))
     np.testing.assert_array_equal(pixels, np.repeat(GRADIENT[..., :1], 3, -1))
 
 
-def test_grey_stays_one_channel_in_a_grey_set():
-    pixels = decode(encoded(GREY), 1, "a.png")
+def test_grayscale_stays_one_channel_in_a_grayscale_dataset():
+    pixels = decode(encoded(GRAY), 1, "a.png")
     assert (pixels.shape, pixels.dtype) == ((24, 16, 1), np.uint8)
     np.testing.assert_array_equal(pixels[..., 0], GRADIENT[..., 0])
 
 
-def test_colour_becomes_grey_in_a_grey_set():
+def test_rgb_becomes_grayscale_in_a_grayscale_dataset():
     np.testing.assert_array_equal(decode(encoded(COLOR), 1, "")[..., 0], COLOR.convert("L"))
 
 
@@ -55,7 +55,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
 
 
 def test_a_bitmap_is_black_and_white():
-    assert set(np.unique(rgb(encoded(GREY.convert("1"))))) == {0, 255}
+    assert set(np.unique(rgb(encoded(GRAY.convert("1"))))) == {0, 255}
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(8))])
@@ -67,7 +67,7 @@ def test_a_palette_is_looked_up(transparency):
 
 def test_alpha_is_dropped():
     image = COLOR.copy()
-    image.putalpha(GREY)
+    image.putalpha(GRAY)
     np.testing.assert_array_equal(rgb(encoded(image)), GRADIENT)
 
 
@@ -78,8 +78,8 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_turned_upright_as_its_exif_says(orientation):
-    stored = {  # how a camera that is held so stores what is upright
+def test_exif_orientation_is_applied(orientation):
+    stored = {  # how a camera stores the upright image
         1: lambda upright: upright,
         2: lambda upright: upright[:, ::-1],
         3: lambda upright: upright[::-1, ::-1],
@@ -109,16 +109,17 @@ PHOTO = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), "JPEG")
     ],
     ids=["empty", "web page", "half a JPEG", "cut PNG", "floats"],
 )
-def test_what_cannot_be_decoded_is_told_by_its_origin_in_one_line(data):
+def test_an_image_that_cannot_be_decoded_is_an_error_with_its_origin(data):
     with pytest.raises(BadImageError, match=r"^cats/17\.jpg: ") as refused:
         decode(data, 3, "cats/17.jpg")
     assert "\n" not in str(refused.value)
+    assert " object at " not in str(refused.value)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of strange tags
-def test_no_flipped_bit_of_a_file_raises_anything_else():
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # unknown tags
+def test_flipped_bits_raise_no_other_error():
     generator = np.random.default_rng(0)
-    for data in (PHOTO, encoded(COLOR), encoded(GREY, "TIFF"), encoded(COLOR, "GIF")):
+    for data in (PHOTO, encoded(COLOR), encoded(GRAY, "TIFF"), encoded(COLOR, "GIF")):
         for position in generator.integers(0, min(len(data), 600), 150):
             damaged = bytearray(data)
             damaged[position] ^= 1 << int(generator.integers(8))
@@ -126,7 +127,7 @@ def test_no_flipped_bit_of_a_file_raises_anything_else():
                 assert decode(bytes(damaged), 3, "").dtype == np.uint8
 
 
-def test_resizing_keeps_the_middle_of_the_longer_side():
+def test_resizing_crops_the_center_of_the_longer_side():
     image = as_image(np.repeat(np.arange(60, dtype=np.uint8)[:, None, None], 20, 1))
     pixels = as_array(resize(image, 20))
     assert pixels.shape == (20, 20, 1)

@@ -124,14 +124,14 @@ def test_a_dataset_that_cannot_be_prepared_is_an_error(name, message, data_folde
 def test_with_tensorflow_tfds_prepares_as_array_record(monkeypatch, data_folder, tmp_path):
     import tensorflow_datasets as tfds
 
-    asked = {}
+    received = {}
 
     class Builder:
         def __init__(self, name, **options):
-            asked.update(options, name=name)
+            received.update(options, name=name)
 
         def download_and_prepare(self, download_config):
-            asked["manual_dir"] = download_config.manual_dir
+            received["manual_dir"] = download_config.manual_dir
             folder = data_folder / "caltech101" / "1.0.0"
             folder.mkdir(parents=True)
             (folder / "dataset_info.json").touch()
@@ -140,7 +140,7 @@ def test_with_tensorflow_tfds_prepares_as_array_record(monkeypatch, data_folder,
     monkeypatch.setattr(tfds, "builder", Builder)
     folder = prepare("tfds:caltech101", tmp_path, lambda said: None)
     assert folder == data_folder / "caltech101" / "1.0.0"
-    assert asked == {
+    assert received == {
         "name": "caltech101",
         "data_dir": data_folder,
         "file_format": "array_record",

@@ -18,7 +18,7 @@ from resjax.data.prepared import list_prepared
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*arguments, **options):
-        raise AssertionError("asked the network")
+        raise AssertionError("used the network")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -1,4 +1,4 @@
-"""The sheet shows the examples, what training sees of them, and says what they are."""
+"""The sheet shows examples, augmented versions of them, and their classes."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,13 @@ def split_of(channels, count=12):
     return Split(images, np.arange(count, dtype=np.int32) % len(NAMES))
 
 
-def drawn(split, asked, seed=0, normalization="channel"):
+def drawn(split, augmentation, seed=0, normalization="channel"):
     return sheet(
-        split, NAMES, compute_statistics(split.images, normalization, colors=True), asked, seed
+        split,
+        NAMES,
+        compute_statistics(split.images, normalization, colors=True),
+        augmentation,
+        seed,
     )
 
 
@@ -36,9 +40,7 @@ def cells(figure):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("normalization", ["channel", "pixel_mean"])
-def test_a_row_is_an_example_under_its_class_and_what_training_may_see_of_it(
-    channels, normalization
-):
+def test_a_row_is_an_example_with_its_class_and_augmented_versions(channels, normalization):
     split = split_of(channels)
     mean = compute_statistics(split.images, normalization).mean
     rows = cells(drawn(split, Augmentation(flip=True), normalization=normalization))
@@ -53,7 +55,7 @@ def test_a_row_is_an_example_under_its_class_and_what_training_may_see_of_it(
     assert len({original.tobytes() for (_, original), *_ in rows}) == EXAMPLES
 
 
-def test_a_mixed_image_tells_both_classes_with_the_shares_in_which_it_shows_them():
+def test_the_title_of_a_mixed_image_lists_both_classes_and_their_shares():
     rows = cells(drawn(split_of(3), Augmentation(mixup=1.0)))
     for pair in range(0, EXAMPLES, 2):
         (name, one), (other_name, other) = rows[pair][0], rows[pair + 1][0]
@@ -63,17 +65,17 @@ def test_a_mixed_image_tells_both_classes_with_the_shares_in_which_it_shows_them
             assert set(title.split("\n")) == {f"{told[each]} {each}" for each in told}
 
 
-def test_a_seed_gives_the_same_sheet_again_and_another_seed_another():
-    asked = Augmentation(flip=True, cutout=3)
+def test_a_sheet_is_a_function_of_its_seed():
+    augmentation = Augmentation(flip=True, cutout=3)
     once, again, other = (
-        [image for row in cells(drawn(split_of(3), asked, seed)) for _, image in row]
+        [image for row in cells(drawn(split_of(3), augmentation, seed)) for _, image in row]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(once, again)
     assert not np.array_equal(once, other)
 
 
-def test_a_set_of_fewer_images_than_rows_fills_its_sheet():
+def test_a_dataset_smaller_than_the_sheet_repeats_images():
     cells(drawn(split_of(1, count=3), Augmentation(cutmix=1.0)))
 
 
@@ -96,7 +98,7 @@ def test_data_show_writes_the_sheet_of_a_config(tmp_path, capsys):
         (("digits",), "the following arguments are required: --out"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_one_line(typed, message, capsys):
+def test_a_mistake_is_refused_in_one_line(typed, message, capsys):
     assert main(["data", "show", *typed]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""TrivialAugment against Pillow, whose operations it means, and against torchvision."""
+"""TrivialAugment equals Pillow's and torchvision's operations."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def strengths(name):
 
 
 def affine(name, magnitude, height, width):
-    """Coefficients of the map from a pixel to where it comes from."""
+    """Coefficients of the map from a pixel to its source."""
     if name == "rotate":
         cos, sin = np.cos(np.radians(magnitude)), np.sin(np.radians(magnitude))
         x, y = width / 2, height / 2
@@ -44,7 +44,7 @@ def affine(name, magnitude, height, width):
 
 
 def from_border(image, name, magnitude):
-    """How far from the next pixel's area, in pixels, every pixel's source lies."""
+    """Distance in pixels from each pixel's source to the border between two pixels."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width] + 0.5
     a, b, c, d, e, f = affine(name, magnitude, height, width)
@@ -70,14 +70,14 @@ def pillow(image, name, magnitude):
 
 @pytest.fixture(scope="module", params=["photo", "digit", "even"])
 def image(request, photos):
-    """A photograph of colours, a greyscale digit, and an image all of one colour."""
+    """A color photograph, a grayscale digit, and an image of one color."""
     digit = load_digits().images[1][..., None] * 15.9
     even = np.full((5, 6, 3), (10, 100, 200))
     return {"photo": photos[20], "digit": digit, "even": even}[request.param].astype(np.uint8)
 
 
 def applied(image, name):
-    """What Pillow gives, and what we give, of every strength."""
+    """Pillow's results and ours, for all strengths."""
     canvas = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     expected = [np.asarray(pillow(canvas, name, strength)) for strength in strengths(name)]
     found = apply(image, OPERATIONS.index(name), strengths(name).astype(np.float32))
@@ -85,22 +85,22 @@ def applied(image, name):
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in WARPS])
-def test_what_changes_levels_is_pillows_within_one_level(image, name):
+def test_operations_on_levels_equal_pillows_within_one_level(image, name):
     expected, found = applied(image, name)
-    in_floats = name in (*ENHANCEMENTS, "autocontrast")  # of which the fraction is cut off
+    in_floats = name in (*ENHANCEMENTS, "autocontrast")  # whose fraction is truncated
     assert np.abs(found - expected).max() <= in_floats
     assert (found == expected).mean() > 0.95
 
 
 @pytest.mark.parametrize("name", WARPS)
-def test_a_warp_is_pillows_but_where_a_pixel_comes_from_between_two(image, name):
+def test_a_warp_equals_pillows_except_on_borders_between_pixels(image, name):
     expected, found = applied(image, name)
     for strength, theirs, ours in zip(strengths(name), expected, found, strict=True):
         assert from_border(image, name, strength)[(theirs != ours).any(-1)].max(initial=0) < 1e-3
 
 
-def test_every_operation_is_drawn_equally_often_with_either_sign_and_any_strength():
-    # A step between black and white, unlike under almost every operation.
+def test_operations_signs_and_strengths_are_drawn_uniformly():
+    # An image that almost every operation changes in its own way.
     image = np.full((40, 40, 3), (50, 100, 150), np.uint8)
     image[:, :20] = (20, 30, 90)
     image[18:20, 18:20] = (240, 200, 250)
@@ -123,7 +123,7 @@ def test_every_operation_is_drawn_equally_often_with_either_sign_and_any_strengt
     assert chisquare(list(seen.values()), [expected[view] for view in seen]).pvalue > 0.01
 
 
-def test_the_space_is_torchvisions():
+def test_the_space_equals_torchvisions():
     autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
     space = autoaugment.TrivialAugmentWide()._augmentation_space(STRENGTHS)
     assert [name.lower() for name in space] == [name.replace("_", "") for name in OPERATIONS]
@@ -135,7 +135,7 @@ def test_the_space_is_torchvisions():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_torchvisions_on_tensors_within_one_level(image, name):
+def test_operations_equal_torchvisions_on_tensors_within_one_level(image, name):
     torch = pytest.importorskip("torch")
     autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
     transforms = pytest.importorskip("torchvision.transforms")
