@@ -45,9 +45,8 @@ def shape(block: str) -> None:
 def dtype(block: str = "basic", shortcut: str = "pad") -> None:
     """With dtype bfloat16 all outputs are bfloat16; parameters and statistics stay float32."""
     model = network(block, shortcut, dtype="bfloat16")
-    for path, leaf in jax.tree.leaves_with_path(
-        jax.eval_shape(model.init, jax.random.key(1), IMAGES)
-    ):
+    variables = jax.eval_shape(model.init, jax.random.key(1), IMAGES)
+    for path, leaf in jax.tree.leaves_with_path(variables):
         name = layout.path_name(path)
         assert leaf.dtype == jnp.float32, f"{name} is {leaf.dtype}; create it as float32"
     for stage, output in output_shapes(model).items():
@@ -100,9 +99,8 @@ def train_and_eval_modes(block: str = "basic", shortcut: str = "pad") -> None:
     statistics = {"batch_stats": variables["batch_stats"]}
     train, evaluate = (jit(partial(apply, model, train=train)) for train in (True, False))
     _, trained = train(variables, IMAGES)
-    for path, same in jax.tree.leaves_with_path(
-        jax.tree.map(lambda a, b: bool((a == b).all()), trained, statistics)
-    ):
+    unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), trained, statistics)
+    for path, same in jax.tree.leaves_with_path(unchanged):
         name = layout.path_name(path)
         assert not same, f"training does not update {name}; use the bound `norm`"
     together, evaluated = evaluate(variables, IMAGES)

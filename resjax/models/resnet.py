@@ -71,8 +71,8 @@ class ResNet(nn.Module):
     def init_with_output(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
         """Draws variables as Flax does, for both layouts through the scan.
 
-        So both layouts get the same parameters to the bit, and drawing takes no longer to compile
-        in a deeper network. `init` calls this method.
+        So both layouts get the same parameters to the bit, and unrolled networks compile this
+        program several times faster. `init` calls this method.
         """
         if uses_scan(self.loop, self.stages):
             return super().init_with_output(*arguments, **options)
@@ -117,11 +117,10 @@ class ResNet(nn.Module):
         scan = uses_scan(self.loop, self.stages)
         if self.remat:
             first, block = rematerialize(first, scan), rematerialize(block, scan)
-        drop_rates: Any = [None] * sum(self.stages)
+        depth = sum(self.stages)
+        drop_rates: Any = [None] * depth
         if self.stochastic_depth and train and self.has_rng("dropout"):
-            drop_rates = (
-                self.stochastic_depth * jnp.arange(1, len(drop_rates) + 1) / len(drop_rates)
-            )
+            drop_rates = self.stochastic_depth * jnp.arange(1, depth + 1) / depth
 
         x = Stem(self.stem, self.stem_width, conv, norm, act, preactivation, name="stem")(
             jnp.asarray(images, self.dtype)
