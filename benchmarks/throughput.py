@@ -56,7 +56,7 @@ from reporting import (
     table,
 )
 
-from resjax.data import DATASETS, DatasetInfo
+from resjax.data import DATASETS, KnownDataset
 from resjax.disk import write_atomically
 from resjax.models.count import count
 from resjax.models.resnet import build, uses_scan
@@ -84,7 +84,7 @@ class Case(NamedTuple):
         return int(self.model.rpartition("resnet")[2])
 
     @property
-    def spec(self) -> DatasetInfo:
+    def spec(self) -> KnownDataset:
         return DATASETS[self.data]
 
     def __str__(self) -> str:

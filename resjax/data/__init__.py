@@ -13,7 +13,7 @@ from typing import NamedTuple
 USER_DATA = ("tfds:", "folder:", "npz:")  # prefixes of names
 
 
-class DatasetInfo(NamedTuple):
+class KnownDataset(NamedTuple):
     """Facts about a dataset that are known before it is read."""
 
     classes: int
@@ -27,25 +27,25 @@ class DatasetInfo(NamedTuple):
 
 DATASETS = {
     # Handwritten digits, part of scikit-learn (Alpaydin & Kaynak 1998, UCI).
-    "digits": DatasetInfo(10, (8, 8, 1), 1_437, 360),
+    "digits": KnownDataset(10, (8, 8, 1), 1_437, 360),
     # Krizhevsky 2009
-    "cifar10": DatasetInfo(10, (32, 32, 3), 50_000, 10_000, "cifar10"),
-    "cifar100": DatasetInfo(100, (32, 32, 3), 50_000, 10_000, "cifar100"),
+    "cifar10": KnownDataset(10, (32, 32, 3), 50_000, 10_000, "cifar10"),
+    "cifar100": KnownDataset(100, (32, 32, 3), 50_000, 10_000, "cifar100"),
     # LeCun et al. 1998
-    "mnist": DatasetInfo(10, (28, 28, 1), 60_000, 10_000, "mnist"),
+    "mnist": KnownDataset(10, (28, 28, 1), 60_000, 10_000, "mnist"),
     # Xiao et al. 2017
-    "fashion_mnist": DatasetInfo(10, (28, 28, 1), 60_000, 10_000, "fashion_mnist"),
+    "fashion_mnist": KnownDataset(10, (28, 28, 1), 60_000, 10_000, "fashion_mnist"),
     # Netzer et al. 2011
-    "svhn": DatasetInfo(10, (32, 32, 3), 73_257, 26_032, "svhn_cropped"),
+    "svhn": KnownDataset(10, (32, 32, 3), 73_257, 26_032, "svhn_cropped"),
     # Russakovsky et al. 2015
-    "imagenet2012": DatasetInfo(1000, None, 1_281_167, 50_000, "imagenet2012", "validation"),
+    "imagenet2012": KnownDataset(1000, None, 1_281_167, 50_000, "imagenet2012", "validation"),
     # Parkhi et al. 2012
-    "oxford_iiit_pet": DatasetInfo(37, None, 3_680, 3_669, "oxford_iiit_pet"),
+    "oxford_iiit_pet": KnownDataset(37, None, 3_680, 3_669, "oxford_iiit_pet"),
     # Nilsback & Zisserman 2008
-    "oxford_flowers102": DatasetInfo(102, None, 1_020, 6_149, "oxford_flowers102"),
+    "oxford_flowers102": KnownDataset(102, None, 1_020, 6_149, "oxford_flowers102"),
     # The shape of CIFAR-10, and that of ImageNet with a thousandth of its images.
-    "synthetic_cifar": DatasetInfo(10, (32, 32, 3), 50_000, 1_000, synthetic=True),
-    "synthetic_imagenet": DatasetInfo(1000, (224, 224, 3), 1_281, 50, synthetic=True),
+    "synthetic_cifar": KnownDataset(10, (32, 32, 3), 50_000, 1_000, synthetic=True),
+    "synthetic_imagenet": KnownDataset(1000, (224, 224, 3), 1_281, 50, synthetic=True),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data import DATASETS, DatasetInfo, invalid_name
+from resjax.data import DATASETS, KnownDataset, invalid_name
 from resjax.data.cache import cached_arrays
 from resjax.data.decoding import as_array, as_image, decode, open_image, resize
 from resjax.data.examples import (
@@ -273,7 +273,7 @@ def digits() -> Source:
     return array_source("digits", splits, tuple(map(str, range(10))))
 
 
-def synthetic(name: str, info: DatasetInfo) -> Source:
+def synthetic(name: str, info: KnownDataset) -> Source:
     """Returns noise in a dataset's shape, always the same, to measure speed."""
     generator = np.random.default_rng(0)
     assert info.image_shape
