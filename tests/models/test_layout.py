@@ -89,7 +89,7 @@ def test_converting_does_not_modify_its_argument(draw):
 
 
 class NoisyBlock(Block):
-    """A user's block with all that is random: a parameter of its own, and dropout in the branch."""
+    """A user's block that draws everything: a parameter, and dropout in the branch."""
 
     @nn.compact
     def __call__(self, x):
