@@ -61,15 +61,12 @@ def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{root}: no runs here (a run is a folder with a config.json)")
     runs = pd.DataFrame(rows)
-    names = [metric.name for metric in primary_metrics(runs)]
-    summary = [
-        *("steps", "train_loss", *(f"train_{name}" for name in names)),
-        *("test_loss", *(f"test_{name}" for name in names)),
-        *(f"best_test_{name}" for name in names),
-        *("best_test_step", "parameters", "macs", "seconds", "images_per_second"),
-    ]
-    values = pd.DataFrame({name: runs.get(name, np.nan) for name in summary}, runs.index)
-    return pd.concat([runs.drop(columns=summary, errors="ignore"), values.astype(float)], axis=1)
+    kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
+    names = ["steps", "train_loss", "test_loss", "best_test_step"]
+    names += [f"{kind}_{metric.name}" for metric in metrics for kind in kinds]
+    names += ["parameters", "macs", "seconds", "images_per_second"]
+    columns = list(dict.fromkeys([*runs, *names]))
+    return runs.reindex(columns=columns).astype(dict.fromkeys(names, float))
 
 
 def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
@@ -96,9 +93,8 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     first = ["folder", "step", "split", "loss", *names, "learning_rate"]
     further = dict.fromkeys(name for line in lines for name in line if name not in first)
     curves = pd.DataFrame(lines, columns=[*first, *further])
-    curves = curves.astype({"step": int, "loss": float, "learning_rate": float}).astype(
-        dict.fromkeys(names, float)
-    )
+    floats = dict.fromkeys(["loss", *names, "learning_rate"], float)
+    curves = curves.astype({"step": int, **floats})
     curves = curves.drop_duplicates(["folder", "step", "split"], keep="last")
     described = runs[["folder", *(name for name in PRIMARY if name in runs)]]
     return curves.merge(described, on="folder")
@@ -145,16 +141,15 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """Returns a short name for each run from its values in `by`: "depth 56, shortcut none"."""
-
-    def name(values: tuple[Any, ...]) -> str:
-        return ", ".join(
+    names = [
+        ", ".join(
             f"{column.rpartition('.')[2]} {value}"
-            for column, value in zip(by, values, strict=True)
-            if not (value is None or value != value)
+            for column, value in zip(by, row, strict=True)
+            if value is not None and value == value
         )
-
-    rows = runs[list(by)].itertuples(index=False, name=None)
-    return pd.Series([name(row) or "all runs" for row in rows], runs.index, dtype=str)
+        for row in runs[list(by)].itertuples(index=False, name=None)
+    ]
+    return pd.Series([name or "all runs" for name in names], runs.index, dtype=str)
 
 
 def status(runs: pd.DataFrame) -> pd.Series:
