@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
-from resjax.data.datasets import OnBadImage, open_dataset
+from resjax.data.datasets import open_dataset
 from resjax.data.examples import Examples
 from resjax.data.normalization import normalize
 from resjax.disk import write_atomically
@@ -72,10 +72,7 @@ def features(
     weights: Weights,
     images: Images,
     stage: str | None = None,
-    *,
-    batch_size: int = 64,
-    on_bad_image: OnBadImage = "error",
-    workers: int = 0,
+    **batching: Any,
 ) -> Features:
     """Returns the output of a stage for each image, averaged over height and width.
 
@@ -83,20 +80,13 @@ def features(
       weights: with or without a head.
       images: of any size.
       stage: for example "stage3" or "stem"; None for the last stage.
-      batch_size: maximum number of images per batch.
-      on_bad_image: whether an image that cannot be decoded is an error, or is skipped.
-      workers: decoding processes; 0 decodes in a thread.
+      **batching: keywords of `each_image`: `batch_size`, `on_bad_image`, `workers`.
 
     Raises:
       UserError: there is no such stage, or an image cannot be read.
     """
     outputs = each_image(
-        embedding(weights, stage),
-        images.examples,
-        weights.preprocessing,
-        batch_size=batch_size,
-        on_bad_image=on_bad_image,
-        workers=workers,
+        embedding(weights, stage), images.examples, weights.preprocessing, **batching
     )
     origins = tuple(compress(images.origins, outputs.decoded))
     labels = outputs.labels if images.class_names else None

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resjax.data.datasets import OnBadImage
 from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images
@@ -39,10 +38,7 @@ def predict(
     weights: Weights,
     images: Sequence[Path],
     top: int = 5,
-    *,
-    batch_size: int = 64,
-    on_bad_image: OnBadImage = "error",
-    workers: int = 0,
+    **batching: Any,
 ) -> Predictions:
     """Classifies images, preprocessed as in the evaluation of the weights.
 
@@ -50,23 +46,14 @@ def predict(
       weights: with a head.
       images: files that Pillow reads, and folders of them.
       top: number of classes per image.
-      batch_size: maximum number of images per batch.
-      on_bad_image: whether an image that cannot be decoded is an error, or is skipped.
-      workers: decoding processes; 0 decodes in a thread.
+      **batching: keywords of `each_image`: `batch_size`, `on_bad_image`, `workers`.
 
     Raises:
       UserError: a file does not exist or is not an image; the weights have no head; an output is
         not finite.
     """
     files = find_images(images)
-    outputs = each_image(
-        classifier(weights),
-        files,
-        weights.preprocessing,
-        batch_size=batch_size,
-        on_bad_image=on_bad_image,
-        workers=workers,
-    )
+    outputs = each_image(classifier(weights), files, weights.preprocessing, **batching)
     if not np.isfinite(outputs.values).all():
         raise UserError("the outputs of the network are not finite; its weights are unusable")
     paths = list(map(Path, files.files))

@@ -36,7 +36,7 @@ STATE_DICT_KEYS = (
 # What wrappers put before every name: DataParallel and torch.compile.
 PREFIXES = ("module.", "_orig_mod.")
 
-_BUDGET = 4_000_000  # reads and copied items; a ResNet's checkpoint takes some ten thousand
+_BUDGET = 2_000_000  # reads and copied items; a ResNet's checkpoint takes some ten thousand
 _MAX_DIMENSIONS = 64
 
 _DTYPES = {
@@ -124,6 +124,8 @@ class _Tensor:
 class _StandIn:
     """Stands for every class, function and object that weights do not need; holds nothing."""
 
+    __slots__ = ()
+
     def __new__(cls, *_: Any) -> "_StandIn":
         return super().__new__(cls)
 
@@ -149,7 +151,7 @@ class _TextDict(dict):
 
 def _ordered_dict(pairs: Any = ()) -> _TextDict:
     if not isinstance(pairs, list | tuple):
-        raise ValueError("a mapping whose items are no pairs")
+        raise ValueError("a mapping that is not made of pairs")
     mapping = _TextDict()
     for key, value in pairs:
         mapping[key] = value
@@ -253,9 +255,9 @@ class _Unpickler(_PythonUnpickler):
             ):
                 storage = _Storage(key, dtype, length)
             case _:
-                raise ValueError("a storage that is none")
+                raise ValueError("a persistent id that names no storage")
         if self.storages.setdefault(key, storage).nbytes != storage.nbytes:
-            raise ValueError("a storage of two sizes")
+            raise ValueError("two storages of one name")
         return storage
 
     def load_reduce(self) -> None:
