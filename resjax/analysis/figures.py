@@ -127,7 +127,7 @@ class MeanCurve(NamedTuple):
         return max(((float(end["step"]), float(end["value"])) for end in ends), default=None)
 
 
-def average_curves(curves: pd.DataFrame, value: str = "error") -> MeanCurve:
+def average_curves(curves: pd.DataFrame, value: str) -> MeanCurve:
     """Averages the column `value` over runs, for one split of a table of `load_curves`.
 
     Only runs that reach the last step are averaged: if runs dropped out of the mean on the way, it

@@ -68,14 +68,14 @@ def curve(folder: str, errors: list[float], loss: float = 1.0) -> pd.DataFrame:
 
 
 def test_seeds_are_averaged_at_each_step() -> None:
-    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.6, 0.4])]), "error")
     np.testing.assert_array_equal(mean.step, [10, 20])
     np.testing.assert_allclose(mean.mean, [0.5, 0.3])
     np.testing.assert_allclose(mean.deviation, np.sqrt([0.02, 0.02]))
 
 
 def test_a_run_that_stopped_early_is_not_averaged() -> None:
-    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2]), curve("b", [0.9])]), "error")
     np.testing.assert_allclose(mean.mean, [0.4, 0.2])
     assert [run["value"].tolist() for run in mean.stopped] == [[0.9]]
 
@@ -83,13 +83,13 @@ def test_a_run_that_stopped_early_is_not_averaged() -> None:
 def test_a_diverged_run_is_drawn_up_to_its_last_finite_value() -> None:
     lost = curve("b", [0.5, 0.9, 0.9])
     lost.loc[1:, "loss"] = np.nan
-    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2, 0.1]), lost]))
+    mean = draw.average_curves(pd.concat([curve("a", [0.4, 0.2, 0.1]), lost]), "error")
     np.testing.assert_allclose(mean.mean, [0.4, 0.2, 0.1])
     assert [run["value"].tolist() for run in mean.diverged] == [[0.5]]
 
 
 def test_the_mean_of_no_measurements_is_empty() -> None:
-    mean = draw.average_curves(curve("a", []))
+    mean = draw.average_curves(curve("a", []), "error")
     assert not len(mean.step)
     assert not mean.stopped
     assert not mean.diverged
