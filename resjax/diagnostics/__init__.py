@@ -10,7 +10,6 @@ names the values as in the unrolled network.
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from resjax.config import Diagnostics as DiagnosticsConfig
 from resjax.errors import UserError
 from resjax.models.layout import path_name
 from resjax.models.presets import nearest
+from resjax.user_code import import_name
 
 __all__ = ["DIAGNOSTICS", "Context", "Diagnostic", "find_diagnostics", "per_layer"]
 
@@ -97,11 +97,8 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
     """
     found: dict[str, Diagnostic] = {}
     for name in config.names:
-        where, colon, function = name.partition(":")
         try:
-            diagnostic = (
-                getattr(importlib.import_module(where), function) if colon else DIAGNOSTICS[name]
-            )
+            diagnostic = import_name(name) if ":" in name else DIAGNOSTICS[name]
         except KeyError:
             raise UserError(
                 f"diagnostics.names={name}: no such diagnostic{nearest(name, DIAGNOSTICS)}; or "
@@ -109,7 +106,7 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
             ) from None
         except (ImportError, AttributeError) as error:
             raise UserError(f"diagnostics.names={name}: {error}") from error
-        short = function or name
+        short = name.rpartition(":")[2]
         if short in found:
             raise UserError(f"diagnostics.names: two diagnostics are called {short}")
         options = config.options.get(short, {})

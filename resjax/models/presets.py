@@ -9,12 +9,11 @@ et al. 2020, arXiv 1912.11370.
 
 import dataclasses
 import difflib
-import importlib
-import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from resjax.user_code import import_name
 
 
 class ImpossibleNetworkError(ValueError):
@@ -226,13 +225,10 @@ def find(name: str, names: Mapping[str, NamedClass]) -> Any:
       ValueError: the class does not exist; the message names the nearest name.
     """
     path = names[name].path if name in names else name
-    module, _, attribute = path.partition(":")
-    if not attribute:
+    if ":" not in path:
         raise ValueError(f"unknown name {name!r}{nearest(name, names)}, or package.module:Class")
-    if (here := str(Path.cwd())) not in sys.path:  # a console script does not search its folder
-        sys.path.append(here)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return import_name(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"{name!r}: no module named {error.name!r} here") from error
     except AttributeError as error:

@@ -1,12 +1,12 @@
 """Tasks: what a network predicts, how predictions are scored, and which metric decides."""
 
 import dataclasses
-import importlib
 
 from resjax.config import Task as TaskConfig
 from resjax.errors import UserError
 from resjax.tasks.base import DatasetInfo, Metric, Task
 from resjax.tasks.classification import Classification
+from resjax.user_code import import_name
 
 __all__ = ["TASKS", "Classification", "DatasetInfo", "Metric", "Task", "make_task"]
 
@@ -24,9 +24,8 @@ def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
     Raises:
       UserError: there is no such task, or it has no such option.
     """
-    where, colon, name = config.name.partition(":")
     try:
-        cls = getattr(importlib.import_module(where), name) if colon else TASKS[config.name]
+        cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
     except (ImportError, AttributeError, KeyError) as error:
         raise UserError(f"task.name={config.name}: cannot be imported: {error}") from error
     known = [field.name for field in dataclasses.fields(cls) if field.name != "dataset"]

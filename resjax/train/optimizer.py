@@ -1,7 +1,6 @@
 """Optimizers and learning-rate schedules, from Optax; SGD is that of He et al. 2015 [H15]."""
 
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from resjax.errors import UserError
 from resjax.models.layout import path_name
 from resjax.models.presets import nearest
 from resjax.train.freezing import Phase, merge, split
+from resjax.user_code import import_name
 
 # [H15 section 4.2]: ResNet-110 starts at a tenth of the rate, until its training error is
 # below 80 %.
@@ -179,15 +179,14 @@ def _factory(config: OptimizerConfig) -> Factory:
     Raises:
       UserError: there is no such function, or it does not take the config's options.
     """
-    where, colon, name = config.name.partition(":")
     function = None
-    if colon:
+    if ":" in config.name:
         try:
-            function = getattr(importlib.import_module(where), name)
+            function = import_name(config.name)
         except (ImportError, AttributeError) as error:
             raise UserError(f"optimizer.name={config.name}: {error}") from error
-    elif _is_optimizer(getattr(optax, where, None)):
-        function = getattr(optax, where)
+    elif _is_optimizer(getattr(optax, config.name, None)):
+        function = getattr(optax, config.name)
     if not callable(function):
         known = [*OURS, *(name for name in vars(optax) if _is_optimizer(getattr(optax, name)))]
         raise UserError(
@@ -294,9 +293,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
 
 
 def _own_schedule(config: OptimizerConfig, steps: int) -> Schedule:
-    where, _, name = config.schedule.partition(":")
     try:
-        function = getattr(importlib.import_module(where), name)
+        function = import_name(config.schedule)
         remaining = steps - config.warmup_steps
         schedule = function(config.learning_rate, remaining, **config.schedule_options)
         rate = float(schedule(0))
