@@ -9,7 +9,7 @@ import pytest
 from resjax.analysis.runs import load_runs, summarize
 from resjax.cli import main
 from resjax.config import default_config, override, resolve
-from resjax.train.step import Program
+from resjax.train.trainer import Dispatch, StepRunner, Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,9 +36,10 @@ def test_the_first_step_of_1202_scanned_layers_takes_at_most_twice_that_of_20():
             "model.width": 8,
             "data.batch_size": 16,
         }
-        program = Program(resolve(override(default_config(), fields)))
+        trainer = Trainer(resolve(override(default_config(), fields)))
         start = time.monotonic()
-        _, metrics = program.steps(program.init(0), 1)
+        with StepRunner(trainer, seed=0, first_step=0) as runner:
+            _, metrics = runner.run(trainer.init(0), Dispatch(phase=0, steps=1))
         jax.block_until_ready(metrics)
         return time.monotonic() - start
 

@@ -72,7 +72,7 @@ class TappedModel:
                 return self._model.apply(variables, images, mutable=[PROBES])[1]
 
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        shapes = jax.eval_shape(apply, variables, images)[PROBES]
+        shapes = jax.eval_shape(apply, variables, images).get(PROBES, {})
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 

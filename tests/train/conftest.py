@@ -1,6 +1,7 @@
 """Two networks that train in no time: a narrow ResNet-8, and one whose gradient is simple."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import pytest
 from flax import linen as nn
 
 from resjax.config import Config, default_config, override, resolve
-from resjax.train.step import Program
+from resjax.train import trainer as trainers
+from resjax.train.state import TrainState
+from resjax.train.trainer import Dispatch, Trainer
 
-# Ten steps in dispatches of 3, 3, 3 and 1; whatever can be random is.
+# Ten steps in dispatches of 3, 3, 3 and 1; everything that can be random is random.
 SMALLEST = {
     "model.family": "cifar",
     "model.depth": 8,
@@ -40,7 +43,7 @@ def configure() -> Configure:
 
 
 class Regression(nn.Module):
-    """Softmax regression, and statistics that count the batches that were trained on."""
+    """Softmax regression, and a running statistic that counts the training batches."""
 
     classes: int
 
@@ -55,9 +58,38 @@ class Regression(nn.Module):
 
 
 @pytest.fixture
-def regression(configure, monkeypatch) -> Callable[..., Program]:
-    """A function from overrides to a program that trains softmax regression on plain images."""
-    monkeypatch.setattr(
-        "resjax.train.step.build", lambda model, classes, **_: Regression(classes=classes)
-    )
-    return lambda **overrides: Program(configure(UNAUGMENTED | dict(overrides)))
+def with_network(configure, monkeypatch) -> Iterator[Callable[..., Trainer]]:
+    """A function from a network's class and overrides to a trainer on unaugmented images.
+
+    The class is called with the number of classes. Until the test ends, runs train it too.
+    """
+
+    def make(network: Callable[[int], nn.Module], **overrides: Any) -> Trainer:
+        trainers._cached_trainer.cache_clear()
+        monkeypatch.setattr(trainers, "build", lambda model, head, **_: network(head.features))
+        return Trainer(configure(UNAUGMENTED | overrides))
+
+    yield make
+    trainers._cached_trainer.cache_clear()
+
+
+@pytest.fixture
+def regression(with_network) -> Callable[..., Trainer]:
+    """A function from overrides to a trainer of softmax regression on unaugmented images.
+
+    Until the test ends, runs train softmax regression too.
+    """
+    with_network(Regression)
+    return partial(with_network, Regression)
+
+
+@pytest.fixture(scope="session")
+def run_steps() -> Callable[..., tuple[TrainState, dict[str, float]]]:
+    """A function that takes steps in one dispatch, and returns the state and metrics by name."""
+
+    def run(trainer: Trainer, state: TrainState, steps: int, phase: int = 0) -> Any:
+        arrays, _ = trainer.source.example_arrays()
+        state, metrics = trainer.compile_dispatch(state, Dispatch(phase, steps)).call(state, arrays)
+        return state, trainer.metric_values(metrics)
+
+    return run

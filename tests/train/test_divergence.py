@@ -1,7 +1,8 @@
-"""A loss or a gradient that is not finite: where it began is said, or the step is left out."""
+"""A loss or a gradient that is not finite: the run stops and names the layer, or skips the step."""
 
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,9 @@ import pytest
 from flax import linen as nn
 
 from resjax.errors import UserError
-from resjax.train import step
-from resjax.train.divergence import origin
+from resjax.train.divergence import locate_nonfinite
 from resjax.train.loop import train
-from resjax.train.step import Program, State
+from resjax.train.trainer import Trainer
 
 
 class Fragile(nn.Module):
@@ -38,102 +38,111 @@ class Fragile(nn.Module):
 
 
 @pytest.fixture
-def fragile(configure, monkeypatch):
-    """A function from how the third step breaks, and overrides, to a program and its config."""
-
-    def made(breaks, **overrides):
-        monkeypatch.setattr(
-            step, "build", lambda model, classes, **_: Fragile(classes=classes, breaks=breaks)
-        )
-        step._program.cache_clear()
-        plain = {"data.crop_padding": 0, "data.flip": False}
-        config = configure(plain | overrides)
-        return Program(config), config
-
-    return made
+def fragile(with_network):
+    """A function from how the third step breaks, and overrides, to a trainer."""
+    return lambda breaks, **overrides: with_network(partial(Fragile, breaks=breaks), **overrides)
 
 
-def finite(state):
-    arrays = jax.tree.leaves((state.params, state.optimizer, state.batch_stats))
+def is_finite(state):
+    arrays = jax.tree.leaves((state.params, state.opt_state, state.batch_stats))
     return all(np.isfinite(array).all() for array in arrays)
 
 
 @pytest.mark.parametrize("breaks", ["output", "gradient"])
-def test_stop_leaves_the_state_in_which_the_loss_was_first_not_finite(fragile, breaks):
-    program, _ = fragile(breaks)
-    state, _ = program.steps(program.init(0), 2)
+def test_stop_preserves_the_state_in_which_the_loss_was_first_not_finite(
+    fragile, run_steps, breaks
+):
+    trainer = fragile(breaks)
+    state, _ = run_steps(trainer, trainer.init(0), 2)
     assert not state.diverged
     before = jax.device_get(state.params)
-    state, metrics = program.steps(state, 8)
+    state, metrics = run_steps(trainer, state, 8)
     assert state.diverged
     assert not np.isfinite(metrics["loss"])
     if breaks == "output":
         assert state.step == 2
         jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
-    else:  # the loss of step 3 was still finite, and its update is in the weights
+    else:  # the loss of step 3 was still finite, and its update is in the parameters
         assert state.step == 3
-        assert not finite(state)
+        assert not is_finite(state)
 
 
 @pytest.mark.parametrize("breaks", ["output", "gradient"])
-def test_skip_leaves_the_step_out_and_counts_it(fragile, breaks):
-    program, _ = fragile(breaks, **{"train.nonfinite": "skip"})
-    state, metrics = program.steps(program.init(0), 10)
-    assert (int(state.step), finite(state)) == (10, True)
+def test_skip_leaves_out_the_step_and_counts_it(fragile, run_steps, breaks):
+    trainer = fragile(breaks, **{"train.nonfinite": "skip"})
+    state, metrics = run_steps(trainer, trainer.init(0), 10)
+    assert (int(state.step), is_finite(state)) == (10, True)
     # The count of batches stays at two, so every step from the third on is the third.
-    assert float(metrics["skipped"]) == pytest.approx(0.8)
-    alone, two = fragile(breaks)[0].steps(program.init(0), 2)
+    assert metrics["skipped"] == pytest.approx(0.8)
+    trainer = fragile(breaks)
+    alone, two = run_steps(trainer, trainer.init(0), 2)
     jax.tree.map(np.testing.assert_array_equal, alone.params, state.params)
-    assert float(metrics["loss"]) == pytest.approx(float(two["loss"]), rel=1e-6)
+    assert metrics["loss"] == pytest.approx(two["loss"], rel=1e-6)
 
 
-def test_record_goes_on_whatever_the_loss_is(fragile):
-    program, _ = fragile("output", **{"train.nonfinite": "record"})
-    state, metrics = program.steps(program.init(0), 10)
+def test_record_continues_whatever_the_loss_is(fragile, run_steps):
+    trainer = fragile("output", **{"train.nonfinite": "record"})
+    state, metrics = run_steps(trainer, trainer.init(0), 10)
     assert state.step == 10
     assert math.isnan(metrics["loss"])
 
 
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
-def test_what_is_said_names_the_step_and_the_layer(fragile, backend):
-    program, _ = fragile("output", **{"parallel.backend": backend})
-    state, _ = program.steps(program.init(0), 10)
-    assert origin(program, state, 0).startswith("first in step 3")
-    program, _ = fragile("gradient", **{"parallel.backend": backend})
-    state, _ = program.steps(program.init(0), 10)
-    assert origin(program, state, 0) == (
+def test_the_step_and_the_layer_are_named(fragile, run_steps, backend):
+    trainer = fragile("output", **{"parallel.backend": backend})
+    state, _ = run_steps(trainer, trainer.init(0), 10)
+    assert locate_nonfinite(trainer, state, 0).startswith("first in step 3")
+    trainer = fragile("gradient", **{"parallel.backend": backend})
+    state, _ = run_steps(trainer, trainer.init(0), 10)
+    assert locate_nonfinite(trainer, state, 0) == (
         "the gradient of first was the first that was not, in step 3"
     )
 
 
 @pytest.mark.parametrize("loop", ["unroll", "scan"])
-def test_of_a_network_the_layers_are_named_in_its_order(configure, loop):
-    """A weight of the second stage is made infinite; what lies below feels it, not what is above"""
-    program = Program(configure({"model.loop": loop, "model.depth": 14, "model.block": "basic"}))
-    state: State = program.init(0)
-    stage = dict(state.batch_stats["stage2"])
-    broken = jax.tree.map(lambda leaf: leaf, state.params)
-    kernel = broken["stage2"]["block1"]["Conv_0"]["kernel"]
-    broken["stage2"]["block1"]["Conv_0"]["kernel"] = kernel * 1e30
-    del stage
-    said = origin(program, state._replace(params=broken), 0)
-    assert said.startswith("first in step 1, forward from stage2/block1/BatchNorm_0")
+def test_layers_are_named_in_the_order_of_the_network(configure, loop):
+    """Layers after an infinite kernel of the second stage are not finite, those before it are."""
+    trainer = Trainer(configure({"model.loop": loop, "model.depth": 14, "model.block": "basic"}))
+    state = trainer.init(0)
+    params = jax.tree.map(lambda leaf: leaf, state.params)  # a copy of the dicts
+    params["stage2"]["block1"]["Conv_0"]["kernel"] *= 1e30
+    found = locate_nonfinite(trainer, state._replace(params=params), 0)
+    assert found.startswith("first in step 1, forward from stage2/block1/BatchNorm_0")
 
 
-def test_a_run_stops_and_says_where_and_what_is_good(fragile, tmp_path):
-    _, config = fragile("output", **{"train.log_every": 2, "train.checkpoint_every": 2})
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_stops_and_names_the_place_and_the_last_good_checkpoint(fragile, tmp_path):
+    config = fragile("output", **{"train.log_every": 2, "train.checkpoint_every": 2}).config
     with pytest.raises(UserError) as raised:
         train(config, tmp_path)
-    told = str(raised.value)
-    assert "the loss is not finite in steps 3 to 4: first in step 3" in told
-    assert "last good checkpoint: that of step 2" in told
-    assert "train.nonfinite=skip" in told
+    message = str(raised.value)
+    assert "the loss is not finite in steps 3 to 4: first in step 3" in message
+    assert "last good checkpoint: step 2." in message
+    assert "train.nonfinite=skip" in message
     assert not (tmp_path / "summary.json").exists()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"] is None) for line in lines] == [(2, False), (4, True)]
+    assert [(line["step"], line["loss"] is None) for line in lines(tmp_path)] == [
+        (2, False),
+        (4, True),
+    ]
 
 
-def test_a_dispatch_in_which_every_step_is_skipped_ends_the_run(fragile, tmp_path):
-    _, config = fragile("output", **{"train.log_every": 2, "train.nonfinite": "skip"})
-    with pytest.raises(UserError, match="the loss is not finite in steps 3 to 4"):
-        train(config, tmp_path)
+def test_a_dispatch_that_skips_all_its_steps_has_no_metrics_and_the_run_continues(
+    fragile, tmp_path
+):
+    config = fragile("output", **{"train.log_every": 2, "train.nonfinite": "skip"}).config
+    summary = train(config, tmp_path)
+    found = {line["step"]: line for line in lines(tmp_path) if line["split"] == "train"}
+    assert list(found) == [2, 4, 6, 8, 10]
+    assert found[2]["skipped"] == 0
+    assert found[2]["loss"] > 0
+    for step in (4, 6, 8, 10):
+        assert (found[step]["loss"], found[step]["error"], found[step]["skipped"]) == (
+            None,
+            None,
+            1,
+        )
+    assert math.isnan(summary["train_loss"])
+    assert json.loads((tmp_path / "summary.json").read_text())["train_loss"] is None

@@ -1,4 +1,4 @@
-"""Where images come from: the device or a stream, chosen by size, and to the same effect."""
+"""Resident and streamed data: which is chosen, that both train the same, and what is refused."""
 
 import json
 import os
@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from resjax.errors import UserError
-from resjax.train import feeding
+from resjax.train import sources
 from resjax.train.loop import train
-from resjax.train.step import Program
+from resjax.train.parallel import make_backend
 
 STREAM = {"data.feed": "stream", "data.workers": 0}
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of 24 pictures in two classes, larger than 20 pixels and of several sizes."""
+    """A folder of 24 images in two classes, of several sizes above 20 pixels."""
     generator = np.random.default_rng(0)
     for number in range(24):
         path = tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number:02}.png"
@@ -47,24 +47,29 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_small_dataset_lies_on_the_device_and_a_large_one_streams(configure, monkeypatch):
-    assert not isinstance(Program(configure()).source, feeding.Streamed)
-    monkeypatch.setattr(feeding, "device_memory", lambda: 4 * 1797 * 64 - 1)
-    assert isinstance(Program(configure({"data.workers": 0})).source, feeding.Streamed)
-    monkeypatch.setattr(feeding, "device_memory", lambda: 4 * 1797 * 64)
-    assert not isinstance(Program(configure()).source, feeding.Streamed)
+def source_of(config):
+    return sources.make_source(config, make_backend(config))
 
 
-def test_a_part_of_a_dataset_is_all_that_lies_on_the_device(configure):
-    part = {"data.classes": (7, 3), "data.per_class": 4}
-    source = Program(configure(part)).source
+def test_a_small_dataset_is_resident_and_a_large_one_is_streamed(configure, monkeypatch):
+    config = configure({"data.workers": 0})
+    assert not source_of(config).streamed
+    monkeypatch.setattr(sources, "device_memory", lambda: 4 * 1797 * 64 - 1)
+    assert source_of(config).streamed
+    monkeypatch.setattr(sources, "device_memory", lambda: 4 * 1797 * 64)
+    assert not source_of(config).streamed
+
+
+def test_of_a_subset_only_its_examples_are_on_the_device(configure):
+    source = source_of(configure({"data.classes": (7, 3), "data.per_class": 4}))
     assert source.examples == {"train": 8, "test": 73}
-    assert source.class_names == ("7", "3")
-    train, _ = source.arrays(configure(part))
-    assert np.bincount(train.labels).tolist() == [4, 4]
+    assert source.info.class_names == ("7", "3")
+    train, _ = source.example_arrays()
+    assert np.bincount(train["label"]).tolist() == [4, 4]
 
 
-def test_a_batch_may_be_larger_than_the_part(configure, tmp_path):
+@pytest.mark.usefixtures("regression")
+def test_a_batch_may_be_larger_than_the_dataset(configure, tmp_path):
     part = {"data.classes": (0, 1), "data.per_class": 2, "data.batch_size": 16}
     summary = train(configure(part), tmp_path / "run")
     assert np.isfinite(summary["train_loss"])
@@ -78,28 +83,27 @@ def test_a_batch_may_be_larger_than_the_part(configure, tmp_path):
         ({"data.per_class": 5} | STREAM, "cannot choose from digits as a stream"),
     ],
 )
-def test_a_part_that_is_not_there_is_refused(configure, tmp_path, overrides, message):
+def test_a_subset_that_does_not_exist_is_refused(configure, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         train(configure(overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_images_cropped_at_random_on_the_host_stream(configure, cropped):
+def test_images_that_are_cropped_at_random_on_the_host_are_streamed(configure, cropped):
     cropped |= {"data.train_crop": "random_resized"}
-    assert isinstance(Program(configure(cropped)).source, feeding.Streamed)
+    assert source_of(configure(cropped)).streamed
 
 
-def test_a_stream_is_evaluated_as_resident_data_are(configure):
-    resident, streamed = Program(configure()), Program(configure(STREAM))
+def test_streamed_and_resident_data_have_the_same_evaluation(regression):
+    resident, streamed = regression(), regression(**STREAM)
     state = resident.init(0)
-    found, expected = jax.device_get((streamed.evaluate(state), resident.evaluate(state)))
-    assert found["error"] == expected["error"]
+    found, expected = (each.metric_values(each.evaluate(state)) for each in (streamed, resident))
+    assert found["error"] == pytest.approx(expected["error"])
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
-def test_a_stream_that_is_resumed_gives_the_batches_that_would_have_come(
-    configure, cropped, tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("regression")
+def test_a_resumed_stream_yields_the_batches_of_an_uninterrupted_one(configure, cropped, tmp_path):
     config = configure(cropped | {"data.train_crop": "scale_jitter"})
     train(config, tmp_path / "whole")
 
@@ -114,27 +118,27 @@ def test_a_stream_that_is_resumed_gives_the_batches_that_would_have_come(
 
 
 @pytest.mark.usefixtures("regression")
-def test_worker_processes_make_what_this_process_makes(configure, cropped, tmp_path):
+def test_worker_processes_make_the_same_batches_as_this_process(configure, cropped, tmp_path):
     cropped |= {"data.train_crop": "random_resized"}
     train(configure(cropped), tmp_path / "thread")
     train(configure(cropped | {"data.workers": 2}), tmp_path / "processes")
     assert lines(tmp_path / "thread") == lines(tmp_path / "processes")
 
 
-def test_ten_crops_are_evaluated_by_their_mean_logits(configure, cropped):
-    program = Program(configure(cropped | {"data.eval_crop": "ten", "data.eval_batch_size": 4}))
-    state = program.init(0)
-    found = jax.device_get(program.evaluate(state))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+def test_the_evaluation_of_ten_crops_uses_their_mean_logits(regression, cropped):
+    trainer = regression(**cropped, **{"data.eval_crop": "ten", "data.eval_batch_size": 4})
+    state = trainer.init(0)
+    found = trainer.metric_values(trainer.evaluate(state))
     losses, count = 0.0, 0
-    for images, labels, weights in program.source.evaluation():
-        for ten, label, weight in zip(images[0], labels[0], weights[0], strict=True):
-            normal = (ten / 255 - program.statistics.mean) / program.statistics.std
-            logits = program.model.apply(variables, normal).mean(0)
+    for batch in trainer.source.evaluation():
+        arrays = (batch[name][0] for name in ("image", "label", "weight"))
+        for ten, label, weight in zip(*arrays, strict=True):
+            normal = (ten / 255 - trainer.statistics.mean) / trainer.statistics.std
+            logits = trainer.model.apply(state.variables, normal).mean(0)
             losses -= weight * jax.nn.log_softmax(logits)[label]
             count += weight
     assert ten.shape == (10, 16, 16, 3)
-    assert count == 24 // 5  # the fifth that is the test
+    assert count == 24 // 5  # the test split is a fifth
     assert found["loss"] == pytest.approx(float(losses / count), rel=1e-4)
 
 
@@ -149,7 +153,7 @@ def test_ten_crops_are_evaluated_by_their_mean_logits(configure, cropped):
         ({"data.feed": "device", "data.eval_crop": "ten"}, "data.eval_crop=ten needs"),
     ],
 )
-def test_fields_that_cannot_go_together_are_refused(
+def test_fields_that_exclude_each_other_are_refused(
     configure, cropped, tmp_path, overrides, message
 ):
     with pytest.raises(UserError, match=message):
@@ -159,7 +163,9 @@ def test_fields_that_cannot_go_together_are_refused(
 
 @pytest.mark.usefixtures("regression")
 @pytest.mark.parametrize("feed", ["stream", "device"])
-def test_a_bad_image_ends_the_run_or_is_counted(configure, cropped, photos, tmp_path, feed):
+def test_a_bad_image_ends_the_run_or_is_skipped_and_counted(
+    configure, cropped, photos, tmp_path, feed
+):
     bad = photos / "cat" / "11.png"
     os.truncate(bad, 100)
     cropped |= {"data.feed": feed}
@@ -169,18 +175,18 @@ def test_a_bad_image_ends_the_run_or_is_counted(configure, cropped, photos, tmp_
     assert summary["skipped_images"] > 0
 
 
-def test_a_prepared_sets_statistics_are_computed_once(
+def test_the_statistics_of_a_prepared_set_are_computed_once(
     configure, cropped, tmp_path, write_images, noise, monkeypatch
 ):
     write_images(train=noise(40, (20, 20, 3)), test=noise(9, (20, 20, 3)), shape=(20, 20, 3))
     config = configure(cropped | {"data.name": "tfds:shapes", "data.feed": "stream"})
-    first = Program(config).statistics
-    monkeypatch.setattr(feeding.Streamed, "_sample", lambda self: 1 / 0)
-    again = Program(config).statistics
+    first = source_of(config).statistics
+    monkeypatch.setattr(sources.Streamed, "_sample", lambda self: 1 / 0)
+    again = source_of(config).statistics
     np.testing.assert_array_equal(first.mean, again.mean)
     assert again.mean.shape == (16, 16, 3)
-    with pytest.raises(ZeroDivisionError):  # those of another size are others
-        Program(
+    with pytest.raises(ZeroDivisionError):  # another size has other statistics
+        source_of(
             configure(
                 cropped | {"data.name": "tfds:shapes", "data.image_size": 12, "data.feed": "stream"}
             )

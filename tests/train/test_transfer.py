@@ -18,9 +18,9 @@ from resjax.models.resnet import build
 from resjax.train import optimizer
 from resjax.train.checkpoint_reader import named_arrays
 from resjax.train.load_weights import load_weights
-from resjax.train.loop import Dispatch, evaluate, plan, restored_run, train
+from resjax.train.loop import evaluate, plan, restore_run, train
 from resjax.train.signals import Stopped, StopRequest
-from resjax.train.step import Program, program
+from resjax.train.trainer import Dispatch, Trainer, trainer_for
 from resjax.train.verify import verify
 from resjax.transfer import weights
 from resjax.transfer.weights import Preprocessing, Weights, flatten
@@ -96,15 +96,15 @@ def arrays(state):
 def changed(before, after):
     """The modules, by collection, some of whose arrays are not the same bit by bit."""
     return {
-        re.sub(r"^((average/)?\w+/\w+)/.*", r"\1", name)
+        re.sub(r"^((ema/)?\w+/\w+)/.*", r"\1", name)
         for name, array in before.items()
-        if name.startswith(("params", "batch_stats", "average"))
+        if name.startswith(("params", "batch_stats", "ema"))
         and array.tobytes() != after[name].tobytes()
     }
 
 
 def states_of(workdir, steps):
-    return {step: restored_run(workdir, str(step), print)[1].state for step in steps}
+    return {step: restore_run(workdir, str(step), print)[1].state for step in steps}
 
 
 # Start.
@@ -114,14 +114,14 @@ def states_of(workdir, steps):
 def test_training_starts_exactly_from_the_weights(tmp_path, loop):
     given = random_weights(depth=14)
     weights.save(given, tmp_path / "w")
-    made = Program(configured(tmp_path / "w", model__loop=loop))
+    made = Trainer(configured(tmp_path / "w", model__loop=loop))
     assert made.config.model.depth == 14
     state = made.start(0)
     layout = scanned if loop == "scan" else dict
     expected = flatten(layout(given.variables))
     for variables in (
-        {"params": state.params, "batch_stats": state.batch_stats},
-        state.average,
+        state.variables,
+        state.ema,
     ):
         found = flatten(variables)
         assert found.keys() == expected.keys()
@@ -130,9 +130,9 @@ def test_training_starts_exactly_from_the_weights(tmp_path, loop):
 
 
 def test_a_new_head_is_drawn_and_a_zero_head_is_zero(folder):
-    drawn = program(configured()).init(1).params["head"]["kernel"]
+    drawn = trainer_for(configured()).init(1).params["head"]["kernel"]
     new, zero = (
-        Program(configured(folder, transfer__head=head)).start(1).params for head in ("new", "zero")
+        Trainer(configured(folder, transfer__head=head)).start(1).params for head in ("new", "zero")
     )
     np.testing.assert_array_equal(new["head"]["kernel"], drawn)
     assert not np.asarray(zero["head"]["kernel"]).any()
@@ -142,14 +142,14 @@ def test_a_new_head_is_drawn_and_a_zero_head_is_zero(folder):
 
 
 def test_images_are_normalised_as_the_weights_ask(folder):
-    made = Program(configured(folder, data__normalization="weights"))
+    made = Trainer(configured(folder, data__normalization="weights"))
     np.testing.assert_array_equal(made.statistics.mean, np.float32([0.3]))
     np.testing.assert_array_equal(made.statistics.std, np.float32([0.4]))
 
 
 def test_weights_for_other_channels_are_adapted(tmp_path):
     weights.save(random_weights(channels=3), tmp_path / "w")
-    made = Program(configured(tmp_path / "w"))
+    made = Trainer(configured(tmp_path / "w"))
     kernel = random_weights(channels=3).variables["params"]["stem"]["Conv_0"]["kernel"]
     found = made.start(0).params["stem"]["Conv_0"]["kernel"]
     np.testing.assert_allclose(found, kernel.sum(2, keepdims=True), rtol=1e-6)
@@ -200,7 +200,7 @@ def test_statistics_of_a_mean_image_need_images_of_its_size(tmp_path):
         tmp_path / "w",
     )
     config = configured(tmp_path / "w", data__normalization="weights")
-    assert "a mean image of 9 x 9 pixels" in refusal(lambda: Program(config))
+    assert "a mean image of 9 x 9 pixels" in refusal(lambda: Trainer(config))
 
 
 # Freezing and thawing.
@@ -216,7 +216,7 @@ def finished(folder, tmp_path_factory):
 
 
 def test_a_dispatch_ends_at_a_thaw_and_every_log_at_its_multiple(folder):
-    made = program(gradual(folder))
+    made = trainer_for(gradual(folder))
     frozen, thawed = (2, 2, 1), (1, 2)
     assert plan(made, 0) == [
         *(Dispatch(0, steps) for steps in frozen),
@@ -226,27 +226,34 @@ def test_a_dispatch_ends_at_a_thaw_and_every_log_at_its_multiple(folder):
     assert plan(made, 8) == []
 
 
-def test_frozen_parameters_do_not_change_and_thaw_at_exactly_their_step(folder):
-    made = program(gradual(folder))
+def test_frozen_parameters_do_not_change_and_thaw_at_exactly_their_step(folder, run_steps):
+    made = trainer_for(gradual(folder))
     state = made.start(0)
     first = arrays(state)
     for steps in (2, 2, 1):
-        state, _ = made.steps(state, steps)
-    assert changed(first, arrays(state)) == {"params/head", "average/params/head"}
-    state, _ = made.steps(made.thawed(state, made.phase_at(THAW)), 1)
+        state, _ = run_steps(made, state, steps)
+    assert changed(first, arrays(state)) == {"params/head", "ema/params/head"}
+    state, _ = run_steps(made, made.enter_phase(state, 1), 1, phase=1)
     assert changed(first, arrays(state)) == {
         *("params/head", "params/stage3", "batch_stats/stage3"),
-        *("average/params/head", "average/params/stage3", "average/batch_stats/stage3"),
+        *("ema/params/head", "ema/params/stage3", "ema/batch_stats/stage3"),
     }
 
 
-def test_a_thaw_keeps_what_the_optimiser_has_and_begins_the_rest_at_zero(folder):
-    made = program(gradual(folder))
-    state, _ = made.steps(made.start(0), 2)
-    thawed = made.thawed(state, 1)
-    assert thawed.optimizer[0] is state.optimizer[0]
-    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(thawed.optimizer[0]))
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(thawed.optimizer[1]))
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_thaw_preserves_the_optimizer_state_of_parameters_that_train_already(
+    folder, run_steps, name
+):
+    overrides = {"optimizer__name": name}
+    if name == "adam":
+        overrides["optimizer__weight_decay"] = 0.0
+    made = trainer_for(gradual(folder, **overrides))
+    state, _ = run_steps(made, made.start(0), 2)
+    thawed = made.enter_phase(state, 1)
+    (before,), (existing, fresh) = (each.opt_state[0].inner for each in (state, thawed))
+    jax.tree.map(np.testing.assert_array_equal, existing, before)
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(existing))
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(fresh))
 
 
 def test_the_lines_of_a_run_say_when_it_thawed(finished):
@@ -261,24 +268,28 @@ def test_the_lines_of_a_run_say_when_it_thawed(finished):
 
 
 def test_of_frozen_parameters_the_optimiser_keeps_nothing(folder):
-    made = program(gradual(folder))
+    made = trainer_for(gradual(folder))
     state = made.init(0)
     for phase, modules in ((0, {"head"}), (1, {"head", "stage3"})):
-        now = made.thawed(state, phase)
+        now = made.enter_phase(state, phase)
         trained = {name: now.params[name] for name in modules}
         assert (
-            sum(leaf.size for leaf in jax.tree.leaves(now.optimizer))
+            sum(leaf.size for leaf in jax.tree.leaves(now.opt_state[0].inner))
             == sum(leaf.size for leaf in jax.tree.leaves(trained))
-            == made.trainable(phase)
+            == made.trainable_parameters(phase)
         )
 
 
+def lowered(config):
+    """The program of a step, not compiled."""
+    made = trainer_for(config)
+    arrays, _ = made.source.example_arrays()
+    step = jax.jit(lambda state, arrays, *rest: made.train_step(0, arrays)(state, *rest))
+    return step.lower(made.init(0), arrays, np.zeros((1, 16), np.int32), jax.random.key(0))
+
+
 def convolutions(config):
-    """In the program of a step."""
-    made = program(config)
-    function = made.backend.compile_steps(made.take_steps, 1)
-    text = function.lower(made.init(0), made.train_split).as_text()
-    return len(re.findall("stablehlo.convolution", text))
+    return len(re.findall("stablehlo.convolution", lowered(config).as_text()))
 
 
 def test_of_frozen_parameters_no_gradient_is_computed(folder):
@@ -292,20 +303,18 @@ def test_of_frozen_parameters_no_gradient_is_computed(folder):
 
 def test_a_compiled_step_of_the_head_alone_takes_less_arithmetic_than_a_full_one(folder):
     def flops(config):
-        made = program(config)
-        function = made.backend.compile_steps(made.take_steps, 1)
-        return function.lower(made.init(0), made.train_split).cost_analysis()["flops"]
+        return lowered(config).cost_analysis()["flops"]
 
     assert flops(gradual(folder)) < 0.45 * flops(configured(folder))
 
 
-def test_batch_norm_of_frozen_layers_goes_on_if_it_is_asked_to(folder):
-    made = program(
+def test_batch_norm_of_frozen_layers_goes_on_if_it_is_asked_to(folder, run_steps):
+    made = trainer_for(
         configured(folder, transfer__freeze="stem,stage1", transfer__frozen_norm="train")
     )
     before = made.start(0)
     first = arrays(before)
-    moved = changed(first, arrays(made.steps(before, 1)[0]))
+    moved = changed(first, arrays(run_steps(made, before, 1)[0]))
     assert {"batch_stats/stem", "batch_stats/stage1"} < moved
     assert not {"params/stem", "params/stage1"} & moved
 
@@ -342,12 +351,12 @@ def test_a_frozen_layer_is_flax_s_in_evaluation_whatever_its_groups(groups):
     np.testing.assert_allclose(trained, evaluated, rtol=1e-5, atol=1e-6)
 
 
-def test_scanned_and_unrolled_networks_train_alike(tmp_path):
+def test_scanned_and_unrolled_networks_train_alike(tmp_path, run_steps):
     weights.save(random_weights(depth=14), tmp_path / "w")
     ends = {}
     for loop in ("unroll", "scan"):
-        made = Program(configured(tmp_path / "w", transfer__freeze="stem,stage1", model__loop=loop))
-        state, _ = made.steps(made.start(0), 3)
+        made = Trainer(configured(tmp_path / "w", transfer__freeze="stem,stage1", model__loop=loop))
+        state, _ = run_steps(made, made.start(0), 3)
         ends[loop] = flatten(unrolled({"params": state.params, "batch_stats": state.batch_stats}))
     start = flatten(random_weights(depth=14).variables)
     for name, array in ends["scan"].items():
@@ -412,14 +421,14 @@ def test_a_run_is_the_weights_of_another(finished):
     config = configured(finished[0], transfer__head="keep")
     state = states_of(finished[0], [8])[8]
     assert (config.model.depth, config.model.width) == (8, 4)
-    start = Program(config).start(0)
+    start = Trainer(config).start(0)
     for own, averaged in ((start.params, "params"), (start.batch_stats, "batch_stats")):
-        jax.tree.map(np.testing.assert_array_equal, own, state.average[averaged])
+        jax.tree.map(np.testing.assert_array_equal, own, state.ema[averaged])
 
 
 def test_a_run_normalizes_images_with_the_statistics_of_the_run_it_starts_from(finished):
-    first = Program(configured(None, data__normalization="pixel_mean")).statistics
-    second = Program(configured(finished[0], data__normalization="weights")).statistics
+    first = Trainer(configured(None, data__normalization="pixel_mean")).statistics
+    second = Trainer(configured(finished[0], data__normalization="weights")).statistics
     assert first.mean.shape == (8, 8, 1)
     np.testing.assert_array_equal(second.mean, first.mean)
     np.testing.assert_array_equal(second.std, first.std)
@@ -445,7 +454,7 @@ def test_every_stage_trains_at_its_factor_of_the_rate(name):
     factors = {"stem/Conv_0/kernel": 0.01, "stage1/Conv_0/kernel": 0.1}
 
     def added(factors):
-        made = optimizer.transformation(Optimizer(name=name), factors)
+        made = optimizer.base_optimizer(Optimizer(name=name), factors)
         return made.update(gradients, made.init(tree), tree, rate=0.5)[0]
 
     plain, own = added({}), added(factors)
