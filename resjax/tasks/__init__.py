@@ -4,11 +4,11 @@ import dataclasses
 
 from resjax.config import Task as TaskConfig
 from resjax.errors import UserError
-from resjax.tasks.base import DatasetInfo, Metric, Task
+from resjax.tasks.base import DatasetInfo, Metric, Task, weighted_sum
 from resjax.tasks.classification import Classification
 from resjax.user_code import import_name
 
-__all__ = ["TASKS", "Classification", "DatasetInfo", "Metric", "Task", "make_task"]
+__all__ = ["TASKS", "Classification", "DatasetInfo", "Metric", "Task", "make_task", "weighted_sum"]
 
 TASKS: dict[str, type[Task]] = {"classification": Classification}
 
