@@ -194,10 +194,11 @@ def _factory(config: OptimizerConfig) -> Factory:
             f"{nearest(config.name, sorted({*known}))}; or package.module:function of your own"
         )
     parameters = inspect.signature(function).parameters
+    bound = function.keywords if isinstance(function, functools.partial) else {}  # as in nadam
     fields: dict[str, Any] = {
         name: getattr(config, name)
         for name in ("weight_decay", "momentum", "nesterov")
-        if name in parameters
+        if name in parameters and name not in bound
     }
     if config.weight_decay and "weight_decay" not in {*parameters, *config.options}:
         raise UserError(
@@ -216,7 +217,7 @@ def _factory(config: OptimizerConfig) -> Factory:
 
 def _is_optimizer(function: Any) -> bool:
     """Whether a function of Optax makes an optimizer: it takes a learning rate first."""
-    if not inspect.isfunction(function):
+    if not (inspect.isfunction(function) or isinstance(function, functools.partial)):
         return False
     return next(iter(inspect.signature(function).parameters), None) == "learning_rate"
 

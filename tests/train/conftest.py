@@ -1,7 +1,7 @@
 """Two networks that train in no time: a narrow ResNet-8, and one whose gradient is simple."""
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,19 +58,19 @@ class Regression(nn.Module):
 
 
 @pytest.fixture
-def with_network(configure, monkeypatch) -> Iterator[Callable[..., Trainer]]:
+def with_network(configure, monkeypatch) -> Callable[..., Trainer]:
     """A function from a network's class and overrides to a trainer on unaugmented images.
 
     The class is called with the number of classes. Until the test ends, runs train it too.
     """
 
     def make(network: Callable[[int], nn.Module], **overrides: Any) -> Trainer:
-        trainers._cached_trainer.cache_clear()
+        cached = lru_cache(maxsize=2)(trainers._cached_trainer.__wrapped__)
+        monkeypatch.setattr(trainers, "_cached_trainer", cached)
         monkeypatch.setattr(trainers, "build", lambda model, head, **_: network(head.features))
         return Trainer(configure(UNAUGMENTED | overrides))
 
-    yield make
-    trainers._cached_trainer.cache_clear()
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Patterns over paths, the phases that follow from them, and rates by stage."""
+"""Patterns of parameters, the phases that follow from them, and the rates of the stages."""
 
 import math
 from functools import cache
@@ -60,20 +60,20 @@ def test_a_stacked_array_holds_the_parameters_of_the_unrolled_network():
         ("stage[12]", lambda path: path.startswith(("stage1/", "stage2/"))),
     ],
 )
-def test_a_pattern_freezes_what_it_names_and_nothing_else(freeze, frozen):
+def test_a_pattern_freezes_the_parameters_that_it_matches_and_no_others(freeze, frozen):
     found = starts(freeze=freeze)
     assert len(found) > 30
     assert found == {path: NEVER if frozen(path) else 0.0 for path in found}
 
 
-def test_a_name_is_no_prefix_of_another_name():
+def test_a_pattern_does_not_match_a_longer_name_that_begins_with_it():
     epochs = freezing.starts(
         {path: (path,) for path in ("stage1/a", "stage10/a")}, Transfer(freeze="stage1")
     )
     assert epochs == {"stage1/a": NEVER, "stage10/a": 0.0}
 
 
-def test_what_thaws_trains_from_its_epoch_whatever_freezes_it():
+def test_thaw_takes_precedence_over_freeze():
     found = starts(freeze="*", thaw={"head": 0, "stage3": 2, "stage2/block2": 3.5})
     assert {path: epoch for path, epoch in found.items() if epoch != NEVER} == {
         path: {"head": 0, "stage3": 2, "stage2": 3.5}[path.partition("/")[0]]
@@ -82,14 +82,14 @@ def test_what_thaws_trains_from_its_epoch_whatever_freezes_it():
     }
 
 
-def test_the_longest_pattern_that_thaws_counts_and_of_equal_ones_the_later():
+def test_the_longest_thaw_pattern_wins_and_of_equally_long_ones_the_last():
     found = starts(thaw={"*": 9, "stage3": 2, "stage[3]": 4, "stage1": 5, "stage?": 6, "head": 0})
     by_module = {path.partition("/")[0]: epoch for path, epoch in found.items()}
     assert by_module == {"stem": 9, "stage1": 6, "stage2": 6, "stage3": 4, "head": 0}
 
 
 @pytest.mark.parametrize(
-    ("transfer", "told"),
+    ("transfer", "message"),
     [
         (
             {"freeze": "stem,stage5"},
@@ -100,19 +100,19 @@ def test_the_longest_pattern_that_thaws_counts_and_of_equal_ones_the_later():
         ({"thaw": {"*": 1}}, "nothing trains at the start"),
     ],
 )
-def test_a_mistake_in_a_pattern_is_one_line(transfer, told):
-    assert told in refusal(**transfer)
+def test_a_mistake_in_a_pattern_is_one_line(transfer, message):
+    assert message in refusal(**transfer)
 
 
 @pytest.mark.parametrize("transfer", [{"freeze": "stage2/block2"}, {"thaw": {"stage2/block2": 1}}])
-def test_blocks_that_are_scanned_together_are_not_told_apart(transfer):
+def test_blocks_that_are_scanned_together_cannot_be_frozen_one_by_one(transfer):
     paths = unrolled_paths(params("scan", depth=20))
     with pytest.raises(UserError, match=r"scanned together; set model\.loop=unroll"):
         freezing.starts(paths, Transfer(**transfer))
     freezing.starts(unrolled_paths(params(depth=20)), Transfer(**transfer))
 
 
-def test_the_first_block_of_a_scanned_stage_and_a_kind_of_layer_in_all_may_be_frozen():
+def test_in_a_scanned_stage_the_first_block_or_a_layer_of_all_blocks_can_be_frozen():
     found = starts("scan", freeze="stage2/block1,*/Conv_1")
     assert found["stage2/block1/Conv_0/kernel"] == NEVER
     assert found["stage2/blocks/Conv_0/kernel"] == 0
@@ -126,7 +126,7 @@ EPOCHS = st.dictionaries(
 
 
 @given(epochs=EPOCHS, steps=st.floats(0.1, 100))
-def test_every_parameter_trains_from_the_first_step_after_its_epoch(epochs, steps):
+def test_each_parameter_trains_from_the_first_step_that_begins_in_its_epoch(epochs, steps):
     phases = freezing.phases(epochs, steps)
     assert phases[0].first_step == 0
     begins = {path: phase.first_step for phase in phases for path in phase.thaws}
@@ -138,7 +138,7 @@ def test_every_parameter_trains_from_the_first_step_after_its_epoch(epochs, step
 
 
 @given(chosen=st.sets(st.sampled_from(["a", "b/c", "b/d", "e/f/g"])))
-def test_what_is_split_merges_to_what_it_was(chosen):
+def test_merge_is_the_inverse_of_split(chosen):
     tree = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": {"g": 4}}}
     ones, others = freezing.split(tree, chosen.__contains__)
     assert len(jax.tree.leaves(ones)) == len(chosen)
@@ -146,7 +146,7 @@ def test_what_is_split_merges_to_what_it_was(chosen):
     assert freezing.merge(ones, others) == freezing.merge(others, ones) == tree
 
 
-def test_a_module_rests_if_none_of_its_own_parameters_trains():
+def test_a_module_is_frozen_if_none_of_its_own_parameters_trains():
     paths = ("a/n/scale", "a/n/bias", "b/n/scale", "b/n/bias", "b/c/kernel")
     assert freezing.frozen_modules(paths, {"a/n/bias", "b/c/kernel"}) == {"b/n"}
 
@@ -155,7 +155,7 @@ def by_module(factors):
     return {path.partition("/")[0]: factor for path, factor in factors.items()}
 
 
-def test_a_factor_a_stage_counts_from_the_head_and_the_last_norm_is_of_the_last_stage():
+def test_layer_decay_counts_from_the_head_and_the_final_norm_belongs_to_the_last_stage():
     paths = unrolled_paths(params(block="preact_basic", shortcut="project"))
     found = freezing.rate_factors(paths, Transfer(layer_decay=0.5), 0.1)
     assert found.keys() == paths.keys()
@@ -165,13 +165,13 @@ def test_a_factor_a_stage_counts_from_the_head_and_the_last_norm_is_of_the_last_
     }
 
 
-def test_a_slice_of_rates_is_even_on_a_logarithmic_scale_between_its_ends():
+def test_rates_rise_by_equal_factors_from_the_first_rate_to_that_of_the_head():
     paths = unrolled_paths(params())
     found = by_module(freezing.rate_factors(paths, Transfer(first_rate=1e-5), 0.1))
     rates = [0.1 * found[name] for name in ("stem", "stage1", "stage2", "stage3", "head")]
     assert rates == pytest.approx(np.geomspace(1e-5, 0.1, 5))
 
 
-def test_without_a_wish_all_rates_are_exactly_one():
+def test_by_default_all_factors_are_exactly_one():
     found = freezing.rate_factors(unrolled_paths(params()), Transfer(), 0.1)
     assert set(found.values()) == {1}

@@ -1,4 +1,4 @@
-"""One run, from its config to its summary: what it writes, and that it can be interrupted."""
+"""One run, from its config to its summary: the files it writes, and that it can be interrupted."""
 
 import json
 import math
@@ -11,9 +11,10 @@ import pytest
 
 from resjax.config import to_dict
 from resjax.errors import UserError
-from resjax.train import loop
-from resjax.train.loop import History, evaluate, train
-from resjax.train.records import JsonLinesFile
+from resjax.train import history, loop
+from resjax.train.history import History
+from resjax.train.loop import evaluate, train
+from resjax.train.trainer import trainer_for
 
 BATCH = 16
 
@@ -24,7 +25,7 @@ def read_lines(workdir):
 
 def read_json(path):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
 
@@ -36,21 +37,21 @@ def config(configure):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """The folder of a run that nothing interrupted; read only."""
+    """The folder of a run that nothing interrupted; tests only read it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train(config, workdir)
     return workdir
 
 
-def what_training_found(workdir):
-    """All that must not depend on when and how often a run was started."""
+def results(workdir):
+    """Returns everything that must not depend on interruptions."""
     summary = read_json(workdir / "summary.json")
     del summary["seconds"], summary["compile_seconds"], summary["images_per_second"]
     return summary, (workdir / "metrics.jsonl").read_bytes()
 
 
 class Interrupt(BaseException):
-    """As a KeyboardInterrupt is, nothing that the loop may catch."""
+    """Like KeyboardInterrupt, it is not an Exception, so the loop must not catch it."""
 
 
 def test_a_run_folder_holds_its_config_provenance_metrics_checkpoints_and_summary(config, finished):
@@ -65,19 +66,19 @@ def test_a_run_folder_holds_its_config_provenance_metrics_checkpoints_and_summar
     assert read_json(finished / "provenance.json").keys() >= {"commit", "versions", "start"}
 
 
-def test_metrics_come_at_every_dispatch_and_tests_at_their_times_and_at_the_end(finished):
+def test_every_dispatch_has_a_line_and_tests_have_one_at_their_interval_and_at_the_end(finished):
     found = [(line["step"], line["split"]) for line in read_lines(finished)]
     assert found == [
         (3, "train"),
         (6, "train"),
         (6, "test"),
         (9, "train"),
-        (10, "train"),  # the last dispatch is as long as what is left
+        (10, "train"),  # the last dispatch has the steps that are left
         (10, "test"),
     ]
 
 
-def test_a_train_line_has_the_rate_and_every_line_has_loss_and_error(finished):
+def test_every_line_has_loss_and_error_and_training_lines_have_the_learning_rate(finished):
     for line in read_lines(finished):
         names = {"loss", "error"} | ({"learning_rate"} if line["split"] == "train" else set())
         assert line.keys() == {"step", "split"} | names
@@ -85,7 +86,7 @@ def test_a_train_line_has_the_rate_and_every_line_has_loss_and_error(finished):
         assert line["loss"] > 0
 
 
-def test_the_summary_tells_the_last_lines_and_the_best_beside_them(finished):
+def test_the_summary_has_the_last_lines_and_beside_them_the_best(finished):
     lines, summary = read_lines(finished), read_json(finished / "summary.json")
     tests = [line for line in lines if line["split"] == "test"]
     assert summary["steps"] == 10
@@ -100,18 +101,27 @@ def test_the_summary_tells_the_last_lines_and_the_best_beside_them(finished):
     assert summary["peak_bytes"] > 2 * 4 * summary["parameters"]  # weights and their momentum
 
 
-def test_the_best_is_told_beside_the_final_error_and_never_instead(config, tmp_path):
-    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 0, None)
+def make_history(config, workdir, metrics="", first_step=0):
+    return History(trainer_for(config), workdir, metrics, "", first_step, None, print)
+
+
+def sums(error):
+    """Metrics as a dispatch returns them."""
+    return {"sums": {"loss": (5 * error, 5.0), "error": (5 * error, 5.0)}}
+
+
+def test_the_best_error_is_beside_the_final_one_and_never_instead(config, tmp_path):
+    made = make_history(config, tmp_path)
     for step, error in [(3, 0.5), (6, 0.1), (9, 0.1), (10, 0.3)]:
-        history.add(step, "test", {"loss": error, "error": error})
-    history.fetch()
-    history.close()
-    summary = history.summary()
+        made.add(step, "test", sums(error))
+    made.fetch()
+    made.close()
+    summary = made.summary()
     assert (summary["best_test_error"], summary["best_test_step"]) == (0.1, 6)
     assert summary["test_error"] == 0.3
 
 
-def test_another_process_finds_the_same_metrics_to_the_last_byte(config, finished, tmp_path):
+def test_another_process_writes_the_same_metrics_to_the_last_byte(config, finished, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     program = (
         "import json, pathlib, sys\n"
@@ -122,44 +132,46 @@ def test_another_process_finds_the_same_metrics_to_the_last_byte(config, finishe
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", program, tmp_path], check=True, env=environment)
-    assert what_training_found(tmp_path) == what_training_found(finished)
+    assert results(tmp_path) == results(finished)
 
 
-def test_another_seed_finds_other_metrics(configure, finished, tmp_path):
+def test_another_seed_has_other_metrics(configure, finished, tmp_path):
     train(configure({"seed": 1}), tmp_path)
     first, other = read_lines(finished), read_lines(tmp_path)
     assert all(a["loss"] != b["loss"] for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("told", range(1, 7))
-def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
-    config, finished, tmp_path, told
+@pytest.mark.parametrize("at_call", [1, 3, 4, 6])  # before and after each checkpoint
+def test_a_run_that_is_interrupted_anywhere_has_the_results_of_one_that_is_not(
+    config, finished, tmp_path, at_call
 ):
     calls = []
 
     def interrupt(progress):
         calls.append(progress)
-        if len(calls) == told:
+        if len(calls) == at_call:
             raise Interrupt
 
     with pytest.raises(Interrupt):
         train(config, tmp_path, interrupt)
     assert not (tmp_path / "summary.json").exists()
     train(config, tmp_path)
-    assert what_training_found(tmp_path) == what_training_found(finished)
+    assert results(tmp_path) == results(finished)
 
 
-def test_a_run_killed_while_it_wrote_a_line_goes_on_from_its_checkpoint(config, finished, tmp_path):
+def test_a_run_that_is_killed_while_it_writes_a_line_resumes_from_its_checkpoint(
+    config, finished, tmp_path
+):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / "summary.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "10")
     metrics = workdir / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-30])
-    told = []
-    train(config, workdir, told.append)
-    assert [progress.step for progress in told] == [9, 10, 10]
-    assert what_training_found(workdir) == what_training_found(finished)
+    seen = []
+    train(config, workdir, seen.append)
+    assert [progress.step for progress in seen] == [9, 10, 10]
+    assert results(workdir) == results(finished)
 
 
 def test_a_checkpoint_is_never_ahead_of_the_metrics(config, tmp_path, monkeypatch):
@@ -184,24 +196,29 @@ def test_a_finished_run_is_left_as_it_is(config, finished):
     assert files() == before
 
 
-def test_another_config_in_the_same_folder_is_refused_by_its_field(configure, finished):
+def test_another_config_in_the_same_folder_is_refused_with_the_fields_that_differ(
+    configure, finished
+):
     before = (finished / "config.json").read_bytes()
     another = configure({"optimizer.learning_rate": 0.2, "seed": 3})
-    with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.1 there and 0\.2") as told:
+    with pytest.raises(
+        UserError, match=r"optimizer\.learning_rate is 0\.1 there and 0\.2"
+    ) as refusal:
         train(another, finished)
-    assert "seed is 0 there and 3 here" in str(told.value)
-    assert "model.depth" not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "seed is 0 there and 3 here" in str(refusal.value)
+    assert "model.depth" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_a_data_set_that_is_not_here_is_refused_and_nothing_is_written(configure, tmp_path):
+def test_a_dataset_that_is_not_prepared_is_refused_and_nothing_is_written(configure, tmp_path):
     with pytest.raises(UserError, match="'imagenet2012' is not prepared"):
         train(configure({"data.name": "imagenet2012"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_diverges_may_be_recorded_as_null_and_the_run_goes_on(configure, tmp_path):
+@pytest.mark.usefixtures("regression")
+def test_a_loss_that_diverges_is_null_under_record_and_the_run_continues(configure, tmp_path):
     config = configure({"optimizer.learning_rate": 1e30, "train.nonfinite": "record"})
     summary = train(config, tmp_path)
     assert math.isnan(summary["test_loss"])
@@ -212,38 +229,38 @@ def test_a_loss_that_diverges_may_be_recorded_as_null_and_the_run_goes_on(config
     assert math.isnan(again["test_loss"])
 
 
-def test_metrics_are_fetched_when_the_next_dispatch_is_under_way(config, tmp_path, monkeypatch):
+def test_metrics_are_fetched_while_the_next_dispatch_runs(config, tmp_path, monkeypatch):
     events = []
 
-    def steps(compiled, state, taken, steps=loop.Program.steps):
-        events.append(f"take {taken}")
-        return steps(compiled, state, taken)
+    def run(runner, state, dispatch, run=loop.StepRunner.run):
+        events.append(f"run {dispatch.steps}")
+        return run(runner, state, dispatch)
 
-    monkeypatch.setattr(loop.Program, "steps", steps)
-    train(config, tmp_path, lambda progress: events.append(f"told {progress.step}"))
+    monkeypatch.setattr(loop.StepRunner, "run", run)
+    train(config, tmp_path, lambda progress: events.append(f"fetch {progress.step}"))
     assert events == [
-        "take 3",
-        "take 3",
-        "told 3",
-        "told 6",  # before the checkpoint of step 6
-        "told 6",
-        "take 3",
-        "take 1",
-        "told 9",
-        "told 10",
-        "told 10",
+        "run 3",
+        "run 3",
+        "fetch 3",
+        "fetch 6",  # before the checkpoint of step 6
+        "fetch 6",
+        "run 3",
+        "run 1",
+        "fetch 9",
+        "fetch 10",
+        "fetch 10",
     ]
 
 
-def test_progress_tells_the_newest_metrics_of_both_splits(config, finished, tmp_path):
-    told = []
-    train(config, tmp_path, told.append)
-    last = told[-1]
+def test_progress_has_the_latest_metrics_of_both_splits(config, finished, tmp_path):
+    seen = []
+    train(config, tmp_path, seen.append)
+    last = seen[-1]
     assert (last.step, last.steps) == (10, 10)
     summary = read_json(finished / "summary.json")
     assert last.metrics == {name: summary[name] for name in last.metrics}
     assert last.metrics.keys() == {"train_loss", "train_error", "test_loss", "test_error"}
-    assert "test_error" not in told[0].metrics
+    assert "test_error" not in seen[0].metrics
 
 
 @pytest.fixture
@@ -255,50 +272,49 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(history, "time", clock)
     return clock
 
 
-def test_the_rate_counts_images_that_are_done_and_not_those_under_way(config, tmp_path, clock):
-    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 0, None)
+def test_the_rate_counts_the_images_of_finished_dispatches_only(config, tmp_path, clock):
+    made = make_history(config, tmp_path)
     rates = []
     for now, step in [(0, 3), (2, 6), (4, 9), (6, 12)]:  # a dispatch takes 2 s
         clock.now = now
-        history.add(step, "train", {"loss": 0.5, "error": 0.5})
-        history.fetch(before=step)
-        rates.append(history.images_per_second)
+        made.add(step, "train", sums(0.5))
+        made.fetch(before=step)
+        rates.append(made.images_per_second)
     clock.now = 8
-    history.fetch()
-    history.close()
-    rates.append(history.images_per_second)
+    made.fetch()
+    made.close()
+    rates.append(made.images_per_second)
     steady = 3 * BATCH / 2
     assert rates == pytest.approx([0, steady, steady, steady, steady])
 
 
 def test_a_resumed_run_counts_only_its_own_images(config, tmp_path, clock):
-    history = History(config, JsonLinesFile(tmp_path / "metrics.jsonl", ""), 6, None)
+    made = make_history(config, tmp_path, first_step=6)
     clock.now = 4
-    history.add(9, "train", {"loss": 0.5, "error": 0.5})
-    history.fetch()
-    history.close()
-    assert history.images_per_second == pytest.approx(3 * BATCH / 4)
+    made.add(9, "train", sums(0.5))
+    made.fetch()
+    made.close()
+    assert made.images_per_second == pytest.approx(3 * BATCH / 4)
 
 
-def test_metrics_go_on_behind_those_of_the_step_that_is_resumed(config, tmp_path):
-    path, metrics = tmp_path / "metrics.jsonl", {"loss": 0.5, "error": 0.5}
-    behind = ""
+def test_a_resumed_run_appends_metrics_to_those_up_to_its_step(config, tmp_path):
+    text = ""
     for first_step, steps in [(0, (3, 6, 9)), (6, (9, 10))]:
-        history = History(config, JsonLinesFile(path, behind), first_step, None)
+        made = make_history(config, tmp_path, text, first_step)
         for step in steps:
-            history.add(step, "train", metrics)
-            history.fetch()
+            made.add(step, "train", sums(0.5))
+            made.fetch()
             if step == 6:
-                behind = history.synced()
-        history.close()
+                text, _ = made.sync()
+        made.close()
     assert [line["step"] for line in read_lines(tmp_path)] == [3, 6, 9, 10]
 
 
-def test_a_run_that_averages_its_weights_tells_their_test_error_beside_the_raw_one(
+def test_a_run_with_an_ema_has_its_test_metrics_beside_those_of_the_parameters(
     configure, regression, tmp_path
 ):
     config = configure({"optimizer.ema_decay": 0.5, "data.flip": False})
@@ -308,7 +324,7 @@ def test_a_run_that_averages_its_weights_tells_their_test_error_beside_the_raw_o
         assert averaged == ({"ema_loss", "ema_error"} if line["split"] == "test" else set())
 
 
-def test_evaluate_finds_what_the_last_test_line_says(finished):
+def test_evaluate_returns_the_metrics_of_the_last_test_line(finished):
     last = read_lines(finished)[-1]
     assert evaluate(finished) == {
         "step": 10,
@@ -317,13 +333,13 @@ def test_evaluate_finds_what_the_last_test_line_says(finished):
     }
 
 
-def test_evaluate_refuses_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+def test_evaluate_refuses_a_folder_that_is_not_a_run(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
         evaluate(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluate_refuses_a_run_without_checkpoint(finished, tmp_path):
+def test_evaluate_refuses_a_run_without_a_checkpoint(finished, tmp_path):
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         evaluate(tmp_path)
