@@ -92,8 +92,18 @@ def rate(batches: Iterator[Any], workers: int, count: int) -> float:
     return count * BATCH / (time.monotonic() - start)
 
 
+def order(examples: Any) -> Any:
+    import jax
+
+    from resjax.data.ordering import EpochOrder
+
+    return EpochOrder(jax.random.key(0), len(examples))
+
+
 def ours(examples: FileExamples, workers: int, batches: int) -> float:
-    with stream(examples, batch_size=BATCH, seed=0, crop=CROP, workers=workers) as feed:
+    with stream(
+        examples, order(examples), batch_size=BATCH, seed=0, crop=CROP, workers=workers
+    ) as feed:
         return rate(feed, workers, batches)
 
 
@@ -222,7 +232,7 @@ def over_data_source(plan: Plan, threads: int) -> Callable[[], float]:
 
 
 def streamed(examples: Any, plan: Plan) -> float:
-    with stream(examples, batch_size=BATCH, seed=0, channels=1) as feed:
+    with stream(examples, order(examples), batch_size=BATCH, seed=0, channels=1) as feed:
         return rate(feed, 0, plan.batches)
 
 
@@ -234,7 +244,9 @@ def memory(plan: Plan) -> dict[str, Any]:
     mebibytes = []
     with tempfile.TemporaryDirectory() as folder:
         examples = photos(Path(folder), plan)
-        with stream(examples, batch_size=BATCH, seed=0, crop=CROP, workers=workers) as feed:
+        with stream(
+            examples, order(examples), batch_size=BATCH, seed=0, crop=CROP, workers=workers
+        ) as feed:
             for number, _ in enumerate(itertools.islice(feed, batches + 1)):
                 if number in sampled:
                     mebibytes.append(used_mebibytes())

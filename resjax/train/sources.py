@@ -20,7 +20,7 @@ from resjax.config import Config, Data
 from resjax.data import crops, datasets
 from resjax.data.cache import cached_arrays
 from resjax.data.normalization import Statistics, compute_statistics
-from resjax.data.ordering import batch_indices
+from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.data.stream import Crop, eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
@@ -188,8 +188,11 @@ class Streamed:
         self.statistics = self._statistics()
 
     def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
+        # The order is that of resident datasets, from the key of the run's state.
+        order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
         batches = stream(
             self._opened.train,
+            EpochOrder(order_key, self.examples["train"]),
             batch_size=self._data.batch_size // self._parts,
             seed=seed,
             first_step=first_step * self._parts,

@@ -56,7 +56,9 @@ def test_pytorchs_loader_returns_batches_of_the_same_shape_and_type(
     examples = feeds.photos(tmp_path, small_plan(feeds))
     paths = [examples.root / file for file in examples.files]
     images, _ = next(iter(feeds_torch.loader(paths, 224, 4, 0)))
-    with feeds.stream(examples, batch_size=4, seed=0, crop=feeds.CROP) as feed:
+    with feeds.stream(
+        examples, feeds.order(examples), batch_size=4, seed=0, crop=feeds.CROP
+    ) as feed:
         ours = next(feed).images
     assert images.permute(0, 2, 3, 1).shape == ours.shape
     assert images.numpy().dtype == ours.dtype

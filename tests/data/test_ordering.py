@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from resjax.data.ordering import batch_indices
+from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.xla.compile_options import quick_compile
 
 compiled = jax.jit(
@@ -52,3 +52,19 @@ def test_epochs_and_runs_have_different_orders():
 def test_every_permutation_occurs():
     epochs = batches(0, 120, 3, 3)
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 6
+
+
+@settings(max_examples=8, deadline=None)  # each compiles
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 50))
+@example(batch_size=7, examples=7, first_step=3)
+def test_the_order_on_the_host_is_that_on_the_devices(batch_size, examples, first_step):
+    steps = 6
+    order = EpochOrder(jax.random.key(0), examples)
+    positions = [(first_step + step) * batch_size for step in range(steps)]
+    found = np.stack([order(position, batch_size) for position in positions])
+    assert (found == batches(first_step, steps, batch_size, examples)).all()
+
+
+def test_the_order_has_not_changed():
+    # Another order would change the curve of every run.
+    assert EpochOrder(jax.random.key(7), 10)(5, 10).tolist() == [6, 8, 3, 0, 5, 6, 8, 0, 4, 1]

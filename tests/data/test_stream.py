@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +25,9 @@ from PIL import Image
 from resjax.data import stream as streaming
 from resjax.data.crops import random_resized_crop
 from resjax.data.decoding import decode
-from resjax.data.examples import ArrayExamples, BadImageError, DataError, Split
-from resjax.data.stream import Batch, Crop, Prefetcher, WorkerError, eval_batches, stream
+from resjax.data.examples import ArrayExamples, BadImageError, DataError, Examples, Split
+from resjax.data.ordering import EpochOrder, batch_indices
+from resjax.data.stream import Batch, Crop, Prefetcher, WorkerError, eval_batches
 from resjax.data.user_data import FileExamples
 
 CROP = partial(random_resized_crop, size=16)
@@ -34,10 +37,9 @@ SIZES = st.integers(1, 40)
 @pytest.fixture(autouse=True)
 def no_process_and_no_file_remains() -> Iterator[None]:
     places = (streaming.SHARED_MEMORY, Path(tempfile.gettempdir()))
-    before = {folder for place in places for folder in place.glob("resjax-batches-*")}
     yield
     assert not multiprocessing.active_children()
-    assert {folder for place in places for folder in place.glob("resjax-batches-*")} == before
+    assert not [path for place in places for path in place.glob(f"resjax-{os.getpid()}-*")]
 
 
 def numbered(count: int) -> ArrayExamples:
@@ -46,7 +48,12 @@ def numbered(count: int) -> ArrayExamples:
     return ArrayExamples(Split(images, np.arange(count, dtype=np.int32)), "noise")
 
 
-def taken(feed: Prefetcher, batches: int | None = None) -> list[Batch]:
+def stream(examples: Examples, seed: int = 0, **options: Any) -> Prefetcher:
+    order = EpochOrder(jax.random.key(seed), len(examples))
+    return streaming.stream(examples, order, seed=seed, **options)
+
+
+def collect(feed: Prefetcher, batches: int | None = None) -> list[Batch]:
     with feed:
         return list(itertools.islice(feed, batches))
 
@@ -68,17 +75,10 @@ def joined(parts: tuple[Batch, ...]) -> Batch:
     return Batch(*map(np.concatenate, (images, labels, weights)), sum(skipped))
 
 
-@settings(max_examples=8, deadline=None)
-@given(count=SIZES, batch_size=SIZES, seed=st.integers(0, 2**31 - 1))
-def test_an_epoch_contains_every_example_exactly_once(
-    count: int, batch_size: int, seed: int
-) -> None:
-    epochs = 3
-    batches = taken(
-        stream(numbered(count), batch_size=batch_size, seed=seed), -(-epochs * count // batch_size)
-    )
-    for epoch in labels(batches)[: epochs * count].reshape(epochs, count):
-        assert sorted(epoch) == list(range(count))
+def test_batches_follow_the_order_of_resident_datasets() -> None:
+    batches = collect(stream(numbered(30), batch_size=7, seed=3, first_step=2, workers=1), 12)
+    expected = batch_indices(jax.random.key(3), 2, steps=12, batch_size=7, examples=30)
+    assert labels(batches).tolist() == expected.ravel().tolist()
 
 
 @settings(max_examples=8, deadline=None)
@@ -92,51 +92,39 @@ def test_the_parts_of_all_hosts_are_the_batches_of_one(
     ):
         feed = partial(feed, numbered(count), batch_size=each * processes)
         shares = [
-            taken(feed(process=process, processes=processes), batches)
+            collect(feed(process=process, processes=processes), batches)
             for process in range(processes)
         ]
         united = [joined(parts) for parts in zip(*shares, strict=True)]
-        assert same(united, taken(feed(), batches))
+        assert same(united, collect(feed(), batches))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
-    assert same(taken(feed(workers=workers), 12), taken(feed(), 12))
+    assert same(collect(feed(workers=workers), 12), collect(feed(), 12))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_from_any_step_on_are_those_of_the_whole_run(workers: int) -> None:
     feed = partial(stream, numbered(30), batch_size=7, seed=3, crop=CROP)
-    whole = taken(feed(), 12)
-    assert same(taken(feed(first_step=6, workers=workers), 6), whole[6:])
+    whole = collect(feed(), 12)
+    assert same(collect(feed(first_step=6, workers=workers), 6), whole[6:])
 
 
 def test_a_late_step_is_as_fast_as_the_first() -> None:
     feed = partial(stream, numbered(1000), batch_size=100, seed=0)
     seconds = []
-    for first_step in (0, 0, 10**6, 10**12):  # the first imports Grain
+    for first_step in (0, 0, 10**6, 10**9):  # the first compiles
         start = time.monotonic()
-        taken(feed(first_step=first_step), 1)
+        collect(feed(first_step=first_step), 1)
         seconds.append(time.monotonic() - start)
     assert max(seconds[2:]) < seconds[1] + 1  # to walk there would take minutes
 
 
-def test_epochs_and_runs_have_different_orders() -> None:
-    feed = partial(stream, numbered(50), batch_size=50)
-    # Two epochs of two runs whose seeds are neighbours.
-    orders = [batch.labels.tolist() for seed in (0, 1) for batch in taken(feed(seed=seed), 2)]
-    assert all(one != other for one, other in itertools.combinations(orders, 2))
-
-
-def test_every_permutation_occurs() -> None:
-    epochs = taken(stream(numbered(3), batch_size=3, seed=0), 60)
-    assert len({tuple(epoch.labels) for epoch in epochs}) == 6
-
-
 def test_crops_differ_between_epochs_and_runs() -> None:
     feed = partial(stream, numbered(1), batch_size=1, crop=CROP)
-    crops = [batch.images.tobytes() for seed in (0, 1) for batch in taken(feed(seed=seed), 3)]
+    crops = [batch.images.tobytes() for seed in (0, 1) for batch in collect(feed(seed=seed), 3)]
     assert len(set(crops)) == 6
 
 
@@ -146,7 +134,7 @@ def test_without_a_crop_images_are_unchanged(channels: int) -> None:
     examples = ArrayExamples(
         Split(examples.split.images[..., :channels], examples.split.labels), "noise"
     )
-    [batch] = taken(stream(examples, batch_size=10, seed=0, channels=channels), 1)
+    [batch] = collect(stream(examples, batch_size=10, seed=0, channels=channels), 1)
     assert batch.images.dtype == np.uint8
     assert batch.labels.dtype == np.int32
     assert (batch.images == examples.split.images[batch.labels]).all()
@@ -156,7 +144,7 @@ def test_without_a_crop_images_are_unchanged(channels: int) -> None:
 @settings(max_examples=15, deadline=None)
 @given(count=SIZES, batch_size=SIZES)
 def test_an_evaluation_has_every_example_once_in_order(count: int, batch_size: int) -> None:
-    batches = taken(eval_batches(numbered(count), batch_size=batch_size))
+    batches = collect(eval_batches(numbered(count), batch_size=batch_size))
     assert {len(batch.labels) for batch in batches} == {batch_size}
     weights = np.concatenate([batch.weights for batch in batches])
     assert labels(batches)[weights == 1].tolist() == list(range(count))
@@ -181,7 +169,7 @@ def test_a_bad_image_is_an_error_that_names_it(
     photos: FileExamples, workers: int, crop: Crop | None
 ) -> None:
     with pytest.raises(BadImageError, match=r"/1\.jpg: .*truncated") as raised:
-        taken(eval_batches(photos, batch_size=2, crop=crop, workers=workers))
+        collect(eval_batches(photos, batch_size=2, crop=crop, workers=workers))
     assert "\n" not in str(raised.value)
 
 
@@ -190,7 +178,7 @@ def test_a_bad_image_is_an_error_that_names_it(
 def test_skip_replaces_a_bad_image_by_the_next_good_one(
     photos: FileExamples, workers: int, crop: Crop | None
 ) -> None:
-    [batch] = taken(
+    [batch] = collect(
         stream(photos, batch_size=8, seed=0, crop=crop, workers=workers, on_bad_image="skip"), 1
     )
     assert sorted(batch.labels) == [0, 0, 2, 2, 3, 4, 5, 6]  # 2 for 1, and 0 for 7
@@ -202,7 +190,7 @@ def test_skip_replaces_a_bad_image_by_the_next_good_one(
 
 
 def test_a_bad_image_has_no_weight_in_an_evaluation(photos: FileExamples) -> None:
-    one, two = taken(eval_batches(photos, batch_size=5, crop=CROP, on_bad_image="skip"))
+    one, two = collect(eval_batches(photos, batch_size=5, crop=CROP, on_bad_image="skip"))
     assert one.weights.tolist() == [1, 0, 1, 1, 1]
     assert two.weights.tolist() == [1, 1, 0, 0, 0]
     assert (one.skipped, two.skipped) == (1, 1)  # padding is not counted
@@ -211,7 +199,7 @@ def test_a_bad_image_has_no_weight_in_an_evaluation(photos: FileExamples) -> Non
 def test_a_dataset_without_good_images_is_an_error(photos: FileExamples) -> None:
     bad = FileExamples(photos.root, ["1.jpg", "7.jpg"], [0, 1])
     with pytest.raises(DataError, match=r"none of 2 images can be decoded"):
-        taken(stream(bad, batch_size=1, seed=0, on_bad_image="skip"), 1)
+        collect(stream(bad, batch_size=1, seed=0, on_bad_image="skip"), 1)
 
 
 def test_images_of_different_sizes_are_an_error_that_names_the_setting(tmp_path: Path) -> None:
@@ -219,7 +207,7 @@ def test_images_of_different_sizes_are_an_error_that_names_the_setting(tmp_path:
         Image.new("RGB", size).save(tmp_path / name)
     examples = FileExamples(tmp_path, ["a.png", "b.png"], [0, 1])
     with pytest.raises(DataError, match=r"b\.png is 31x20x3 .*a\.png 30x20x3.*data\.image_size"):
-        taken(eval_batches(examples, batch_size=2))
+        collect(eval_batches(examples, batch_size=2))
 
 
 def kill_workers() -> None:
@@ -229,7 +217,7 @@ def kill_workers() -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_that_die_are_replaced_and_batches_stay_the_same(sent: signal.Signals) -> None:
-    expected = taken(stream(numbered(30), batch_size=7, seed=0), 40)
+    expected = collect(stream(numbered(30), batch_size=7, seed=0), 40)
     with stream(numbered(30), batch_size=7, seed=0, workers=2) as feed:
         found = list(itertools.islice(feed, 10))
         for worker in multiprocessing.active_children():
@@ -254,7 +242,7 @@ def test_workers_that_die_again_before_a_batch_are_an_error(
             pytest.warns(RuntimeWarning),
             pytest.raises(WorkerError, match="a data worker died of") as raised,
         ):
-            taken(feed, 100)
+            collect(feed, 100)
     assert time.monotonic() - start < 20
     assert "\n" not in str(raised.value)
 
@@ -267,7 +255,7 @@ def test_a_worker_that_hangs_is_an_error_and_is_ended(monkeypatch: pytest.Monkey
             os.kill(worker.pid, signal.SIGSTOP)
         start = time.monotonic()
         with pytest.raises(WorkerError, match="no batch arrived in 1 s"):
-            taken(feed, 100)
+            collect(feed, 100)
     assert time.monotonic() - start < 5
 
 
@@ -276,7 +264,7 @@ def test_workers_ignore_ctrl_c() -> None:
         next(feed)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGINT)
-        assert len(taken(feed, 20)) == 20
+        assert len(collect(feed, 20)) == 20
 
 
 def test_a_full_disk_is_an_error_that_says_how_to_fix_it() -> None:
@@ -284,8 +272,8 @@ def test_a_full_disk_is_an_error_that_says_how_to_fix_it() -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 20 * 24 * 3, limits[1]))
     try:
-        with pytest.raises(WorkerError, match=r"resjax-batches-.*lower data\.workers"):
-            taken(stream(numbered(30), batch_size=7, seed=0, workers=1), 1)
+        with pytest.raises(WorkerError, match=r"resjax-.*lower data\.workers"):
+            collect(stream(numbered(30), batch_size=7, seed=0, workers=1), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -298,7 +286,10 @@ from resjax.data.stream import stream
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 split = Split(np.zeros((30, 20, 24, 3), np.uint8), np.zeros(30, np.int32))
-with stream(ArrayExamples(split, "black"), batch_size=7, seed=0, workers=2) as feed:
+def order(first, count):
+    return np.arange(first, first + count) % 30
+
+with stream(ArrayExamples(split, "black"), order, batch_size=7, seed=0, workers=2) as feed:
     next(feed)
     workers = [child.pid for child in multiprocessing.active_children()]
     print(feed._folder.name, *workers, flush=True)
