@@ -1,7 +1,8 @@
-"""However a run is spread over devices and processes, it is the same run."""
+"""A run is the same however it is spread over devices and processes."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,64 +13,83 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from resjax.config import default_config, override, resolve
+from resjax.data.ordering import batch_indices
+from resjax.models.layout import path_name
 from resjax.train import parallel
 from resjax.train.loop import evaluate
+from resjax.train.step import order_key
+from resjax.train.trainer import Trainer
+from resjax.xla.compile_options import quick_compile
 
 RUN = {
     "model.depth": 8,
     "model.width": 8,
     "data.batch_size": 32,
-    "data.eval_batch_size": 100,  # 4 batches of 90, none of which divides among eight
+    "data.eval_batch_size": 100,  # 4 batches of 90, which do not divide among eight devices
     "data.crop_padding": 1,
     "data.flip": True,
     "data.random_erasing": 0.5,
     "data.mixup": 1.0,
     "data.cutmix": 1.0,
-    "optimizer.learning_rate": 0.01,  # so small that no rounding grows
+    "optimizer.learning_rate": 0.01,  # so small that rounding does not grow
     "optimizer.ema_decay": 0.9,
     "train.log_every": 2,
     "train.eval_every": 10,
     "train.checkpoint_every": 10,
     "train.steps": 20,
 }
-FROZEN = {"transfer.freeze": "stem,stage1"}
-ONE = {
-    "one device": {},
-    "one device, accumulated": {"train.accumulation_steps": 2},
-    "one device, frozen": FROZEN,
-}
+PARTS = {"train.accumulation_steps": 2}
+FROZEN = {"transfer.freeze": "stem,stage1", **PARTS}
+ONE = {"one device": {}, "one device, frozen and accumulated": FROZEN}
 JIT = {
     "jit": {},
     "jit, 8 shards": {"parallel.shard_parameters": 8},
     "jit, bn alone": {"parallel.bn_devices": 1},
     "jit, 2 shards, bn in pairs": {"parallel.shard_parameters": 2, "parallel.bn_devices": 2},
-    "jit, accumulated": {"train.accumulation_steps": 2},
-    "jit, 2 shards, frozen": {"parallel.shard_parameters": 2, **FROZEN},
+    "jit, 2 shards, frozen and accumulated": {"parallel.shard_parameters": 2, **FROZEN},
 }
+USE_PMAP = {"parallel.backend": "pmap"}
 PMAP = {
-    "pmap": {"parallel.backend": "pmap"},
-    "pmap, bn alone": {"parallel.backend": "pmap", "parallel.bn_devices": 1},
-    "pmap, bn in pairs": {"parallel.backend": "pmap", "parallel.bn_devices": 2},
-    "pmap, accumulated": {"parallel.backend": "pmap", "train.accumulation_steps": 2},
-    "pmap, frozen": {"parallel.backend": "pmap", **FROZEN},
+    "pmap": USE_PMAP,
+    "pmap, bn alone": {**USE_PMAP, "parallel.bn_devices": 1},
+    "pmap, bn in pairs": {**USE_PMAP, "parallel.bn_devices": 2},
+    "pmap, frozen and accumulated": {**USE_PMAP, **FROZEN},
 }
-STREAM = {"data.feed": "stream", "data.workers": 0}
+STREAM = {"data.feed": "stream", "data.workers": 0, **PARTS}
 STREAMS = {
+    "one": {"stream": STREAM},
+    "jit": {"stream, jit": STREAM},
+    "pmap": {"stream, pmap": {**STREAM, **USE_PMAP}},
+}
+OWN_BLOCK = {
+    "model.depth": 20,
+    "model.width": 4,
+    "model.block": "own_blocks:Gated",
+    "data.crop_padding": 0,
+    "data.flip": False,
+    "data.random_erasing": 0.0,
+    "data.mixup": 0.0,
+    "data.cutmix": 0.0,
+}
+"""A network of a user's blocks, three in each stage, on unaugmented images."""
+SCAN, UNROLL = OWN_BLOCK | {"model.loop": "scan"}, OWN_BLOCK | {"model.loop": "unroll"}
+DIAGNOSTICS = {
     "one": {
-        "stream": STREAM,
-        "stream, accumulated": {**STREAM, "train.accumulation_steps": 2},
+        "unrolled": UNROLL,
+        "scanned": SCAN,
+        "remat": SCAN | {"model.remat": True},
+        "accumulated": SCAN | PARTS,
     },
-    "jit": {"stream, jit, accumulated": {**STREAM, "train.accumulation_steps": 2}},
-    "pmap": {
-        "stream, pmap": {**STREAM, "parallel.backend": "pmap"},
-        "stream, pmap, accumulated": {
-            **STREAM,
-            "parallel.backend": "pmap",
-            "train.accumulation_steps": 2,
-        },
-    },
+    "jit": {"jit, 8 shards": SCAN | {"parallel.shard_parameters": 8}},
+    "pmap": {"pmap": SCAN | USE_PMAP, "pmap, accumulated": SCAN | PARTS | USE_PMAP},
 }
 EVERY_WAY = (*ONE, *JIT, *PMAP)
 UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
@@ -83,15 +103,15 @@ REFUSED = {
     "bn under pmap": {"parallel.backend": "pmap", "parallel.bn_devices": 16},
     "shards under pmap": {"parallel.backend": "pmap", "parallel.shard_parameters": 2},
 }
-QUICK = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
+QUICK = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
 
 
-def ask(process, line):
+def send(process, line):
     process.stdin.write(line + "\n")
     process.stdin.flush()
 
 
-def answer(process):
+def receive(process):
     line = process.stdout.readline()
     assert line, "virtual_devices.py failed; its traceback is on the standard error"
     return json.loads(line)
@@ -99,28 +119,29 @@ def answer(process):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What virtual_devices.py found: of one device, of eight under jit and of eight under pmap."""
+    """The answers of virtual_devices.py: on one device, on eight under jit, on eight under pmap."""
     folders = tmp_path_factory.mktemp("saved")
     program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
-    asked = {
+    requests = {
         "one": {"devices": 1, "ways": ONE, "saves": "one device"},
         "jit": {"devices": 8, "ways": JIT, "saves": "jit, 8 shards", "refused": REFUSED},
-        "pmap": {"devices": 8, "ways": PMAP, "saves": "pmap"},
+        "pmap": {"devices": 8, "ways": PMAP, "saves": "pmap", "draws": PMAP["pmap"]},
     }
     for name, streams in STREAMS.items():
-        asked[name] |= {"streams": streams, "epochs": [name] if name in ("jit", "pmap") else []}
-    processes = {name: subprocess.Popen(program, **pipes) for name in asked}
+        requests[name] |= {"diagnostics": DIAGNOSTICS[name]}
+        requests[name] |= {"streams": streams, "epochs": [name] if name in ("jit", "pmap") else []}
+    processes = {name: subprocess.Popen(program, **pipes) for name in requests}
     try:
         for name, process in processes.items():
-            ask(process, json.dumps(asked[name] | {"run": RUN, "folder": str(folders / name)}))
+            send(process, json.dumps(requests[name] | {"run": RUN, "folder": str(folders / name)}))
         answers = {"resumed": {}}
         for process in processes.values():
-            found = answer(process)
+            found = receive(process)
             answers |= {what: found[what] for what in found if found[what]}
         for name, saved_by in [("one", "pmap"), ("jit", "pmap"), ("pmap", "one")]:
-            ask(processes[name], str(folders / saved_by))
-            answers["resumed"][f"{name} from {saved_by}"] = answer(processes[name])
+            send(processes[name], str(folders / saved_by))
+            answers["resumed"][f"{name} from {saved_by}"] = receive(processes[name])
         return answers
     finally:
         for process in processes.values():
@@ -139,10 +160,8 @@ same = partial(pytest.approx, rel=1e-4)
         ("pmap", "one device"),
         ("pmap, bn alone", "jit, bn alone"),
         ("jit, 2 shards, bn in pairs", "pmap, bn in pairs"),
-        ("jit, accumulated", "one device, accumulated"),
-        ("pmap, accumulated", "one device, accumulated"),
-        ("jit, 2 shards, frozen", "one device, frozen"),
-        ("pmap, frozen", "one device, frozen"),
+        ("jit, 2 shards, frozen and accumulated", "one device, frozen and accumulated"),
+        ("pmap, frozen and accumulated", "one device, frozen and accumulated"),
     ],
 )
 def test_twenty_steps_have_the_same_losses(measured, way, reference):
@@ -150,65 +169,133 @@ def test_twenty_steps_have_the_same_losses(measured, way, reference):
     assert measured[way]["losses"] == same(measured[reference]["losses"])
 
 
-@pytest.mark.parametrize(
-    ("way", "reference"),
-    [
-        ("stream, pmap", "stream"),
-        ("stream, pmap, accumulated", "stream, accumulated"),
-        ("stream, jit, accumulated", "stream, accumulated"),
-    ],
-)
-def test_a_stream_gives_every_way_the_same_batches(measured, way, reference):
-    assert measured[way]["losses"] == same(measured[reference]["losses"])
-    assert measured[way]["test"] == same(measured[reference]["test"])
+@pytest.mark.parametrize("way", ["stream, jit", "stream, pmap"])
+def test_a_stream_yields_the_same_batches_on_any_devices(measured, way):
+    assert measured[way]["losses"] == same(measured["stream"]["losses"])
+    assert measured[way]["test"] == same(measured["stream"]["test"])
 
 
-def exactly_once(epoch):
-    return sorted(epoch["taken"][:75]) == list(range(75))
+@pytest.fixture(scope="module")
+def gradient_norms():
+    """Diagnostics of the first step by number of parts, computed in another way.
+
+    Gradients are those of jax.grad. Activation gradients are those of a zero that is added to the
+    output of each block of the unrolled network.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        config = resolve(override(default_config(), RUN | UNROLL))
+        trainer = Trainer(config)
+    state = trainer.init(0)
+    arrays = jax.device_get(trainer.source.example_arrays()[0])
+    size, examples = config.data.batch_size, trainer.source.examples["train"]
+    indices = np.asarray(batch_indices(order_key(state), jnp.int32(0), 1, size, examples))
+    images = np.float32(arrays["image"][indices[0]] / 255 - trainer.statistics.mean)
+    labels = arrays["label"][indices[0]]
+
+    def logits(params, images, zeros, shapes):
+        def add_zero(call, arguments, keywords, context):
+            output, path = call(*arguments, **keywords), "/".join(context.module.path)
+            if not re.fullmatch(r"stage\d/block\d", path) or context.method_name != "__call__":
+                return output
+            shapes[path] = output.shape
+            return output + zeros.get(path, 0)
+
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        with nn.intercept_methods(add_zero):
+            return trainer.model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+    def norms(parts):
+        batches = images.reshape(parts, -1, *images.shape[1:]), labels.reshape(parts, -1)
+        shapes = {}
+        jax.eval_shape(lambda batch: logits(state.params, batch, {}, shapes), batches[0][0])
+
+        def loss(params, zeros):
+            losses = [
+                optax.softmax_cross_entropy_with_integer_labels(
+                    logits(params, batch, part_zeros, {}), targets
+                ).mean()
+                for batch, targets, part_zeros in zip(*batches, zeros, strict=True)
+            ]
+            return sum(losses) / parts
+
+        zeros = [{path: jnp.zeros(shape) for path, shape in shapes.items()}] * parts
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=quick_compile())
+        params, activations = jax.device_get(gradient(state.params, zeros))
+        return {
+            "gradient_norm": {
+                path_name(path): np.linalg.norm(leaf)
+                for path, leaf in jax.tree.leaves_with_path(params)
+            },
+            "activation_gradient_norm": {
+                path: np.sqrt(sum(np.square(part[path]).sum() for part in activations))
+                for path in shapes
+            },
+        }
+
+    return {parts: norms(parts) for parts in (1, 2)}
+
+
+@pytest.mark.parametrize("way", [way for ways in DIAGNOSTICS.values() for way in ways])
+def test_gradient_norms_are_those_of_an_independent_computation(measured, gradient_norms, way):
+    expected = gradient_norms[2 if "accumulated" in way else 1]
+    found = measured[f"diagnostics, {way}"]
+    assert len(found["activation_gradient_norm"]) == 9
+    assert "stage2/block3/gate" in found["gradient_norm"]
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-4)
+
+
+def test_under_pmap_dropout_differs_from_device_to_device_and_from_step_to_step(measured):
+    assert len(set(measured["draws"])) == len(measured["draws"]) == 16
+
+
+def is_exactly_once(epoch):
+    return sorted(epoch["gathered"][:75]) == list(range(75))
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_every_example_comes_exactly_once_an_epoch(measured, way):
-    assert exactly_once(measured[f"epoch of {way}"])
+def test_an_epoch_has_every_example_exactly_once(measured, way):
+    assert is_exactly_once(measured[f"epoch of {way}"])
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_of_resident_data_a_device_holds_its_part_alone(measured, way):
+def test_each_device_holds_only_its_part_of_resident_data(measured, way):
     assert measured[f"epoch of {way}"]["held"] == 10  # of 75
 
 
-def test_in_two_processes_every_example_comes_exactly_once_an_epoch(measured, coordinator):
+def test_in_two_processes_an_epoch_has_every_example_exactly_once(measured, coordinator):
     program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
     processes = [subprocess.Popen(program, **pipes) for _ in range(2)]
     for number, process in enumerate(processes):
-        asked = {"devices": 4, "cluster": [coordinator, 2, number], "epochs": ["jit", "pmap"]}
-        ask(process, json.dumps(asked))
-    told = [process.communicate(timeout=100)[0].splitlines()[-1] for process in processes]
-    for found in map(json.loads, told):  # Gloo's own lines come before
+        request = {"devices": 4, "cluster": [coordinator, 2, number], "epochs": ["jit", "pmap"]}
+        send(process, json.dumps(request))
+    answers = [process.communicate(timeout=100)[0].splitlines()[-1] for process in processes]
+    for found in map(json.loads, answers):  # lines of Gloo come before
         for way in ("jit", "pmap"):
-            assert exactly_once(found[f"epoch of {way}"])
+            assert is_exactly_once(found[f"epoch of {way}"])
             assert found[f"epoch of {way}"] == measured[f"epoch of {way}"]
 
 
-def test_bn_over_fewer_images_is_another_run(measured):
-    ways = ("pmap", "pmap, bn in pairs", "pmap, bn alone", "pmap, accumulated")
+def test_bn_over_fewer_images_has_other_losses(measured):
+    ways = ("pmap", "pmap, bn in pairs", "pmap, bn alone")
     firsts = sorted(measured[way]["losses"][0] for way in ways)
     for lower, higher in pairwise(firsts):
         assert higher > 1.001 * lower
 
 
 @pytest.mark.parametrize("name", ["jit", "pmap"])
-def test_on_one_device_every_choice_of_bn_devices_is_the_batch(configure, name):
+def test_on_one_device_bn_is_over_the_batch_for_every_choice_of_bn_devices(configure, name):
     whole, alone = (
-        parallel.backend(configure({"parallel.backend": name, "parallel.bn_devices": devices}))
+        parallel.make_backend(configure({"parallel.backend": name, "parallel.bn_devices": devices}))
         for devices in (0, 1)
     )
     assert whole.norm_options() in ({}, {"groups": 1})
     assert alone.norm_options() == whole.norm_options()
 
 
-def test_evaluation_counts_every_example_once_however_its_batches_divide(measured):
+def test_evaluation_counts_every_example_once_for_batches_that_do_not_divide(measured):
     one = measured["one device"]["test"]
     for way in ("jit, 8 shards", "pmap"):
         assert measured[way]["test"] == pytest.approx(one, rel=1e-5)
@@ -218,16 +305,16 @@ def test_evaluation_counts_every_example_once_however_its_batches_divide(measure
 @pytest.mark.parametrize(
     ("way", "shards"), [("jit, 2 shards, bn in pairs", 2), ("jit, 8 shards", 8)]
 )
-def test_parameters_and_optimiser_state_lie_in_parts(measured, way, shards):
+def test_parameters_and_optimizer_state_are_sharded(measured, way, shards):
     placed = measured[way]["placed"]
     for shape, parts in placed:
         assert len(parts) == 8
         divisible = any(side % shards == 0 for side in shape)
-        of_one = prod(shape) // shards if divisible else prod(shape)
-        assert {prod(part) for part in parts} == {of_one}
+        per_device = prod(shape) // shards if divisible else prod(shape)
+        assert {prod(part) for part in parts} == {per_device}
     whole = sum(prod(shape) for shape, _ in placed)
-    of_one = sum(prod(parts[0]) for _, parts in placed)
-    assert of_one < 1.05 * whole / shards
+    per_device = sum(prod(parts[0]) for _, parts in placed)
+    assert per_device < 1.05 * whole / shards
 
 
 def test_without_shards_every_device_holds_all_parameters(measured):
@@ -240,7 +327,7 @@ def test_a_dispatch_moves_nothing_between_host_and_devices(measured, way):
 
 
 @pytest.mark.parametrize("way", EVERY_WAY)
-def test_the_old_state_s_memory_is_given_to_the_new_one(measured, way):
+def test_the_memory_of_the_old_state_is_reused_for_the_new_one(measured, way):
     assert measured[way]["donated"]
 
 
@@ -248,7 +335,7 @@ def test_the_old_state_s_memory_is_given_to_the_new_one(measured, way):
     "resumed",
     ["one from pmap", "pmap from one", "jit from pmap"],  # jit: onto parameters in 8 parts
 )
-def test_a_checkpoint_goes_on_under_another_backend(measured, resumed):
+def test_a_run_continues_from_the_checkpoint_of_another_backend(measured, resumed):
     assert measured["resumed"][resumed] == same(measured["one device"]["losses"][5:])
 
 
@@ -279,13 +366,13 @@ def test_a_checkpoint_goes_on_under_another_backend(measured, resumed):
         ("shards under pmap", "parallel.shard_parameters=2 needs parallel.backend=jit"),
     ],
 )
-def test_what_does_not_divide_is_refused_with_the_nearest_that_does(measured, case, message):
+def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(measured, case, message):
     assert measured["refused"][case] == message
 
 
 @pytest.fixture
 def coordinator():
-    """An address at which two processes may meet."""
+    """An address at which two processes can meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
@@ -329,14 +416,12 @@ def train_losses(workdir):
     return [line["loss"] for line in lines if line["split"] == "train"]
 
 
-def test_two_processes_have_the_losses_of_one_and_the_first_alone_writes(
-    measured, launch, tmp_path
-):
+def test_two_processes_have_the_losses_of_one_and_only_the_first_writes(measured, launch, tmp_path):
     assert [process.wait(timeout=120) for process in launch({})] == [0, 0]
     assert train_losses(tmp_path / "run") == same(measured["one device"]["losses"])
     assert (tmp_path / "run" / "summary.json").exists()
-    told = [(tmp_path / f"out{process}").read_text() for process in (0, 1)]
-    assert ["run folder: " in text for text in told] == [True, False]  # Gloo prints its own
+    outputs = [(tmp_path / f"out{process}").read_text() for process in (0, 1)]
+    assert ["run folder: " in text for text in outputs] == [True, False]  # Gloo prints too
 
 
 @pytest.mark.slow
@@ -348,7 +433,7 @@ def test_two_processes_under_pmap_have_the_losses_of_one(measured, launch, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_is_killed_the_other_ends_and_the_last_checkpoint_is_whole(
+def test_if_a_process_is_killed_the_other_exits_and_the_last_checkpoint_is_intact(
     launch, tmp_path, victim
 ):
     workdir = tmp_path / "run"

@@ -1,8 +1,8 @@
-"""Trains on virtual CPU devices, in several ways to spread a run over them.
+"""Trains on virtual CPU devices, spread over them in several ways.
 
-A program of its own, because the number of devices is fixed when JAX first looks for them. It
-speaks JSON, a line at a time: reads what to do and answers what came of it, then reads the folder
-of another's checkpoints and answers how its own way goes on from there.
+This is a program of its own, because the number of devices is fixed when JAX first looks for them.
+It reads a request, a line of JSON, and writes a line with the answer. Then it reads the folder of a
+checkpoint that another process saved, and writes the losses after it.
 """
 
 import json
@@ -11,97 +11,134 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.experimental.multihost_utils import process_allgather
 
 from resjax.config import default_config, override, resolve
 from resjax.data.ordering import batch_indices
+from resjax.diagnostics import per_layer
 from resjax.errors import UserError
 from resjax.run_files import Metric
-from resjax.train import parallel
+from resjax.train import parallel, trainer
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import Cluster, join
-from resjax.train.step import Program
+from resjax.train.trainer import Dispatch, StepRunner, Trainer
 
-EPOCH = 75  # examples, which eight devices cannot divide
+EXAMPLES = 75  # which eight devices cannot divide
+PAIR = Dispatch(0, 2)
 
 
-def take(program, state, steps):
-    """The state after so many steps, and the losses: means of every two."""
+def run(runner, trainer, state, steps):
+    """Returns the state after some steps, and the losses: means of every two."""
     losses = []
     for _ in range(steps // 2):
-        state, metrics = program.steps(state, 2)
-        losses.append(float(metrics["loss"]))
+        state, metrics = runner.run(state, PAIR)
+        losses.append(trainer.metric_values(metrics)["loss"])
     return state, losses
 
 
-def measure(program, state, folder):
-    """A run of 20 steps; where there is a folder, saved at the tenth, and evaluated."""
-    program.compiled(state, 2)
+def measure(trainer, state, folder):
+    """Runs 20 steps; if there is a folder, saves the state after ten, and evaluates the last."""
+    call = trainer.compile_dispatch(state, PAIR).call
     old, moved = state, None
-    try:
-        with jax.transfer_guard("disallow"):
-            state, metrics = program.steps(state, 2)
-    except jax.errors.JaxRuntimeError as error:
-        moved = str(error)
-        state, metrics = program.steps(state, 2)
-    donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-    state, until_saved = take(program, state, 8)
-    if folder:
-        checkpoints = CheckpointManager(folder, Metric("error"))
-        checkpoints.save(program.backend.one(state), 10, {"metrics": ""})
-        checkpoints.close()
-    state, after = take(program, state, 10)
-    test = program.evaluate(state) if folder else {}
+    with StepRunner(trainer, 0, 0) as runner:
+        try:
+            with jax.transfer_guard("disallow"):
+                state, metrics = call(state, runner.arrays)
+        except jax.errors.JaxRuntimeError as error:
+            moved = str(error)
+            state, metrics = call(state, runner.arrays)
+        donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        state, until_saved = run(runner, trainer, state, 8)
+        if folder:
+            checkpoints = CheckpointManager(folder, Metric("error"))
+            checkpoints.save(trainer.backend.unreplicate(state), 10, {"metrics": ""})
+            checkpoints.close()
+        state, after = run(runner, trainer, state, 10)
     return {
-        "losses": [float(metrics["loss"]), *until_saved, *after],
-        "test": {name: float(value) for name, value in test.items()},
+        "losses": [trainer.metric_values(metrics)["loss"], *until_saved, *after],
+        "test": trainer.metric_values(trainer.evaluate(state)) if folder else {},
         "moved": moved,
         "donated": donated,
         "placed": [
             [list(leaf.shape), [list(shard.data.shape) for shard in leaf.addressable_shards]]
-            for leaf in jax.tree.leaves((state.params, state.optimizer))
+            for leaf in jax.tree.leaves((state.params, state.opt_state))
         ],
     }
 
 
-def stream(program):
-    """The losses of six steps on a stream, means of every two, and the evaluation."""
-    state = program.init(0)
-    with program.feed(0, 0) as feed:
-        losses = []
-        for _ in range(3):
-            state, metrics = feed.steps(state, 2)
-            losses.append(float(metrics["loss"]))
-    test = {name: float(value) for name, value in program.evaluate(state).items()}
-    return {"losses": losses, "test": test}
+def stream(trainer):
+    """Returns the losses of six steps on a stream, means of every two, and the evaluation."""
+    with StepRunner(trainer, 0, 0) as runner:
+        state, losses = run(runner, trainer, trainer.init(0), 6)
+    return {"losses": losses, "test": trainer.metric_values(trainer.evaluate(state))}
 
 
-def one_epoch(way):
-    """The rows that an epoch's steps take, each its number, and how many one device holds."""
-    backend = parallel.backend(configured({"parallel.backend": way, "data.batch_size": 16}))
-    rows = backend.rows(np.arange(EPOCH, dtype=np.int32))
-    steps = EPOCH // 16 + 1
-    order = batch_indices(jax.random.key(0), jnp.int32(0), steps, 16, EPOCH)
-    if way == "jit":
-        take = jax.jit(backend.take)
+def diagnose(trainer, state):
+    """Returns what the diagnostics of the config measure in the first step, by layer."""
+    with StepRunner(trainer, 0, 0) as runner:
+        found = trainer.compile_diagnosis(state, 0).call(state, runner.arrays)
+    return {name: per_layer(values) for name, values in jax.device_get(found).items()}
+
+
+class Draws(nn.Module):
+    """Keeps what the dropout key of each device draws as a running statistic."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        draws = self.variable("batch_stats", "draws", jnp.zeros, jax.device_count())
+        if train:
+            draw = jax.random.uniform(self.make_rng("dropout"))
+            draws.value = jax.lax.all_gather(draw, parallel.Pmap.AXIS)
+        return nn.Dense(self.classes, name="head")(images.reshape(len(images), -1))
+
+
+def dropout_draws(config):
+    """Returns what each device draws in each of two steps under pmap."""
+    build, found = trainer.build, []
+    trainer.build = lambda model, head, **_: Draws(head.features)
+    made = Trainer(config)
+    trainer.build = build
+    state = made.init(0)
+    with StepRunner(made, 0, 0) as runner:
+        for _ in range(2):
+            state, _ = runner.run(state, Dispatch(0, 1))
+            found += np.asarray(state.batch_stats["draws"][0]).tolist()
+    return found
+
+
+def one_epoch(backend_name):
+    """Returns the examples that the steps of an epoch gather, and how many one device holds."""
+    config = configured({"parallel.backend": backend_name, "data.batch_size": 16})
+    backend = parallel.make_backend(config)
+    examples = backend.shard_dataset(np.arange(EXAMPLES, dtype=np.int32))
+    steps = EXAMPLES // 16 + 1
+    order = batch_indices(jax.random.key(0), jnp.int32(0), steps, 16, EXAMPLES)
+    if backend_name == "jit":
+        gather = jax.jit(backend.gather_batch)
     else:
-        take = jax.pmap(backend.take, backend.AXIS, in_axes=(0, None))
-    taken = [process_allgather(take(rows, chosen), tiled=True) for chosen in np.asarray(order)]
-    held = max(shard.data.size for shard in rows.addressable_shards)
-    return {"taken": np.concatenate(list(map(np.ravel, taken))).tolist(), "held": held}
+        gather = jax.pmap(backend.gather_batch, backend.AXIS, in_axes=(0, None))
+    batches = [
+        process_allgather(gather(examples, indices), tiled=True) for indices in np.asarray(order)
+    ]
+    held = max(shard.data.size for shard in examples.addressable_shards)
+    return {"gathered": np.concatenate(list(map(np.ravel, batches))).tolist(), "held": held}
 
 
-def resume(program, state, folder):
-    """The losses of the last ten steps, from a checkpoint of the tenth."""
+def resume(trainer, state, folder):
+    """Returns the losses of the last ten steps, from a checkpoint after the tenth."""
     checkpoints = CheckpointManager(folder, Metric("error"))
-    saved = checkpoints.restore_latest(program.saved(state)).state
+    saved = checkpoints.restore_latest(trainer.checkpoint_template(state)).state
     checkpoints.close()
-    return take(program, program.backend.spread(saved), 10)[1]
+    with StepRunner(trainer, 0, 10) as runner:
+        return run(runner, trainer, trainer.backend.replicate(saved), 10)[1]
 
 
 def refusal(config):
     try:
-        parallel.backend(config)
+        parallel.make_backend(config)
     except UserError as error:
         return str(error)
 
@@ -111,31 +148,36 @@ def configured(overrides):
 
 
 def main():
-    asked = json.loads(input())
-    jax.config.update("jax_num_cpu_devices", asked["devices"])
-    if asked.get("cluster"):
-        join(Cluster(*asked["cluster"]))
-    answer = {f"epoch of {way}": one_epoch(way) for way in asked.get("epochs", ())}
+    request = json.loads(input())
+    jax.config.update("jax_num_cpu_devices", request["devices"])
+    if request.get("cluster"):
+        join(Cluster(*request["cluster"]))
+    answer = {f"epoch of {name}": one_epoch(name) for name in request.get("epochs", ())}
 
     def configure(overrides):
-        return configured(asked["run"] | overrides)
+        return configured(request["run"] | overrides)
 
-    for way, overrides in asked.get("streams", {}).items():
-        answer[way] = stream(Program(configure(overrides)))
-    refused = asked.get("refused", {}).items()
+    for way, overrides in request.get("streams", {}).items():
+        answer[way] = stream(Trainer(configure(overrides)))
+    refused = request.get("refused", {}).items()
     answer["refused"] = {case: refusal(configure(overrides)) for case, overrides in refused}
+    if request.get("draws"):
+        answer["draws"] = dropout_draws(configure(request["draws"]))
+    for way, overrides in request.get("diagnostics", {}).items():
+        made = Trainer(configure(overrides))
+        answer[f"diagnostics, {way}"] = diagnose(made, made.init(0))
     starts, saver = {}, None
-    for way, overrides in asked.get("ways", {}).items():
-        program = Program(configure(overrides))
-        # Whatever BN and accumulation do, a run starts alike.
-        layout = program.config.parallel.shard_parameters, program.config.transfer.freeze
+    for way, overrides in request.get("ways", {}).items():
+        made = Trainer(configure(overrides))
+        # A run starts the same whatever BN and accumulation do.
+        layout = made.config.parallel.shard_parameters, made.config.transfer.freeze
         if layout not in starts:
-            starts[layout] = program.init(0)
-        saves = way == asked["saves"]
+            starts[layout] = made.init(0)
+        saves = way == request["saves"]
         if saves:
-            saver = program, starts[layout]
-        folder = Path(asked["folder"]) if saves else None
-        answer[way] = measure(program, jax.tree.map(jnp.copy, starts[layout]), folder)
+            saver = made, starts[layout]
+        folder = Path(request["folder"]) if saves else None
+        answer[way] = measure(made, jax.tree.map(jnp.copy, starts[layout]), folder)
     print(json.dumps(answer), flush=True)
     if saver:
         print(json.dumps(resume(*saver, Path(input()))), flush=True)
