@@ -6,6 +6,7 @@
     check_diagnostic("my_diagnostics:weight_norm")
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,9 @@ from resjax.diagnostics import Context, find_diagnostics, per_layer
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.models.layout import scanned, unrolled
 from resjax.models.resnet import build
+from resjax.xla.compile_options import quick_compile
+
+jit = partial(jax.jit, compiler_options=quick_compile())
 
 
 def check_diagnostic(name: str, **options: Any) -> list[str]:
@@ -48,9 +52,9 @@ def check_diagnostic(name: str, **options: Any) -> list[str]:
         model = build("cifar_resnet20", width=4, loop=loop)
         if variables is None:
             images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-            variables = jax.jit(model.init)(jax.random.key(1), images)
+            variables = jit(model.init)(jax.random.key(1), images)
         context = _context(model, unrolled(variables) if loop == "unroll" else scanned(variables))
-        found = jax.jit(lambda context: dict(diagnostic(context)))(context)
+        found = jit(lambda context: dict(diagnostic(context)))(context)
         assert found, "it returns no value; return a dict from the path of a layer to a scalar"
         for path, value in found.items():
             blocks = 2 if "/blocks" in path else None
@@ -86,7 +90,7 @@ def _context(model: nn.Module, variables: Any) -> Context:
         )
         return (logits**2).mean(), updated["batch_stats"]
 
-    compute = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    compute = jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, batch_stats), gradients = compute(params)
     squares = gradients.pop(PROBES)
     updates = jax.tree.map(lambda gradient: -0.1 * gradient, gradients)
