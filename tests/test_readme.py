@@ -1,60 +1,157 @@
-"""The README's code is the project's promise to a user, so it runs as it stands there."""
+"""What the README and the pages of docs/ tell a user to type works as it stands there."""
 
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from resjax.analysis.runs import load_runs
-from resjax.cli import main
+from resjax import cli
+from resjax.analysis.runs import load_layers, load_runs
+from resjax.config import default_config, load, override, resolve
+from resjax.config.schema import FIELDS
 from resjax.models.conformance import check_block
+from resjax.sweeps.experiment import plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {
+    "README": README,
+    **{
+        name: (ROOT / "docs" / f"{name}.md").read_text()
+        for name in ("data", "training", "devices", "transfer", "results")
+    },
+}
+
+# Makes a run short; everything else is as the page has it.
 SMALL = (
     "--config.model.depth=8",
     "--config.model.width=4",
     "--config.data.batch_size=16",
-    "--config.train.steps=4",
-    "--config.train.log_every=2",
-    "--config.train.eval_every=4",
+    "--config.train.steps=50",
 )
+SMALL_SWEEP = (*SMALL[1:], "--config.sweep.depths=8", "--config.sweep.seeds=0", "--workers=1")
+# Commands with one of these words need data, weights or processes that are not here.
+PARSED_ONLY = ("prepare", "cifar10", "fashion", "imagenet", "weights/", "photos", "--distributed")
+
+
+def commands(page: str) -> list[list[str]]:
+    """Returns the command lines in the indented code of a page, as lists of words."""
+    code = re.sub(r"\\\n\s*", "", page)
+    lines = re.findall(r"^    (?:srun )?((?:resjax|python) .*)$", code, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+SECTIONS = [
+    pytest.param(section, id=f"{page}: {section.partition(chr(10))[0]}")
+    for page, text in PAGES.items()
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE)
+    if commands(section)
+]
+
+
+def python_files(page: str) -> dict[str, str]:
+    found = re.findall(r"`(my_\w+\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    return dict(found)
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A user's folder that holds every file that the README shows."""
-    for name, code in re.findall(r"`(my_\w+\.py)`:\n\n```python\n(.*?)```", README, re.DOTALL):
-        (tmp_path / name).write_text(code)
+def folder(tmp_path, monkeypatch):
+    """A user's working directory; a console script has it on no path."""
+    for name in ("configs", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in ("my_blocks", "my_shortcuts"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
-def test_a_users_block_of_25_lines_trains_and_appears_in_the_report(here):
-    assert len((here / "my_blocks.py").read_text().splitlines()) <= 25
-    config = f"--config={ROOT / 'configs/quickstart.py'}"
-    block = "--config.model.block=my_blocks:ReZeroBlock"
-    assert main(["train", config, block, *SMALL, "--workdir=run"]) == 0
-    assert main(["report", "run"]) == 0
-    assert load_runs("run")["model.block"].tolist() == ["my_blocks:ReZeroBlock"]
-    assert "my_blocks:ReZeroBlock" in Path("run/report.html").read_text()
+@pytest.fixture
+def users_folder(folder):
+    """A user's working directory with every file that the README shows."""
+    for name, code in python_files(README).items():
+        (folder / name).write_text(code)
+    return folder
 
 
-def test_a_users_block_keeps_what_every_block_must_keep(here):
-    check_block("my_blocks:ReZeroBlock")
+def run(words: list[str]) -> None:
+    """Runs a command of a page at small scale."""
+    name, *arguments = words
+    if name == "python":
+        _, code = arguments
+        exec(code, {})
+        return
+    arguments += {"train": SMALL, "sweep": SMALL_SWEEP}.get(arguments[0], ())
+    assert cli.main(arguments) == 0, shlex.join(words)
 
 
-def test_a_users_experiment_sweeps_a_users_shortcut(here):
-    config = f"--config={ROOT / 'configs/quickstart.py'}"
-    sweep = ["--config.sweep.depths=8", "--config.sweep.seeds=0", *SMALL[1:]]
-    assert main(["sweep", "my_experiment.py", config, *sweep, "--workdir=sweep"]) == 0
-    shortcuts = load_runs("sweep")["model.shortcut"].tolist()
-    assert shortcuts == ["pad", "my_shortcuts:LearnedScale"]
-    assert Path("sweep/figures/curves.svg").is_file()
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses a command of a page and resolves its configs, without running it."""
+
+    def check(arguments):
+        if "config" in arguments and arguments.config:
+            config = override(load(arguments.config), arguments.overrides)
+            if "experiment" in arguments:
+                plan(arguments.experiment, config)
+            else:
+                resolve(config)
+
+    with monkeypatch.context() as patch:
+        for command in cli.COMMANDS.values():
+            patch.setattr(command, "run", check)
+        for command in ("prepare_dataset", "show_dataset"):
+            patch.setattr(cli.data, command, check)
+        assert cli.main(words[1:]) == 0, shlex.join(words)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_commands_of_a_section_work_in_their_order(
+    section, users_folder, weights, monkeypatch, capsys
+):
+    for words in commands(section.replace("WEIGHTS", "runs/deep")):
+        if any(part in word for part in PARSED_ONLY for word in words):
+            parse(words, monkeypatch)
+            continue
+        run(words)
+        check_output(words, capsys.readouterr().out)
+
+
+def check_output(words: list[str], out: str) -> None:
+    """Checks that a command did with the user's code, and wrote, what it was told to."""
+    command, workdir = shlex.join(words), words[-1].removeprefix("--workdir=")
+    if chosen := dict(re.findall(r"--config\.(\w+\.\w+)=(my_\S+)", command)):
+        [(_, trained)] = load_runs(workdir).iterrows()
+        assert trained["finished"]
+        assert {field: trained[field] for field in chosen} == chosen
+    for names in re.findall(r"--config\.diagnostics\.names=(\S+)", command):
+        assert {name.rpartition(":")[2] for name in names.split(",")} <= set(load_layers(workdir))
+    if words[1] == "sweep":
+        assert list(Path(workdir, "figures").glob("*.svg"))
+    for name in re.findall(r"check_\w+\('(.*)'\)", words[-1]):
+        assert f"{name}: " in out
+    for file in re.findall(r"--out=(\S+)", command):
+        assert Path(file).is_file()
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory):
+    """The run folder that the pages evaluate and read weights from."""
+    folder = tmp_path_factory.mktemp("deep") / "deep"
+    config = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+    assert cli.main(["train", config, *SMALL, f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def weights(users_folder, deep):
+    """Runs and weights in the user's folder; a run may stand for a weights folder."""
+    for name in ("runs/deep", "weights/resnet50", "runs/pretrained"):
+        shutil.copytree(deep, users_folder / name)
+    (users_folder / "photos").mkdir()
+    (users_folder / "resnet50-0676ba61.pth").touch()
 
 
 def test_the_readmes_python_runs():
@@ -63,3 +160,46 @@ def test_the_readmes_python_runs():
     exec(code.replace("resnet56", "resnet8"), names)  # the small one compiles sooner
     assert names["logits"].shape == (1, 100)
     assert set(names["stages"]) == {"stem", "stage1", "stage2", "stage3"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_field_that_a_page_names_exists_and_takes_the_value_shown(page):
+    sections = {path.partition(".")[0] for path in FIELDS} - {"sweep"}
+    named = re.findall(r"`(?:--config\.)?((\w+)\.[\w.]+)(?:=([^`\s]+))?`", PAGES[page])
+    for field, section, value in named:
+        if section not in sections or field.endswith(".py"):
+            continue
+        if value and value.isupper():
+            continue  # NAME=VALUE
+        nested = re.match(r"\w+\.(options|schedule_options|\w+_options|thaw)\.", field)
+        assert field in FIELDS or nested, f"{page}: {field}"
+        if value:
+            override(default_config(), {field: value})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page):
+    folder = ROOT if page == "README" else ROOT / "docs"
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        assert (folder / name).is_file(), f"{page}: {link}"
+        title = anchor.replace("-", " ").capitalize()
+        assert not anchor or f"\n## {title}\n" in (folder / name).read_text(), link
+
+
+def test_code_written_to_the_readme_of_8811462_still_works(folder):
+    shutil.copytree(ROOT / "tests" / "readme_8811462", folder, dirs_exist_ok=True)
+    block = "--config.model.block=my_blocks:ReZeroBlock"
+    config = "--config=configs/quickstart.py"
+    run(["resjax", "sweep", "my_experiment.py", config, block, "--workdir=sweep"])
+    runs = load_runs("sweep")
+    assert runs["model.shortcut"].tolist() == ["pad", "my_shortcuts:LearnedScale"]
+    assert runs["model.block"].tolist() == ["my_blocks:ReZeroBlock"] * 2
+    assert Path("sweep/figures/curves.svg").is_file()
+
+
+def test_a_pre_activation_block_written_to_that_readme_works_too(folder):
+    shutil.copytree(ROOT / "tests" / "readme_8811462", folder, dirs_exist_ok=True)
+    check_block("my_preact_blocks:OneConvBlock")
