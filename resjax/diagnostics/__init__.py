@@ -24,7 +24,7 @@ from resjax.models.layout import path_name
 from resjax.models.presets import nearest
 from resjax.user_code import import_name
 
-__all__ = ["DIAGNOSTICS", "Context", "Diagnostic", "find_diagnostics", "per_layer"]
+__all__ = ["DIAGNOSTICS", "Context", "Diagnostic", "find_diagnostics", "measure", "per_layer"]
 
 STACKED = re.compile(r"(stage\d+/)blocks(/|$)")
 
@@ -59,15 +59,19 @@ class Context(NamedTuple):
 
         Args:
           function: takes the arrays of one layer and returns a scalar.
-          *trees: of one structure, such as `context.gradients`; frozen arrays are left out.
+          *trees: such as `context.gradients`; arrays that one of them lacks, because they are
+            frozen, are left out.
         """
-
-        def apply(path: Any, *arrays: Array) -> Array:
-            stacked = STACKED.match(path_name(path))
-            return jax.vmap(function)(*arrays) if stacked else function(*arrays)
-
-        values = jax.tree.map_with_path(apply, *trees)
-        return {path_name(path): value for path, value in jax.tree.leaves_with_path(values)}
+        first, *others = [
+            {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+            for tree in trees
+        ]
+        values = {}
+        for path, array in first.items():
+            if all(path in other for other in others):
+                apply = jax.vmap(function) if STACKED.match(path) else function
+                values[path] = apply(array, *(other[path] for other in others))
+        return values
 
 
 Diagnostic = Callable[[Context], Mapping[str, Array]]
@@ -114,6 +118,31 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
     if unknown := sorted(config.options.keys() - found.keys()):
         raise UserError(f"diagnostics.options.{unknown[0]}: no such diagnostic is measured")
     return found
+
+
+def measure(diagnostics: Mapping[str, Diagnostic], context: Context) -> dict[str, Values]:
+    """Computes diagnostics, by name.
+
+    Raises:
+      UserError: one of them does not return a scalar for each layer.
+    """
+    measured: dict[str, Values] = {}
+    for name, diagnostic in diagnostics.items():
+        values = diagnostic(context)
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"diagnostics.names={name}: must return a dict from paths of layers to scalars"
+            )
+        for path, value in values.items():
+            stacked = bool(STACKED.match(path))
+            if np.ndim(value) != stacked:
+                expected = "one number per block" if stacked else "a scalar"
+                raise UserError(
+                    f"diagnostics.names={name}: the value of {path} has the shape "
+                    f"{np.shape(value)}, expected {expected}; use context.per_array"
+                )
+        measured[name] = dict(values)
+    return measured
 
 
 def per_layer(values: Mapping[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resjax.diagnostics import Context
 from resjax.models.count import layers
 from resjax.models.layout import unrolled
 from resjax.models.resnet import build
@@ -27,21 +28,21 @@ def locate_nonfinite(trainer: Trainer, state: TrainState, seed: int) -> str:
         return f"the gradient of {parameter} was the first that was not, in step {step}"
     phase = trainer.phase_at(step)
     state = trainer.enter_phase(state, phase)
-    measured = {
-        "gradients": lambda context: context.gradients,
-        "batch_stats": lambda context: context.batch_stats,
-    }
     with StepRunner(trainer, seed, step) as runner:
-        found = trainer.compile_diagnosis(state, phase, measured).call(state, runner.arrays)
-    found = jax.device_get(found)
+        call = trainer.compile_diagnosis(state, phase, _gradients_and_statistics).call
+        gradients, batch_stats = jax.device_get(call(state, runner.arrays))
     where = [f"first in step {step + 1}"]
-    if output := _first(trainer, {"batch_stats": found["batch_stats"]}):
+    if output := _first(trainer, {"batch_stats": batch_stats}):
         where.append(f"forward from {output}")
     # A frozen parameter has no gradient; here it counts as one that is finite.
-    gradients = merge(found["gradients"], jax.tree.map(np.zeros_like, jax.device_get(saved.params)))
+    gradients = merge(gradients, jax.tree.map(np.zeros_like, jax.device_get(saved.params)))
     if gradient := _first(trainer, {"params": gradients}, backwards=True):
         where.append(f"backward from the gradient of {gradient}")
     return ", ".join(where)
+
+
+def _gradients_and_statistics(context: Context) -> tuple[Any, Any]:
+    return context.gradients, context.batch_stats
 
 
 def _first(trainer: Trainer, variables: Any, backwards: bool = False) -> str | None:

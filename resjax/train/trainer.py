@@ -25,7 +25,7 @@ from jaxtyping import Array, Key
 from resjax.config import Config, from_dict, to_dict
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.normalization import normalize
-from resjax.diagnostics import Context, Diagnostic, find_diagnostics
+from resjax.diagnostics import Context, find_diagnostics, measure
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.errors import UserError
 from resjax.models.count import Counts, count
@@ -83,7 +83,7 @@ class Trainer:
         self.backend = make_backend(config)
         self.source = make_source(config, self.backend)
         self.task = make_task(config.task, self.source.info)
-        self.diagnostics = find_diagnostics(config.diagnostics)
+        self._measure = partial(measure, find_diagnostics(config.diagnostics))
         self.image_shape = self.source.info.image_shape
         self.initial_weights = init_from_weights.initial_weights(config, self.image_shape[2])
         self.statistics = init_from_weights.normalization_statistics(
@@ -200,15 +200,18 @@ class Trainer:
         return self._compiled("evaluation", program, state._replace(opt_state=()), arrays)
 
     def compile_diagnosis(
-        self, state: TrainState, phase: int, diagnostics: Mapping[str, Diagnostic] | None = None
+        self, state: TrainState, phase: int, function: Callable[[Context], Any] | None = None
     ) -> Executable:
-        """Compiles diagnostics, by default those of the config, when they are first asked for."""
-        chosen = self.diagnostics if diagnostics is None else diagnostics
+        """Compiles a function of the next step's context when it is first asked for.
+
+        By default it returns the values of the config's diagnostics by name.
+        """
+        function = function or self._measure
         program = self.backend.compile_measure(
-            partial(self._diagnose, phase=phase, diagnostics=chosen)
+            partial(self._diagnose, phase=phase, function=function)
         )
         arrays, _ = self.source.example_arrays()
-        return self._compiled(("diagnosis", phase, *chosen), program, state, arrays)
+        return self._compiled(("diagnosis", phase, function), program, state, arrays)
 
     def evaluate(self, state: TrainState) -> Metrics:
         """Returns the sums of the metrics over the test split, as `metric_values` takes them."""
@@ -333,9 +336,9 @@ class Trainer:
         arrays: Any,
         *,
         phase: int,
-        diagnostics: Mapping[str, Callable[[Context], Any]],
+        function: Callable[[Context], Any],
     ) -> Any:
-        """Computes diagnostics of the next step, which is not taken."""
+        """Computes a function of the context of the next step, which is not taken."""
         program = self.programs[phase]
         tapped = TappedModel(program.model)
         probes = tapped.probes(state.variables, self.image_shape)
@@ -368,7 +371,7 @@ class Trainer:
             activation_gradients=norms(squares),
             loss=computed.loss,
         )
-        return {name: diagnostic(context) for name, diagnostic in diagnostics.items()}
+        return function(context)
 
     # Parts of the constructor.
 

@@ -1,0 +1,282 @@
+"""Diagnostics change no result, are recorded layer by layer, and are open to the user's own.
+
+tests/train/test_parallel.py checks gradient norms in every layout and on several devices.
+"""
+
+import json
+import re
+import signal
+import sys
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resjax
+from resjax.config import default_config, override, resolve
+from resjax.diagnostics.conformance import check_diagnostic
+from resjax.errors import UserError
+from resjax.models.layout import path_name, unrolled_paths
+from resjax.train.checkpoint_reader import CheckpointReader
+from resjax.train.loop import train
+from resjax.train.signals import Stopped, StopRequest
+from resjax.train.trainer import Dispatch, Trainer, trainer_for
+
+SMALL = {
+    "model.depth": 14,
+    "model.width": 4,
+    "model.loop": "scan",
+    "model.stochastic_depth": 0.2,
+    "data.batch_size": 16,
+    "data.crop_padding": 1,
+    "data.flip": True,
+    "optimizer.clip_norm": 0.5,
+    "train.steps": 6,
+    "train.log_every": 2,
+    "train.eval_every": 6,
+    "train.checkpoint_every": 4,
+}
+RECORDED = SMALL | {"diagnostics.every": 4}
+BLOCKS = {f"stage{stage}/block{block}" for stage in (1, 2, 3) for block in (1, 2)}
+
+
+def configure(overrides):
+    return resolve(override(default_config(), overrides))
+
+
+# A user's diagnostics.
+
+
+def update_ratio(context, power=1.0):
+    def ratio(update, param):
+        return (jnp.linalg.norm(update) / (jnp.linalg.norm(param) + 1e-6)) ** power
+
+    return context.per_array(ratio, context.updates, context.params)
+
+
+def forgets_the_stacked_axis(context):
+    return {
+        path_name(path): jnp.sqrt((leaf**2).sum())
+        for path, leaf in jax.tree.leaves_with_path(context.gradients)
+    }
+
+
+def returns_vectors(context):
+    return {"head/bias": context.gradients["head"]["bias"]}
+
+
+def returns_no_dict(context):
+    return context.loss
+
+
+def updates(context):
+    return context.updates
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_diagnostics():
+    """A module of the user with the functions above."""
+    module = ModuleType("own_diagnostics")
+    for function in (update_ratio, forgets_the_stacked_axis, returns_vectors, returns_no_dict):
+        setattr(module, function.__name__, function)
+    sys.modules[module.__name__] = module
+    yield
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The folder of a run with diagnostics that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("recorded") / "run"
+    train(configure(RECORDED), workdir)
+    return workdir
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def checkpoint(workdir):
+    found = CheckpointReader(workdir / "checkpoints").restore_latest(None)
+    return {name: (array.dtype, array.tobytes()) for name, array in found.state.items()}
+
+
+# What a run records.
+
+
+def test_a_run_records_one_line_per_layer_at_step_0_and_at_each_interval(recorded):
+    lines = read_lines(recorded / "layers.jsonl")
+    assert list(dict.fromkeys(line["step"] for line in lines)) == [0, 4]
+    by_step = {step: [line for line in lines if line["step"] == step] for step in (0, 4)}
+    layers = [line["layer"] for line in by_step[0]]
+    assert layers == [line["layer"] for line in by_step[4]]
+    assert len(set(layers)) == len(layers)
+    assert layers[0].startswith("stem/")
+    assert layers[-1].startswith("head/")
+    assert layers.index("stage1/block2") < layers.index("stage2/block1")
+    assert {line["layer"] for line in lines if "activation_gradient_norm" in line} == BLOCKS
+    params = trainer_for(configure(RECORDED)).shapes["params"]
+    paths = {path for paths in unrolled_paths(params).values() for path in paths}
+    assert {line["layer"] for line in lines if "gradient_norm" in line} == paths
+    for line in lines:
+        (value,) = line.keys() - {"step", "layer"}
+        assert line[value] >= 0
+
+
+def test_recording_changes_no_metric_and_no_checkpoint_and_writes_nothing_when_it_is_off(
+    recorded, tmp_path
+):
+    train(configure(SMALL), tmp_path)
+    assert not (tmp_path / "layers.jsonl").exists()
+    metrics = [(run / "metrics.jsonl").read_bytes() for run in (tmp_path, recorded)]
+    assert metrics[0] == metrics[1]
+    assert checkpoint(tmp_path) == checkpoint(recorded)
+
+
+def test_the_compiled_step_is_the_same_with_and_without_diagnostics():
+    programs = []
+    for overrides in (SMALL, RECORDED):
+        trainer = trainer_for(configure(overrides))
+        call = trainer.compile_dispatch(trainer.init(0), Dispatch(0, 2)).call
+        instructions = re.findall(r"^ .*", call.as_text(), re.MULTILINE)  # no source locations
+        programs.append([re.sub(r", metadata=\{[^}]*\}", "", line) for line in instructions])
+    assert len(programs[0]) > 100
+    assert programs[0] == programs[1]
+
+
+class StopAfter(StopRequest):
+    """Requests a stop after so many dispatches."""
+
+    def __init__(self, dispatches):
+        super().__init__()
+        self._left = dispatches
+
+    def requested(self):
+        self._left -= 1
+        if self._left == 0:
+            self.signal = signal.SIGTERM
+        return self._left <= 0
+
+
+@pytest.mark.parametrize("dispatches", [1, 2])  # before and at a measurement
+def test_a_run_that_is_stopped_and_resumed_has_the_same_layers(recorded, tmp_path, dispatches):
+    config = configure(RECORDED)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop=StopAfter(dispatches))
+    train(config, tmp_path)
+    files = [(run / "layers.jsonl").read_bytes() for run in (tmp_path, recorded)]
+    assert files[0] == files[1]
+
+
+def test_load_layers_reads_what_a_run_wrote(recorded):
+    table = resjax.load_layers(recorded)
+    assert set(table) >= {"step", "layer", "gradient_norm", "activation_gradient_norm"}
+    lines = read_lines(recorded / "layers.jsonl")
+    assert len(table) == len(lines)
+    for row, line in zip(table.to_dict("records"), lines, strict=True):
+        assert (row["step"], row["layer"]) == (line["step"], line["layer"])
+        for name in ("gradient_norm", "activation_gradient_norm"):
+            assert row[name] == pytest.approx(line.get(name, float("nan")), nan_ok=True)
+
+
+# What a diagnostic sees.
+
+
+def test_the_context_is_that_of_the_next_step_after_clipping_momentum_and_freezing():
+    """The measured updates are what the step that follows adds to the parameters."""
+    overrides = SMALL | {
+        "transfer.freeze": "stem,stage1",
+        "optimizer.warmup_steps": 1,
+        "diagnostics.names": ("gradient_norm", "own_diagnostics:update_ratio"),
+        "diagnostics.options": {"update_ratio": {"power": 2.0}},
+    }
+    trainer = Trainer(configure(overrides))
+    arrays, _ = trainer.source.example_arrays()
+    one_step = trainer.compile_dispatch(trainer.init(0), Dispatch(0, 1)).call
+    state, _ = one_step(trainer.init(0), arrays)
+    state, _ = one_step(state, arrays)
+    found = trainer.compile_diagnosis(state, 0, updates).call(state, arrays)
+    ratios = trainer.compile_diagnosis(state, 0).call(state, arrays)["update_ratio"]
+    before = jax.device_get(state.params)
+    after = jax.device_get(one_step(state, arrays)[0].params)
+    assert {name.partition("/")[0] for name in ratios} == {"stage2", "stage3", "head"}
+    for name in ("stage2", "stage3", "head"):
+        expected = jax.tree.map(jnp.subtract, after[name], before[name])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+            found[name],
+            expected,
+        )
+    kernel, old = expected["kernel"], before["head"]["kernel"]
+    ratio = (np.linalg.norm(kernel) / np.linalg.norm(old)) ** 2
+    assert float(ratios["head/kernel"]) == pytest.approx(ratio, rel=1e-3)
+
+
+# Mistakes, and conformance.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"names": ("gradient_norms",)},
+            r"names=gradient_norms: no such diagnostic; did you mean 'gradient_norm'\?",
+        ),
+        ({"names": ("nowhere:f",)}, r"diagnostics\.names=nowhere:f: No module named 'nowhere'"),
+        ({"names": ("own_diagnostics:f",)}, r"own_diagnostics:f: .* has no attribute 'f'"),
+        (
+            {"names": ("gradient_norm", "gradient_norm")},
+            r"diagnostics\.names: two diagnostics are called gradient_norm",
+        ),
+        (
+            {"options": {"update_ratio": {"power": 2}}},
+            r"diagnostics\.options\.update_ratio: no such diagnostic is measured",
+        ),
+    ],
+)
+def test_a_mistake_in_the_choice_of_diagnostics_is_one_line(tmp_path, fields, message):
+    overrides = {f"diagnostics.{name}": value for name, value in fields.items()}
+    with pytest.raises(UserError, match=message) as refusal:
+        train(configure(RECORDED | overrides), tmp_path / "run")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "forgets_the_stacked_axis",
+            r"diagnostics\.names=forgets_the_stacked_axis: the value of stage1/blocks/\S+ has the "
+            r"shape \(\), expected one number per block; use context\.per_array",
+        ),
+        ("returns_vectors", r"the value of head/bias has the shape \(10,\), expected a scalar"),
+        ("returns_no_dict", r"returns_no_dict: must return a dict from paths of layers to scalars"),
+    ],
+)
+def test_a_diagnostic_with_values_of_the_wrong_shape_is_refused_in_one_line(name, message):
+    trainer = Trainer(configure(RECORDED | {"diagnostics.names": (f"own_diagnostics:{name}",)}))
+    with pytest.raises(UserError, match=message) as refusal:
+        trainer.compile_diagnosis(trainer.init(0), 0)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradient_norm", {}),
+        ("activation_gradient_norm", {}),
+        ("own_diagnostics:update_ratio", {"power": 0.5}),
+    ],
+)
+def test_a_diagnostic_that_conforms_passes_the_conformance_check(name, options):
+    assert len(check_diagnostic(name, **options)) == 2
+
+
+def test_the_conformance_check_fails_for_a_diagnostic_that_forgets_the_stacked_axis():
+    with pytest.raises(AssertionError, match=r"stage1/blocks/\S+ has the shape \(\), expected"):
+        check_diagnostic("own_diagnostics:forgets_the_stacked_axis")
+    with pytest.raises(UserError, match="no such diagnostic"):
+        check_diagnostic("norm_of_gradients")
