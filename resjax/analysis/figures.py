@@ -24,7 +24,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
@@ -348,7 +348,7 @@ def metric_limits(finals: Sequence[float], metric: Metric) -> tuple[float, float
 
 def set_metric_axis(axes: Axes, metric: Metric, prefix: str = "") -> None:
     """Formats the vertical axis for a metric: fractions in per cent, the unit in the label."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{metric.scale * value:g}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{metric.scale * value:g}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_ylabel(f"{prefix}{metric.label}")
 
@@ -358,8 +358,7 @@ def set_step_axis(axes: Axes, last: int) -> None:
     axes.set_xlim(0, 1.01 * last)  # room for half a marker
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     if last >= 10_000:
-        thousands = FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
-        axes.xaxis.set_major_formatter(thousands)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
     axes.set_xlabel("training steps")
 
 
@@ -379,7 +378,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     heights = [axes.transData.transform((end.x, end.y))[1] for end in ends]
     heights = np.clip((np.array(heights) - box.y0) / box.height, 0, 1)
     size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
-    positions = spread_apart(heights, 1.25 * size * points / box.height, 0.0, 1.0)
+    positions = spread_apart(heights, 1.25 * size * points / box.height)
     for end, position in zip(ends, positions, strict=True):
         red, green, blue = to_rgb(end.color)
         axes.annotate(
@@ -403,20 +402,20 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
 
 
 def spread_apart(
-    positions: Sequence[float] | NDArray[np.float64], gap: float, low: float, high: float
+    positions: Sequence[float] | NDArray[np.float64], gap: float
 ) -> NDArray[np.float64]:
     """Moves positions at least `gap` apart, with the smallest sum of squared displacements.
 
-    Their order is preserved, and they stay between `low` and `high`; if they do not fit, the gap
-    shrinks until they do. After subtraction of the gaps the problem is isotonic regression.
+    Their order is preserved, and they stay between 0 and 1; if they do not fit, the gap shrinks
+    until they do. After subtraction of the gaps the problem is isotonic regression.
     """
     if not len(positions):
         return np.empty(0)
     order = np.argsort(positions, kind="stable")
-    gaps = min(gap, (high - low) / max(len(positions) - 1, 1)) * np.arange(len(positions))
+    gaps = min(gap, 1 / max(len(positions) - 1, 1)) * np.arange(len(positions))
     pooled = isotonic_regression(np.asarray(positions)[order] - gaps).x
     moved = np.empty(len(positions))
-    moved[order] = np.clip(pooled, low, high - gaps[-1]) + gaps
+    moved[order] = np.clip(pooled, 0, 1 - gaps[-1]) + gaps
     return moved
 
 

@@ -56,11 +56,11 @@ def write_report(
             `path`/experiment.py or, without that file, curves of all settings.
 
     Raises:
-        FileNotFoundError, ValueError: if `load_runs` or `load_curves` raises them.
+        FileNotFoundError, ValueError: if `load_runs`, `load_curves` or `load_layers` raises them.
     """
     root = Path(path)
     runs = load_runs(root)
-    curves = load_curves(runs)
+    curves, layers = load_curves(runs), load_layers(runs)
     title, claim, draw_figures = _load(root, experiment)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     write_atomically(root / "runs.csv", table.to_csv(index=False))
@@ -72,9 +72,9 @@ def write_report(
         script=_asset("report.js"),
         figures=_figures(draw_figures(runs, curves), root),
         directions=html.escape(_directions(runs)),
-        summary=_summary(runs),
+        summary=_table(summary_columns(runs)),
         runs=_runs(table),
-        layers=_layers(runs, root),
+        layers=_layers(runs, layers, root),
         config=_config(runs),
         provenance=_provenance(root, runs),
         data=_data(runs, curves),
@@ -190,7 +190,8 @@ def _facts(facts: Mapping[str, str]) -> str:
     return "<table><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
 
 
-def _summary(runs: pd.DataFrame) -> str:
+def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Returns the table of `summarize` as text: the columns by their headings."""
     results = summarize(runs)
     columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in varying(runs)}
     columns["parameters"] = map(_number, results["parameters"])
@@ -203,7 +204,7 @@ def _summary(runs: pd.DataFrame) -> str:
     for name in ("unfinished", "diverged"):
         if results[name].any():
             columns[name] = map(str, results[name])
-    return _table(columns)
+    return {name: list(column) for name, column in columns.items()}
 
 
 def _runs(runs: pd.DataFrame) -> str:
@@ -222,9 +223,8 @@ def _runs(runs: pd.DataFrame) -> str:
 
 
 @draw.style()
-def _layers(runs: pd.DataFrame, root: Path) -> str:
+def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
     """Returns a section with a figure per diagnostic, at the last step with finite values."""
-    layers = load_layers(runs)
     if layers.empty:
         return ""
     settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))

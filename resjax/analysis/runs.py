@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resjax.errors import UserError
 from resjax.run_files import (
     CLASSIFICATION_ERROR,
+    DamagedFileError,
     Metric,
     primary_metric,
     read_config,
@@ -31,6 +33,10 @@ REPEATS = ("data.subset_seed",)
 
 PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
 """The columns with the primary metric of each run, in the order of the fields of `Metric`."""
+
+
+class NoRunsError(UserError, ValueError):
+    """A folder from which runs are loaded contains none."""
 
 
 def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -55,11 +61,11 @@ def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: if it contains no runs, or a file is damaged (the message names the file).
     """
     root = Path(path)
-    if not root.is_dir():
+    if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder")
     rows = [_row(folder) for folder in _run_folders(root)]
     if not rows:
-        raise ValueError(f"{root}: no runs here (a run is a folder with a config.json)")
+        raise NoRunsError(f"{root}: no runs here (a run is a folder with a config.json)")
     runs = pd.DataFrame(rows)
     kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
     names = ["steps", "train_loss", "test_loss", "best_test_step"]
@@ -198,15 +204,15 @@ def _run_folders(root: Path) -> list[Path]:
         try:
             folders = [root / run["folder"] for run in read_json_object(plan)["runs"]]
         except (KeyError, TypeError):
-            raise ValueError(f"{plan}: damaged, no list of runs with folders") from None
+            raise DamagedFileError(plan, "no list of runs with folders") from None
         # A planned run has no folder until it starts.
         return [folder for folder in folders if (folder / "config.json").exists()]
     return sorted((config.parent for config in root.rglob("config.json")), key=_natural_order)
 
 
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    words = re.split(r"(\d+)", str(path))
-    return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words]
+def _natural_order(path: Path) -> list[Any]:
+    # Words and numbers alternate, so that each is compared with its like.
+    return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", str(path))]
 
 
 def _row(folder: Path) -> dict[str, Any]:

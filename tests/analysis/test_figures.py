@@ -26,7 +26,7 @@ places = st.lists(st.floats(0, 1, allow_subnormal=False), max_size=12)
 
 @given(places, st.floats(0.001, 0.3))
 def test_labels_never_overlap_and_stay_inside(values: list[float], gap: float) -> None:
-    moved = np.sort(draw.spread_apart(values, gap, 0, 1))
+    moved = np.sort(draw.spread_apart(values, gap))
     room = min(gap, 1 / max(len(values) - 1, 1))
     assert (np.diff(moved) >= room - 1e-9).all()
     assert ((moved >= -1e-9) & (moved <= 1 + 1e-9)).all()
@@ -34,20 +34,20 @@ def test_labels_never_overlap_and_stay_inside(values: list[float], gap: float) -
 
 @given(places, st.floats(0.001, 0.3))
 def test_labels_keep_the_order_of_their_lines(values: list[float], gap: float) -> None:
-    moved = draw.spread_apart(values, gap, 0, 1)
+    moved = draw.spread_apart(values, gap)
     for above, below in pairwise(np.argsort(values, kind="stable")):
         assert moved[above] <= moved[below] + 1e-9
 
 
 @given(places, st.floats(0.001, 0.3))
 def test_labels_without_overlap_are_not_moved(values: list[float], gap: float) -> None:
-    moved = draw.spread_apart(values, gap, 0, 1)
-    again = draw.spread_apart(moved, gap, 0, 1)
+    moved = draw.spread_apart(values, gap)
+    again = draw.spread_apart(moved, gap)
     np.testing.assert_allclose(again, moved, atol=1e-9)
 
 
 def test_two_equal_labels_move_equally_far() -> None:
-    np.testing.assert_allclose(draw.spread_apart([0.5, 0.5], 0.2, 0, 1), [0.4, 0.6])
+    np.testing.assert_allclose(draw.spread_apart([0.5, 0.5], 0.2), [0.4, 0.6])
 
 
 def test_larger_numbers_are_darker() -> None:

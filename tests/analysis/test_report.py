@@ -278,10 +278,10 @@ def test_the_command_prints_the_primary_metrics(
     header, accuracy, *_ = capsys.readouterr().out.splitlines()
     assert re.split(r"  +", header)[-3:] == [
         "test accuracy (%)",
-        "train angle (rad)",
+        "training angle (rad)",
         "test angle (rad)",
     ]
-    assert re.fullmatch(r"20 +1 +[\d.]+ +[\d.]+ +– +–", accuracy)
+    assert re.fullmatch(r"20 +[\d,]+ +1 +[\d.]+ +[\d.]+ +– +–", accuracy)
 
 
 def test_a_report_shows_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> None:
