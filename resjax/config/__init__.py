@@ -27,46 +27,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resjax.config.checks import SCHEDULES, conflicts
-from resjax.config.initial_weights import WEIGHTS_DESCRIPTION, fill_model, model_of
-from resjax.config.python_files import errors_in, import_file
-from resjax.config.schema import (
-    FIELDS,
-    SECTIONS,
-    Config,
-    Data,
-    Diagnostics,
-    Model,
-    Optimizer,
-    Parallel,
-    Task,
-    Transfer,
-    find_field,
-    no_such_field,
-)
+from resjax.config.checks import SCHEDULES as SCHEDULES
+from resjax.config.checks import conflicts
+from resjax.config.initial_weights import WEIGHTS_DESCRIPTION as WEIGHTS_DESCRIPTION
+from resjax.config.initial_weights import fill_model, model_of
+from resjax.config.python_files import errors_in, import_function
+from resjax.config.schema import FIELDS, SECTIONS, find_field, no_such_field
+from resjax.config.schema import Config as Config
+from resjax.config.schema import Data as Data
+from resjax.config.schema import Diagnostics as Diagnostics
+from resjax.config.schema import Model as Model
+from resjax.config.schema import Optimizer as Optimizer
+from resjax.config.schema import Parallel as Parallel
+from resjax.config.schema import Task as Task
+from resjax.config.schema import Transfer as Transfer
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.run_files import rename_fields
-
-__all__ = [
-    "SCHEDULES",
-    "WEIGHTS_DESCRIPTION",
-    "Config",
-    "Data",
-    "Diagnostics",
-    "Model",
-    "Optimizer",
-    "Parallel",
-    "Task",
-    "Transfer",
-    "default_config",
-    "digest",
-    "from_dict",
-    "load",
-    "override",
-    "resolve",
-    "to_dict",
-]
 
 
 def default_config() -> ConfigDict:
@@ -85,9 +62,7 @@ def load(path: str | Path) -> ConfigDict:
     """
     name, colon, argument = str(path).partition(".py:")
     file = Path(name + ".py" if colon else name)
-    get_config = getattr(import_file(file), "get_config", None)
-    if not callable(get_config):
-        raise UserError(f"{file}: has no function get_config(); it must return a ConfigDict")
+    get_config = import_function(file, "get_config", "return a ConfigDict")
     config = default_config()
     with errors_in(file):
         returned = get_config(argument) if colon else get_config()
@@ -118,7 +93,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise UserError(f"{path}: {key} holds {target!r}, it has no fields")
-        parsed = field.parse(value, path) if isinstance(value, str) else value
+        parsed = field.parse(value) if isinstance(value, str) else value
         target[name] = field.check(parsed, path)
     return _config_dict(changed)
 
@@ -136,19 +111,15 @@ def resolve(config: ConfigDict) -> Config:
     resolved = _build(Config, config.to_dict())
     for message in conflicts(resolved):
         raise UserError(message)
-    model, transfer = resolved.model, resolved.transfer
+    model, weights = resolved.model, resolved.transfer.weights
     try:
-        if transfer.weights is not None:
-            model = fill_model(model, model_of(Path(transfer.weights)))
+        if weights is not None:
+            model = fill_model(model, model_of(Path(weights)))
         filled = architecture(**{name: getattr(model, name) for name in ARCHITECTURE})
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     model = dataclasses.replace(model, **(filled | {"name": None}))
-    # Epoch 2 and epoch 2.0 are the same run.
-    thaw = {pattern: float(epoch) for pattern, epoch in transfer.thaw.items()}
-    return dataclasses.replace(
-        resolved, model=model, transfer=dataclasses.replace(transfer, thaw=thaw)
-    )
+    return dataclasses.replace(resolved, model=model)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 from resjax.config.schema import Config, Data, Optimizer, Transfer
@@ -79,9 +78,6 @@ def _in_optimizer(optimizer: Optimizer, steps: int) -> Iterator[str]:
 
 
 def _in_transfer(transfer: Transfer) -> Iterator[str]:
-    for pattern, epoch in transfer.thaw.items():
-        if isinstance(epoch, bool) or not isinstance(epoch, Real) or epoch < 0:
-            yield f"transfer.thaw.{pattern}={epoch!r}: must be an epoch, a number of at least 0"
     if transfer.first_rate is not None and transfer.layer_decay != 1:
         yield (
             f"transfer.layer_decay={transfer.layer_decay:g} and "

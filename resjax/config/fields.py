@@ -3,7 +3,6 @@
 import ast
 import inspect
 import math
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,45 +33,40 @@ class Bounds:
         return " and ".join(finite)
 
 
+WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a name",
+    (tuple, float): "numbers, as in 0.5,0.75",
+    (tuple, int): "integers, as in 5,6",
+    (tuple, str): "names, as in a,b",
+}
+
+
 @dataclass(frozen=True)
 class Field:
     """The values that one field may hold."""
 
-    type: Any  # bool, int, float, str, tuple, dict, a section's dataclass, or object for anything
+    type: Any  # bool, int, float, str, tuple, dict, a section's dataclass, or Any for JSON values
     optional: bool = False
-    item: Any = float  # the type of a tuple's items
+    item: Any = Any  # the type of the items of a tuple or dict
     choices: tuple[str, ...] = ()
     bounds: Bounds = Bounds()
 
     def __str__(self) -> str:
-        words = {
-            bool: "true or false",
-            int: "an integer",
-            float: "a number",
-            str: " or ".join(self.choices) or "a name",
-            tuple: {
-                float: "numbers, as in 0.5,0.75",
-                int: "integers, as in 5,6",
-                str: "names, as in a,b",
-            }[self.item],
-        }
-        return words.get(self.type, "a section with fields") + " or None" * self.optional
+        kind = WORDS.get((tuple, self.item) if self.type is tuple else self.type)
+        words = " or ".join(self.choices) or kind or "a section with fields"
+        return words + " or None" * self.optional
 
-    def parse(self, text: str, path: str) -> Any:
-        """Returns the value that a string on the command line stands for."""
-        if self.optional and text == "None":
-            return None
-        try:
-            if self.type is bool:
-                return {"true": True, "false": False}[text.lower()]
-            if self.type in (int, float, str):
-                return self.type(text)
-            if self.type is tuple:
-                items = (item.strip() for item in text.strip("()").split(","))
-                return tuple(self.item(item) for item in items if item)
-        except (KeyError, ValueError):
-            raise UserError(f"{path}={text}: expected {self}") from None
-        return _parse_literal(text)
+    def parse(self, text: str) -> Any:
+        """Returns the value that a string on the command line stands for, for `check`."""
+        if self.type is str:
+            return None if self.optional and text == "None" else text
+        value = _parse_literal(text)
+        if self.type is tuple and not isinstance(value, (list, tuple)):
+            return (value,) if text else ()
+        return value
 
     def check(self, value: Any, path: str) -> Any:
         """Returns `value` as the field stores it: 2 as 2.0, a list as a tuple.
@@ -82,11 +76,12 @@ class Field:
         """
         if value is None and self.optional:
             return None
-        if self.type is object or (self.type is dict and isinstance(value, Mapping)):
+        if self.type is Any:
             return _freeze(value, path)
         if self.type is tuple and isinstance(value, (list, tuple)):
-            item = replace(self, type=self.item, optional=False)
-            return tuple(item.check(each, path) for each in value)
+            return tuple(self.of_item.check(each, path) for each in value)
+        if self.type is dict and isinstance(value, Mapping):
+            return {key: self.of_item.check(each, f"{path}.{key}") for key, each in value.items()}
         if self.type is bool and isinstance(value, bool):
             return value
         if self.type is str and isinstance(value, str):
@@ -99,6 +94,11 @@ class Field:
                 raise UserError(f"{path}={value}: must be {self.bounds}")
             return self.type(value)
         raise UserError(f"{path}={value!r}: expected {self}")
+
+    @property
+    def of_item(self) -> "Field":
+        """The values that each item of a tuple or dict may hold."""
+        return replace(self, type=self.item, item=Any, optional=False)
 
 
 def fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
@@ -113,20 +113,12 @@ def fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
 
 def documentation(section: type) -> dict[str, str]:
     """Returns the string below each field of a dataclass, on one line, by the field's name."""
-    (tree,) = (
-        node
-        for node in ast.parse(inspect.getsource(sys.modules[section.__module__])).body
-        if isinstance(node, ast.ClassDef) and node.name == section.__name__
-    )
-    found = {}
-    for statement, below in pairwise(tree.body):
-        match statement, below:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                found[name] = " ".join(text.split())
-    return found
+    tree: Any = ast.parse(inspect.getsource(section)).body[0]
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
 
 
 def _describe(annotation: Any) -> dict[str, Any]:
@@ -135,8 +127,8 @@ def _describe(annotation: Any) -> dict[str, Any]:
         return {**_describe(arguments[0]), "bounds": arguments[1]}
     if origin is Literal:
         return {"type": str, "choices": arguments}
-    if origin is tuple:
-        return {"type": tuple, "item": arguments[0]}
+    if origin in (tuple, dict):
+        return {"type": origin, "item": arguments[origin is dict]}
     if origin in (types.UnionType, typing.Union):
         return {**_describe(arguments[0]), "optional": True}
     return {"type": origin or annotation}

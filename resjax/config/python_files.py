@@ -4,21 +4,27 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from resjax.config.schema import no_such_field
 from resjax.errors import UserError, one_line
 from resjax.models.presets import nearest
 
 
-def import_file(path: Path) -> ModuleType:
-    """Executes a Python file and returns it as a module.
+def import_function(path: Path, name: str, contract: str) -> Callable[..., Any]:
+    """Executes a Python file and returns its function `name`.
+
+    Args:
+      path: the file.
+      name: of the function.
+      contract: what the function must do, for the message of a file without it.
 
     Raises:
-      UserError: there is no such file, or it raises; the message names file and line.
+      UserError: there is no such file or function, or the file raises; the message names file and
+        line.
     """
     if not path.is_file():
         beside = map(str, sorted(path.parent.glob("*.py")))
@@ -30,7 +36,9 @@ def import_file(path: Path) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with errors_in(path):
         spec.loader.exec_module(module)
-    return module
+    if not callable(function := getattr(module, name, None)):
+        raise UserError(f"{path}: has no function {name}(); it must {contract}")
+    return function
 
 
 @contextmanager

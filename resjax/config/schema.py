@@ -213,7 +213,7 @@ class Transfer:
     kernel."""
     freeze: str = ""
     """Patterns of parameters that never train, separated by commas."""
-    thaw: dict[str, Any] = field(default_factory=dict)
+    thaw: Annotated[dict[str, float], Bounds(ge=0)] = field(default_factory=dict)
     """Maps a pattern to the epoch from which its parameters train, also if `freeze` matches them.
     The longest pattern that matches a parameter wins; of equally long ones, the last."""
     frozen_norm: Literal["eval", "train"] = "eval"
@@ -287,7 +287,7 @@ def find_field(path: str) -> Field:
         if found and parent == path:
             return found
         if found and found.type is dict:
-            return Field(object)
+            return found.of_item
         if found:
             raise UserError(f"{path}: {parent} holds {found}, it has no fields")
     raise UserError(no_such_field(path))

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resjax.config import Config, digest, override, resolve, to_dict
-from resjax.config.python_files import errors_in, import_file
+from resjax.config.python_files import errors_in, import_function
 from resjax.errors import UserError
 
 
@@ -52,9 +52,7 @@ def plan(experiment: Path, config: ConfigDict) -> Plan:
       UserError: there is no such experiment or keyword, a run's config is not valid, or two runs
         are the same.
     """
-    sweep = getattr(import_file(experiment), "sweep", None)
-    if not callable(sweep):
-        raise UserError(f"{experiment}: has no function sweep(); it must yield a run's overrides")
+    sweep = import_function(experiment, "sweep", "yield a run's overrides")
     keywords = _keywords(experiment, sweep, config.sweep.to_dict())
     with errors_in(experiment):
         sweeping = list(sweep(**keywords))
