@@ -20,31 +20,32 @@ class ImpossibleNetworkError(ValueError):
     """Fields that describe no network, found while the network is traced; one line."""
 
 
-class NamedClass(NamedTuple):
-    """A class with a short name; a user's own is `package.module:Class` instead."""
-
-    path: str
-    layers: int = 2  # weight layers on the branch of a block; unused for shortcuts
-
-
 BLOCKS = {
-    "basic": NamedClass("resjax.models.blocks:BasicBlock", layers=2),
-    "bottleneck": NamedClass("resjax.models.blocks:BottleneckBlock", layers=3),
-    "preact_basic": NamedClass("resjax.models.blocks:PreActBasicBlock", layers=2),
-    "preact_bottleneck": NamedClass("resjax.models.blocks:PreActBottleneckBlock", layers=3),
+    "basic": "resjax.models.blocks:BasicBlock",
+    "bottleneck": "resjax.models.blocks:BottleneckBlock",
+    "preact_basic": "resjax.models.blocks:PreActBasicBlock",
+    "preact_bottleneck": "resjax.models.blocks:PreActBottleneckBlock",
 }
+BLOCK_LAYERS = {"basic": 2, "bottleneck": 3, "preact_basic": 2, "preact_bottleneck": 3}
 
 SHORTCUTS = {
-    "none": NamedClass("resjax.models.shortcuts:NoShortcut"),
-    "pad": NamedClass("resjax.models.shortcuts:Pad"),
-    "project": NamedClass("resjax.models.shortcuts:Project"),
-    "project_all": NamedClass("resjax.models.shortcuts:ProjectAll"),
-    "project_avg": NamedClass("resjax.models.shortcuts:ProjectAverage"),
-    "scale": NamedClass("resjax.models.shortcuts:Scale"),
-    "exclusive_gate": NamedClass("resjax.models.shortcuts:ExclusiveGate"),
-    "shortcut_gate": NamedClass("resjax.models.shortcuts:ShortcutGate"),
-    "conv": NamedClass("resjax.models.shortcuts:Convolve"),
-    "dropout": NamedClass("resjax.models.shortcuts:DropShortcut"),
+    "none": "resjax.models.shortcuts:NoShortcut",
+    "pad": "resjax.models.shortcuts:Pad",
+    "project": "resjax.models.shortcuts:Project",
+    "project_all": "resjax.models.shortcuts:ProjectAll",
+    "project_avg": "resjax.models.shortcuts:ProjectAverage",
+    "scale": "resjax.models.shortcuts:Scale",
+    "exclusive_gate": "resjax.models.shortcuts:ExclusiveGate",
+    "shortcut_gate": "resjax.models.shortcuts:ShortcutGate",
+    "conv": "resjax.models.shortcuts:Convolve",
+    "dropout": "resjax.models.shortcuts:DropShortcut",
+}
+
+# What has a name, and the fields that the network binds; other fields of a class are its options.
+NAMES = {"block": BLOCKS, "shortcut": SHORTCUTS}
+BOUND = {
+    "block": ("features", "strides", "conv", "norm", "act", "shortcut"),
+    "shortcut": ("features", "strides", "conv", "norm"),
 }
 
 STEMS = ("cifar", "imagenet", "deep", "bit")
@@ -85,10 +86,6 @@ class Preset(NamedTuple):
     @property
     def image_size(self) -> int:
         return 224 if self.fields["family"] == "imagenet" else 32
-
-    @property
-    def classes(self) -> int:
-        return CLASSES[self.fields["family"]]
 
 
 def _fields(family: str, depth: int, **fields: Any) -> dict[str, Any]:
@@ -215,18 +212,25 @@ def stage_sizes(family: str, depth: int, block: str) -> tuple[int, ...]:
 
 def block_layers(block: str) -> int:
     """Returns the weight layers on a block's branch, from the table or the class's `layers`."""
-    return BLOCKS[block].layers if block in BLOCKS else getattr(find(block, BLOCKS), "layers", 2)
+    if block in BLOCK_LAYERS:
+        return BLOCK_LAYERS[block]
+    return getattr(find("block", block), "layers", 2)
 
 
-def find(name: str, names: Mapping[str, NamedClass]) -> Any:
-    """Returns the class of a name in `names`, or of a user's `package.module:Class`.
+def find(kind: str, name: str) -> Any:
+    """Returns the class of a block or shortcut: one of ours, or a user's `package.module:Class`.
+
+    Args:
+      kind: "block" or "shortcut".
+      name: in the table `NAMES[kind]`, or of the user's class.
 
     Raises:
       ValueError: the class does not exist; the message names the nearest name.
     """
-    path = names[name].path if name in names else name
-    if ":" not in path:
-        raise ValueError(f"unknown name {name!r}{nearest(name, names)}, or package.module:Class")
+    path = NAMES[kind].get(name, name)
+    if ":" not in str(path):
+        hint = f"{nearest(name, NAMES[kind])} (or package.module:Class of your own)"
+        raise ValueError(f"unknown {kind} {name!r}{hint}")
     try:
         return import_name(path)
     except ModuleNotFoundError as error:
@@ -243,23 +247,13 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if len(known) <= 12 else ""
 
 
-# What the network binds; the other fields of a class are its options.
-BOUND = {
-    "block": ("features", "strides", "conv", "norm", "act", "shortcut"),
-    "shortcut": ("features", "strides", "conv", "norm"),
-}
-
-
 def _check(fields: Mapping[str, Any]) -> None:
     """Refuses impossible fields with a ValueError of one line."""
     block, shortcut = fields["block"], fields["shortcut"]
-    for kind, known in (("block", BLOCKS), ("shortcut", SHORTCUTS)):
+    for kind, known in NAMES.items():
         name, options = fields[kind], fields[f"{kind}_options"]
-        if not isinstance(name, str) or (name not in known and ":" not in name):
-            hint = f"{nearest(name, known)} (or package.module:Class of your own)"
-            raise ValueError(f"unknown {kind} {name!r}{hint}")
-        if options or name not in known:
-            _check_class(kind, name, find(name, known), options)
+        if options or name not in known:  # a class of ours is imported, with JAX, only if needed
+            _check_class(kind, name, find(kind, name), options)
     for key in ("depth", "width", "widen"):
         value = fields[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -270,7 +264,7 @@ def _check(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown {key} {fields[key]!r}{nearest(fields[key], choices)}")
     if not isinstance(fields["standardize"], bool):
         raise ValueError(f"standardize must be true or false, not {fields['standardize']!r}")
-    if fields.get("zero_init_residual") and getattr(find(block, BLOCKS), "preactivation", False):
+    if fields.get("zero_init_residual") and getattr(find("block", block), "preactivation", False):
         raise ValueError(
             "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "
             "ends in a convolution"

@@ -295,12 +295,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
     Raises:
       ValueError: no such network exists; one line, with the nearest choice.
     """
-    if isinstance(name_or_config, str):
-        fields: dict[str, Any] = {"name": name_or_config}
-    else:
-        source = name_or_config
-        fields = dict(source if isinstance(source, Mapping) else vars(source))
-    fields |= overrides
+    source = {"name": name_or_config} if isinstance(name_or_config, str) else name_or_config
+    fields = {**(source if isinstance(source, Mapping) else vars(source)), **overrides}
     own = ("classes", "head", "loop", "dtype", "bn_momentum", "bn_epsilon", "norm_options", "remat")
     options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     for key in fields.keys() - set(presets.ARCHITECTURE):
@@ -315,10 +311,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         options["dtype"] = jnp.dtype(options["dtype"])
     return ResNet(
         stages=presets.stage_sizes(spec["family"], spec["depth"], spec["block"]),
-        block=partial(presets.find(spec["block"], presets.BLOCKS), **spec["block_options"]),
-        shortcut=partial(
-            presets.find(spec["shortcut"], presets.SHORTCUTS), **spec["shortcut_options"]
-        ),
+        block=partial(presets.find("block", spec["block"]), **spec["block_options"]),
+        shortcut=partial(presets.find("shortcut", spec["shortcut"]), **spec["shortcut_options"]),
         width=spec["width"] * spec["widen"],
         stem=spec["stem"],
         stem_width=spec["width"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resjax.models.presets import BLOCKS, CIFAR_OFFSETS, IMAGENET_STAGES
+from resjax.models.presets import BLOCK_LAYERS, CIFAR_OFFSETS, IMAGENET_STAGES
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,7 +40,7 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
     family = "imagenet" if len(blocks) == 4 else "cifar"
     fields: dict[str, Any] = {
         "family": family,
-        "depth": _depth(family, blocks, BLOCKS[name].layers),
+        "depth": _depth(family, blocks, BLOCK_LAYERS[name]),
         "block": name,
         "block_options": {},
         "shortcut": _shortcut(shapes, first if out == stem_width else "stage1/block2/", averages),

@@ -258,4 +258,4 @@ def test_users_classes_are_found_in_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "own_shortcut.py").write_text("class Detour: ...")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    assert presets.find("own_shortcut:Detour", presets.SHORTCUTS).__name__ == "Detour"
+    assert presets.find("shortcut", "own_shortcut:Detour").__name__ == "Detour"
