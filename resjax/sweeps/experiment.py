@@ -4,12 +4,13 @@ The plan is complete before anything is trained or written, so an impossible net
 of a sweep is an error now, and not after a night.
 """
 
-import functools
 import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,11 @@ def _resolve_run(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
         )
     try:
         changed = override(config, overrides)
-        parsed = {field: _value(changed, field) for field in overrides}
+        values = changed.to_dict()
+        parsed = {name: reduce(getitem, name.split("."), values) for name in overrides}
         return Run(parsed, resolve(changed))
     except UserError as error:
         raise UserError(f"{experiment}: run {_text(overrides)}: {error}") from error
-
-
-def _value(config: ConfigDict, field: str) -> Any:
-    value = functools.reduce(lambda section, name: section[name], field.split("."), config)
-    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def _text(overrides: Mapping[str, Any]) -> str:

@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from resjax.config import Config, digest, to_dict
+from resjax.config import Config, to_dict
 from resjax.data import datasets
 from resjax.disk import write_atomically
 from resjax.errors import UserError
@@ -61,15 +60,7 @@ def launch(
 
 
 def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -> int:
-    runs = [
-        RunStatus(
-            name=run.name,
-            config=run.config,
-            folder=workdir / "runs" / run.name,
-            program=digest(replace(run.config, seed=0)),
-        )
-        for run in plan.runs
-    ]
+    runs = [RunStatus(run.config, workdir / "runs" / run.name) for run in plan.runs]
     with shown(runs) as show_end:
         for run in runs:
             if finished := _finished(run):
@@ -104,7 +95,7 @@ class RunQueue:
             program, report = run.program, run.folder / "error.txt"
             run.state, run.started = "running", time.monotonic()
             report.unlink(missing_ok=True)
-            if failure := attempt(run.config, run.folder, run.follow):
+            if failure := attempt(run.config, run.folder, partial(setattr, run, "progress")):
                 run.error = failure.error
                 run.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(report, failure.report)

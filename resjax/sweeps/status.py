@@ -4,14 +4,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from resjax.config import Config
+from resjax.config import Config, digest
 from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
@@ -21,19 +22,18 @@ COLUMNS = ("run", "state", "step", "metrics", "time")
 class RunStatus:
     """One run of a sweep: what it is, where it is, and how far it is."""
 
-    name: str
     config: Config
     folder: Path
-    program: str  # equal for runs that share a compiled program
     state: str = "waiting"
     error: str = ""
     progress: Progress | None = None
     started: float | None = None
     ended: float | None = None
 
-    def follow(self, progress: Progress) -> None:
-        """Notes how far the run is; the listener of its training."""
-        self.progress = progress
+    @cached_property
+    def program(self) -> str:
+        """Equal for runs that share a compiled program."""
+        return digest(replace(self.config, seed=0))
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class RunStatus:
             metrics = describe(self.progress)
         if self.started is not None:
             seconds = f"{(self.ended or time.monotonic()) - self.started:.0f} s"
-        return self.name, state, step, metrics, seconds
+        return self.folder.name, state, step, metrics, seconds
 
 
 @contextmanager
