@@ -76,14 +76,15 @@ def weights_source(text: str) -> str:
     return text if text.startswith(REMOTE) else str(existing(text))
 
 
-def path_ending_in(*suffixes: str) -> Callable[[str], Path]:
-    """Returns an argument type: the path of a file with one of these suffixes."""
+def output_file(*suffixes: str) -> Callable[[str], Path]:
+    """Returns the type of `--out`: a writable file, with one of these suffixes or any."""
 
     def parse(text: str) -> Path:
-        if (path := Path(text)).suffix not in suffixes:
-            raise argparse.ArgumentTypeError(
-                f"{text}: the name must end in {' or '.join(suffixes)}"
-            )
+        path = Path(text)
+        if suffixes and path.suffix not in suffixes:
+            ends = " or ".join(suffixes)
+            raise argparse.ArgumentTypeError(f"{text}: the name must end in {ends}")
+        require_writable(path.parent, "--out")
         return path
 
     return parse

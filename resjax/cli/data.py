@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resjax.cli.arguments import CONFIG_HELP, add_command, path_ending_in, require_writable
+from resjax.cli.arguments import CONFIG_HELP, add_command, output_file
 from resjax.cli.output import print_table
 from resjax.config import default_config, load, override, resolve
 
@@ -21,11 +21,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     archives = "the folder with its archives (default: download them)"
     prepare.add_argument("--from", dest="source", type=Path, metavar="DIR", help=archives)
     show = add_command(commands, "show", show_dataset.__doc__, show_dataset)
-    suffixes = path_ending_in(".png", ".pdf", ".svg")
     add = show.add_argument
     add("name", metavar="NAME", help="such as digits")
     add("--config", metavar="FILE", help=CONFIG_HELP)
-    add("--out", type=suffixes, required=True, metavar="FILE", help="X.png, X.pdf or X.svg")
+    file = output_file(".png", ".pdf", ".svg")
+    add("--out", type=file, required=True, metavar="FILE", help="X.png, X.pdf or X.svg")
 
 
 def run(args: Namespace) -> None:
@@ -36,29 +36,22 @@ def run(args: Namespace) -> None:
     here = {prepared.name: prepared for prepared in list_prepared()}
     rows: list[tuple[str | int, ...]] = []
     for name, spec in DATASETS.items():
-        prepared = here.pop(spec.tfds, None)
-        rows.append(
-            (
-                name,
-                spec.train_images + spec.test_images,
-                spec.classes,
-                " x ".join(map(str, spec.image_shape or ("sizes differ",))),
-                f"{prepared.bytes / 1e6:,.1f} MB" if prepared else "-",
-                _location(prepared) if spec.tfds else "embedded",
-            )
-        )
+        images = spec.train_images + spec.test_images
+        shape = " x ".join(map(str, spec.image_shape or ("sizes differ",)))
+        disk = _on_disk(here.pop(spec.tfds, None)) if spec.tfds else ("-", "embedded")
+        rows.append((name, images, spec.classes, shape, *disk))
     for name, prepared in here.items():
-        size = f"{prepared.bytes / 1e6:,.1f} MB"
-        images = sum(prepared.images.values())
-        rows.append((f"tfds:{name}", images, "", "", size, _location(prepared)))
+        rows.append((f"tfds:{name}", sum(prepared.images.values()), "", "", *_on_disk(prepared)))
     print_table(("name", "images", "classes", "shape", "on disk", "where"), rows)
 
 
-def _location(prepared: "PreparedSet | None") -> str:
+def _on_disk(prepared: "PreparedSet | None") -> tuple[str, str]:
+    """Returns the size and the folder of a dataset."""
     if prepared is None:
-        return "-"
-    foreign = f" ({prepared.format}: only TensorFlow reads it)"
-    return f"{prepared.folder}{foreign if prepared.format != 'array_record' else ''}"
+        return "-", "-"
+    readable = prepared.format == "array_record"
+    note = "" if readable else f" ({prepared.format}: only TensorFlow reads it)"
+    return f"{prepared.bytes / 1e6:,.1f} MB", f"{prepared.folder}{note}"
 
 
 def prepare_dataset(args: Namespace) -> None:
@@ -73,7 +66,6 @@ def show_dataset(args: Namespace) -> None:
     """Draws training images beside their augmentations."""
     config = default_config() if args.config is None else load(args.config)
     resolved = resolve(override(config, args.overrides | {"data.name": args.name}))
-    require_writable(args.out.parent, "--out")
     from resjax.data.augmentation import Augmentation
     from resjax.data.datasets import load as load_data
     from resjax.data.normalization import compute_statistics

@@ -5,9 +5,8 @@ torchvision's names.
 """
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from resjax.cli.arguments import add_weights, require_writable
+from resjax.cli.arguments import add_weights, output_file
 from resjax.cli.output import notify
 
 
@@ -15,11 +14,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_weights(parser, "checkpoint")
     add = parser.add_argument
     add("--format", choices=("stablehlo", "torchvision"), required=True)
-    add("--out", type=Path, required=True, metavar="FILE", help="the file to write or replace")
+    file = "the file to write or replace"
+    add("--out", type=output_file(), required=True, metavar="FILE", help=file)
 
 
 def run(args: Namespace) -> None:
-    require_writable(args.out.parent, "--out")
     from resjax.train.load_weights import load_weights
 
     weights = load_weights(args.checkpoint, args.which, notify)

@@ -10,21 +10,19 @@ from resjax.errors import UserError
 def add_arguments(parser: ArgumentParser) -> None:
     arguments.add_weights(parser, "--checkpoint", required=True)
     arguments.add_images(parser, "*")
-    suffixes = arguments.path_ending_in(".npz", ".parquet")
+    file = arguments.output_file(".npz", ".parquet")
     add = parser.add_argument
     add("--data", metavar="NAME", help="a dataset in place of images")
     add("--split", help="of --data: train (default), test, or e.g. train[:20%%]")
     add("--stage", help="a stage such as stage3 (default: the last)")
-    add("--out", type=suffixes, required=True, metavar="FILE", help="X.npz or X.parquet")
+    add("--out", type=file, required=True, metavar="FILE", help="X.npz or X.parquet")
 
 
 def run(args: Namespace) -> None:
-    out = args.out
     if bool(args.images) == bool(args.data):
         raise UserError("`resjax features` needs either images or --data=NAME")
     if args.images and args.split:
         raise UserError(f"--split={args.split} needs --data=NAME")
-    arguments.require_writable(out.parent, "--out")
     from resjax.inference.features import features, of_dataset, of_files, save_features
     from resjax.train.load_weights import load_weights
 
@@ -33,7 +31,7 @@ def run(args: Namespace) -> None:
     weights = load_weights(args.checkpoint, args.which, notify)
     found = features(weights, images, args.stage, **arguments.batching(args))
     notify_skipped(sorted({*images.origins} - {*found.origins}))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_features(found, out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_features(found, args.out)
     rows, columns = found.values.shape
-    print(f"features of {rows:,} images, {columns:,} values each: {out}")
+    print(f"features of {rows:,} images, {columns:,} values each: {args.out}")

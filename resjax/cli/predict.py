@@ -11,16 +11,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     arguments.add_images(parser, "+")
     top = arguments.integer(1)
     parser.add_argument("--top", type=top, default=5, metavar="K", help="classes per image")
-    suffixes = arguments.path_ending_in(".csv", ".json")
+    file = arguments.output_file(".csv", ".json")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--format", choices=("table", "csv", "json"), default="table")
-    add("--out", type=suffixes, metavar="FILE", help="X.csv or X.json")
+    add("--out", type=file, metavar="FILE", help="X.csv or X.json")
 
 
 def run(args: Namespace) -> None:
-    out = args.out
-    if out:
-        arguments.require_writable(out.parent, "--out")
     from resjax.disk import write_atomically
     from resjax.inference.predict import FORMATS, predict
     from resjax.train.load_weights import load_weights
@@ -28,7 +25,7 @@ def run(args: Namespace) -> None:
     weights = load_weights(args.checkpoint, args.which, notify)
     found, skipped = predict(weights, args.images, args.top, **arguments.batching(args))
     notify_skipped(skipped)
-    if out:
+    if out := args.out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, FORMATS[out.suffix[1:]](found))
         print(f"predictions: {out}")

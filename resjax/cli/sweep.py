@@ -21,12 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     add_workdir(parser, "the sweep folder")
     add("--launcher", choices=("local",), default="local", help="where the runs are trained")
-    add(
-        "--workers",
-        type=integer(1),
-        metavar="N",
-        help="runs at a time (default: one per GPU or core)",
-    )
+    number = "runs at a time (default: one per GPU or core)"
+    add("--workers", type=integer(1), metavar="N", help=number)
 
 
 def run(args: Namespace) -> int:

@@ -6,9 +6,8 @@ from resjax.cli.arguments import existing
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=existing, metavar="DIR", help="a run, a sweep, or a folder above"
-    )
+    above = "a run, a sweep, or a folder above"
+    parser.add_argument("folder", type=existing, metavar="DIR", help=above)
 
 
 def run(args: Namespace) -> int:
