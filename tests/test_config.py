@@ -108,6 +108,7 @@ def test_a_field_takes_precedence_over_the_preset():
         ("sweep.shortcut", "none", "none"),
         ("sweep.flips", "true,false", (True, False)),
         ("sweep.of.widths", "[8, 16]", (8, 16)),
+        ("sweep.name", "{[]: 1}", "{[]: 1}"),
     ],
 )
 def test_a_string_is_parsed_by_the_type_of_its_field(field, text, value):

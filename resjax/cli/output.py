@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from resjax.errors import first_few
+
 
 def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str | int]], out: TextIO | None = None
@@ -31,5 +33,5 @@ def notify(text: str) -> None:
 def notify_skipped(images: Sequence[object]) -> None:
     """Names the images that were skipped because they cannot be decoded, at most ten."""
     if images:
-        names = ", ".join(map(str, images[:10])) + ", ..." * (len(images) > 10)
+        names = first_few(map(str, images), 10)
         notify(f"skipped images that cannot be decoded ({len(images)}): {names}")

@@ -112,9 +112,10 @@ def resolve(config: ConfigDict) -> Config:
     for message in conflicts(resolved):
         raise UserError(message)
     model, weights = resolved.model, resolved.transfer.weights
+    described = None if weights is None else model_of(Path(weights))
     try:
-        if weights is not None:
-            model = fill_model(model, model_of(Path(weights)))
+        if described is not None:
+            model = fill_model(model, described)
         filled = architecture(**{name: getattr(model, name) for name in ARCHITECTURE})
     except ValueError as error:
         raise UserError(f"model: {error}") from error

@@ -115,7 +115,7 @@ def documentation(section: type) -> dict[str, str]:
     """Returns the string below each field of a dataclass, on one line, by the field's name."""
     tree: Any = ast.parse(inspect.getsource(section)).body[0]
     return {
-        field.target.id: " ".join(below.value.value.split())
+        ast.unparse(field.target): " ".join(ast.literal_eval(below.value).split())
         for field, below in pairwise(tree.body)
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
@@ -140,7 +140,7 @@ def _parse_literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # an unhashable key is a TypeError
         if "," not in text:
             return text
         return tuple(_parse_literal(item.strip()) for item in text.split(",") if item.strip())

@@ -7,7 +7,7 @@ from typing import Any
 from resjax.config.schema import FIELDS, Model
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
-from resjax.run_files import read_json_object
+from resjax.run_files import DamagedFileError, read_json_object
 
 WEIGHTS_DESCRIPTION = "weights.json"
 """The file of a weights folder that describes the network; a run folder has config.json."""
@@ -25,12 +25,9 @@ def model_of(folder: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{where}: holds neither weights nor a run: it has no {' and no '.join(names)}"
         )
-    try:
-        model = read_json_object(found[0]).get("model")
-    except ValueError as error:
-        raise UserError(f"transfer.weights: {error}") from error
+    model = read_json_object(found[0]).get("model")
     if not isinstance(model, dict):
-        raise UserError(f"transfer.weights: {found[0]}: damaged, describes no model")
+        raise DamagedFileError(found[0], "describes no model")
     return model
 
 
