@@ -206,7 +206,8 @@ def damage(plan: Plan, folder: Path) -> dict[str, Any]:
     loop.train(small_config(train__steps=40), folder / "run")
     reader = CheckpointReader(folder / "run" / "checkpoints")
     steps = reader.steps()
-    expected = {step: contents(reader.restore_step(step, template).state) for step in steps}
+    intact = ((step, reader.restore_step(step, template)) for step in steps)
+    expected = {step: contents(restored.state) for step, restored in intact if restored}
     results: dict[str, dict[str, dict[str, int]]] = {}
     for kind, apply, times in DAMAGES:
         outcomes: dict[str, Counter[str]] = {"resjax": Counter(), "Orbax": Counter()}
@@ -362,7 +363,7 @@ def processes(plan: Plan, folder: Path) -> dict[str, Any]:
     for by in (signal.SIGTERM, signal.SIGKILL):
         run = folder / by.name
         pair = together(run, **steps)
-        wait_for(lambda run=run: CheckpointReader(run / "checkpoints").steps(), pair)
+        wait_for(CheckpointReader(run / "checkpoints").steps, pair)
         pair[1].send_signal(by)
         began = time.monotonic()
         messages = [process.communicate()[1] for process in pair]

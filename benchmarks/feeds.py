@@ -169,7 +169,7 @@ def residence(plan: Plan) -> dict[str, Any]:
     """Measures images per second of a small dataset for each feed."""
     from resjax.data.datasets import open_dataset
 
-    feeds = {
+    feeds: dict[str, Callable[[], float]] = {
         "device-resident": on_device(plan),
         "Grain over tfds.data_source": over_data_source(plan, 0),
         "the same, 16 threads": over_data_source(plan, 16),  # Grain's default

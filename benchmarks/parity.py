@@ -24,7 +24,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,7 +187,8 @@ def bit(name: str) -> Original:
     original = timm(name)
 
     def save(folder: Path) -> Path:
-        np.savez(folder / "BiT.npz", **dict(_bit_names(original.arrays)))
+        named: dict[str, Any] = dict(_bit_names(original.arrays))
+        np.savez(folder / "BiT.npz", **named)
         return folder / "BiT.npz"
 
     return original._replace(save=save)
@@ -279,7 +280,7 @@ def keras(name: str) -> Original:
 BASIC = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
 ORIGINALS: dict[str, tuple[str, Callable[[], Original]]] = {
     **{
-        name: ("torchvision", lambda name=name: torchvision(name))
+        name: ("torchvision", partial(torchvision, name))
         for name in (
             *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
             *("resnext50_32x4d", "wide_resnet50_2"),

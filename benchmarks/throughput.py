@@ -87,6 +87,11 @@ class Case(NamedTuple):
     def spec(self) -> KnownDataset:
         return DATASETS[self.data]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        assert self.spec.image_shape is not None, f"{self.data} has images of several sizes"
+        return self.spec.image_shape
+
     def __str__(self) -> str:
         return f"{self.model} {self.dtype} batch {self.batch}"
 
@@ -179,7 +184,7 @@ def bare_step(case: Case, loop: str, steps_per_dispatch: int | None = None) -> C
 
     if case.rounds:
         seconds()
-    memory = compiled.memory_analysis()  # its own peak excludes temporary memory on a CPU
+    memory: Any = compiled.memory_analysis()  # its own peak excludes temporary memory on a CPU
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes  # the state is donated
     return Contender(seconds, compile_seconds, peak, parameters)
 
@@ -263,7 +268,7 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
 def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Returns random images (n, h, w, c) in float32 and labels (n,)."""
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((case.batch, *case.spec.image_shape), dtype=np.float32)
+    images = generator.standard_normal((case.batch, *case.image_shape), dtype=np.float32)
     return images, generator.integers(0, case.spec.classes, case.batch, dtype=np.int32)
 
 
@@ -288,8 +293,8 @@ def work(case: Case) -> Work:
     all in float32.
     """
     model = build(case.model, loop="scan", dtype=case.dtype)
-    counts = count(model, case.spec.image_shape)
-    images = jax.ShapeDtypeStruct((case.batch, *case.spec.image_shape), jnp.float32)
+    counts = count(model, case.image_shape)
+    images = jax.ShapeDtypeStruct((case.batch, *case.image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     read, written = convolved(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
     activations = (3 * read + 11 * written) * jnp.dtype(case.dtype).itemsize

@@ -97,12 +97,13 @@ def example_overrides(count: int | None, seed: int) -> dict[str, Any]:
 def method_overrides(method: str, target: str, count: int | None, weights: str) -> dict[str, Any]:
     """Returns the overrides for training with a method."""
     pretrained = {"transfer.weights": weights, "transfer.head": "new"}
-    return {
+    methods: dict[str, dict[str, Any]] = {
         "from scratch": {},
         "frozen features": {**pretrained, "transfer.freeze": "*", "transfer.thaw": {"head": 0}},
         "fine-tuned": pretrained,
         "gradually thawed": {**pretrained, "transfer.thaw": thaw_epochs(target, count)},
-    }[method]
+    }
+    return methods[method]
 
 
 def thaw_epochs(target: str, count: int | None) -> dict[str, float]:
