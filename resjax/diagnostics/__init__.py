@@ -10,6 +10,7 @@ names the values as in the unrolled network.
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -114,6 +115,10 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
         if short in found:
             raise UserError(f"diagnostics.names: two diagnostics are called {short}")
         options = config.options.get(short, {})
+        try:
+            inspect.signature(diagnostic).bind(None, **options)
+        except TypeError as error:
+            raise UserError(f"diagnostics.options.{short}: {error}") from error
         found[short] = functools.partial(diagnostic, **options) if options else diagnostic
     if unknown := sorted(config.options.keys() - found.keys()):
         raise UserError(f"diagnostics.options.{unknown[0]}: no such diagnostic is measured")

@@ -50,6 +50,8 @@ def read_run(folder: Path, which: str, warn: Warn) -> Weights:
         "sha256": digest(reader.folder / str(restored.step) / CHECKSUMS),
     }
     description = record.get("weights") or _describe_from_dataset(record["config"])
+    if not description["model"]["classes"]:  # the head of another task
+        variables = {k: v for k, v in variables.items() if not k.startswith("params/head/")}
     try:
         return from_description(description, unrolled(unflatten(variables)), source)
     except UserError as error:

@@ -91,7 +91,8 @@ def describe_run(
       streamed: whether images are cropped on the host, from files of any size.
 
     Returns:
-      A JSON object. Its `preprocessing` is None if images are not square.
+      A JSON object. Its `preprocessing` is None if images are not square. Without classes, as for
+      every task but classification, the weights are a backbone.
     """
     height, width, channels = image_shape
     preprocessing = None
@@ -100,6 +101,8 @@ def describe_run(
         shorter_side = usual_shorter_side(height) if resized else height
         preprocessing = Preprocessing(height, shorter_side, channels)
     model = {k: v for k, v in asdict(config.model).items() if k not in TRAINING_ONLY}
+    if config.task.name != "classification":
+        class_names = ()
     return _description(
         {**model, "classes": len(class_names)}, statistics, preprocessing, class_names
     )

@@ -9,14 +9,17 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 
 from resjax.analysis.report import write_report
 from resjax.analysis.runs import load_curves, load_runs
 from resjax.config import Task as TaskConfig
 from resjax.config import default_config, override, resolve
 from resjax.errors import UserError
+from resjax.inference.predict import predict
 from resjax.tasks import Classification, DatasetInfo, Metric, make_task
 from resjax.tasks.conformance import check_task
+from resjax.train.load_weights import load_weights
 from resjax.train.loop import evaluate, train
 from resjax.train.signals import Stopped, StopRequest
 
@@ -153,6 +156,16 @@ def test_a_task_whose_metric_should_grow_gets_its_best_checkpoint_a_table_and_a_
     assert "test cosine" in write_report(tmp_path).read_text()
     assert (tmp_path / "figures" / "curves.svg").is_file()
     assert load_runs(tmp_path)["primary_metric"].tolist() == ["cosine"]
+
+
+def test_the_weights_of_another_task_are_a_backbone(tmp_path):
+    train(config(**{"train.steps": 2}), tmp_path)
+    weights = load_weights(str(tmp_path))
+    assert weights.model["classes"] == 0
+    assert "head" not in weights.variables["params"]
+    Image.new("L", (8, 8)).save(tmp_path / "digit.png")
+    with pytest.raises(UserError, match="no head"):
+        predict(weights, [tmp_path / "digit.png"])
 
 
 def test_mixing_needs_labels_that_can_be_mixed(tmp_path):
