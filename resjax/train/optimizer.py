@@ -145,9 +145,9 @@ def base_optimizer(
     - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
       kernel's update is scaled by the ratio of the kernel's norm to the update's.
     - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): weight decay bypasses the moments.
-    - any other: the function of that name in Optax, or the user's, called as
-      `function(learning_rate, **options)`. It also receives `weight_decay`, `momentum`, `nesterov`
-      and, with weight_decay_on=kernels, a `mask`, if it has parameters of these names.
+    - any other: the function of that name in Optax, called as `function(learning_rate, **options)`,
+      with `weight_decay` and, for weight_decay_on=kernels, a `mask`, if it has such parameters. A
+      function of the user's also receives `momentum` and `nesterov`, if it has them.
     """
     if config.name not in OURS:
         return _from_factory(_factory(config), factors)
@@ -194,11 +194,11 @@ def _factory(config: OptimizerConfig) -> Factory:
             f"{nearest(config.name, sorted({*known}))}; or package.module:function of your own"
         )
     parameters = inspect.signature(function).parameters
+    # Optax's optimizers have momenta of their own, which our default should not replace.
+    passed = ("weight_decay", "momentum", "nesterov") if ":" in config.name else ("weight_decay",)
     bound = function.keywords if isinstance(function, functools.partial) else {}  # as in nadam
     fields: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("weight_decay", "momentum", "nesterov")
-        if name in parameters and name not in bound
+        name: getattr(config, name) for name in passed if name in parameters and name not in bound
     }
     if config.weight_decay and "weight_decay" not in {*parameters, *config.options}:
         raise UserError(

@@ -192,7 +192,7 @@ def own_module():
 @pytest.mark.parametrize(
     ("name", "fields", "optax_optimizer"),
     [
-        ("adafactor", {"weight_decay": 0.0}, partial(optax.adafactor, momentum=0.9)),
+        ("adafactor", {"weight_decay": 0.0}, optax.adafactor),
         ("lion", {"weight_decay": 0.01}, lambda rate: optax.lion(rate, weight_decay=0.01)),
         (
             "lion",
@@ -202,7 +202,7 @@ def own_module():
         ("adam", {"weight_decay": 0.0}, optax.adam),
         (
             "rmsprop",
-            {"weight_decay": 0.0, "momentum": 0.5, "options": {"decay": 0.8}},
+            {"weight_decay": 0.0, "options": {"decay": 0.8, "momentum": 0.5}},
             lambda rate: optax.rmsprop(rate, decay=0.8, momentum=0.5),
         ),
         ("nadamw", {"weight_decay": 0.01}, partial(optax.nadamw, weight_decay=0.01)),
