@@ -1,6 +1,7 @@
 """The archives of small datasets as their authors publish them: downloads, verifies and reads them.
 
-The digests are of the archives' contents, so an archive that was compressed again is accepted.
+`archives.toml` lists them. Its digests are of the archives' contents, so an archive that was
+compressed again is accepted.
 """
 
 import gzip
@@ -8,9 +9,11 @@ import hashlib
 import io
 import pickle
 import tarfile
+import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -30,7 +33,7 @@ class Content(NamedTuple):
     names: Mapping[str, Sequence[str]]  # class names by feature, if the archive contains them
 
 
-Members = Mapping[str, str | None]  # "algorithm:hex digest" by name; None: none is published
+Members = Mapping[str, str]  # "algorithm:hex digest" by name; "": none is published
 
 
 class Release(NamedTuple):
@@ -39,9 +42,6 @@ class Release(NamedTuple):
     read: Callable[[Mapping[str, bytes]], Content]  # from the members' contents
     archives: Mapping[str, Members]  # by URL
     optional: Mapping[str, Members] = {}  # not downloaded, but read if they exist
-
-
-MNIST_SPLITS = {"train": "train", "test": "t10k"}  # prefixes of the files
 
 
 def read_idx(members: Mapping[str, bytes]) -> Content:
@@ -56,7 +56,7 @@ def read_idx(members: Mapping[str, bytes]) -> Content:
             "label": np.frombuffer(labels, np.uint8, shape[0], offset=8),
         }
 
-    return Content({split: columns(prefix) for split, prefix in MNIST_SPLITS.items()}, {})
+    return Content({"train": columns("train"), "test": columns("t10k")}, {})
 
 
 def read_cifar_binary(members: Mapping[str, bytes], labels: Mapping[str, str]) -> Content:
@@ -67,16 +67,12 @@ def read_cifar_binary(members: Mapping[str, bytes], labels: Mapping[str, str]) -
       labels: the file with the class names of each label, in the order of a record's labels.
     """
 
-    def columns(split: str, batches: Sequence[bytes]) -> Columns:
-        records = np.frombuffer(b"".join(batches), np.uint8)
-        records = records.reshape(-1, len(labels) + 3 * 32 * 32)
-        by_label = {label: records[:, column] for column, label in enumerate(labels)}
-        return _cifar_columns(split, records[:, len(labels) :], by_label)
+    def columns(content: bytes) -> Columns:
+        records = np.frombuffer(content, np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)
+        return {"data": records[:, len(labels) :], **dict(zip(labels, records.T, strict=False))}
 
-    return Content(
-        {split: columns(split, batches) for split, batches in _cifar_batches(members).items()},
-        {label: members[file].decode().split() for label, file in labels.items()},
-    )
+    names = {label: members[file].decode().split() for label, file in labels.items()}
+    return Content(_cifar_splits(members, columns), names)
 
 
 def read_cifar_python(
@@ -90,33 +86,27 @@ def read_cifar_python(
       labels: the keys of each label in the batches and in `meta`.
     """
 
-    def columns(split: str, contents: Sequence[bytes]) -> Columns:
-        batches = [pickle.loads(content, encoding="latin1") for content in contents]
-        by_label = {
-            label: np.concatenate([batch[key] for batch in batches])
-            for label, (key, _) in labels.items()
-        }
-        planes = np.concatenate([batch["data"] for batch in batches])
-        return _cifar_columns(split, planes, by_label)
+    def columns(content: bytes) -> Columns:
+        batch = pickle.loads(content, encoding="latin1")
+        return {"data": batch["data"], **{label: batch[key] for label, (key, _) in labels.items()}}
 
     names = pickle.loads(members[meta], encoding="latin1")
     return Content(
-        {split: columns(split, batches) for split, batches in _cifar_batches(members).items()},
-        {label: names[key] for label, (_, key) in labels.items()},
+        _cifar_splits(members, columns), {label: names[key] for label, (_, key) in labels.items()}
     )
 
 
-def _cifar_batches(members: Mapping[str, bytes]) -> dict[str, list[bytes]]:
-    prefixes = {"train": ("data_batch", "train"), "test": ("test",)}
-    return {
-        split: [members[name] for name in sorted(members) if name.startswith(prefix)]
-        for split, prefix in prefixes.items()
-    }
-
-
-def _cifar_columns(split: str, planes: np.ndarray, labels: Columns) -> Columns:
-    images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return {"image": images, "id": [f"{split}_{i:05d}" for i in range(len(images))], **labels}
+def _cifar_splits(
+    members: Mapping[str, bytes], columns: Callable[[bytes], Columns]
+) -> dict[str, Columns]:
+    splits: dict[str, Columns] = {}
+    for split, prefixes in (("train", ("data_batch", "train")), ("test", ("test",))):
+        batches = [columns(members[name]) for name in sorted(members) if name.startswith(prefixes)]
+        whole = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        images = whole.pop("data").reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        ids = [f"{split}_{index:05d}" for index in range(len(images))]
+        splits[split] = {"image": images, "id": ids, **whole}
+    return splits
 
 
 def read_svhn(members: Mapping[str, bytes]) -> Content:
@@ -135,130 +125,26 @@ def read_svhn(members: Mapping[str, bytes]) -> Content:
     return Content(splits, {})
 
 
-def _files(url: str, digests: Mapping[str, str], suffix: str = "") -> Mapping[str, Members]:
-    """Returns the archives below `url` that contain one file each."""
-    return {f"{url}{name}{suffix}": {name: digest} for name, digest in digests.items()}
-
-
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
-SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
-
-# By TFDS's name; the first release is the one that is downloaded.
-RELEASES: dict[str, Sequence[Release]] = {
-    # Digests: widely published, by CMake and CI scripts that download the files.
-    "mnist": [
-        Release(
-            read_idx,
-            _files(
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-                {
-                    "train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
-                    "train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
-                    "t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
-                    "t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637",
-                },
-                suffix=".gz",
-            ),
-        )
-    ],
-    # Digests: published as MNIST's are; equal to those of Debian's package dataset-fashion-mnist.
-    "fashion_mnist": [
-        Release(
-            read_idx,
-            _files(
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                {
-                    "train-images-idx3-ubyte": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-                    "train-labels-idx1-ubyte": "md5:9018921c3c673c538a1fc5bad174d6f9",
-                    "t10k-images-idx3-ubyte": "md5:8181f5470baa50b63fa0f6fddb340f0a",
-                    "t10k-labels-idx1-ubyte": "md5:15d484375f8d13e6eb1aabb0c3f46965",
-                },
-                suffix=".gz",
-            ),
-        )
-    ],
-    # Digests: MXNet's (gluon.data.vision) of the binary format, torchvision's of the pickled one.
-    "cifar10": [
-        Release(
-            partial(read_cifar_binary, labels={"label": "batches.meta.txt"}),
-            {
-                f"{CIFAR_URL}cifar-10-binary.tar.gz": {
-                    "data_batch_1.bin": "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
-                    "data_batch_2.bin": "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
-                    "data_batch_3.bin": "sha1:1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
-                    "data_batch_4.bin": "sha1:aab85764eb3584312d3c7f65fd2fd016e36a258e",
-                    "data_batch_5.bin": "sha1:26e2849e66a845b7f1e4614ae70f4889ae604628",
-                    "test_batch.bin": "sha1:67eb016db431130d61cd03c7ad570b013799c88c",
-                    "batches.meta.txt": None,
-                }
-            },
-        ),
-        Release(
-            partial(
-                read_cifar_python, meta="batches.meta", labels={"label": ("labels", "label_names")}
-            ),
-            {
-                f"{CIFAR_URL}cifar-10-python.tar.gz": {
-                    "data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
-                    "data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
-                    "data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
-                    "data_batch_4": "md5:634d18415352ddfa80567beed471001a",
-                    "data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
-                    "test_batch": "md5:40351d587109b95175f43aff81a1287e",
-                    "batches.meta": "md5:5ff9c542aee3614f3951f8cda6e48888",
-                }
-            },
-        ),
-    ],
-    "cifar100": [
-        Release(
-            partial(
-                read_cifar_binary,
-                labels={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
-            ),
-            {
-                f"{CIFAR_URL}cifar-100-binary.tar.gz": {
-                    "train.bin": "sha1:e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
-                    "test.bin": "sha1:8fb6623e830365ff53cf14adec797474f5478006",
-                    "coarse_label_names.txt": None,
-                    "fine_label_names.txt": None,
-                }
-            },
-        ),
-        Release(
-            partial(
-                read_cifar_python,
-                meta="meta",
-                labels={
-                    "coarse_label": ("coarse_labels", "coarse_label_names"),
-                    "label": ("fine_labels", "fine_label_names"),
-                },
-            ),
-            {
-                f"{CIFAR_URL}cifar-100-python.tar.gz": {
-                    "train": "md5:16019d7e3df5f24257cddd939b257f8d",
-                    "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
-                    "meta": "md5:7973b15100ade9c7d40fb424638fde48",
-                }
-            },
-        ),
-    ],
-    # Digests: torchvision's.
-    "svhn_cropped": [
-        Release(
-            read_svhn,
-            _files(
-                SVHN_URL,
-                {
-                    "train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
-                    "test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3",
-                },
-            ),
-            # 1.3 GB, half a million easier digits.
-            optional=_files(SVHN_URL, {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"}),
-        )
-    ],
+READERS: dict[str, Callable[..., Content]] = {
+    "idx": read_idx,
+    "cifar_binary": read_cifar_binary,
+    "cifar_python": read_cifar_python,
+    "svhn": read_svhn,
 }
+
+
+def _release(
+    format: str,
+    archives: Mapping[str, Members],
+    optional: Mapping[str, Members] = {},
+    **options: Any,
+) -> Release:
+    return Release(partial(READERS[format], **options), archives, optional)
+
+
+_TABLE = tomllib.loads(resources.files("resjax.data").joinpath("archives.toml").read_text())
+# By TFDS's name; the first release is the one that is downloaded.
+RELEASES = {name: [_release(**entry) for entry in entries] for name, entries in _TABLE.items()}
 
 
 def read_archives(name: str, folder: Path) -> Content:
@@ -313,7 +199,7 @@ def _verified_members(path: Path, expected: Members) -> dict[str, bytes]:
     if lacks := expected.keys() - members.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
     for name, digest in expected.items():
-        algorithm, _, published = (digest or "").partition(":")
+        algorithm, _, published = digest.partition(":")
         if digest and (found := hashlib.new(algorithm, members[name]).hexdigest()) != published:
             where = path if path.name == name else f"{path}: {name}"
             raise DataError(
