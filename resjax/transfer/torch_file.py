@@ -13,14 +13,15 @@ import io
 import mmap
 import pickle
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 - NumPy's bfloat16
 import numpy as np
 
 from resjax.errors import UserError, first_few, one_line
@@ -39,36 +40,29 @@ PREFIXES = ("module.", "_orig_mod.")
 _BUDGET = 2_000_000  # reads and copied items; a ResNet's checkpoint takes some ten thousand
 _MAX_DIMENSIONS = 64
 
-_DTYPES = {
-    **{
-        name: np.dtype(name)
-        for name in (
-            *("float64", "float32", "float16", "complex64", "complex128", "bool"),
-            *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-        )
-    },
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "DoubleStorage": np.dtype("float64"),
-    "FloatStorage": np.dtype("float32"),
-    "HalfStorage": np.dtype("float16"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "ComplexFloatStorage": np.dtype("complex64"),
-    "ComplexDoubleStorage": np.dtype("complex128"),
-    "LongStorage": np.dtype("int64"),
-    "IntStorage": np.dtype("int32"),
-    "ShortStorage": np.dtype("int16"),
-    "CharStorage": np.dtype("int8"),
-    "ByteStorage": np.dtype("uint8"),
-    "BoolStorage": np.dtype("bool"),
-    "storage.UntypedStorage": np.dtype("uint8"),
+_TYPES = (
+    *("float64", "float32", "float16", "bfloat16", "complex64", "complex128", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "storage.UntypedStorage": "uint8",
 }
 
-
-class StateDict(NamedTuple):
-    """The tensors of a checkpoint."""
-
-    arrays: dict[str, np.ndarray]  # in the file's order, with the file's types
-    notes: tuple[str, ...]  # what was chosen or ignored, one line each
+# The tensors of a checkpoint in the file's order, with the file's types; and what was chosen or
+# ignored, one line each.
+StateDict = tuple[dict[str, np.ndarray], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,30 +89,29 @@ class _Tensor:
     def __post_init__(self) -> None:
         if not (isinstance(self.storage, _Storage) and isinstance(self.dtype, np.dtype)):
             raise ValueError("a tensor without a storage")
-        size, strides = self.size, self.strides
-        if not (isinstance(size, tuple) and isinstance(strides, tuple)):
+        if not (
+            type(self.size) is type(self.strides) is tuple and len(self.size) <= _MAX_DIMENSIONS
+        ):
             raise ValueError("a tensor without size and strides")
-        numbers = (self.offset, *size, *strides)
-        if not all(isinstance(n, int) and 0 <= n < 1 << 62 for n in numbers):
+        if any(type(n) is not int or n < 0 for n in (self.offset, *self.size, *self.strides)):
             raise ValueError("a tensor of an impossible size")
-        last = self.offset - 1
-        if prod(size):
-            last += 1 + sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
-        outside = last >= self.storage.nbytes // self.dtype.itemsize
-        if outside or len(size) > _MAX_DIMENSIONS or prod(max(n, 1) for n in size) >= 1 << 48:
+        steps = [(n - 1) * step for n, step in zip(self.size, self.strides, strict=True)]
+        elements = self.offset + (1 + sum(steps) if prod(self.size) else 0)
+        if elements * self.dtype.itemsize > self.storage.nbytes:
             raise ValueError("a tensor that reaches beyond its storage")
 
     @property
     def nbytes(self) -> int:
-        return prod(self.size) * self.dtype.itemsize
+        """The memory of a copy; sizes of 0 count as 1, because NumPy limits their product too."""
+        return prod(max(n, 1) for n in self.size) * self.dtype.itemsize
 
     def array(self, data: bytes) -> np.ndarray:
         """Returns a copy of the tensor from the bytes of its storage."""
         if prod(self.size) == 0:
             return np.empty(self.size, self.dtype)
-        elements = np.frombuffer(data, self.dtype)[self.offset :]
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(elements, self.size, strides).copy()
+        itemsize = self.dtype.itemsize
+        strides = [step * itemsize for step in self.strides]
+        return np.ndarray(self.size, self.dtype, data, self.offset * itemsize, strides).copy()
 
 
 class _StandIn:
@@ -149,37 +142,27 @@ class _TextDict(dict):
             super().__setitem__(key, value)
 
 
-def _ordered_dict(pairs: Any = ()) -> _TextDict:
-    if not isinstance(pairs, list | tuple):
-        raise ValueError("a mapping that is not made of pairs")
+def _ordered_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> _TextDict:
     mapping = _TextDict()
     for key, value in pairs:
         mapping[key] = value
     return mapping
 
 
-def _size(sizes: Any) -> tuple:
-    if not isinstance(sizes, list | tuple):
-        raise ValueError("a size that is no sequence")
-    return tuple(sizes)
+def _tensor(storage: Any, offset: Any, size: Any, strides: Any, *rest: Any) -> _Tensor:
+    return _typed_tensor(storage, offset, size, strides, None, None, storage.dtype, *rest[2:])
 
 
-def _tensor(
+def _typed_tensor(
     storage: Any,
     offset: Any,
     size: Any,
     strides: Any,
-    _: Any = 0,
-    __: Any = 0,
+    _: Any,
+    __: Any,
+    dtype: Any,
     metadata: Any = None,
 ) -> _Tensor:
-    return _tensor_of_type(storage, offset, size, strides, _, __, storage.dtype, metadata)
-
-
-def _tensor_of_type(
-    storage: Any, offset: Any, size: Any, strides: Any, _: Any, __: Any, dtype: Any,
-    metadata: Any = None,
-) -> _Tensor:  # fmt: skip
     if metadata:
         raise ValueError("a tensor that is conjugate or negative in its metadata alone")
     return _Tensor(storage, dtype, offset, size, strides)
@@ -192,11 +175,12 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 
 _STAND_INS: Mapping[str, Any] = {
-    **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
-    "torch.Size": _size,
+    **{f"torch.{name}": np.dtype(name) for name in _TYPES},
+    **{f"torch.{storage}": np.dtype(name) for storage, name in _STORAGES.items()},
+    "torch.Size": lambda sizes: tuple(sizes),  # a type could be changed by a file
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "collections.OrderedDict": _ordered_dict,
@@ -225,6 +209,20 @@ class _Budgeted:
 
 
 _PythonUnpickler: Any = pickle._Unpickler
+
+
+def _charged(load: Callable[["_Unpickler"], None]) -> Callable[["_Unpickler"], None]:
+    """Charges a call for what it may copy: arguments from the memo cost no bytes of the file."""
+
+    def charged(self: "_Unpickler") -> None:
+        arguments = self.stack[-1]
+        if not isinstance(arguments, tuple):
+            raise ValueError("a call without arguments")
+        copied = [each for each in arguments if hasattr(each, "__len__")]
+        self.budget.spend(len(arguments) + sum(map(len, copied)))
+        load(self)
+
+    return charged
 
 
 class _Unpickler(_PythonUnpickler):
@@ -260,25 +258,9 @@ class _Unpickler(_PythonUnpickler):
             raise ValueError("two storages of one name")
         return storage
 
-    def load_reduce(self) -> None:
-        self._pay_for_call()
-        super().load_reduce()
-
-    def load_newobj(self) -> None:
-        self._pay_for_call()
-        super().load_newobj()
-
-    def _pay_for_call(self) -> None:
-        """Charges what a call may copy: arguments from the memo cost no bytes of the file."""
-        arguments = self.stack[-1]
-        if not isinstance(arguments, tuple):
-            raise ValueError("a call without arguments")
-        copied = [each for each in arguments if isinstance(each, list | tuple)]
-        self.budget.spend(len(arguments) + sum(map(len, copied)))
-
     def load_dict(self) -> None:
         items = self.pop_mark()
-        self.append(_ordered_dict(list(zip(items[::2], items[1::2], strict=True))))
+        self.append(_ordered_dict(zip(items[::2], items[1::2], strict=True)))
 
     def load_frozenset(self) -> None:
         self.pop_mark()
@@ -291,8 +273,8 @@ class _Unpickler(_PythonUnpickler):
         pickle.DICT[0]: load_dict,
         pickle.EMPTY_SET[0]: lambda self: self.append(_StandIn()),
         pickle.FROZENSET[0]: load_frozenset,
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_newobj,
+        pickle.REDUCE[0]: _charged(_PythonUnpickler.load_reduce),
+        pickle.NEWOBJ[0]: _charged(_PythonUnpickler.load_newobj),
         pickle.BYTEARRAY8[0]: _PythonUnpickler.load_binbytes8,  # allocates no more than there is
         pickle.BUILD[0]: lambda self: self.stack.pop(),  # attributes hold no weights
     }
@@ -387,16 +369,16 @@ def _state_dict(
     checkpoint: Any, read: Callable[[str], bytes], ignored: Iterable[str], path: Path
 ) -> StateDict:
     names = re.sub(r"[^\x20-\x7e]", "?", first_few(name[:100] for name in ignored))
-    if not (found := _most_likely(checkpoint)):
+    found = list(_mappings_of_tensors(checkpoint))
+    if not found:
         what = f" but objects of {names}" if names else ""
         raise UserError(
             f"{path}: holds no tensors by name{what}; save torch.save(model.state_dict(), ...)"
         )
-    keys, chosen = found
+    keys, tensors = max(found, key=_likelihood)
     notes = [f"its weights are those under {'.'.join(keys)!r}"] if keys else []
     if names:
         notes.append(f"what its pickle calls was not executed: {names}")
-    tensors = {name: value for name, value in chosen.items() if isinstance(value, _Tensor)}
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         notes.append(f"the prefix {prefix!r} was removed from every name")
@@ -408,33 +390,30 @@ def _state_dict(
     arrays = {
         name: tensors[name].array(read_once(tensors[name].storage.key)) for name in by_storage
     }
-    return StateDict({name: arrays[name] for name in tensors}, tuple(notes))
+    return {name: arrays[name] for name in tensors}, tuple(notes)
 
 
-def _most_likely(checkpoint: Any) -> tuple[tuple[str, ...], dict[str, Any]] | None:
-    """Returns the mapping that is the network's state dict, and the keys that lead to it.
+_Found = tuple[tuple[str, ...], dict[str, _Tensor]]  # keys that lead to a mapping, its tensors
 
-    It is the one under the first of STATE_DICT_KEYS that holds tensors; or else that with the most
-    tensors among the checkpoint, its values and their values. None if there are no tensors by name.
-    """
-    found: list[tuple[tuple[str, ...], dict]] = []
+
+def _mappings_of_tensors(checkpoint: Any) -> Iterator[_Found]:
+    """Yields the mappings that hold tensors: the checkpoint, its values and their values."""
+    queue: deque[tuple[tuple[str, ...], Any]] = deque([((), checkpoint)])
     seen = set()
-    level: list[tuple[tuple[str, ...], Any]] = [((), checkpoint)]
-    for _ in range(3):
-        deeper = []
-        for keys, value in level:
-            if not isinstance(value, dict) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            if any(isinstance(inner, _Tensor) for inner in value.values()):
-                found.append((keys, value))
-            deeper += [((*keys, name), inner) for name, inner in value.items()]
-        level = deeper
+    while queue:
+        keys, value = queue.popleft()
+        if not isinstance(value, dict) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if tensors := {name: each for name, each in value.items() if isinstance(each, _Tensor)}:
+            yield keys, tensors
+        if len(keys) < 2:
+            queue.extend(((*keys, name), inner) for name, inner in value.items())
 
-    def likelihood(candidate: tuple[tuple[str, ...], dict]) -> tuple[int, int]:
-        keys, mapping = candidate
-        known = keys and keys[-1] in STATE_DICT_KEYS
-        rank = -STATE_DICT_KEYS.index(keys[-1]) if known else -len(STATE_DICT_KEYS)
-        return rank, sum(isinstance(value, _Tensor) for value in mapping.values())
 
-    return max(found, key=likelihood, default=None)
+def _likelihood(found: _Found) -> tuple[int, int]:
+    """Ranks the mappings: under the first of STATE_DICT_KEYS, or else with the most tensors."""
+    keys, tensors = found
+    known = keys and keys[-1] in STATE_DICT_KEYS
+    rank = STATE_DICT_KEYS.index(keys[-1]) if known else len(STATE_DICT_KEYS)
+    return -rank, len(tensors)
