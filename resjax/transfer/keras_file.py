@@ -17,10 +17,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -42,7 +42,6 @@ _OLD_NAMES = {
     "running_mean": "moving_mean",
     "running_std": "moving_variance",
 }
-_MAX_DEPTH = 32  # of nested groups; a hard link may lead back to its own group
 
 _TRIAL = """
 import sys, pathlib
@@ -55,9 +54,8 @@ _SECONDS, _SECONDS_PER_BYTE = 20, 1 / 10e6  # limits of a trial, which reads 300
 _Json = Mapping[str, Any]
 
 
-class KerasFile(NamedTuple):
-    arrays: dict[str, np.ndarray]  # of the file's types
-    config: _Json  # the model's; empty if the file has none
+# The arrays, with the file's types, and the model's config, which is empty if the file has none.
+KerasFile = tuple[dict[str, np.ndarray], _Json]
 
 
 def read(path: Path) -> KerasFile:
@@ -109,13 +107,13 @@ def _read_zip(archive: Archive) -> KerasFile:
     config = _config(archive.read(CONFIG), archive.path)
     weights = archive.read(WEIGHTS)
     with _open(archive.path, io.BytesIO(weights)) as root:
-        return KerasFile(_arrays(root, archive.path, len(weights), config), config)
+        return _arrays(root, archive.path, len(weights), config), config
 
 
 def _read_h5(path: Path) -> KerasFile:
     with _open(path, path) as root:
         config = _config(root.attrs.get("model_config", "{}"), path)
-        return KerasFile(_arrays(root, path, path.stat().st_size, config), config)
+        return _arrays(root, path, path.stat().st_size, config), config
 
 
 def _config(content: Any, path: Path) -> _Json:
@@ -138,63 +136,59 @@ def _open(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
 
 
 def _arrays(root: Any, path: Path, size: int, config: _Json) -> dict[str, np.ndarray]:
-    if "model_weights" in root:
-        root = _Group(root, path).open("model_weights")
-    group = _Group(root, path)
+    items = _items(root)
+    if "model_weights" in items:
+        root = items["model_weights"]
+        items = _items(root)
     if "layer_names" in root.attrs:
-        found = dict(_by_name(group))
+        keys = dict(_by_name(map(_text, root.attrs["layer_names"]), items, path))
     else:
-        found = dict(_by_number(group, _layer_names(config)))
+        keys = dict(_by_number(items, _layer_names(config), path))
+    found = {name: _find(items, key, path) for name, key in keys.items()}
     if not found:
         raise UserError(f"{path}: holds no Keras weights: it names no layers")
+    for key, item in zip(keys.values(), found.values(), strict=True):
+        if not _is_plain(item):
+            raise UserError(f"{path}: {key[:80]!r} is not a plain array; refused")
     if sum(dataset.nbytes for dataset in found.values()) > size:
         raise UserError(f"{path}: its arrays would fill more memory than the file; refused")
     return {name: dataset[()] for name, dataset in found.items()}
 
 
-class _Group:
-    """A group of an HDF5 file that follows no link out of the file.
+def _items(root: Any) -> dict[str, Any]:
+    """Returns the groups and datasets below a group by path, each of them once.
 
-    External and soft links, external storage and virtual datasets could read any file that the
-    author names; compressed datasets may grow without bound. Keras writes none of these.
+    HDF5's visit follows no external or soft link, which could lead to any file or nowhere.
     """
-
-    def __init__(self, group: Any, path: Path, depth: int = 0):
-        self.group, self.path, self.depth = group, path, depth
-        if depth > _MAX_DEPTH:
-            raise UserError(f"{path}: is damaged: its groups are nested endlessly")
-
-    def open(self, name: str) -> Any:
-        """Returns the h5py group or dataset of a name, which may contain slashes."""
-        import h5py
-
-        item = self.group
-        for part in name.split("/"):
-            if not isinstance(item, h5py.Group) or part not in item:
-                raise UserError(f"{self.path}: is damaged: it lacks {name[:80]!r}")
-            if not isinstance(item.get(part, getlink=True), h5py.HardLink):
-                raise UserError(f"{self.path}: {name[:80]!r} is a link; refused")
-            item = item[part]
-        if not isinstance(item, h5py.Group):
-            plain = isinstance(item, h5py.Dataset)  # and not a named type
-            plain = plain and item.chunks is None and not item.external and not item.is_virtual
-            if not plain or item.dtype.kind not in "biufc":
-                raise UserError(f"{self.path}: {name[:80]!r} is not a plain array; refused")
-        return item
-
-    def groups(self) -> Iterator[tuple[str, "_Group"]]:
-        import h5py
-
-        for name in self.group:
-            if isinstance(item := self.open(name), h5py.Group):
-                yield name, _Group(item, self.path, self.depth + 1)
+    items: dict[str, Any] = {}
+    root.visititems(items.__setitem__)
+    return items
 
 
-def _by_name(root: _Group) -> Iterator[tuple[str, Any]]:
-    """Yields the weights of Keras 1 and 2: one group per layer, which lists them."""
-    for layer in map(_text, root.group.attrs["layer_names"]):
-        group = _Group(root.open(layer), root.path)
-        weights = [_text(name) for name in group.group.attrs["weight_names"]]
+def _find(items: Mapping[str, Any], key: str, path: Path) -> Any:
+    if key not in items:
+        raise UserError(f"{path}: is damaged: it lacks {key[:80]!r}, or has a link there; refused")
+    return items[key]
+
+
+def _is_plain(item: Any) -> bool:
+    """Returns whether an item is an array that Keras could have written.
+
+    External storage and virtual datasets could read any file that the author names; compressed
+    datasets may grow without bound.
+    """
+    import h5py
+
+    plain = isinstance(item, h5py.Dataset) and item.dtype.kind in "biufc"
+    return plain and item.chunks is None and not item.external and not item.is_virtual
+
+
+def _by_name(
+    layers: Iterable[str], items: Mapping[str, Any], path: Path
+) -> Iterator[tuple[str, str]]:
+    """Yields the weights of Keras 1 and 2, with their paths: each layer's group lists them."""
+    for layer in layers:
+        weights = [_text(name) for name in _find(items, layer, path).attrs["weight_names"]]
         modules = {name.rpartition("/")[0] for name in weights}
         # A nested model has several layers. A layer that was created twice in a session has
         # `conv1_1/kernel:0` in the group `conv1`.
@@ -203,27 +197,23 @@ def _by_name(root: _Group) -> Iterator[tuple[str, Any]]:
             module, _, variable = name.rpartition("/")
             owner = layer if single else module.rpartition("/")[2]
             variable = variable.partition(":")[0].removeprefix(f"{layer}_")
-            yield f"{owner}/{_OLD_NAMES.get(variable, variable)}", group.open(name)
+            yield f"{owner}/{_OLD_NAMES.get(variable, variable)}", f"{layer}/{name}"
 
 
 def _by_number(
-    group: _Group, names: Mapping[str, str], path: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Yields the weights of Keras 3: groups by class and counter, with variables in `vars`."""
-    for part, inner in group.groups():
-        here = f"{path}{part}"
-        if here == "optimizer":
+    items: Mapping[str, Any], names: Mapping[str, str], path: Path
+) -> Iterator[tuple[str, str]]:
+    """Yields the weights of Keras 3, with their paths: groups `vars` hold them by number."""
+    for key, item in items.items():
+        owner, _, last = key.rpartition("/")
+        if last != "vars" or owner.split("/")[0] == "optimizer":
             continue
-        if part != "vars":
-            yield from _by_number(inner, names, f"{here}/")
-            continue
-        owner = path.rstrip("/")
-        numbers = sorted(inner.group, key=lambda number: (len(number), number))
-        layer = _text(inner.group.attrs.get("name", "")) or names.get(owner)
+        numbers = sorted(item, key=lambda number: (len(number), number))
+        layer = _text(item.attrs.get("name", "")) or names.get(owner)
         if numbers and not layer:
             raise UserError(
-                f"{group.path}: its layers have no names ({owner or 'the model'}); save the model "
-                "as .keras, or its weights with a newer Keras 3"
+                f"{path}: its layers have no names ({owner or 'the model'}); save the model as "
+                ".keras, or its weights with a newer Keras 3"
             )
         kind = re.sub(r"_\d+$", "", owner.rpartition("/")[2])
         variables = _VARIABLES.get(kind, ())
@@ -232,7 +222,7 @@ def _by_number(
             variables = ()
         for number in numbers:
             known = dict(zip(map(str, range(len(numbers))), variables, strict=False))
-            yield f"{layer}/{known.get(number, number)}", inner.open(number)
+            yield f"{layer}/{known.get(number, number)}", f"{key}/{number}"
 
 
 def _layer_names(config: _Json) -> dict[str, str]:

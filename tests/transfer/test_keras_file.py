@@ -113,7 +113,7 @@ def test_links_are_not_followed(kind, place, write, tmp_path, refusal):
         del file[place]
         file[place] = links[kind]
 
-    assert "is a link; refused" in refusal(write({"conv": {"conv/kernel": ONES}}, change))
+    assert "has a link there; refused" in refusal(write({"conv": {"conv/kernel": ONES}}, change))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_array_larger_than_its_file_is_refused(write, refusal):
 def test_recursive_groups_are_refused(tmp_path, refusal):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_group("layers")["layers"] = file["/"]
-    assert "nested endlessly" in refusal(tmp_path / "w.h5")
+    assert "names no layers" in refusal(tmp_path / "w.h5")
 
 
 def test_other_hdf5_files_are_refused(tmp_path, write, refusal):
