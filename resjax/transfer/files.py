@@ -5,10 +5,8 @@ The format is recognized by a file's content. Arrays keep their names, which `na
 
 import io
 import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,14 +31,6 @@ _MISTAKEN = (
     (b"\x1f\x8b", "is compressed; unpack it with gunzip"),
     (b"\x80", "is a pickle that torch.save did not write; refused, nothing was executed"),
 )
-
-_SAFETENSORS_TYPES: dict[str, Any] = {
-    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BOOL": np.dtype(np.bool_),
-}
 
 
 @dataclass(frozen=True)
@@ -109,54 +99,37 @@ def _read_zip(archive: Archive) -> Arrays:
         arrays, config = keras_file.read(archive.path)
         return Arrays(arrays, "keras", {"config": config})
     if archive.sizes and all(name.endswith(".npy") for name in archive.sizes):
-        return Arrays(dict(_read_npz(archive)), "npz")
+        return Arrays(_read_npz(archive), "npz")
     raise UserError(f"{archive.path}: is a zip archive without weights from torch, Keras or NumPy")
 
 
-def _read_npz(archive: Archive) -> Iterator[tuple[str, np.ndarray]]:
-    """Reads arrays without np.load, which allocates what a header claims before reading any."""
+def _read_npz(archive: Archive) -> dict[str, np.ndarray]:
+    arrays = {}
     for name in archive.sizes:
-        content = archive.read(name)
+        content = io.BytesIO(archive.read(name))
         try:
-            yield name.removesuffix(".npy"), _npy(content)
-        except ValueError as error:
-            raise UserError(f"{archive.path}: {name[:80]!r}: {str(error)[:160]}") from error
-
-
-def _npy(content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise ValueError(f"has the unknown version {version}")
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.kind not in "biufc":
-        raise ValueError(f"holds {dtype.kind!r} objects, not numbers; refused")
-    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise ValueError("is truncated or damaged: its size does not match its shape")
-    array = np.frombuffer(content, dtype, offset=file.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C").copy()
+            array = np.lib.format.read_array(content, allow_pickle=False)
+            if array.dtype.kind not in "biufc":
+                raise ValueError(f"holds {array.dtype}, not numbers")
+        except (ValueError, MemoryError, OverflowError) as error:
+            raise UserError(f"{archive.path}: {name[:80]!r}: {one_line(error, 160)}") from error
+        arrays[name.removesuffix(".npy")] = array
+    return arrays
 
 
 def _read_safetensors(path: Path) -> Arrays:
-    from safetensors import SafetensorError, deserialize
+    from safetensors import SafetensorError, safe_open
 
-    content = path.read_bytes()
+    name, arrays = "", {}
     try:
-        tensors = deserialize(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, RecursionError) as error:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+            for name in sorted(file.keys()):
+                arrays[name] = file.get_tensor(name)
+    except AttributeError as error:
+        raise UserError(f"{path}: {name[:80]!r} has a type that NumPy lacks: {error}") from error
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: truncated or damaged safetensors ({one_line(error)})") from error
-    arrays = {}
-    for name, tensor in sorted(tensors):
-        if tensor["dtype"] not in _SAFETENSORS_TYPES:
-            raise UserError(f"{path}: {name[:80]!r} has the unknown type {tensor['dtype']}")
-        flat = np.frombuffer(tensor["data"], _SAFETENSORS_TYPES[tensor["dtype"]])
-        arrays[name] = flat.reshape(tensor["shape"])
     metadata = {"header": header} if header else {}
     return Arrays(arrays, "safetensors", metadata | _metadata(path.parent))
 
