@@ -199,15 +199,8 @@ def _read(
 
     if not isinstance(examples, PreparedExamples):
         return decoded()
-    key = f"{examples.split}-{start}-{stop}-{image_size or 'original'}"
-    arrays = cached_arrays(
-        examples.folder,
-        key,
-        Split._fields,
-        decoded,
-        worth_caching=lambda arrays: len(arrays[1]) == stop - start,  # none was skipped
-    )
-    return Split(*arrays)
+    key = f"{examples.split}-{start}-{stop}-{image_size or 'original'}-{on_bad_image}"
+    return Split(**cached_arrays(examples.folder, key, lambda: decoded()._asdict()))
 
 
 def _concatenate(splits: Sequence[Split]) -> Split:

@@ -283,16 +283,16 @@ class Streamed:
         """Returns the statistics of a sample of the training split, cached with a prepared set."""
         data, colors = self._data, self._data.pca_lighting > 0
 
-        def computed() -> list[Any]:
+        def computed() -> dict[str, Any]:
             made = compute_statistics(self._sample(), data.normalization, colors=colors)
-            return [part for part in made if part is not None]
+            return {name: part for name, part in made._asdict().items() if part is not None}
 
         folder = datasets.prepared_folder(self._opened.train)
         if folder is None:
-            return Statistics(*computed())
+            return Statistics(**computed())
         what = f"{data.train_split or 'train'}-{data.image_size}-{data.normalization}"
-        key = re.sub(r"[^\w-]+", "_", f"statistics-{what}")
-        return Statistics(*cached_arrays(folder, key, Statistics._fields[: 2 + colors], computed))
+        key = re.sub(r"[^\w-]+", "_", f"statistics-{what}{'-colors' * colors}")
+        return Statistics(**cached_arrays(folder, key, computed))
 
     def _sample(self) -> Any:
         """Returns images spread evenly over the training split, cropped as for evaluation."""
