@@ -224,7 +224,7 @@ def _runs(runs: pd.DataFrame) -> str:
 
 @draw.style()
 def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
-    """Returns a section with a figure per diagnostic, at the last step with finite values."""
+    """Returns a section with one figure per diagnostic."""
     if layers.empty:
         return ""
     settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))
@@ -233,6 +233,9 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
         measured = layers.merge(settings, on="folder").dropna(subset=name)
         if measured.empty:
             continue
+        kernels = measured["layer"].str.endswith("/kernel")
+        if kernels.any():  # beside them, biases and the scales of norms are another matter
+            measured = measured[kernels]
         last = measured[measured["step"] == measured.groupby("folder")["step"].transform("max")]
         log = bool((last[name] > 0).all())
         figures[f"layers_{name}"] = draw.layer_profile(
@@ -240,7 +243,8 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
         )
     return f"""<section id="layers">
 <h2>Layers</h2>
-<p>What diagnostics measured in each layer, at the last step with finite values.</p>
+<p>What diagnostics measured in each layer, at the last step with finite values. Of parameters,
+kernels are drawn; layers.jsonl has the others too.</p>
 {_figures(figures, root)}
 </section>"""
 

@@ -31,6 +31,9 @@ from resjax.run_files import (
 REPEATS = ("data.subset_seed",)
 """Config fields that, like the seed, only distinguish repetitions of the same run."""
 
+NO_EFFECT = ("train.checkpoint_every", "data.eval_batch_size", "data.workers")
+"""Config columns that change no result."""
+
 PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
 """The columns with the primary metric of each run, in the order of the fields of `Metric`."""
 
@@ -139,10 +142,20 @@ def primary_metrics(table: pd.DataFrame) -> list[Metric]:
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Returns the config columns in which the runs differ, except for the seed and `REPEATS`."""
+    """Returns the config columns in which the runs differ and that can change their results.
+
+    The seed and `REPEATS` are not among them, nor are `NO_EFFECT` and the diagnostics.
+    """
     # Only the config is nested, so only its names contain dots.
-    columns = [str(name) for name in runs if "." in str(name) and name not in REPEATS]
-    return [name for name in columns if runs[name].nunique(dropna=False) > 1]
+    columns = [str(name) for name in runs if "." in str(name)]
+    left_out = {*REPEATS, *NO_EFFECT}
+    return [
+        name
+        for name in columns
+        if name not in left_out
+        and not name.startswith("diagnostics.")
+        and runs[name].nunique(dropna=False) > 1
+    ]
 
 
 def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
