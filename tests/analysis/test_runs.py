@@ -166,6 +166,13 @@ def test_other_logged_values_are_columns(make_run: Maker) -> None:
     assert load_curves(folder)["top5_error"].max() == 0.01
 
 
+def test_fields_that_change_no_result_separate_no_runs(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    for name in ("diagnostics.every", "data.workers"):
+        runs[name] = range(len(runs))
+    assert varying(runs) == ["model.depth", "model.shortcut"]
+
+
 def test_runs_of_a_group_differ_only_in_the_seed(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep())
     assert varying(runs) == ["model.depth", "model.shortcut"]
