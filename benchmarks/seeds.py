@@ -48,8 +48,8 @@ from reporting import (
 from resjax.config import Config, load, override, resolve
 from resjax.disk import write_atomically
 from resjax.sweeps.workers import Resources, default_workers, divide_machine
-from resjax.train.state import TrainState
-from resjax.train.step import order_key, take_steps
+from resjax.train.state import TrainState, order_key
+from resjax.train.step import take_steps
 from resjax.train.trainer import Dispatch, Trainer, compile_for
 
 
@@ -141,7 +141,7 @@ def vmapped(case: Case) -> Iterator[Contender]:
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
     def take(state: TrainState, arrays: Any) -> Any:
-        drawn = trainer.source.draw(arrays, order_key(state), state.step, case.steps)
+        drawn = trainer.source.draw(arrays, order_key(state.key), state.step, case.steps)
         return take_steps(trainer.train_step(0, arrays), state, drawn)
 
     vmapped_steps = jax.jit(jax.vmap(take, in_axes=(0, None)), donate_argnums=0)

@@ -9,11 +9,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
-from resjax.config import Config, load, override, resolve
+from resjax.config import load, override, resolve
 from resjax.train.signals import stop_on_signals
 
 
@@ -38,11 +38,12 @@ def run(args: Namespace) -> None:
         distributed.join(cluster)
     if not joins or distributed.is_main_process():
         require_writable(args.workdir)
-    from resjax.train.loop import require_trainer, train
+    from resjax.train.loop import train
     from resjax.train.progress import console
+    from resjax.train.trainer import trainer_for
     from resjax.xla.compile_options import enable_compilation_cache
 
-    require_trainer(config)  # the last check that can refuse, before anything is written
+    trainer = trainer_for(config)  # the last check that can refuse, before anything is written
     enable_compilation_cache(args.workdir / "compiled")
     with (
         open(os.devnull, "w") as nowhere,
@@ -51,7 +52,7 @@ def run(args: Namespace) -> None:
     ):
         out = sys.stdout if distributed.is_main_process() else nowhere
         if args.profile:
-            _profile(config, args.profile, args.workdir / "profile", out)
+            _profile(trainer, args.profile, args.workdir / "profile", out)
         announce = partial(print, file=out, flush=True)
         with console(out) as listener:
             summary = train(config, args.workdir, listener, announce, stop)
@@ -59,14 +60,13 @@ def run(args: Namespace) -> None:
         print(f"run folder: {args.workdir}", file=out)
 
 
-def _profile(config: Config, steps: int, folder: Path, out: TextIO) -> None:
+def _profile(trainer: Any, steps: int, folder: Path, out: TextIO) -> None:
     """Prints the ten operations that take most of a step's time."""
     from resjax.train.profiling import profile
-    from resjax.train.trainer import trainer_for
 
     rows = [
         (operation.name, f"{1e3 * operation.seconds / steps:.3f} ms", f"{operation.share:.1%}")
-        for operation in profile(trainer_for(config), steps, folder)[:10]
+        for operation in profile(trainer, steps, folder)[:10]
     ]
     print_table(("operation", "per step", "share"), rows, out)
     print(f"trace, for Perfetto or XProf: {folder}", file=out)

@@ -34,7 +34,7 @@ Values = dict[str, Float[Array, "*blocks"]]
 
 
 class Context(NamedTuple):
-    """What a diagnostic can measure in a step.
+    """The quantities of a step that a diagnostic can measure.
 
     Trees have the layout of the network, scanned or unrolled.
 
@@ -119,7 +119,7 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
             inspect.signature(diagnostic).bind(None, **options)
         except TypeError as error:
             raise UserError(f"diagnostics.options.{short}: {error}") from error
-        found[short] = functools.partial(diagnostic, **options) if options else diagnostic
+        found[short] = functools.partial(diagnostic, **options)
     if unknown := sorted(config.options.keys() - found.keys()):
         raise UserError(f"diagnostics.options.{unknown[0]}: no such diagnostic is measured")
     return found

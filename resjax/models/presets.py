@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from resjax.errors import UserError
 from resjax.user_code import import_name
 
 
-class ImpossibleNetworkError(ValueError):
+class ImpossibleNetworkError(UserError, ValueError):
     """Fields that describe no network, found while the network is traced; one line."""
 
 

@@ -28,6 +28,8 @@ def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
         cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
     except (ImportError, AttributeError, KeyError) as error:
         raise UserError(f"task.name={config.name}: cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise UserError(f"task.name={config.name}: is no class derived from resjax.tasks.Task")
     known = [field.name for field in dataclasses.fields(cls) if field.name != "dataset"]
     if unknown := sorted(config.options.keys() - known):
         raise UserError(
@@ -36,5 +38,5 @@ def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
         )
     try:
         return cls(dataset, **config.options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"task.options: {error}") from error

@@ -27,7 +27,7 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 class DatasetInfo(NamedTuple):
-    """What a task knows about its dataset."""
+    """The facts about a dataset that a task may depend on."""
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channels
@@ -38,12 +38,12 @@ class Task:
     """Base class of tasks.
 
     A task of your own is a frozen dataclass that derives from this one. Further fields are options,
-    set by `task.options`; a ValueError from `__post_init__` is reported as the user's mistake.
+    set by `task.options`; a TypeError or ValueError from `__post_init__` is reported in one line.
 
     Attributes:
       dataset: what the network is trained on.
       primary: the metric that chooses the best checkpoint and that progress, tables and figures
-        show. `metrics` must return it.
+        show.
     """
 
     dataset: DatasetInfo
@@ -72,7 +72,7 @@ class Task:
         raise NotImplementedError
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:
-        """Returns numerator and weight of every metric over a batch, `loss` among them.
+        """Returns a numerator and a weight for each metric over a batch, `loss` among them.
 
         Values are arrays of any fixed shape. In evaluation the batch has a `weight` (n,), which is
         0 for the examples that only fill the last batch; they must not count, even if their values
@@ -81,7 +81,11 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """Returns the metrics from sums over all batches; by default each ratio is one metric."""
+        """Returns the metrics, `loss` and the primary one among them, from sums over all batches.
+
+        The sums may all be scaled by the same factor. By default the ratio of each pair, which then
+        has to be a pair of scalars, is one metric.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0: nothing was counted
             return {name: float(total / weight) for name, (total, weight) in sums.items()}
 

@@ -137,8 +137,11 @@ def read_checkpoint(
             name: jax.ShapeDtypeStruct(array["shape"], np.dtype(array["dtype"]), sharding=cpu)
             for name, array in saved.items()
         }
-    elif differences := list(_differences(saved, targets)):
-        raise UserError(f"{folder} holds another network: {first_few(differences, 5, '; ')}")
+    else:
+        theirs = {name: f"{tuple(a['shape'])} {a['dtype']}" for name, a in saved.items()}
+        ours = {name: f"{tuple(array.shape)} {array.dtype}" for name, array in targets.items()}
+        if different := list(differences(theirs, ours, "the checkpoint")):
+            raise UserError(f"{folder} holds another network: {first_few(different, 5, '; ')}")
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
     try:
         arrays = _restore_item(folder, "state", ocp.args.StandardRestore(shapes))
@@ -211,14 +214,17 @@ def _key_bits(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=leaf.sharding)
 
 
-def _differences(saved: Mapping[str, Any], targets: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted(saved.keys() | targets.keys()):
-        if name not in targets:
-            yield f"{name} is only in the checkpoint"
-        elif name not in saved:
-            yield f"{name} is not in the checkpoint"
-        else:
-            theirs = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
-            ours = f"{tuple(targets[name].shape)} {targets[name].dtype}"
-            if theirs != ours:
-                yield f"{name} is {theirs} in the checkpoint and {ours} here"
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yields a phrase for each array that is not the same in saved arrays and in a network.
+
+    Args:
+      theirs, ours: something to compare by the name of each array, such as its shape.
+      where: place of the saved arrays, as in "the checkpoint".
+    """
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in ours:
+            yield f"{name} is only in {where}"
+        elif name not in theirs:
+            yield f"{name} is not in {where}"
+        elif theirs[name] != ours[name]:
+            yield f"{name} is {theirs[name]} in {where} and {ours[name]} here"

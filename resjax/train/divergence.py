@@ -1,15 +1,14 @@
 """Names the step and the layers in which a run's loss was first not finite."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from resjax.diagnostics import Context
+from resjax.diagnostics import Context, per_layer
 from resjax.models.count import layers
-from resjax.models.layout import unrolled
 from resjax.models.resnet import build
-from resjax.train.freezing import merge
 from resjax.train.state import TrainState
 from resjax.train.trainer import StepRunner, Trainer
 
@@ -22,38 +21,33 @@ def locate_nonfinite(trainer: Trainer, state: TrainState, seed: int) -> str:
       state: under `train.nonfinite=stop` the one in which the loss was first not finite.
       seed: of the run.
     """
-    saved = trainer.backend.unreplicate(state)
-    step = int(saved.step)
-    if parameter := _first(trainer, {"params": jax.device_get(saved.params)}, backwards=True):
-        return f"the gradient of {parameter} was the first that was not, in step {step}"
+    step = int(trainer.backend.unreplicate(state.step))
     phase = trainer.phase_at(step)
     state = trainer.enter_phase(state, phase)
     with StepRunner(trainer, seed, step) as runner:
-        call = trainer.compile_diagnosis(state, phase, _gradients_and_statistics).call
-        gradients, batch_stats = jax.device_get(call(state, runner.arrays))
+        call = trainer.compile_diagnosis(state, phase, _finite).call
+        found = jax.device_get(call(state, runner.arrays))
+    model = build(trainer.config.model, head=trainer.task.head())
+    forward = [layer.path for layer in layers(model, trainer.image_shape)]
+    if layer := _first(found["params"], reversed(forward)):
+        return f"the gradient of {layer} was the first that was not, in step {step}"
     where = [f"first in step {step + 1}"]
-    if output := _first(trainer, {"batch_stats": batch_stats}):
-        where.append(f"forward from {output}")
-    # A frozen parameter has no gradient; here it counts as one that is finite.
-    gradients = merge(gradients, jax.tree.map(np.zeros_like, jax.device_get(saved.params)))
-    if gradient := _first(trainer, {"params": gradients}, backwards=True):
-        where.append(f"backward from the gradient of {gradient}")
+    if layer := _first(found["batch_stats"], forward):
+        where.append(f"forward from {layer}")
+    if layer := _first(found["gradients"], reversed(forward)):
+        where.append(f"backward from the gradient of {layer}")
     return ", ".join(where)
 
 
-def _gradients_and_statistics(context: Context) -> tuple[Any, Any]:
-    return context.gradients, context.batch_stats
-
-
-def _first(trainer: Trainer, variables: Any, backwards: bool = False) -> str | None:
-    """Returns the first layer that is not finite, in forward or backward order, or None."""
-    (collection,) = unrolled(variables).values()
-    bad = {
-        jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-        for path, leaf in jax.tree.leaves_with_path(collection)
-        if not np.isfinite(leaf).all()
+def _finite(context: Context) -> dict[str, Any]:
+    """Returns whether each array of the context's trees is finite."""
+    return {
+        name: context.per_array(lambda array: jnp.isfinite(array).all(), getattr(context, name))
+        for name in ("params", "batch_stats", "gradients")
     }
-    model = build(trainer.config.model, head=trainer.task.head())
-    order = [layer.path for layer in layers(model, trainer.image_shape)]
-    ordered = [path for path in (reversed(order) if backwards else order) if path in bad]
-    return next(iter([*ordered, *sorted(bad)]), None)
+
+
+def _first(finite: Mapping[str, Any], order: Iterable[str]) -> str | None:
+    """Returns the first layer, in this order, with an array that is not finite."""
+    bad = {path.rpartition("/")[0] for path, value in per_layer(finite).items() if not value}
+    return next(iter([*(path for path in order if path in bad), *sorted(bad)]), None)

@@ -22,7 +22,7 @@ class NotFiniteError(Exception):
 
 
 class Pending(NamedTuple):
-    """What a dispatch returned; on the device, perhaps not computed yet."""
+    """Metrics or diagnostics on the device, perhaps not computed yet."""
 
     step: int
     split: str  # "train", "test", or "layers"
@@ -60,6 +60,7 @@ class History:
         self._lines = [line for text in metrics.splitlines() if (line := parse_measurement(text))]
         self._pending: deque[Pending] = deque()
         self._clock = first_step, time.monotonic()  # the rate is measured from here
+        self._trained_to = first_step
         self.images_per_second = 0.0
 
     def add(self, step: int, split: str, metrics: Metrics) -> None:
@@ -71,7 +72,7 @@ class History:
         self._pending.append(Pending(step, "layers", diagnostics))
 
     def fetch(self, before: int | None = None) -> None:
-        """Writes pending lines, only those of steps below `before` if it is given.
+        """Writes pending lines: all of them, or those of steps below `before`.
 
         Raises:
           NotFiniteError: a training loss is not finite, and the config does not allow that.
@@ -87,6 +88,7 @@ class History:
             if split == "train":
                 self._measure_rate(step)
                 self._require_finite(line)
+                self._trained_to = step
             if self._listener:
                 self._listener(self.progress(step))
 
@@ -142,8 +144,9 @@ class History:
         config = self._trainer.config.train
         skips = config.nonfinite == "skip" and line.get("skipped") == 1  # nothing was counted
         if config.nonfinite != "record" and not skips and not np.isfinite(line["loss"]):
-            first = line["step"] - config.log_every + 1
-            raise NotFiniteError(f"the loss is not finite in steps {first} to {line['step']}")
+            first, last = self._trained_to + 1, line["step"]
+            where = f"steps {first} to {last}" if first < last else f"step {last}"
+            raise NotFiniteError(f"the loss is not finite in {where}")
 
     def _measure_rate(self, step: int) -> None:
         since, start = self._clock

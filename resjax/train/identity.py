@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.workers",
     "diagnostics.every",
     "diagnostics.names",
+    "diagnostics.options",
 )
 
 
@@ -48,6 +49,8 @@ def config_differences(saved: dict[str, Any], config: dict[str, Any]) -> list[st
 
 
 def _may_change(field: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if field.startswith("diagnostics.options."):  # perhaps only in one of the configs
+        return True
     if field not in MAY_CHANGE or field not in old.keys() & new.keys():
         return False
     if field == "train.steps":

@@ -1,6 +1,6 @@
 """Training that starts from weights instead of random parameters: `transfer.weights`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from resjax.data.normalization import Statistics
 from resjax.disk import digest
 from resjax.errors import UserError, first_few
 from resjax.models.layout import Variables, path_name, scanned, unrolled_paths
+from resjax.train.checkpoint_reader import differences
 from resjax.train.load_weights import load_weights
 from resjax.transfer.surgery import with_channels
 from resjax.transfer.weights import ARRAYS, Weights, flatten, is_weights_folder
@@ -34,28 +35,27 @@ def initial_weights(config: Config, channels: int) -> Weights | None:
     return with_channels(load_weights(config.transfer.weights), channels)
 
 
-def require_fit(config: Config, initial: Weights, shapes: Variables, classes: int) -> None:
+def require_fit(config: Config, initial: Weights, shapes: Variables) -> None:
     """Checks that weights are those of the run's network, except for a head that is replaced.
 
     Args:
       config: of the run.
       initial: from `initial_weights`.
       shapes: of the network's variables, in either layout.
-      classes: number of classes in the data.
 
     Raises:
       UserError: they have another number of classes, or belong to another network.
     """
-    where, head = f"transfer.weights={config.transfer.weights}", config.transfer.head
-    theirs, ours = _shapes(initial.variables), _shapes(shapes)
-    if head == "keep":
-        found = theirs.get(f"{HEAD}bias", (0,))[0]
-        if found != classes:
-            have = f"have {found:,} classes" if found else "have no head"
-            raise UserError(f"{where} {have}, the data {classes:,}; set transfer.head=new")
-    if differences := list(_differences(theirs, ours, () if head == "keep" else (HEAD,))):
+    where = f"transfer.weights={config.transfer.weights}"
+    ignored = () if config.transfer.head == "keep" else (HEAD,)
+    theirs, ours = _shapes(initial.variables, ignored), _shapes(shapes, ignored)
+    found, classes = (shapes.get(f"{HEAD}bias", (0,))[0] for shapes in (theirs, ours))
+    if found != classes:
+        have = f"have {found:,} classes" if found else "have no head"
+        raise UserError(f"{where} {have}, the data {classes:,}; set transfer.head=new")
+    if different := list(differences(theirs, ours, "the weights")):
         raise UserError(
-            f"{where} are those of another network: {first_few(differences, separator='; ')}; "
+            f"{where} are those of another network: {first_few(different, separator='; ')}; "
             "leave model.* open to use theirs"
         )
 
@@ -122,27 +122,12 @@ def provenance(config: Config, initial: Weights | None) -> dict[str, Any]:
     return {"weights": source}
 
 
-def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
-    """Maps the path of each array in the unrolled layout to its shape, from either layout."""
+def _shapes(variables: Variables, ignored: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of the unrolled layout by path, from either layout."""
     sizes = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(variables)}
     return {
         path: sizes[name] if paths == (name,) else sizes[name][1:]
         for name, paths in unrolled_paths(variables).items()
         for path in paths
+        if not path.startswith(ignored)
     }
-
-
-def _differences(
-    theirs: Mapping[str, tuple[int, ...]],
-    ours: Mapping[str, tuple[int, ...]],
-    ignored: tuple[str, ...],
-) -> Iterator[str]:
-    for name in sorted(theirs.keys() | ours.keys()):
-        if name.startswith(ignored):
-            continue
-        if name not in ours:
-            yield f"{name} is only in the weights"
-        elif name not in theirs:
-            yield f"{name} is missing in the weights"
-        elif theirs[name] != ours[name]:
-            yield f"{name} is {theirs[name]} in the weights and {ours[name]} here"

@@ -17,7 +17,6 @@ import jax
 from resjax.config import Config, from_dict, to_dict
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError
-from resjax.models.presets import ImpossibleNetworkError
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -49,7 +48,7 @@ def train(
       workdir: the run folder, which is created if necessary.
       on_progress: called whenever metrics arrive.
       announce: called once before training with a summary: parameters, memory, compile time.
-      stop: asked after every dispatch whether to stop.
+      stop: makes the run save and stop after the current dispatch.
       warn: called with what the run survives: damaged checkpoints, a full disk.
 
     Returns:
@@ -59,7 +58,7 @@ def train(
       UserError: `workdir` holds a run of another config, or another process trains in it; data,
         pretrained weights or memory do not allow the run; the loss is no longer finite; the last
         checkpoint could not be saved.
-      Stopped: the run was asked to stop, and has saved.
+      Stopped: `stop` was requested, and the run has saved.
     """
     started = time.monotonic()
     if finished := _finished(config, workdir):
@@ -85,7 +84,7 @@ class Run:
         self, config: Config, workdir: Path, started: float, stop: StopRequest, warn: Warn
     ):
         self.config, self.workdir = config, workdir
-        self.trainer = require_trainer(config)
+        self.trainer = trainer_for(config)
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
 
@@ -290,7 +289,7 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
     config = from_dict(content)
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    trainer = require_trainer(config)
+    trainer = trainer_for(config)
     template = trainer.checkpoint_template(trainer.init(config.seed))
     reader = CheckpointReader(folder, warn)
     restored = reader.restore_selected(which, template, trainer.task.primary)
@@ -336,15 +335,3 @@ def _peak_memory(dispatches: Iterable[Executable]) -> str:
     """Returns the peak memory over dispatches as text, empty if the compiler does not say."""
     peaks = [made.peak_bytes for made in dispatches if made.peak_bytes is not None]
     return f", {max(peaks) / 2**20:,.0f} MiB per device" if peaks else ""
-
-
-def require_trainer(config: Config) -> Trainer:
-    """Returns the trainer of a config.
-
-    Raises:
-      UserError: data, devices or options do not allow it.
-    """
-    try:
-        return trainer_for(config)
-    except ImpossibleNetworkError as error:
-        raise UserError(str(error)) from error

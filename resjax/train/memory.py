@@ -13,7 +13,7 @@ import jax
 
 from resjax.config import Config
 from resjax.errors import UserError, one_line
-from resjax.train.parallel import device_memory
+from resjax.train.parallel import batch_unit, device_memory
 from resjax.train.state import TrainState
 from resjax.train.trainer import Dispatch, Trainer
 
@@ -68,7 +68,9 @@ def _largest_fit(
 ) -> str:
     """Names a batch size that fits: estimated, then compiled to be sure."""
     size = getattr(trainer.config.data, field)
-    unit = trainer.backend.devices * trainer.config.train.accumulation_steps
+    unit = trainer.backend.devices
+    if field == "batch_size":
+        unit = batch_unit(trainer.config, unit)
     arrays = trainer.source.example_arrays()[0 if field == "batch_size" else 1]
     fixed = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves((state, arrays)))
     estimate = (available - fixed) * size / max(peak - fixed, 1)

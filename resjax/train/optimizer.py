@@ -38,7 +38,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of a config for its first `len(phases)` phases.
 
-    `update` takes the number of the step as `step` and the primary metric of the batch as `value`.
+    `update` takes the number of the step as `step`, and loss and primary metric of the batch as
+    `value` and `metric`.
     Frozen parameters are None in gradients and parameters, and have no optimizer state. Clipping
     comes first and sees all gradients together.
 
@@ -101,7 +102,7 @@ def with_schedule(
         if warm is not None:
             rate = rate * jnp.where(warm.done, 1.0, WARMUP_FACTOR)
             decay = WARMUP_ERROR_DECAY
-            error = decay * warm.error + (1 - decay) * extra["value"]
+            error = decay * warm.error + (1 - decay) * extra["metric"]
             warm = WarmupState(error, warm.done | (error < WARMUP_ERROR))
         updates, changed = inner.update(updates, state.inner, params, rate=rate, **extra)
         return updates, ScheduledState(changed, rate, warm)
@@ -209,14 +210,22 @@ def _factory(config: OptimizerConfig) -> Factory:
         fields["mask"] = kernels
     factory = functools.partial(function, **(fields | dict(config.options)))
     try:
-        factory(config.learning_rate)
+        tx = optax.with_extra_args_support(factory(config.learning_rate))
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.options: {config.name}: {error}") from error
+    if ":" not in config.name:
+        params = {"kernel": jnp.zeros((2, 2))}
+        try:  # lbfgs, for one, evaluates the loss again
+            jax.eval_shape(lambda: tx.update(params, tx.init(params), params, value=0.0))
+        except TypeError as error:
+            raise UserError(
+                f"optimizer.name={config.name}: needs more than gradients: {error}"
+            ) from error
     return factory
 
 
 def _is_optimizer(function: Any) -> bool:
-    """Whether a function of Optax makes an optimizer: it takes a learning rate first."""
+    """Returns whether a function of Optax makes an optimizer: its first parameter is the rate."""
     if not (inspect.isfunction(function) or isinstance(function, functools.partial)):
         return False
     return next(iter(inspect.signature(function).parameters), None) == "learning_rate"
@@ -225,11 +234,13 @@ def _is_optimizer(function: Any) -> bool:
 def _from_factory(
     factory: Factory, factors: Mapping[str, float]
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer made anew in each step with the rate of that step; its state does not notice."""
+    """Returns an optimizer that calls the factory in each step with the rate of that step."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, rate: Any, **extra: Any
     ) -> tuple[Any, Any]:
+        if optax.tree.get_all_with_path(state, "learning_rate"):  # as of optax.inject_hyperparams
+            state = optax.tree.set(state, learning_rate=rate)
         transformation = optax.with_extra_args_support(factory(rate))
         updates, state = transformation.update(updates, state, params, **extra)
 

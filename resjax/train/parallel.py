@@ -1,10 +1,9 @@
 """How training is spread over devices: sharded `jit`, or `pmap`.
 
-The step is written once and asks its backend where the number of devices matters: for this device's
-shard of a batch, and for the mean of what the devices computed. Under `jit` the compiler sees the
-global batch, so a shard is a sharding constraint and a mean is a no-op; under `pmap` they are a
-slice and a collective. Both train alike: the same draws for the same images, the same BN
-statistics.
+The step is written once. It calls its backend for this device's shard of a batch and for the mean
+over devices. Under `jit` the compiler sees the global batch, so a shard is a sharding constraint
+and a mean is a no-op; under `pmap` they are a slice and a collective. Both train alike: the same
+draws for the same images, the same BN statistics.
 
 `pmap` is in maintenance mode since jax 0.8. It is here because people ask for it, and because it
 tests the other backend.
@@ -14,7 +13,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,145 +27,107 @@ from resjax.config import Parallel as ParallelConfig
 from resjax.errors import UserError
 from resjax.xla.compile_options import quick_compile
 
-Tree = TypeVar("Tree")
 
-
-class Backend(Protocol):
-    """What the step and the trainer need to know about devices.
-
-    Attributes:
-      devices: number of devices of all processes.
-      local_losses: number of losses that `mean` averages: 1 under `jit`, whose loss is that of the
-        global batch, and the number of devices under `pmap`.
-    """
-
-    devices: int
-    local_losses: int
-
-    # Inside a compiled function.
-    def local_shard(self, tree: Tree) -> Tree:
-        """Returns this device's part of arrays whose first axis is the global batch."""
-
-    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
-        """Returns this device's part of a batch from what `shard_dataset` returned."""
-
-    def mean(self, tree: Tree) -> Tree:
-        """Averages over devices what each computed from its shard."""
-
-    def sum(self, tree: Tree) -> Tree:
-        """Sums over devices what each computed from its shard."""
-
-    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        """Returns a key for draws in the shape of a shard: another one on every device."""
-
-    def norm_options(self) -> dict[str, Any]:
-        """Returns the fields of `BatchNorm` that say which devices share statistics."""
-
-    # Around compiled functions.
-    def shard_dataset(self, tree: Any) -> Any:
-        """Places a dataset's arrays; each device holds a part of the examples."""
-
-    def place_batches(self, tree: Any) -> Any:
-        """Places batches (parts, batch, ...), of which this host has (parts, its share, ...)."""
-
-    def unreplicate(self, state: Any) -> Any:
-        """Returns a state as a checkpoint holds it, without the copies of `pmap`."""
-
-    def replicate(self, state: Any) -> Any:
-        """Places a state that a checkpoint holds; the inverse of `unreplicate`."""
-
-    def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiles `init(key) -> state`; the state is replicated already."""
-
-    def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
-        """Compiles `init(params) -> opt_state` for parameters of these shapes."""
-
-    def compile_steps(self, function: Callable[..., Any]) -> Any:
-        """Compiles `function(state, arrays) -> (state, metrics)`; the state is donated."""
-
-    def compile_measure(self, function: Callable[..., Any]) -> Any:
-        """Compiles `function(state, arrays) -> metrics`, such as an evaluation."""
-
-
-class Jit:
+class Backend:
     """Sharded `jit` over a mesh of two axes: `data`, and `shard` for the parameters.
 
     The batch is sharded over both. With one device along `shard` every device holds all parameters;
     with more, each holds its shard of parameters and optimizer state (FSDP).
+
+    `Pmap` overrides every public method.
+
+    Attributes:
+      devices: number of devices of all processes.
     """
 
     AXES = ("data", "shard")
 
     def __init__(self, config: ParallelConfig):
-        self.devices, self.local_losses = jax.device_count(), 1
-        shards = config.shard_parameters
-        if self.devices % shards:
+        self.devices = jax.device_count()
+        self._shards = config.shard_parameters
+        if self.devices % self._shards:
             raise UserError(
-                f"parallel.shard_parameters={shards} does not divide {self.devices} devices"
+                f"parallel.shard_parameters={self._shards} does not divide {self.devices} devices"
             )
-        shape = (self.devices // shards, shards)
+        shape = (self.devices // self._shards, self._shards)
         self.mesh = jax.make_mesh(shape, self.AXES, axis_types=(AxisType.Auto,) * 2)
-        self._shards = shards
         self._bn_groups = self.devices // _norm_devices(config, self.devices)
 
-    def local_shard(self, tree: Tree) -> Tree:
+    # Inside a compiled function.
+
+    def local_shard(self, tree: Any) -> Any:
+        """Returns this device's part of arrays whose first axis is the global batch."""
         return lax.with_sharding_constraint(tree, self._sharding(self.AXES))
 
-    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
+    def gather_batch(self, dataset: Any, indices: Int[Array, "batch"]) -> Any:
+        """Returns this device's part of a batch from what `shard_dataset` returned."""
         gather = partial(_gather, axis=self.AXES, devices=self.devices)
         specs = (PartitionSpec(self.AXES), PartitionSpec())
         return jax.shard_map(gather, mesh=self.mesh, in_specs=specs, out_specs=specs[0])(
             dataset, indices
         )
 
-    def mean(self, tree: Tree) -> Tree:
+    def mean(self, tree: Any) -> Any:
+        """Averages over devices what each computed from its shard."""
         return tree
 
-    def sum(self, tree: Tree) -> Tree:
+    def sum(self, tree: Any) -> Any:
+        """Sums over devices what each computed from its shard."""
         return tree
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """Returns a key for draws in the shape of a shard, different on each device."""
         return key
 
+    # Around compiled functions.
+
     def norm_options(self) -> dict[str, Any]:
+        """Returns the fields of `BatchNorm` that say which devices share statistics."""
         return {"groups": self._bn_groups}
 
     def shard_dataset(self, tree: Any) -> Any:
+        """Places a dataset's arrays; each device holds a part of the examples."""
         sharding = self._sharding(self.AXES)
         return jax.tree.map(
             lambda leaf: jax.device_put(_pad_examples(leaf, self.devices), sharding), tree
         )
 
     def place_batches(self, tree: Any) -> Any:
+        """Places batches (parts, batch, ...), of which this host has (parts, its share, ...)."""
         sharding = self._sharding(None, self.AXES)
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
     def unreplicate(self, state: Any) -> Any:
+        """Returns a state as a checkpoint holds it, without the copies of `pmap`."""
         return state
 
     def replicate(self, state: Any) -> Any:
+        """Places a state that a checkpoint holds; the inverse of `unreplicate`."""
         return state
 
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles `init(key) -> state`; the state is replicated already."""
         layout = self._state_sharding(jax.eval_shape(init, jax.random.key(0)))
         return jax.jit(init, out_shardings=layout, compiler_options=quick_compile())
 
     def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
+        """Compiles `init(params) -> opt_state` for parameters of these shapes."""
         layout = jax.tree.map(self._param_sharding, jax.eval_shape(init, params))
         return jax.jit(init, out_shardings=layout)
 
     def compile_steps(self, function: Callable[..., Any]) -> Any:
+        """Compiles `function(state, arrays) -> (state, metrics)`; the state is donated."""
+
         def constrained(state: Any, arrays: Any) -> Any:
             new, metrics = function(state, arrays)
-            sharding = (
-                self._state_sharding(new),
-                jax.tree.map(lambda _: self._sharding(), metrics),
-            )
+            replicated = jax.tree.map(lambda _: self._sharding(), metrics)
+            sharding = (self._state_sharding(new), replicated)
             return lax.with_sharding_constraint((new, metrics), sharding)
 
         return jax.jit(constrained, donate_argnums=0)
 
     def compile_measure(self, function: Callable[..., Any]) -> Any:
+        """Compiles `function(state, arrays) -> metrics`, such as an evaluation."""
         return jax.jit(function, out_shardings=self._sharding())
 
     def _sharding(self, *axes: Any) -> NamedSharding:
@@ -188,7 +149,7 @@ class Jit:
         return self._sharding()
 
 
-class Pmap:
+class Pmap(Backend):
     """`pmap` over all devices; every device holds a replica of the state."""
 
     AXIS = "batch"
@@ -198,25 +159,25 @@ class Pmap:
             raise UserError(
                 f"parallel.shard_parameters={config.shard_parameters} needs parallel.backend=jit"
             )
-        self.devices = self.local_losses = jax.device_count()
+        self.devices = jax.device_count()
         self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
         self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
         self._norm_group = _norm_devices(config, self.devices)
 
-    def local_shard(self, tree: Tree) -> Tree:
+    def local_shard(self, tree: Any) -> Any:
         def own(whole: Array) -> Array:
             size = len(whole) // self.devices
             return lax.dynamic_slice_in_dim(whole, lax.axis_index(self.AXIS) * size, size)
 
         return jax.tree.map(own, tree)
 
-    def gather_batch(self, dataset: Tree, indices: Int[Array, "batch"]) -> Tree:
+    def gather_batch(self, dataset: Any, indices: Int[Array, "batch"]) -> Any:
         return _gather(dataset, indices, axis=self.AXIS, devices=self.devices)
 
-    def mean(self, tree: Tree) -> Tree:
+    def mean(self, tree: Any) -> Any:
         return lax.pmean(tree, self.AXIS)
 
-    def sum(self, tree: Tree) -> Tree:
+    def sum(self, tree: Any) -> Any:
         return lax.psum(tree, self.AXIS)
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
@@ -287,22 +248,27 @@ def make_backend(config: Config) -> Backend:
     Raises:
       UserError: the batch, or a group of devices that shares BN statistics, does not divide.
     """
-    made = (Jit if config.parallel.backend == "jit" else Pmap)(config.parallel)
-    mixes = config.data.mixup or config.data.cutmix  # neighbors, on one device and in one part
-    unit = made.devices * config.train.accumulation_steps * (2 if mixes else 1)
+    made = (Backend if config.parallel.backend == "jit" else Pmap)(config.parallel)
+    unit = batch_unit(config, made.devices)
     if rest := config.data.batch_size % unit:
         below = config.data.batch_size - rest
         near = " or ".join(str(size) for size in (below, below + unit) if size)
         parts = f"{made.devices} devices"
         if config.train.accumulation_steps > 1:
             parts += f" and {config.train.accumulation_steps} accumulated parts"
-        if mixes:
+        if config.data.mixup or config.data.cutmix:
             parts += ", into pairs of images to mix"
         raise UserError(
             f"data.batch_size={config.data.batch_size} does not divide among {parts}; "
             f"nearest: {near}"
         )
     return made
+
+
+def batch_unit(config: Config, devices: int) -> int:
+    """Returns the number of which every valid batch size is a multiple."""
+    mixes = config.data.mixup or config.data.cutmix  # neighbors, on one device and in one part
+    return devices * config.train.accumulation_steps * (2 if mixes else 1)
 
 
 def device_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""Where batches come from: a dataset that lies on the devices, or a stream from disk.
+"""Sources of batches: a dataset that lies on the devices, or a stream from disk.
 
 A small dataset is resident: each device holds its part, and the compiled step draws batches from
 it. A large one is streamed: worker processes read and decode the next batches while a step runs.
@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,13 @@ from resjax.data import crops, datasets
 from resjax.data.cache import cached_arrays
 from resjax.data.normalization import Statistics, compute_statistics
 from resjax.data.ordering import EpochOrder, batch_indices
-from resjax.data.stream import Crop, eval_batches, stream
+from resjax.data.stream import eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
 from resjax.tasks import DatasetInfo
 from resjax.tasks.base import Batch
 from resjax.train.parallel import Backend, device_memory
+from resjax.train.state import order_key, run_key
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
 SAMPLE = 2048  # images from which the statistics of a stream are computed
@@ -40,59 +41,73 @@ CROPS: dict[str, Callable[..., Any]] = {
 }
 
 
-class BatchSource(Protocol):
+class BatchSource:
     """The interface of a source.
 
     Attributes:
       info: what a task knows of the dataset.
       examples: number of examples by split, "train" and "test".
       statistics: for the normalization of images.
-      steps_per_dispatch: the most steps that one dispatch can take; None if there is no limit.
-      streamed: whether images are decoded, and perhaps cropped, on the host.
+      streamed: whether images are decoded, and perhaps cropped, on the host. A stream yields the
+        arrays of one step per dispatch; a resident dataset serves any number of steps.
       skipped: number of images that could not be decoded so far.
     """
 
     info: DatasetInfo
     examples: dict[str, int]
     statistics: Statistics
-    steps_per_dispatch: int | None
     streamed: bool
-    skipped: int
+    skipped: int = 0
 
-    def with_config(self, config: Config) -> "BatchSource":
+    def __init__(self, config: Config, backend: Backend):
+        self._config, self._backend = config, backend
+
+    def with_config(self, config: Config) -> Self:
         """Returns the same source for other batch sizes."""
+        changed = copy.copy(self)
+        changed._config = config
+        return changed
 
     # On the host: what compiled functions take beside the state.
+
     def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
         """Yields the arrays of each dispatch from a step on, forever."""
+        raise NotImplementedError
 
     def evaluation(self) -> Iterator[Any]:
         """Yields the arrays of each dispatch of one evaluation."""
+        raise NotImplementedError
 
     def example_arrays(self) -> tuple[Any, Any]:
         """Returns arrays of the shapes of `training` and `evaluation`, to compile for."""
+        raise NotImplementedError
 
     # Inside compiled functions: from these arrays to batches.
+
     def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
         """Returns what `train_batch` takes, with leading axes (steps, parts)."""
+        raise NotImplementedError
 
     def train_batch(self, arrays: Any, drawn: Any) -> Batch:
         """Returns this device's shard of a batch, or of a part of it: `image` and `label`."""
+        return drawn
 
     def eval_draws(self, arrays: Any) -> Any:
         """Returns what `eval_batch` takes, with a leading axis of batches."""
+        return arrays
 
     def eval_batch(self, arrays: Any, drawn: Any) -> Batch:
         """Returns this device's shard of a batch: `image`, `label`, and `weight` 0 or 1."""
+        return drawn
 
 
-class Resident:
+class Resident(BatchSource):
     """The dataset on the devices."""
 
-    steps_per_dispatch: int | None = None
-    streamed: bool = False
+    streamed = False
 
     def __init__(self, config: Config, backend: Backend):
+        super().__init__(config, backend)
         data = config.data
         for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
             if value not in ("none", "center"):
@@ -116,7 +131,6 @@ class Resident:
         self.statistics = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
-        self._config, self._backend = config, backend
         self._arrays = tuple(
             backend.shard_dataset({"image": split.images, "label": split.labels})
             for split in (dataset.train, dataset.test)
@@ -128,11 +142,6 @@ class Resident:
 
     def evaluation(self) -> Iterator[Any]:
         yield self._arrays[1]
-
-    def with_config(self, config: Config) -> BatchSource:
-        changed = copy.copy(self)
-        changed._config = config
-        return changed
 
     def example_arrays(self) -> tuple[Any, Any]:
         return self._arrays[0], self._arrays[1]
@@ -161,44 +170,45 @@ class Resident:
         return {**batch, "weight": weight}
 
 
-class Streamed:
+class Streamed(BatchSource):
     """The dataset on disk."""
 
-    steps_per_dispatch: int | None = 1
-    streamed: bool = True
+    streamed = True
 
     def __init__(self, config: Config, backend: Backend, opened: datasets.OpenDataset):
-        data = config.data
-        self._data, self._parts = data, config.train.accumulation_steps
-        self._backend, self._opened = backend, opened
+        super().__init__(config, backend)
+        self._opened, data = opened, config.data
         size, shape = data.image_size, opened.image_shape
         if size is None and shape is None:
             raise UserError(
                 f"data.name={data.name}: its images may differ in size; set data.image_size, for "
                 "example 224"
             )
-        if data.image_size is None and (data.train_crop != "none" or data.eval_crop != "center"):
+        if size is None and (data.train_crop != "none" or data.eval_crop != "center"):
             raise UserError("data.train_crop and data.eval_crop need data.image_size")
         self._workers = available_cores() if data.workers is None else data.workers
         self._channels = shape[2] if shape else 3
         image_shape: Any = (size, size, self._channels) if size else shape
         self.info = DatasetInfo(tuple(opened.class_names), image_shape)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
-        self.skipped = 0
         self.statistics = self._statistics()
 
+    @property
+    def _data(self) -> Data:
+        return self._config.data
+
+    @property
+    def _parts(self) -> int:
+        return self._config.train.accumulation_steps
+
     def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
-        # The order is that of resident datasets, from the key of the run's state.
-        order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
         batches = stream(
             self._opened.train,
-            EpochOrder(order_key, self.examples["train"]),
+            EpochOrder(order_key(run_key(jax.random.key(seed))), self.examples["train"]),
             batch_size=self._data.batch_size // self._parts,
             seed=seed,
             first_step=first_step * self._parts,
-            crop=self._crop(self._data.train_crop),
-            on_bad_image=self._data.on_bad_image,
-            **self._shared(),
+            **self._reading(self._data.train_crop),
         )
         with batches:
             while True:
@@ -209,18 +219,14 @@ class Streamed:
                 yield self._backend.place_batches({"image": images, "label": labels})
 
     def evaluation(self) -> Iterator[Any]:
-        with self._in_order(self._opened.test, self._data.eval_crop) as batches:
+        reading = self._reading(self._data.eval_crop)
+        with eval_batches(
+            self._opened.test, batch_size=self._eval_batch_size(), **reading
+        ) as batches:
             for batch in batches:
                 self.skipped += batch.skipped
                 arrays = {"image": batch.images, "label": batch.labels, "weight": batch.weights}
-                yield self._backend.place_batches(
-                    {name: array[None] for name, array in arrays.items()}
-                )
-
-    def with_config(self, config: Config) -> BatchSource:
-        changed = copy.copy(self)
-        changed._data, changed._parts = config.data, config.train.accumulation_steps
-        return changed
+                yield self._backend.place_batches(jax.tree.map(lambda array: array[None], arrays))
 
     def example_arrays(self) -> tuple[Any, Any]:
         processes = jax.process_count()
@@ -228,51 +234,31 @@ class Streamed:
         test = 1, self._eval_batch_size() // processes
         crops_per_image = (10,) if self._data.eval_crop == "ten" else ()
         shape = self.info.image_shape
-        return (
-            self._backend.place_batches(
-                {"image": np.zeros((*train, *shape), np.uint8), "label": np.zeros(train, np.int32)}
-            ),
-            self._backend.place_batches(
+        return self._backend.place_batches(
+            (
+                {"image": np.zeros((*train, *shape), np.uint8), "label": np.zeros(train, np.int32)},
                 {
                     "image": np.zeros((*test, *crops_per_image, *shape), np.uint8),
                     "label": np.zeros(test, np.int32),
                     "weight": np.zeros(test, np.float32),
-                }
-            ),
+                },
+            )
         )
 
     def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
         return jax.tree.map(lambda parts: parts[None], arrays)
 
-    def train_batch(self, arrays: Any, drawn: Batch) -> Batch:
-        return drawn
-
-    def eval_draws(self, arrays: Any) -> Any:
-        return arrays
-
-    def eval_batch(self, arrays: Any, drawn: Batch) -> Batch:
-        return drawn
-
-    def _in_order(self, examples: datasets.Examples, crop: str) -> Any:
-        return eval_batches(
-            examples,
-            batch_size=self._eval_batch_size(),
-            crop=self._crop(crop),
-            on_bad_image=self._data.on_bad_image,
-            **self._shared(),
-        )
-
-    def _shared(self) -> dict[str, Any]:
+    def _reading(self, crop: str) -> dict[str, Any]:
+        """Returns the options that all streams share."""
+        size = self._data.image_size
         return {
+            "crop": None if size is None else partial(CROPS[crop], size=size),
+            "on_bad_image": self._data.on_bad_image,
             "channels": self._channels,
             "workers": self._workers,
             "process": jax.process_index(),
             "processes": jax.process_count(),
         }
-
-    def _crop(self, name: str) -> Crop | None:
-        size = self._data.image_size
-        return None if size is None else partial(CROPS[name], size=size)
 
     def _eval_batch_size(self) -> int:
         """Returns the size rounded up to a multiple of the number of devices."""
@@ -296,21 +282,15 @@ class Streamed:
 
     def _sample(self) -> Any:
         """Returns images spread evenly over the training split, cropped as for evaluation."""
-        examples = self._opened.train
-        count = min(SAMPLE, len(examples))
-        shared = self._shared() | {"process": 0, "processes": 1}  # the same on every host
-        with eval_batches(
-            Spread(examples, count),
-            batch_size=min(64, count),
-            crop=self._crop("center"),
-            on_bad_image=self._data.on_bad_image,
-            **shared,
-        ) as batches:
+        count = min(SAMPLE, len(self._opened.train))
+        reading = self._reading("center") | {"process": 0, "processes": 1}  # the same on every host
+        spread = Spread(self._opened.train, count)
+        with eval_batches(spread, batch_size=min(64, count), **reading) as batches:
             return np.concatenate([batch.images[batch.weights > 0] for batch in batches])
 
 
 class Spread:
-    """A given number of examples, evenly spread over all."""
+    """`count` examples, evenly spread over all."""
 
     def __init__(self, examples: datasets.Examples, count: int):
         self._examples, self._count = examples, count
@@ -323,11 +303,11 @@ class Spread:
 
 
 def make_source(config: Config, backend: Backend) -> BatchSource:
-    """Returns the source of a config: resident if that is asked for, or fits.
+    """Returns the source of a config: resident if `data.feed` says so, or if the dataset fits.
 
     Raises:
-      UserError: the config's fields for reading images contradict each other, or the dataset is
-        missing or not what it should be.
+      UserError: fields for reading images contradict each other, or the dataset is missing or
+        damaged.
     """
     data = config.data
     if data.feed == "device":
@@ -344,7 +324,7 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
 
 
 def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
-    """Whether the dataset can lie on the devices: nothing is cropped on the host, and it fits."""
+    """Returns whether the dataset can be resident: nothing is cropped on the host, and it fits."""
     if data.train_crop != "none" or data.eval_crop != "center":
         return False
     if data.image_size:

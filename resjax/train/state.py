@@ -1,7 +1,8 @@
-"""The state of a training run between two steps."""
+"""The state of a training run between two steps, and the keys that it yields."""
 
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Int, Key
 
 
@@ -9,14 +10,14 @@ class TrainState(NamedTuple):
     """Everything that changes from step to step.
 
     Attributes:
-      step: number of steps taken.
-      params: all parameters of the network, frozen ones among them.
+      step: number of steps done.
+      params: all parameters of the network, including frozen ones.
       batch_stats: running statistics of BN layers.
-      opt_state: the optimizer's.
+      opt_state: state of the optimizer.
       ema: exponential moving average of parameters and running statistics, or None.
-      key: the run's PRNG key; every step folds its number in.
-      diverged: whether the loss was not finite, under `train.nonfinite=stop`. From then on steps
-        change nothing.
+      key: PRNG key of the run, which stays the same.
+      diverged: under `train.nonfinite=stop`, whether a loss was not finite; steps then change
+        nothing.
     """
 
     step: Int[Array, ""]
@@ -29,5 +30,20 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables of the model, for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def run_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """Returns the key in a run's state, from the key of its seed."""
+    return jax.random.fold_in(key, 1)
+
+
+def order_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """Returns the key of the order of the examples, from the key in a run's state."""
+    return jax.random.split(key)[0]
+
+
+def step_key(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:
+    """Returns the key of a step, from the key in a run's state."""
+    return jax.random.fold_in(jax.random.split(key)[1], step)

@@ -1,13 +1,14 @@
-"""The train step, a pure function, and what may wrap it.
+"""The train step, a pure function, and its wrappers.
 
-`train_step` is all that training is. The rest of this file wraps it or a part of it: gradients
-averaged over parts of a batch or over devices, an average of the weights, a policy for losses that
-are not finite, many steps per dispatch. `resjax.train.trainer` composes and compiles them.
+`train_step` needs nothing else in this file but `compute_gradients` and `compute_updates`. The
+wrappers average gradients over parts of a batch or over devices, average the weights, handle losses
+that are not finite, and take many steps per dispatch. `resjax.train.trainer` composes and compiles
+them.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +20,21 @@ from jaxtyping import Array, Float, Key
 from resjax.tasks import Task
 from resjax.tasks.base import Batch, Sums
 from resjax.train.freezing import merge, split
-from resjax.train.state import TrainState
+from resjax.train.parallel import Backend
+from resjax.train.state import TrainState, step_key
 
 Chooses = Callable[[str], bool]
 """A predicate on the path of a variable, such as `stage1/block1/Conv_0/kernel`."""
 
 
 class Gradients(NamedTuple):
-    """What one pass forward and backward computes.
+    """The results of a forward and a backward pass.
 
     Attributes:
       params: gradients of the mean loss; None for frozen parameters.
-      batch_stats: the running statistics after the batch.
+      batch_stats: running statistics after the batch.
       loss: mean loss of the batch.
-      sums: of the task's metrics, as `Task.sums` returns them.
+      sums: sums of the task's metrics, as `Task.sums` returns them.
     """
 
     params: Any
@@ -41,39 +43,24 @@ class Gradients(NamedTuple):
     sums: Sums
 
 
-class ComputeGradients(Protocol):
-    """A function like `compute_gradients`."""
-
-    def __call__(
-        self,
-        state: TrainState,
-        batch: Any,
-        key: Key[Array, ""],
-        *,
-        model: nn.Module,
-        task: Task,
-        trainable: Chooses,
-    ) -> Gradients: ...
+ComputeGradients = Callable[..., Gradients]
+"""A function with the parameters of `compute_gradients`."""
 
 
 class StepOutput(NamedTuple):
-    """What a step returns beside the new state.
+    """The results of a step, besides the new state.
 
     Attributes:
       gradients: as `compute_gradients` returns them.
-      sums: of the task's metrics; zero where the step was skipped.
-      learning_rate: of this step, or None if the optimizer's state does not say.
-      skipped: 1 if the step changed nothing because of `train.nonfinite=skip`, else 0.
+      sums: sums of the task's metrics; zero if the step was skipped.
+      learning_rate: rate of this step, or None if the optimizer's state does not hold it.
+      skipped: 1 if `train.nonfinite=skip` skipped the step, else 0; None under other policies.
     """
 
     gradients: Gradients
     sums: Sums
     learning_rate: Any = None
     skipped: Any = None
-
-
-def every_parameter(path: str) -> bool:
-    return True
 
 
 def compute_gradients(
@@ -83,7 +70,7 @@ def compute_gradients(
     *,
     model: nn.Module,
     task: Task,
-    trainable: Chooses = every_parameter,
+    trainable: Chooses = lambda path: True,
 ) -> Gradients:
     """Computes the gradients of a batch.
 
@@ -120,7 +107,7 @@ def train_step(
     model: nn.Module,
     task: Task,
     tx: optax.GradientTransformation,
-    trainable: Chooses = every_parameter,
+    trainable: Chooses = lambda path: True,
     gradients: ComputeGradients = compute_gradients,
 ) -> tuple[TrainState, StepOutput]:
     """Takes one step of the optimizer.
@@ -128,19 +115,17 @@ def train_step(
     Args:
       state: before the step.
       batch, key, model, task, trainable: as in `compute_gradients`.
-      tx: the optimizer. `update` also receives the number of the step as `step` and the primary
-        metric of the batch as `value`, if it takes extra arguments.
+      tx: the optimizer. If its `update` takes extra arguments, it also receives the number of the
+        step as `step`, and loss and primary metric of the batch as `value` and `metric` (the loss
+        again, unless the task has sums of that name).
       gradients: `compute_gradients`, or a function that wraps it.
 
     Returns:
       The state after the step, and the step's output.
     """
     computed = gradients(state, batch, key, model=model, task=task, trainable=trainable)
-    total, weight = computed.sums.get(task.primary.name, computed.sums["loss"])
+    updates, opt_state = compute_updates(state, computed, task=task, tx=tx, trainable=trainable)
     params, frozen = split(state.params, trainable)
-    updates, opt_state = optax.with_extra_args_support(tx).update(
-        computed.params, state.opt_state, params, step=state.step, value=total / weight
-    )
     new = state._replace(
         step=state.step + 1,
         params=merge(optax.apply_updates(params, updates), frozen),
@@ -148,7 +133,27 @@ def train_step(
         opt_state=opt_state,
     )
     rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate")]
-    return new, StepOutput(computed, computed.sums, *rates[:1])
+    return new, StepOutput(computed, computed.sums, *rates[-1:])
+
+
+def compute_updates(
+    state: TrainState,
+    computed: Gradients,
+    *,
+    task: Task,
+    tx: optax.GradientTransformation,
+    trainable: Chooses,
+) -> tuple[Any, Any]:
+    """Returns what the optimizer adds to the trainable parameters, and its new state."""
+    total, weight = computed.sums.get(task.primary.name, computed.sums["loss"])
+    return optax.with_extra_args_support(tx).update(
+        computed.params,
+        state.opt_state,
+        split(state.params, trainable)[0],
+        step=state.step,
+        value=computed.loss,
+        metric=total.sum() / weight.sum(),
+    )
 
 
 def eval_step(variables: Any, batch: Batch, *, model: nn.Module, task: Task) -> Sums:
@@ -172,31 +177,23 @@ def eval_step(variables: Any, batch: Batch, *, model: nn.Module, task: Task) -> 
 # Wrappers of `compute_gradients`.
 
 
-class Devices(Protocol):
-    """Averages and sums over the devices that share a batch."""
-
-    def mean(self, tree: Any) -> Any: ...
-    def sum(self, tree: Any) -> Any: ...
-    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]: ...
-
-
 def average_over_devices(
-    compute: ComputeGradients, devices: Devices, updates_stats: Chooses
+    compute: ComputeGradients, backend: Backend, updates_stats: Chooses
 ) -> ComputeGradients:
     """Averages what each device computed from its share of the batch.
 
     Args:
       compute: runs on every device, with a key of its own.
-      devices: the backend.
-      updates_stats: chooses the running statistics that training changes. The others are left
-        alone: an average over devices might round them.
+      backend: averages and sums over devices.
+      updates_stats: chooses the running statistics that training changes. The others are not
+        averaged, which could round them.
     """
 
     def averaged(state: TrainState, batch: Any, key: Key[Array, ""], **options: Any) -> Gradients:
-        own = compute(state, batch, devices.own_key(key), **options)
+        own = compute(state, batch, backend.own_key(key), **options)
         moving, fixed = split(own.batch_stats, updates_stats)
-        params, moving, loss = devices.mean((own.params, moving, own.loss))
-        return Gradients(params, merge(moving, fixed), loss, devices.sum(own.sums))
+        params, moving, loss = backend.mean((own.params, moving, own.loss))
+        return Gradients(params, merge(moving, fixed), loss, backend.sum(own.sums))
 
     return averaged
 
@@ -210,11 +207,11 @@ def accumulate(
     """Averages gradients over equal parts of a batch, computed one after the other to save memory.
 
     Args:
-      compute: takes one part.
+      compute: computes the gradients of one part.
       parts: number of parts; the batch has them as its first axis.
       part_size: images per part, over all devices.
-      prepare: turns a part into what `compute` takes, when its turn comes: looks up and augments
-        the images. It receives the part, a key for each image, and a key for the whole batch.
+      prepare: looks up and augments the images of a part just before `compute` needs them. It
+        receives the part, a key for each image, and a key for the whole batch.
     """
 
     def accumulated(
@@ -232,7 +229,7 @@ def accumulate(
             return computed.batch_stats, computed._replace(batch_stats=())
 
         each = (batch, image_keys, dropout_keys)
-        if parts == 1:
+        if parts == 1:  # a stacked mean would change how the compiler shards the gradients
             batch_stats, computed = body(state.batch_stats, jax.tree.map(lambda x: x[0], each))
             return computed._replace(batch_stats=batch_stats)
         batch_stats, results = lax.scan(body, state.batch_stats, each)
@@ -253,7 +250,7 @@ def with_ema(step: Step, decay: float, changes: Chooses) -> Step:
 
     Args:
       step: a step.
-      decay: share of the old average per step; 0 keeps no average.
+      decay: factor of the old average in each step; without one, 0, the step is returned as it is.
       changes: chooses the variables that training changes; the others stay equal bit by bit.
     """
     if not decay:
@@ -276,9 +273,9 @@ def apply_nonfinite_policy(step: Step, policy: str) -> Step:
 
     Args:
       step: a step.
-      policy: "record" changes nothing. "stop" keeps the state in which the loss was first not
-        finite, its step too, whatever comes after. "skip" leaves out steps whose loss or gradients
-        are not finite, and counts them.
+      policy: "record" returns the step as it is. "stop" leaves the state, with its number of
+        steps, unchanged from the first loss on that is not finite. "skip" leaves out steps whose
+        loss or gradients are not finite, and counts them.
     """
     if policy == "record":
         return step
@@ -300,8 +297,8 @@ def apply_nonfinite_policy(step: Step, policy: str) -> Step:
 
 
 Metrics = Mapping[str, Any]
-"""Of a dispatch: `sums` of the task's metrics, and `learning_rate` and `skipped` if they are known.
-Of an evaluation: `sums`, and `ema_sums` of the averaged weights if there are any."""
+"""A dispatch returns `sums` of the task's metrics, and `learning_rate` and `skipped` if known; an
+evaluation returns `sums`, and `ema_sums` if the state has an EMA."""
 
 
 def take_steps(step: Step, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
@@ -312,7 +309,7 @@ def take_steps(step: Step, state: TrainState, batches: Any) -> tuple[TrainState,
     """
 
     def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        state, output = step(state, batch, step_key(state))
+        state, output = step(state, batch, step_key(state.key, state.step))
         metrics = {
             "sums": output.sums,
             "learning_rate": output.learning_rate,
@@ -342,13 +339,3 @@ def scan(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
         return lax.scan(body, carry, xs)
     carry, result = body(carry, jax.tree.map(lambda stacked: stacked[0], xs))
     return carry, jax.tree.map(lambda single: jnp.asarray(single)[None], result)
-
-
-def order_key(state: TrainState) -> Key[Array, ""]:
-    """Returns the key of the order in which a run sees its examples."""
-    return jax.random.split(state.key)[0]
-
-
-def step_key(state: TrainState) -> Key[Array, ""]:
-    """Returns the key of the next step."""
-    return jax.random.fold_in(jax.random.split(state.key)[1], state.step)

@@ -1,4 +1,4 @@
-"""The trainer: composes a config's train step and evaluation, compiles them, and dispatches them.
+"""The trainer composes, compiles and dispatches a config's train step and evaluation.
 
 A trainer serves every run whose config differs in the seed alone: the seed comes in at run time, so
 a sweep compiles once for all seeds. Each dispatch takes many steps in a scan and returns the sums
@@ -38,15 +38,15 @@ from resjax.train.freezing import split
 from resjax.train.optimizer import make_optimizer
 from resjax.train.parallel import make_backend
 from resjax.train.sources import make_source
-from resjax.train.state import TrainState
+from resjax.train.state import TrainState, order_key, run_key, step_key
 from resjax.train.step import Metrics
 from resjax.xla.compile_options import step_compile
 
 
 class Dispatch(NamedTuple):
-    """Steps of one phase that are taken together.
+    """Steps of one phase that run in one call of a compiled function.
 
-    Dispatches are ordered by memory: a larger one trains more parameters, or takes more steps.
+    Dispatches are ordered by memory: a larger one trains more parameters, or runs more steps.
     """
 
     phase: int
@@ -62,12 +62,17 @@ class Executable(NamedTuple):
 
 
 class PhaseProgram(NamedTuple):
-    """What differs from phase to phase."""
+    """The parts of a train step that differ from phase to phase."""
 
     model: nn.Module
     tx: optax.GradientTransformationExtraArgs
     trainable: Callable[[str], bool]  # of a parameter's path
     updates_stats: Callable[[str], bool]  # of a running statistic's path
+
+    def changes(self, path: str) -> bool:
+        """Returns whether training changes a variable, such as `params/head/kernel`."""
+        collection, _, name = path.partition("/")
+        return (self.trainable if collection == "params" else self.updates_stats)(name)
 
 
 class Trainer:
@@ -92,7 +97,7 @@ class Trainer:
         self.augmentation = Augmentation.from_config(config.data)
         self._require_mixable_labels()
         self.model = self._network()
-        # Traced once for everything that asks for the shapes of the variables.
+        # Jitted, so that it is traced once for all uses.
         self._init_variables = jax.jit(lambda key, images: self.model.init(key, images))
         key, image = jax.random.key(0), jnp.zeros((1, *self.image_shape))
         self.shapes = jax.eval_shape(self._init_variables, key, image)
@@ -105,8 +110,7 @@ class Trainer:
         self.programs = [
             self._phase_program(phase, paths, factors) for phase in range(len(self.phases))
         ]
-        network = build(config.model, head=self.task.head())
-        self.counts: Counts = count(network, self.image_shape, self.shapes)
+        self.counts: Counts = count(self.model, self.image_shape, self.shapes)
         self._init = self.backend.compile_init(self._init_state)
         self._compiled_init_opt_state = [
             self.backend.compile_init_opt_state(
@@ -138,15 +142,14 @@ class Trainer:
         """
         if self.initial_weights is None:
             return self.init(seed)
-        classes = len(self.source.info.class_names)
-        init_from_weights.require_fit(self.config, self.initial_weights, self.shapes, classes)
+        init_from_weights.require_fit(self.config, self.initial_weights, self.shapes)
         random = self.backend.unreplicate(self.init(seed))
         return self.backend.replicate(
             init_from_weights.replace_variables(random, self.initial_weights, self.config.transfer)
         )
 
     def phase_at(self, step: int) -> int:
-        """Returns the phase in which a step, counted from 0, is taken."""
+        """Returns the number of the phase to which a step, counted from 0, belongs."""
         return sum(phase.first_step <= step for phase in self.phases) - 1
 
     def enter_phase(self, state: TrainState, phase: int) -> TrainState:
@@ -165,7 +168,7 @@ class Trainer:
     def checkpoint_template(self, state: TrainState) -> Callable[[int], TrainState]:
         """Returns a function from a step to a state of the structure of its checkpoint.
 
-        A checkpoint belongs to the phase in which its last step was taken.
+        A checkpoint belongs to the phase of its last step.
         """
         return lambda step: self.backend.unreplicate(
             self.enter_phase(state, self.phase_at(max(step - 1, 0)))
@@ -179,39 +182,38 @@ class Trainer:
     # Compiled functions.
 
     def compile_dispatch(self, state: TrainState, dispatch: Dispatch) -> Executable:
-        """Compiles a dispatch when it is first asked for.
-
-        Of a source that limits the steps per dispatch, it is a dispatch of that many steps.
-        """
-        steps = min(dispatch.steps, self.source.steps_per_dispatch or dispatch.steps)
-        program = self.backend.compile_steps(
-            partial(self._take_steps, phase=dispatch.phase, steps=steps)
-        )
-        arrays, _ = self.source.example_arrays()
-        return self._compiled((dispatch.phase, steps), program, state, arrays)
+        """Compiles a dispatch at the first call; for a stream, a dispatch of one step."""
+        steps = 1 if self.source.streamed else dispatch.steps
+        function = partial(self._take_steps, phase=dispatch.phase, steps=steps)
+        return self._compile((dispatch.phase, steps), self.backend.compile_steps, function, state)
 
     def compile_evaluation(self, state: TrainState) -> Executable:
-        """Compiles the evaluation of the source's arrays when it is first asked for.
+        """Compiles the evaluation of the source's arrays at the first call.
 
-        It takes a state without the optimizer's, so that one program serves all phases.
+        It takes a state without the optimizer's, so one program serves all phases.
         """
-        program = self.backend.compile_measure(self._evaluate)
-        _, arrays = self.source.example_arrays()
-        return self._compiled("evaluation", program, state._replace(opt_state=()), arrays)
+        state = state._replace(opt_state=())
+        return self._compile("evaluation", self.backend.compile_measure, self._evaluate, state, 1)
 
     def compile_diagnosis(
         self, state: TrainState, phase: int, function: Callable[[Context], Any] | None = None
     ) -> Executable:
-        """Compiles a function of the next step's context when it is first asked for.
+        """Compiles a function of the next step's context at the first call.
 
         By default it returns the values of the config's diagnostics by name.
         """
         function = function or self._measure
-        program = self.backend.compile_measure(
-            partial(self._diagnose, phase=phase, function=function)
-        )
-        arrays, _ = self.source.example_arrays()
-        return self._compiled(("diagnosis", phase, function), program, state, arrays)
+        diagnose = partial(self._diagnose, phase=phase, function=function)
+        key = ("diagnosis", phase, function)
+        return self._compile(key, self.backend.compile_measure, diagnose, state)
+
+    def _compile(
+        self, key: Any, compile: Any, function: Any, state: TrainState, split: int = 0
+    ) -> Executable:
+        if key not in self._executables:
+            arrays = self.source.example_arrays()[split]
+            self._executables[key] = compile_for(compile(function), state, arrays)
+        return self._executables[key]
 
     def evaluate(self, state: TrainState) -> Metrics:
         """Returns the sums of the metrics over the test split, as `metric_values` takes them."""
@@ -232,11 +234,6 @@ class Trainer:
                 values[name] = float(value)
         return dict(sorted(values.items()))
 
-    def _compiled(self, key: Any, function: Any, *arguments: Any) -> Executable:
-        if key not in self._executables:
-            self._executables[key] = compile_for(function, *arguments)
-        return self._executables[key]
-
     # Traced functions.
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
@@ -250,7 +247,7 @@ class Trainer:
             opt_state=self._init_opt_state(variables["params"], phase=0),
             # A copy, because a buffer can be donated only once.
             ema=jax.tree.map(jnp.copy, variables) if self.config.optimizer.ema_decay else None,
-            key=jax.random.fold_in(key, 1),
+            key=run_key(key),
             diverged=jnp.asarray(False),
         )
 
@@ -261,7 +258,7 @@ class Trainer:
     def _take_steps(
         self, state: TrainState, arrays: Any, *, phase: int, steps: int
     ) -> tuple[TrainState, Metrics]:
-        drawn = self.source.draw(arrays, step.order_key(state), state.step, steps)
+        drawn = self.source.draw(arrays, order_key(state.key), state.step, steps)
         return step.take_steps(self.train_step(phase, arrays), state, drawn)
 
     def train_step(self, phase: int, arrays: Any) -> step.Step:
@@ -272,12 +269,7 @@ class Trainer:
           arrays: what the source yields for training, or tracers of it.
         """
         program = self.programs[phase]
-
-        def changes(path: str) -> bool:
-            collection, _, name = path.partition("/")
-            return (program.trainable if collection == "params" else program.updates_stats)(name)
-
-        taken = partial(
+        train_step = partial(
             step.train_step,
             model=program.model,
             task=self.task,
@@ -285,7 +277,7 @@ class Trainer:
             trainable=program.trainable,
             gradients=self._gradients(phase, arrays),
         )
-        averaged = step.with_ema(taken, self.config.optimizer.ema_decay, changes)
+        averaged = step.with_ema(train_step, self.config.optimizer.ema_decay, program.changes)
         return step.apply_nonfinite_policy(averaged, self.config.train.nonfinite)
 
     def _gradients(self, phase: int, arrays: Any) -> step.ComputeGradients:
@@ -326,8 +318,9 @@ class Trainer:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = step.scan(body, zeros, draws)
         total = self.backend.sum(total)
-        if self.source.streamed:  # a batch of many
+        if self.source.streamed:  # the sums of one batch out of many
             return total
+        # Means instead of sums, so that curves stay those of earlier versions to the last bit.
         return jax.tree.map(lambda value: value / self.source.examples["test"], total)
 
     def _diagnose(
@@ -338,34 +331,29 @@ class Trainer:
         phase: int,
         function: Callable[[Context], Any],
     ) -> Any:
-        """Computes a function of the context of the next step, which is not taken."""
+        """Computes a function of the context of the next step, without taking it."""
         program = self.programs[phase]
         tapped = TappedModel(program.model)
         probes = tapped.probes(state.variables, self.image_shape)
-        drawn = self.source.draw(arrays, step.order_key(state), state.step, 1)
+        drawn = self.source.draw(arrays, order_key(state.key), state.step, 1)
         computed = self._gradients(phase, arrays)(
             state._replace(params={**state.params, PROBES: probes}),
             jax.tree.map(lambda stacked: stacked[0], drawn),
-            step.step_key(state),
+            step_key(state.key, state.step),
             model=tapped,
             task=self.task,
             trainable=lambda path: path.startswith(f"{PROBES}/") or program.trainable(path),
         )
-        gradients = dict(computed.params)
-        # Squared gradients of the losses of parts and devices; the mean loss has a smaller share.
-        losses = self.config.train.accumulation_steps * self.backend.local_losses
-        squares = jax.tree.map(lambda square: square / losses, gradients.pop(PROBES))
-        total, weight = computed.sums.get(self.task.primary.name, computed.sums["loss"])
-        updates, _ = program.tx.update(
-            gradients,
-            state.opt_state,
-            split(state.params, program.trainable)[0],
-            step=state.step,
-            value=total / weight,
+        # The mean of the squared gradients of the parts' and devices' own mean losses; the share of
+        # each loss in the mean loss of the batch is one over their number.
+        losses = self.config.train.accumulation_steps * self.backend.sum(1)
+        squares = jax.tree.map(lambda square: square / losses, computed.params.pop(PROBES))
+        updates, _ = step.compute_updates(
+            state, computed, task=self.task, tx=program.tx, trainable=program.trainable
         )
         context = Context(
             params=state.params,
-            gradients=gradients,
+            gradients=computed.params,
             updates=updates,
             batch_stats=computed.batch_stats,
             activation_gradients=norms(squares),
@@ -420,10 +408,10 @@ class StepRunner:
 
     def run(self, state: TrainState, dispatch: Dispatch) -> tuple[TrainState, Metrics]:
         """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`."""
-        limit = self._trainer.source.steps_per_dispatch or dispatch.steps
+        steps_per_call = 1 if self._trainer.source.streamed else dispatch.steps
         call = self._trainer.compile_dispatch(state, dispatch).call
         results: list[Metrics] = []
-        for _ in range(0, dispatch.steps, limit):
+        for _ in range(0, dispatch.steps, steps_per_call):
             state, metrics = call(state, self.arrays)
             results.append(metrics)
             self.arrays = next(self._source)  # while the step runs
@@ -431,14 +419,11 @@ class StepRunner:
                 jax.block_until_ready(results[-2])
         return state, results[0] if len(results) == 1 else _sum_dispatches(results)
 
-    def close(self) -> None:
-        self._source.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._source.close()
 
 
 @jax.jit
@@ -452,22 +437,13 @@ def compile_for(function: Any, *arguments: Any) -> Executable:
     start = time.monotonic()
     executable = function.lower(*arguments).compile(step_compile())
     seconds = time.monotonic() - start
-    # What `pmap` compiles on many hosts takes the arrays of all; `pmap` itself takes this host's.
+    peak, memory = None, executable.memory_analysis()
+    if memory is not None:
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+    # `pmap` compiled on many hosts takes the arrays of all hosts; called as is, those of this host.
     local = jax.process_count() > 1 and jax.tree.leaves(arguments)[0].is_fully_addressable
-    return Executable(function if local else executable, seconds, peak_bytes(executable))
-
-
-def peak_bytes(executable: Any) -> int | None:
-    """Returns what a compiled function needs on one device: arguments, results, temporaries."""
-    memory = executable.memory_analysis()
-    if memory is None:
-        return None
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    return Executable(function if local else executable, seconds, peak)
 
 
 def trainer_for(config: Config) -> Trainer:

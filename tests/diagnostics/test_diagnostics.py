@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import resjax
-from resjax.config import default_config, override, resolve
+from resjax.config import default_config, override, resolve, to_dict
 from resjax.diagnostics.conformance import check_diagnostic
 from resjax.errors import UserError
 from resjax.models.layout import path_name, unrolled_paths
 from resjax.train.checkpoint_reader import CheckpointReader
+from resjax.train.identity import config_differences
 from resjax.train.loop import train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
@@ -231,6 +232,13 @@ def test_the_context_is_that_of_the_next_step_after_clipping_momentum_and_freezi
             r"diagnostics\.names: two diagnostics are called gradient_norm",
         ),
         (
+            {
+                "names": ("own_diagnostics:update_ratio",),
+                "options": {"update_ratio": {"powers": 2}},
+            },
+            r"diagnostics\.options\.update_ratio: .* unexpected keyword argument 'powers'",
+        ),
+        (
             {"options": {"update_ratio": {"power": 2}}},
             r"diagnostics\.options\.update_ratio: no such diagnostic is measured",
         ),
@@ -272,7 +280,15 @@ def test_a_diagnostic_with_values_of_the_wrong_shape_is_refused_in_one_line(name
     ],
 )
 def test_a_diagnostic_that_conforms_passes_the_conformance_check(name, options):
-    assert len(check_diagnostic(name, **options)) == 2
+    assert len(check_diagnostic(name, **options)) == 3
+
+
+def test_options_of_diagnostics_may_change_when_a_run_continues():
+    old = to_dict(configure(RECORDED))
+    options = {"update_ratio": {"power": 2}}
+    names = ("own_diagnostics:update_ratio",)
+    new = configure(RECORDED | {"diagnostics.options": options, "diagnostics.names": names})
+    assert not config_differences(old, to_dict(new))
 
 
 def test_the_conformance_check_fails_for_a_diagnostic_that_forgets_the_stacked_axis():

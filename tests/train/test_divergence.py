@@ -129,6 +129,13 @@ def test_a_run_stops_and_names_the_place_and_the_last_good_checkpoint(fragile, t
     ]
 
 
+def test_the_steps_of_a_shorter_dispatch_are_named_alone(fragile, tmp_path):
+    fields = {"train.steps": 3, "train.log_every": 2, "train.eval_every": 2}
+    config = fragile("output", **fields, **{"train.checkpoint_every": 2}).config
+    with pytest.raises(UserError, match="the loss is not finite in step 3: first in step 3"):
+        train(config, tmp_path)
+
+
 def test_a_dispatch_that_skips_all_its_steps_has_no_metrics_and_the_run_continues(
     fragile, tmp_path
 ):

@@ -183,6 +183,7 @@ def own_module():
     """A module of the user, with an optimizer and a schedule."""
     module = ModuleType("own_training")
     module.sign_descent, module.saw, module.number = sign_descent, saw, 3
+    module.injected_sgd = optax.inject_hyperparams(optax.sgd)
     module.bad_schedule = lambda learning_rate, steps: lambda step: float("nan")
     sys.modules[module.__name__] = module
     yield
@@ -216,6 +217,11 @@ def own_module():
             {"weight_decay": 0.0, "options": {"shrink": 0.5}},
             lambda rate: sign_descent(rate, 0.5),
         ),
+        (
+            "own_training:injected_sgd",  # has the rate in its state too
+            {"weight_decay": 0.0},
+            partial(optax.sgd, momentum=0.9),
+        ),
     ],
 )
 def test_an_optimizer_by_name_or_path_takes_the_steps_of_optax(name, fields, optax_optimizer):
@@ -246,6 +252,10 @@ def test_an_optimizer_by_name_or_path_takes_the_steps_of_optax(name, fields, opt
             r"optimizer\.name=adamm: Optax has no such optimizer; did you mean 'adam'\?",
         ),
         ({"name": "scale_by_adam"}, r"optimizer\.name=scale_by_adam: Optax has no such optimizer"),
+        (
+            {"name": "lbfgs", "weight_decay": 0.0},
+            r"optimizer\.name=lbfgs: needs more than gradients: .*'value_fn'",
+        ),
         ({"name": "nowhere:f"}, r"optimizer\.name=nowhere:f: No module named 'nowhere'"),
         ({"name": "own_training:f"}, r"optimizer\.name=own_training:f: .* has no attribute 'f'"),
         ({"name": "own_training:number"}, r"optimizer\.name=own_training:number: "),

@@ -25,7 +25,7 @@ from resjax.data.ordering import batch_indices
 from resjax.models.layout import path_name
 from resjax.train import parallel
 from resjax.train.loop import evaluate
-from resjax.train.step import order_key
+from resjax.train.state import order_key
 from resjax.train.trainer import Trainer
 from resjax.xla.compile_options import quick_compile
 
@@ -189,7 +189,7 @@ def gradient_norms():
     state = trainer.init(0)
     arrays = jax.device_get(trainer.source.example_arrays()[0])
     size, examples = config.data.batch_size, trainer.source.examples["train"]
-    indices = np.asarray(batch_indices(order_key(state), jnp.int32(0), 1, size, examples))
+    indices = np.asarray(batch_indices(order_key(state.key), jnp.int32(0), 1, size, examples))
     images = np.float32(arrays["image"][indices[0]] / 255 - trainer.statistics.mean)
     labels = arrays["label"][indices[0]]
 

@@ -1,5 +1,6 @@
 """The train step against NumPy, alone and as the trainer composes and compiles it."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -137,6 +138,34 @@ def test_the_train_step_works_in_a_loop_of_ones_own_with_any_network_and_optimiz
         task=TASK,
     )
     assert TASK.metrics(jax.device_get(sums)).keys() == {"loss", "error"}
+
+
+@dataclass(frozen=True)
+class ErrorByClass(Classification):
+    """Has the error of each class, of which the second one has no examples."""
+
+    def sums(self, outputs, batch):
+        sums = super().sums(outputs, batch)
+        return sums | {"error": tuple(jnp.stack([value, 0 * value]) for value in sums["error"])}
+
+
+@pytest.mark.parametrize("cls", [Classification, ErrorByClass])
+def test_the_optimizer_receives_the_step_the_loss_and_the_primary_metric(cls):
+    received = {}
+
+    def update(updates, state, params=None, **extra):
+        received.update(extra)
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    state = start(Pair(), IMAGES, tx)._replace(step=3)
+    _, output = train_step(
+        state, BATCH, jax.random.key(0), model=Pair(), task=cls(TASK.dataset), tx=tx
+    )
+    assert received["step"] == 3
+    assert received["value"] == output.gradients.loss
+    total, weight = output.sums["error"]
+    assert received["metric"] == total.sum() / weight.sum()
 
 
 def test_a_frozen_parameter_has_no_gradient_and_stays():
