@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo
+# Tests of one file share what they compile, so a file stays in one process.
+PARALLEL := -n auto --maxprocesses=4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-slow chaos figures lint lock clean help
@@ -11,10 +13,10 @@ demo: $(READY)  ## train plain and residual networks and draw what depth does to
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
 
 test: lint  ## check style, types and layers, then run the tests
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(PARALLEL)
 
 test-slow: $(READY)  ## run every test, those of minutes too
-	$(BIN)/pytest -q -m ""
+	$(BIN)/pytest -q -m "" $(PARALLEL)
 
 chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write docs/chaos.md (an hour)
 	$(BIN)/python benchmarks/chaos.py measure

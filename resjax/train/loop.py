@@ -316,8 +316,9 @@ def describe(
 ) -> str:
     """Returns a summary of what is trained: size, devices, memory, compile time, phases."""
     backend, counts = trainer.config.parallel.backend, trainer.counts
+    macs = f"{counts.macs / 1e6:,.1f} M" if counts.macs >= 1e6 else f"{counts.macs:,}"
     lines = [
-        f"{counts.parameters:,} parameters, {counts.macs / 1e6:,.1f} M multiply-adds per image; "
+        f"{counts.parameters:,} parameters, {macs} multiply-adds per image; "
         f"{backend} on {trainer.backend.devices} x {jax.devices()[0].device_kind}"
         f"{_peak_memory(dispatches.values())}; compiled in {compile_seconds:.1f} s"
     ]
