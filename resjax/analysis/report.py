@@ -250,8 +250,7 @@ kernels are drawn; layers.jsonl has the others too.</p>
 
 
 def _config(runs: pd.DataFrame) -> str:
-    differing = varying(runs)
-    shared = [str(name) for name in runs if "." in str(name) and name not in differing]
+    shared = [str(n) for n in runs if "." in str(n) and runs[n].nunique(dropna=False) == 1]
     return _facts({name: str(runs[name].iloc[0]) for name in shared})
 
 

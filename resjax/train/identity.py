@@ -1,11 +1,12 @@
 """Decides whether a run may continue under a config: most fields must be those it began with."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from resjax.config import Config, to_dict
+from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError
 from resjax.train import records
 
@@ -31,6 +32,8 @@ def require_same_run(config: Config, workdir: Path) -> None:
 
 def require_compatible(saved: dict[str, Any], config: Config, workdir: Path) -> None:
     """Raises a UserError if a run with the config `saved` may not continue under `config`."""
+    with suppress(UserError):  # an invalid config differs in its own words
+        saved = to_dict(from_dict(saved))  # of an earlier version, with names and fields of today
     if differences := config_differences(saved, to_dict(config)):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}); choose another "

@@ -196,6 +196,17 @@ def test_a_finished_run_is_left_as_it_is(config, finished):
     assert files() == before
 
 
+def test_a_finished_run_of_an_earlier_version_is_recognized_by_its_fields_of_then(
+    config, finished, tmp_path
+):
+    shutil.copytree(finished, tmp_path / "old")
+    saved = to_dict(config)
+    del saved["task"], saved["diagnostics"]
+    saved["data"]["subset"] = saved["data"].pop("subset_seed")
+    (tmp_path / "old" / "config.json").write_text(json.dumps(saved))
+    assert train(config, tmp_path / "old") == read_json(finished / "summary.json")
+
+
 def test_another_config_in_the_same_folder_is_refused_with_the_fields_that_differ(
     configure, finished
 ):
