@@ -130,8 +130,12 @@ def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path
 
 @pytest.mark.parametrize(
     ("sent", "send"),
-    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
-    ids=["Ctrl-C to launcher and workers", "SIGTERM to the launcher"],
+    [
+        pytest.param(
+            signal.SIGINT, os.killpg, id="Ctrl-C to launcher and workers", marks=pytest.mark.slow
+        ),
+        pytest.param(signal.SIGTERM, os.kill, id="SIGTERM to the launcher"),
+    ],
 )
 def test_a_stopped_sweep_saves_its_runs_and_fails_none(tmp_path, sent, send):
     (tmp_path / "sweep.py").write_text(
