@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo
-# Tests of one file share what they compile, so a file stays in one process.
-PARALLEL := -n auto --maxprocesses=4 --dist loadfile
+# Tests of one file share what they compile, so a file stays in one process. Files are not ordered
+# by their numbers of tests: the longest ones have few, and would end up alone at the end.
+PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-slow chaos figures lint lock clean help
