@@ -82,8 +82,15 @@ def _parse(typed: list[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(words or ["--help"])
     if unknown:
         option = unknown[0].partition("=")[0]
-        options = [f"--{name.replace('_', '-')}" for name in vars(arguments)]
-        raise UserError(f"unknown option or argument {option}{nearest(option, options)}")
+        options = {f"--{name.replace('_', '-')}" for name in vars(arguments)}
+        options -= {
+            option,
+            "--command",
+            "--data-command",
+            "--run",
+        }  # `resjax config` takes its FILE without --config
+        hint = nearest(option, sorted(options)) if options else ""
+        raise UserError(f"`resjax {arguments.command}`: unknown option or argument {option}{hint}")
     if overrides and "config" not in arguments:
         raise UserError(f"`resjax {arguments.command}` takes no --config.{next(iter(overrides))}")
     arguments.overrides = overrides

@@ -29,7 +29,8 @@ def _unknown_names(config: Config) -> Iterator[str]:
         ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
     ):
         if name not in known and ":" not in name:
-            yield f"{path}={name}: unknown{nearest(name, known)}; or package.module:name of yours"
+            hint = f"{nearest(name, known)} (or package.module:name of your own)"
+            yield f"{path}={name}: unknown{hint}"
 
 
 def _uneven_intervals(config: Config) -> Iterator[str]:

@@ -50,7 +50,7 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
         ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:  # its message shows an object's address
         raise BadImageError(f"{origin}: cannot be decoded: it is not an image") from error
-    # What Pillow's parsers raise on damaged files.
+    # Pillow's parsers raise these on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BadImageError(f"{origin}: cannot be decoded: {one_line(error)}") from error
     if image.mode == "F":

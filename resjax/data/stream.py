@@ -323,7 +323,7 @@ def eval_batches(
     return Prefetcher(make, map(request, range(math.ceil(count / batch_size))), workers)
 
 
-# What follows runs in workers, except StoredBatch.load.
+# The rest of this file runs in workers, except StoredBatch.load.
 
 _maker: BatchMaker
 _folder: str

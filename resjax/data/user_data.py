@@ -150,7 +150,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    # What NumPy raises for damaged files, other files and pickled objects.
+    # NumPy raises these for damaged files, other files and pickled objects.
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: cannot be read as an .npz file: {one_line(error)}") from error
 

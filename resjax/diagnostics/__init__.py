@@ -106,8 +106,8 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
             diagnostic = import_name(name) if ":" in name else DIAGNOSTICS[name]
         except KeyError:
             raise UserError(
-                f"diagnostics.names={name}: no such diagnostic{nearest(name, DIAGNOSTICS)}; or "
-                "package.module:function of your own"
+                f"diagnostics.names={name}: no such diagnostic{nearest(name, DIAGNOSTICS)} "
+                "(or package.module:function of your own)"
             ) from None
         except (ImportError, AttributeError) as error:
             raise UserError(f"diagnostics.names={name}: {error}") from error

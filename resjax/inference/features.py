@@ -136,7 +136,7 @@ def load_features(path: Path) -> Features:
         return read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
-    # What NumPy and Arrow raise for files that are damaged or have other content.
+    # NumPy and Arrow raise these for files that are damaged or have other content.
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = one_line(error)
         raise UserError(f"{path}: is not a file of `resjax features` ({reason})") from error

@@ -192,7 +192,7 @@ def _factory(config: OptimizerConfig) -> Factory:
         known = [*OURS, *(name for name in vars(optax) if _is_optimizer(getattr(optax, name)))]
         raise UserError(
             f"optimizer.name={config.name}: Optax has no such optimizer"
-            f"{nearest(config.name, sorted({*known}))}; or package.module:function of your own"
+            f"{nearest(config.name, sorted({*known}))} (or package.module:function of your own)"
         )
     parameters = inspect.signature(function).parameters
     # Optax's optimizers have momenta of their own, which our default should not replace.
