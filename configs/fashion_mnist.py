@@ -41,14 +41,15 @@ def get_config(variant: str = "recipe") -> ConfigDict:
         config.optimizer.weight_decay = 5e-4
     elif variant == "degradation":
         config.optimizer.schedule = "he2015"
-        config.sweep = {"depths": (20, 32, 44, 56, 110), "seeds": (0, 1, 2)}
+        depths = (20, 32, 44, 56, 110)
+        config.sweep = {"degradation": {"depths": depths, "seeds": (0, 1, 2)}}
     elif variant == "small":
         config.model.width = 8
         config.train.steps = 500
         config.train.log_every = 25
         config.train.eval_every = 250
         config.train.checkpoint_every = 0
-        config.sweep = {"depths": (20, 56), "seeds": (0, 1, 2)}
+        config.sweep = {"degradation": {"depths": (20, 56), "seeds": (0, 1, 2)}}
     else:
         raise UserError(f"unknown variant {variant!r}; known: recipe, erasing, degradation, small")
     return config

@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     config.train.log_every = 25
     config.train.eval_every = 25
     config.train.checkpoint_every = 0
-    config.sweep = {"depths": (8, 20, 56), "seeds": (0, 1, 2)}
+    config.sweep = {"degradation": {"depths": (8, 20, 56), "seeds": (0, 1, 2)}}
     return config

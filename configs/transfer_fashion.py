@@ -43,11 +43,8 @@ def get_config(variant: str = "transfer") -> ConfigDict:
     if variant == "rates":
         config.data.train_split = "train[:80%]"
         config.data.test_split = "train[80%:]"
-        config.sweep = {
-            "examples": (20,),
-            "seeds": (10,),
-            "rates": (0.03, 0.1, 0.3, 1.0, 3.0),
-        }
+        rates = (0.03, 0.1, 0.3, 1.0, 3.0)
+        config.sweep = {"transfer": {"examples": (20,), "seeds": (10,), "rates": rates}}
     elif variant != "transfer":
         raise UserError(f"unknown variant {variant!r}; known: transfer, pretrain, rates")
     return config

@@ -136,6 +136,11 @@ def check_output(words: list[str], out: str) -> None:
         assert Path(file).is_file()
 
 
+def test_the_readmes_experiment_trains_its_own_depths_with_the_quickstart(users_folder):
+    planned = plan(Path("my_experiment.py"), load("configs/quickstart.py"))
+    assert {run.config.model.depth for run in planned.runs} == {20, 56}
+
+
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory):
     """The run folder that the pages evaluate and read weights from."""

@@ -1,7 +1,7 @@
 """Runs an experiment's sweep, then its report.
 
 Every field of the config has an option, such as --config.model.width=8; `resjax config` lists them.
---config.sweep.NAME=VALUE sets a keyword of the experiment's sweep().
+--config.sweep.KEYWORD=VALUE sets a keyword of the experiment's sweep().
 """
 
 import sys
@@ -28,8 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from resjax.sweeps.experiment import plan
 
-    planned = plan(args.experiment, override(load(args.config), args.overrides))
+    config = override(load(args.config), args.overrides)
+    planned = plan(args.experiment, config, args.config, args.overrides)
     require_writable(args.workdir)
+    print(planned.description, flush=True)
     from resjax.sweeps.local import launch
 
     with stop_on_signals(notify=notify) as stop:

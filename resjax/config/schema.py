@@ -251,7 +251,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a run; `sweep` holds the keywords of an experiment's sweep()."""
+    """Everything that defines a run; `sweep` holds keywords of the sweep() of experiments."""
 
     seed: Annotated[int, Bounds(ge=0, lt=2**31)] = 0
     """Seed of initialization, order and augmentation."""
@@ -264,8 +264,9 @@ class Config:
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     parallel: Parallel = field(default_factory=Parallel)
     sweep: dict[str, Any] = field(default_factory=dict, compare=False)
-    """Keywords of an experiment's sweep(); they say which runs there are, and are not part of a
-    run's identity."""
+    """Keywords of the sweep() of experiments, below an experiment's name for that one only:
+    {'degradation': {'depths': (8, 20)}}. They choose the runs and are not part of a run's
+    identity."""
 
 
 FIELDS = dict(fields(Config))

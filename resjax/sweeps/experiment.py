@@ -7,18 +7,21 @@ of a sweep is an error now, and not after a night.
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from resjax.config import Config, digest, override, resolve, to_dict
 from resjax.config.python_files import errors_in, import_function
 from resjax.errors import UserError
+from resjax.models.presets import nearest
+from resjax.run_files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -35,31 +38,57 @@ class Run:
         return f"{values[:100]}-{digest(self.config)}".lstrip("-.")
 
 
+class Keyword(NamedTuple):
+    """A keyword with which an experiment's `sweep` is called, and where its value comes from."""
+
+    value: Any
+    source: str
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The runs of an experiment, in the order of its sweep."""
+    """The runs of an experiment, in the order of its sweep, and the keywords of `sweep`."""
 
     experiment: Path
     runs: tuple[Run, ...]
+    keywords: Mapping[str, Keyword]
+
+    @property
+    def description(self) -> str:
+        """Says which runs there are, and where each keyword comes from, on a line each."""
+        runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        lines = [f"  {_sourced(name, keyword)}" for name, keyword in self.keywords.items()]
+        return "\n".join([f"{self.experiment}: {runs}", *lines])
 
 
-def plan(experiment: Path, config: ConfigDict) -> Plan:
-    """Calls the experiment's `sweep` with the keywords `config.sweep` and resolves its runs.
+def plan(
+    experiment: Path, config: ConfigDict, file: str = "the config", typed: Collection[str] = ()
+) -> Plan:
+    """Calls the experiment's `sweep` with the keywords of `config.sweep` and resolves its runs.
 
-    If a keyword's default is a tuple, a single value becomes a tuple of one, as in
-    `--config.sweep.seeds=0`.
+    Values below an experiment's name hold for that experiment only, as in `config.sweep =
+    {"degradation": {"depths": (8, 20)}}`. Values without a name hold for every experiment and come
+    first; those of the command line are among them. If a keyword's default is a tuple, a single
+    value becomes a tuple of one, as in `--config.sweep.seeds=0`.
+
+    Args:
+      experiment: the file.
+      config: the base of every run.
+      file: the file that the config comes from, for messages.
+      typed: the fields that were set on the command line.
 
     Raises:
       UserError: there is no such experiment or keyword, a run's config is not valid, or two runs
         are the same.
     """
     sweep = import_function(experiment, "sweep", "yield a run's overrides")
-    keywords = _keywords(experiment, sweep, config.sweep.to_dict())
-    with errors_in(experiment):
-        sweeping = list(sweep(**keywords))
+    given = _given_keywords(experiment, sweep, config.sweep.to_dict(), file, typed)
+    with _keywords_named(given), errors_in(experiment):
+        sweeping = list(sweep(**{name: keyword.value for name, keyword in given.items()}))
     runs: dict[str, Run] = {}
     for overrides in sweeping:
-        run = _resolve_run(experiment, config, overrides)
+        with _keywords_named(given):
+            run = _resolve_run(experiment, config, overrides)
         identity = json.dumps(to_dict(run.config), sort_keys=True)
         if identity in runs:
             same = f"{_text(runs[identity].overrides)} and {_text(overrides)}"
@@ -67,22 +96,51 @@ def plan(experiment: Path, config: ConfigDict) -> Plan:
         runs[identity] = run
     if not runs:
         raise UserError(f"{experiment}: sweep() yields no run")
-    return Plan(experiment, tuple(runs.values()))
+    keywords = {
+        name: given.get(name) or Keyword(parameter.default, "default")
+        for name, parameter in inspect.signature(sweep).parameters.items()
+    }
+    return Plan(experiment, tuple(runs.values()), keywords)
 
 
-def _keywords(
-    experiment: Path, sweep: Callable[..., Any], values: Mapping[str, Any]
-) -> dict[str, Any]:
+def experiment_name(experiment: Path) -> str:
+    """Returns the name of an experiment: its file's, also of the copy in a sweep folder."""
+    plan = experiment.with_name("sweep.json")
+    if experiment.name == "experiment.py" and plan.exists():
+        return str(read_json_object(plan).get("experiment"))
+    return experiment.stem
+
+
+def _given_keywords(
+    experiment: Path,
+    sweep: Callable[..., Any],
+    values: Mapping[str, Any],
+    file: str,
+    typed: Collection[str],
+) -> dict[str, Keyword]:
+    """Returns the keywords that the config or the command line sets for this experiment."""
     parameters = inspect.signature(sweep).parameters
+    name = experiment_name(experiment)
+    everywhere = {f"sweep.{key}": v for key, v in values.items() if not isinstance(v, Mapping)}
+    own = values[name] if isinstance(values.get(name), Mapping) else {}
+    fields = {f"sweep.{name}.{key}": value for key, value in own.items()} | everywhere
+    for field in typed:
+        if field.startswith("sweep.") and field not in fields and f"sweep.{name}." not in field:
+            raise UserError(
+                f"--config.{field}: this experiment is {name}, not {field.split('.')[1]}"
+            )
     keywords = {}
-    for name, value in values.items():
-        if name not in parameters:
-            known = ", ".join(parameters) or "no keyword"
-            raise UserError(f"sweep.{name}: the sweep of {experiment} takes {known}")
-        single = isinstance(parameters[name].default, tuple) and not isinstance(
-            value, (tuple, list)
-        )
-        keywords[name] = (value,) if single else value
+    for field, value in fields.items():
+        keyword = field.rpartition(".")[2]
+        is_typed = any(field == each or each.startswith(f"{field}.") for each in typed)
+        if keyword not in parameters:
+            where = f"--config.{field}" if is_typed else f"{file}: {field}"
+            hint = nearest(keyword, parameters) if parameters else "; it takes no keyword"
+            raise UserError(f"{where}: sweep() of {experiment} has no such keyword{hint}")
+        default = parameters[keyword].default
+        single = isinstance(default, tuple) and not isinstance(value, (tuple, list))
+        source = "the command line" if is_typed else file
+        keywords[keyword] = Keyword((value,) if single else value, source)
     return keywords
 
 
@@ -102,6 +160,23 @@ def _resolve_run(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
 
 def _text(overrides: Mapping[str, Any]) -> str:
     return " ".join(f"{field}={value}" for field, value in overrides.items()) or "without overrides"
+
+
+@contextmanager
+def _keywords_named(given: Mapping[str, Keyword]) -> Iterator[None]:
+    """Adds the keywords that were set, and where, to the message of an error."""
+    try:
+        yield
+    except UserError as error:
+        sources = "; ".join(_sourced(name, keyword) for name, keyword in given.items())
+        raise UserError(f"{error}; sweep: {sources}" if given else str(error)) from error
+
+
+def _sourced(name: str, keyword: Keyword) -> str:
+    """Returns a keyword as it is typed on the command line, and where it comes from."""
+    value, source = keyword
+    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return f"{name}={text} ({source})"
 
 
 def _short(field: str, value: Any) -> str:

@@ -93,7 +93,7 @@ def test_each_seed_draws_its_own_examples() -> None:
 def test_rates_are_chosen_on_images_and_draws_that_the_experiment_does_not_use() -> None:
     config = load(f"{ROOT / 'configs' / 'transfer_fashion.py'}:rates")
     assert (config.data.train_split, config.data.test_split) == ("train[:80%]", "train[80%:]")
-    chosen_on = {run["data.subset_seed"] for run in sweep(**config.sweep.to_dict())}
+    chosen_on = {run["data.subset_seed"] for run in sweep(**config.sweep.transfer.to_dict())}
     assert not chosen_on & {run.get("data.subset_seed") for run in sweep()}
 
 

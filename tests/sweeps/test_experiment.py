@@ -58,6 +58,59 @@ def test_config_sweep_sets_the_keywords_of_sweep(experiment):
     ]
 
 
+OTHER = {"sweep.other": {"depths": (20,), "examples": (5,)}}
+
+
+def test_values_below_an_experiments_name_hold_for_that_experiment_only(experiment):
+    config = override(default_config(), OTHER)
+    other = experiment.with_name("other.py")
+    other.write_text("def sweep(depths=(), examples=()):\n  yield {'model.depth': depths[0]}\n")
+    assert {run.config.model.depth for run in plan(experiment, config).runs} == {8, 14}
+    assert {run.config.model.depth for run in plan(other, config).runs} == {20}
+
+
+def test_typed_values_hold_for_every_experiment_and_come_first(experiment):
+    config = override(default_config(), OTHER | {"sweep.ablation": {"depths": (14, 20)}})
+    config = override(config, {"sweep.depths": "8"})
+    assert {run.config.model.depth for run in plan(experiment, config).runs} == {8}
+
+
+def test_the_copy_of_an_experiment_in_its_sweep_folder_keeps_its_name(experiment):
+    copy = experiment.with_name("experiment.py")
+    copy.write_text(SWEEP)
+    copy.with_name("sweep.json").write_text('{"experiment": "ablation"}')
+    config = override(default_config(), {"sweep.ablation": {"depths": (20,)}})
+    assert {run.config.model.depth for run in plan(copy, config).runs} == {20}
+
+
+def test_a_plan_says_where_each_keyword_comes_from(experiment):
+    config = override(default_config(), {"sweep.ablation": {"depths": (8,)}, "sweep.seeds": "1,2"})
+    assert plan(experiment, config, "my.py", ["sweep.seeds"]).description.splitlines() == [
+        f"{experiment}: 4 runs",
+        "  depths=8 (my.py)",
+        "  shortcuts=none,pad (default)",
+        "  seeds=1,2 (the command line)",
+    ]
+
+
+def sourced_refusal(experiment, fields, typed):
+    with pytest.raises(UserError) as refused:
+        plan(experiment, override(default_config(), fields), "my.py", typed)
+    return str(refused.value)
+
+
+def test_a_refusal_names_the_file_or_the_option_that_the_value_comes_from(experiment):
+    misspelt = {"sweep.ablation.dephts": (8,)}
+    assert "my.py: sweep.ablation.dephts: " in sourced_refusal(experiment, misspelt, ())
+    assert "--config.sweep.ablation.dephts: " in sourced_refusal(experiment, misspelt, misspelt)
+    wrong = {"sweep.depths": (8, 57)}
+    assert "depths=8,57 (my.py)" in sourced_refusal(experiment, wrong, ())
+    assert "depths=8,57 (the command line)" in sourced_refusal(experiment, wrong, wrong)
+    foreign = {"sweep.other.depths": 8}
+    message = "--config.sweep.other.depths: this experiment is ablation, not other"
+    assert message in sourced_refusal(experiment, foreign, foreign)
+
+
 def test_an_override_changes_its_field_of_the_base_config_only(experiment):
     base = override(default_config(), {"model.depth": 110, "model.width": 4})
     models = [run.config.model for run in plan(experiment, base).runs]
@@ -88,9 +141,8 @@ def test_an_impossible_depth_is_refused_with_its_run(experiment):
 
 
 def test_an_unknown_keyword_is_refused_with_the_known_ones(experiment):
-    message = refusal(experiment, dephts=(8,))
-    assert "sweep.dephts" in message
-    assert "depths, shortcuts, seeds" in message
+    assert "sweep.dephts" in refusal(experiment, dephts=(8,))
+    assert "known: depths, shortcuts, seeds" in refusal(experiment, examples=(8,))
 
 
 def test_a_missing_experiment_is_refused_with_the_nearest_name(experiment):
