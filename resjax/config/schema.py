@@ -170,9 +170,9 @@ class Optimizer:
     learning_rate: Factor = 0.1
     """The rate after the warm-up and before the first decay."""
     momentum: Fraction = 0.9
-    """Decay rate of the first moment."""
+    """Decay rate of the first moment; no schedule changes it."""
     nesterov: bool = False
-    """Use Nesterov momentum."""
+    """Use Nesterov momentum. adamw is then NAdamW as in timm; for Optax's, use the name nadamw."""
     beta2: Fraction = 0.999
     """Decay rate of the second moment, in lamb and adamw."""
     weight_decay: Strength = 1e-4
@@ -181,9 +181,10 @@ class Optimizer:
     """Decay all parameters, those of BN too, as He et al. do, or kernels only."""
     schedule: str = "steps"
     """steps: decay at the boundaries. constant: never. cosine: to zero. onecycle: up from a 25th
-    and down to almost nothing (Smith & Topin 2018). he2015: steps, and from depth 110 on a tenth of
-    the rate until the training error is below 80 %. Or your own as package.module:function, called
-    as function(learning_rate, steps, **schedule_options); it returns an Optax schedule."""
+    and down to almost nothing (Smith & Topin 2018), as in PyTorch. he2015: steps, and from depth
+    110 on a tenth of the rate until the training error is below 80 %. Or your own as
+    package.module:function, called as function(learning_rate, steps, **schedule_options); it
+    returns an Optax schedule."""
     schedule_options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of your own schedule."""
     boundaries: Annotated[tuple[float, ...], Bounds(gt=0, lt=1)] = (0.5, 0.75)

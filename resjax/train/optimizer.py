@@ -27,6 +27,7 @@ WARMUP_FACTOR = 0.1
 WARMUP_ERROR_DECAY = 0.98  # of the moving average of the training error: some fifty batches
 
 LARS_COEFFICIENT = 0.001  # You et al. 2017
+LAMB_EPSILON = 1e-6  # You et al. 2019
 
 OURS = ("sgd", "lars", "lamb", "adamw")
 
@@ -143,9 +144,13 @@ def base_optimizer(
 
     - sgd: weight decay is the gradient of an L2 penalty, so it passes through the momentum. [H15]
       decays every parameter, those of BN too.
-    - lars (You et al. 2017, arXiv 1708.03888), lamb (You et al. 2019, arXiv 1904.00962): every
-      kernel's update is scaled by the ratio of the kernel's norm to the update's.
-    - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): weight decay bypasses the moments.
+    - lars (You et al. 2017, arXiv 1708.03888): the update of every kernel w with gradient g is
+      scaled by 0.001 |w| / (|g| + weight_decay |w|). Biases and scales train as in sgd.
+    - lamb (You et al. 2019, arXiv 1904.00962): the update u of every kernel, weight decay included,
+      is scaled by |w| / |u|. With nesterov, it is the paper's N-LAMB at constant momentum.
+    - adamw (Loshchilov & Hutter 2017, arXiv 1711.05101): weight decay bypasses the moments. With
+      nesterov, it is NAdamW as in timm and in MLCommons' baselines. PyTorch's NAdam also raises the
+      momentum step by step.
     - any other: the function of that name in Optax, called as `function(learning_rate, **options)`,
       with `weight_decay` and, for weight_decay_on=kernels, a `mask`, if it has such parameters. A
       function of the user's also receives `momentum` and `nesterov`, if it has them.
@@ -156,16 +161,19 @@ def base_optimizer(
         raise UserError(
             f"optimizer.options: {config.name} has none; set the fields of the optimizer section"
         )
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=kernels if config.weight_decay_on == "kernels" else None
-    )
+    decays_all = config.weight_decay_on == "all"
+    decay = optax.add_decayed_weights(config.weight_decay, mask=None if decays_all else kernels)
     momentum = optax.trace(config.momentum, config.nesterov)
-    moments = optax.scale_by_adam(config.momentum, config.beta2, nesterov=config.nesterov)
+    betas = config.momentum, config.beta2
+    moments = scale_by_nadam(*betas) if config.nesterov else optax.scale_by_adam(*betas)
+    lamb_moments = optax.scale_by_adam(*betas, LAMB_EPSILON, nesterov=config.nesterov)
+    # The trust ratio of LARS adds the decay of kernels.
+    others = optax.add_decayed_weights(config.weight_decay if decays_all else 0.0, mask=not_kernels)
     rate = scale_by_rate(factors)
     steps = {
         "sgd": (decay, momentum, rate),
-        "lars": (decay, trust_ratio(LARS_COEFFICIENT), rate, momentum),
-        "lamb": (moments, decay, trust_ratio(), rate),
+        "lars": (trust_ratio(LARS_COEFFICIENT, config.weight_decay), others, rate, momentum),
+        "lamb": (lamb_moments, decay, trust_ratio(), rate),
         "adamw": (moments, decay, rate),
     }[config.name]
     return optax.chain(*steps)
@@ -252,9 +260,48 @@ def _from_factory(
     return optax.GradientTransformationExtraArgs(factory(0.0).init, update)
 
 
-def trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
-    """Scales the update of every kernel by `coefficient` times the kernel's norm over its own."""
-    return optax.masked(optax.scale_by_trust_ratio(trust_coefficient=coefficient), kernels)
+def trust_ratio(coefficient: float = 1.0, decay: float = 0.0) -> optax.GradientTransformation:
+    """Maps the update u of every kernel w to `ratio` (u + decay w).
+
+    The ratio is coefficient |w| / (|u| + decay |w|), and 1 where this is 0 or undefined. In a
+    scanned network, every block of a stacked array has its own.
+    """
+
+    def scaled(path: Any, update: Array, kernel: Array) -> Array:
+        first = 1 if "/blocks/" in path_name(path) else 0
+
+        def norm(array: Array) -> Array:
+            return jnp.sqrt((array**2).sum(tuple(range(first, array.ndim)), keepdims=True))
+
+        size = norm(kernel)
+        ratio = coefficient * size / (norm(update) + decay * size)
+        return jnp.where(jnp.isfinite(ratio) & (ratio > 0), ratio, 1.0) * (update + decay * kernel)
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map_with_path(scaled, updates, params)
+
+    return optax.masked(optax.stateless(update), kernels)
+
+
+def scale_by_nadam(beta1: float, beta2: float) -> optax.GradientTransformation:
+    """Adam whose first moment looks one step ahead: it counts the gradient once more.
+
+    From table 1 of Choi et al. 2019, arXiv 1910.05446. Optax's `nesterov` also corrects the bias of
+    the two parts differently (Dozat 2016).
+    """
+    adam = optax.scale_by_adam(beta1, beta2)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = adam.update(updates, state, params)
+        bias1, bias2 = (1 - beta**state.count for beta in (beta1, beta2))
+
+        def scaled(gradient: Array, mean: Array, square: Array) -> Array:
+            ahead = beta1 * mean + (1 - beta1) * gradient
+            return ahead / bias1 / (jnp.sqrt(square / bias2) + 1e-8)
+
+        return jax.tree.map(scaled, updates, state.mu, state.nu), state
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
@@ -275,6 +322,10 @@ def kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def not_kernels(params: Any) -> Any:
+    return jax.tree.map(lambda kernel: not kernel, kernels(params))
+
+
 def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
     """Returns the learning rate by step of a run of `steps`: linear warm-up, then the schedule.
 
@@ -284,7 +335,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
     if config.schedule_options and config.schedule in SCHEDULES:
         raise UserError(f"optimizer.schedule_options: {config.schedule} has none")
     if config.schedule == "onecycle":
-        return optax.cosine_onecycle_schedule(steps, config.learning_rate)
+        return one_cycle(config.learning_rate, steps)
     if ":" in config.schedule:
         schedule = _own_schedule(config, steps)
     elif config.schedule == "cosine":
@@ -302,6 +353,24 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
         return schedule
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     return optax.join_schedules([warmup, schedule], [config.warmup_steps])
+
+
+def one_cycle(peak: float, steps: int) -> Schedule:
+    """Returns PyTorch's OneCycleLR: a cosine from peak / 25 to the peak, one to peak / 250,000.
+
+    The last step has the lowest rate; with Optax's schedule, the step after it would.
+    """
+    top, last = 0.3 * steps - 1, steps - 1
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        def cosine(start: float, end: float, share: Array) -> Array:
+            return end + (start - end) * (1 + jnp.cos(jnp.pi * share)) / 2
+
+        rising = cosine(peak / 25, peak, step / top)
+        falling = cosine(peak, peak / 25e4, (step - top) / (last - top))
+        return jnp.where(step <= top, rising, falling)
+
+    return schedule
 
 
 def _own_schedule(config: OptimizerConfig, steps: int) -> Schedule:
