@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from resjax.errors import UserError
 
@@ -55,6 +55,13 @@ class Metric(NamedTuple):
         form = ".2f" if self.unit == "fraction" else ".4g"
         numbers = (f"{self.scale * n:{form}}" for n in (value, deviation) if not math.isnan(n))
         return " ± ".join(numbers) or "–"
+
+
+class Divergence(NamedTuple):
+    """Where and why a run ended whose loss is not finite."""
+
+    step: int  # of the first metrics that are not finite
+    reason: str  # on one line
 
 
 CLASSIFICATION_ERROR = Metric("error", unit="fraction")
@@ -118,6 +125,18 @@ def read_summary(path: Path) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
+def read_divergence(folder: Path) -> Divergence | None:
+    """Returns what a run folder's diverged.json says, or None without that file."""
+    path = folder / "diverged.json"
+    if not path.exists():
+        return None
+    content = read_json_object(path)
+    step, reason = content.get("step"), content.get("reason")
+    if not _is_step(step) or not isinstance(reason, str):
+        raise DamagedFileError(path, "not a step and a reason")
+    return Divergence(step, " ".join(reason.split()))
+
+
 def read_measurements(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl in order, or [] if there is no file.
 
@@ -171,7 +190,7 @@ def _parse_line(
     return line | {name: math.nan for name, value in values.items() if value is None}
 
 
-def _is_step(value: Any) -> bool:
+def _is_step(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= LARGEST_STEP
 
 
