@@ -152,7 +152,8 @@ class Train:
     """Steps between two checkpoints, a multiple of log_every; 0 saves only the last step."""
     nonfinite: Literal["stop", "skip", "record"] = "stop"
     """When the loss is not finite. stop: end the run and locate the first nonfinite value. skip:
-    leave out the step, also if only a gradient is not finite. record: write null and continue."""
+    leave out the step, also if only a gradient is not finite. record: write null and continue.
+    stop and skip end the run if a parameter or a sum of test metrics is not finite."""
     accumulation_steps: Positive = 1
     """Parts of a batch whose gradients are computed one after the other and averaged, to save
     memory. Each part has its own BN statistics."""

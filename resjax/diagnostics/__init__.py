@@ -161,10 +161,3 @@ def per_layer(values: Mapping[str, Any]) -> dict[str, float]:
         for index, single in enumerate(array):
             layers[STACKED.sub(rf"\g<1>block{index + 2}\2", path)] = float(single)
     return layers
-
-
-def natural_order(path: str) -> tuple[Any, ...]:
-    """A sort key that puts stem, stages, blocks and layers in the order of the network."""
-    first = {"stem": 0, "norm": 2, "head": 3}.get(path.partition("/")[0], 1)
-    words = re.split(r"(\d+)", path)
-    return (first, *((int(word) if word.isdecimal() else word) for word in words))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Variables = dict[str, Any]
 
@@ -45,6 +46,34 @@ def scanned(variables: Variables) -> Variables:
 def path_name(path: Any) -> str:
     """Returns a pytree path as text: `stage4/block1/Conv_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def natural_order(path: str) -> tuple[Any, ...]:
+    """A sort key that puts stem, stages, blocks and layers in the order of the network."""
+    first = {"stem": 0, "norm": 2, "head": 3}.get(path.partition("/")[0], 1)
+    words = re.split(r"(\d+)", path)
+    return (first, *((int(word) if word.isdecimal() else word) for word in words))
+
+
+def first_nonfinite(variables: Any) -> str | None:
+    """Returns the path of the first array that is not finite, in the network's order, or None.
+
+    Args:
+      variables: by collection, such as `params`. Of an array that is spread over processes, the
+        parts of this process are looked at.
+    """
+    for collection, tree in variables.items():
+        leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for name in sorted(leaves, key=natural_order):
+            if not _is_finite(leaves[name]):
+                return f"{collection}/{name}"
+    return None
+
+
+def _is_finite(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return bool(np.isfinite(leaf).all())
+    return all(np.isfinite(shard.data).all() for shard in leaf.addressable_shards)
 
 
 def unrolled_paths(params: Any) -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resjax.diagnostics import natural_order, per_layer
+from resjax.diagnostics import per_layer
+from resjax.models.layout import natural_order
 from resjax.run_files import parse_measurement
 from resjax.train.distributed import is_main_process
 from resjax.train.progress import Listener, Progress, Warn
@@ -18,7 +19,11 @@ from resjax.train.trainer import Trainer
 
 
 class NotFiniteError(Exception):
-    """The training loss is not finite."""
+    """A loss, a metric or a parameter is not finite at a step, and the config does not allow it."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Pending(NamedTuple):
@@ -75,7 +80,8 @@ class History:
         """Writes pending lines: all of them, or those of steps below `before`.
 
         Raises:
-          NotFiniteError: a training loss is not finite, and the config does not allow that.
+          NotFiniteError: a training loss or a sum of test metrics is not finite, and the config
+            does not allow that.
         """
         while self._pending and (before is None or self._pending[0].step < before):
             step, split, values = self._pending.popleft()
@@ -89,6 +95,8 @@ class History:
                 self._measure_rate(step)
                 self._require_finite(line)
                 self._trained_to = step
+            elif self._trainer.config.train.nonfinite != "record":
+                require_finite_sums(values, step)
             if self._listener:
                 self._listener(self.progress(step))
 
@@ -146,7 +154,7 @@ class History:
         if config.nonfinite != "record" and not skips and not np.isfinite(line["loss"]):
             first, last = self._trained_to + 1, line["step"]
             where = f"steps {first} to {last}" if first < last else f"step {last}"
-            raise NotFiniteError(f"the loss is not finite in {where}")
+            raise NotFiniteError(f"the loss is not finite in {where}", last)
 
     def _measure_rate(self, step: int) -> None:
         since, start = self._clock
@@ -160,6 +168,15 @@ class History:
         line: dict[str, Any] = next(lines, {})
         left_out = ("step", "split", "learning_rate", "skipped")
         return {name: value for name, value in line.items() if name not in left_out}
+
+
+def require_finite_sums(metrics: Metrics, step: int) -> None:
+    """Raises a NotFiniteError if a sum of the metrics of an evaluation is not finite."""
+    for kind, sums in metrics.items():
+        for name, (total, _) in sums.items():
+            if not np.isfinite(jax.device_get(total)).all():
+                which = f"{kind.removesuffix('sums')}{name}"
+                raise NotFiniteError(f"the test {which} is not finite at step {step}", step)
 
 
 def _open(path: Path, text: str, warn: Warn) -> JsonLinesFile:

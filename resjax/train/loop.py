@@ -17,12 +17,13 @@ import jax
 from resjax.config import Config, from_dict, to_dict
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError
+from resjax.models.layout import first_nonfinite
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
-from resjax.train.distributed import is_main_process
+from resjax.train.distributed import all_processes, is_main_process
 from resjax.train.divergence import locate_nonfinite
-from resjax.train.history import History, NotFiniteError
+from resjax.train.history import History, NotFiniteError, require_finite_sums
 from resjax.train.identity import require_compatible, require_same_run
 from resjax.train.lock import locked
 from resjax.train.memory import report_exhaustion, require_memory
@@ -31,6 +32,8 @@ from resjax.train.signals import Stopped, StopRequest
 from resjax.train.state import TrainState
 from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trainer_for
 from resjax.transfer.weights import describe_run
+
+DIVERGED = "diverged.json"  # says when and why a run ended, if it is not finite
 
 
 def train(
@@ -172,7 +175,8 @@ class Run:
             if record.get("layers"):
                 path = self.workdir / "layers.jsonl"
                 layers = records.recover_layers(path, record["layers"], step, self._warn)
-            (self.workdir / "summary.json").unlink(missing_ok=True)  # the run is not finished
+            for name in ("summary.json", DIVERGED):  # the run goes on
+                (self.workdir / name).unlink(missing_ok=True)
             records.write_json(self.workdir / "config.json", to_dict(self.config))
             provenance = {
                 "primary_metric": self.trainer.task.primary._asdict(),
@@ -188,6 +192,8 @@ class Run:
         every = self.config.diagnostics.every
         phase = trainer.phase_at(max(step - 1, 0))
         try:
+            if times.nonfinite != "record":
+                _require_finite(trainer, state, step)
             with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
                 for dispatch in plan(trainer, step):
                     if dispatch.phase != phase:
@@ -216,11 +222,14 @@ class Run:
         except NotFiniteError as error:
             checkpoints.wait()
             steps = checkpoints.steps()
-            found = locate_nonfinite(trainer, state, self.config.seed)
+            reason = f"{error}: {locate_nonfinite(trainer, state, self.config.seed)}"
+            if is_main_process():
+                content = {"step": error.step, "reason": reason}
+                records.write_json(self.workdir / DIVERGED, content)
             raise UserError(
-                f"{error}: {found}; last good checkpoint: "
+                f"{reason}; last good checkpoint: "
                 f"{f'step {steps[-1]}' if steps else 'none'}. Lower optimizer.learning_rate, or "
-                "set train.nonfinite=skip or record"
+                f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
 
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
@@ -249,6 +258,15 @@ class Run:
         return self._seconds_before + time.monotonic() - self._started
 
 
+def _require_finite(trainer: Trainer, state: TrainState, step: int) -> None:
+    """Raises a NotFiniteError that names the first variable of a state that is not finite."""
+    state = trainer.backend.unreplicate(state)
+    name = first_nonfinite(state.variables | ({"ema": state.ema} if state.ema else {}))
+    if not all_processes(name is None):
+        which = name or "an array of another process"
+        raise NotFiniteError(f"{which} is not finite at step {step}", step)
+
+
 @contextmanager
 def _report_disk_errors(workdir: Path) -> Iterator[None]:
     """Turns errors of the disk into one line; existing checkpoints stay."""
@@ -273,10 +291,16 @@ def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> 
       The step, and `test_<metric>` for each metric.
 
     Raises:
-      UserError: there is no run in `workdir`, or no such intact checkpoint.
+      UserError: there is no run in `workdir`, or no such intact checkpoint, or it is not finite.
     """
     trainer, restored = restore_run(workdir, which, warn)
-    metrics = trainer.evaluate(trainer.backend.replicate(restored.state))
+    state = trainer.backend.replicate(restored.state)
+    try:
+        _require_finite(trainer, state, restored.step)
+        metrics = trainer.evaluate(state)
+        require_finite_sums(metrics, restored.step)
+    except NotFiniteError as error:
+        raise UserError(f"{workdir}: {error}") from error
     values = trainer.metric_values(metrics)
     return {"step": restored.step, **{f"test_{name}": value for name, value in values.items()}}
 

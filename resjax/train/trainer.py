@@ -10,6 +10,7 @@ each phase is a program of its own.
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -223,13 +224,19 @@ class Trainer:
         return results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def metric_values(self, metrics: Metrics) -> dict[str, float]:
-        """Returns the metrics by name, from what a dispatch or an evaluation returned."""
+        """Returns the metrics by name, from what a dispatch or an evaluation returned.
+
+        If the loss is not finite, no metric is a number: the class with the largest logit, for one,
+        means nothing if the logits are NaN.
+        """
         values: dict[str, float] = {}
         for name, value in jax.device_get(metrics).items():
             if name.endswith("sums"):
                 prefix = name.removesuffix("sums")
-                for metric, number in self.task.metrics(value).items():
-                    values[prefix + metric] = float(number)
+                found = self.task.metrics(value)
+                finite = math.isfinite(found["loss"])
+                for metric, number in found.items():
+                    values[prefix + metric] = float(number) if finite else math.nan
             else:
                 values[name] = float(value)
         return dict(sorted(values.items()))

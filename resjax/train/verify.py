@@ -13,7 +13,7 @@ import numpy as np
 
 from resjax.disk import DamagedError, verify_checksums
 from resjax.errors import UserError
-from resjax.run_files import DamagedFileError, read_layers, read_measurements
+from resjax.run_files import DamagedFileError, read_divergence, read_layers, read_measurements
 from resjax.train import records
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.identity import config_differences
@@ -96,6 +96,10 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
             yield Finding(run / name, "missing")
         elif newest and name == "config.json" and config_differences(newest["config"], content):
             yield Finding(run / name, "damaged: the newest checkpoint has another config")
+    try:
+        read_divergence(run)
+    except DamagedFileError as error:
+        yield Finding(run / "diverged.json", f"damaged: {error.damage}")
 
 
 def _verify_lines(

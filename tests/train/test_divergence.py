@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from resjax.errors import UserError
 from resjax.train.divergence import locate_nonfinite
-from resjax.train.loop import train
+from resjax.train.loop import evaluate, train
 from resjax.train.trainer import Trainer
 
 
@@ -123,10 +123,81 @@ def test_a_run_stops_and_names_the_place_and_the_last_good_checkpoint(fragile, t
     assert "last good checkpoint: step 2." in message
     assert "train.nonfinite=skip" in message
     assert not (tmp_path / "summary.json").exists()
-    assert [(line["step"], line["loss"] is None) for line in lines(tmp_path)] == [
-        (2, False),
-        (4, True),
+    assert [(line["step"], line["loss"], line["error"]) for line in lines(tmp_path)][1:] == [
+        (4, None, None)
     ]
+    assert json.loads((tmp_path / "diverged.json").read_text()) == {
+        "step": 4,
+        "reason": message.partition("; last good")[0],
+    }
+
+
+class Broken(nn.Module):
+    """A layer that is not finite from the start, or whose output is not in evaluation mode."""
+
+    classes: int
+    part: str
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        start = jnp.nan if self.part == "kernel" else 0.1
+        normal = nn.initializers.normal(start)
+        x = nn.Dense(self.classes, kernel_init=normal, name="head")(images.reshape(len(images), -1))
+        broken = self.part == "evaluation" and not train
+        return x * jnp.where(broken, jnp.nan, 1.0)
+
+
+SHORT = {"train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 2}
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("part", "step", "reason"),
+    [
+        ("kernel", 0, "params/head/kernel is not finite at step 0: training has not changed it"),
+        (
+            "evaluation",
+            4,
+            "the test loss is not finite at step 4: step 5 would be finite in training mode",
+        ),
+    ],
+)
+def test_what_is_not_finite_beside_the_training_loss_ends_the_run_too(
+    with_network, tmp_path, part, step, reason, policy
+):
+    network = partial(Broken, part=part)
+    config = with_network(network, **SHORT, **{"train.nonfinite": policy}).config
+    with pytest.raises(UserError, match=reason):
+        train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    diverged = json.loads((tmp_path / "diverged.json").read_text())
+    assert diverged["step"] == step
+    assert diverged["reason"].startswith(reason)
+
+
+def test_under_record_a_test_loss_that_is_not_finite_has_no_error_either(with_network, tmp_path):
+    fields = SHORT | {"train.nonfinite": "record"}
+    summary = train(with_network(partial(Broken, part="evaluation"), **fields).config, tmp_path)
+    assert math.isnan(summary["test_loss"])
+    assert math.isnan(summary["test_error"])
+    assert summary["train_error"] < 1
+    assert not (tmp_path / "diverged.json").exists()
+    with pytest.raises(UserError, match="the test loss is not finite at step 10"):
+        evaluate(tmp_path)
+
+
+def test_evaluate_names_the_first_array_that_is_not_finite(with_network, tmp_path):
+    fields = SHORT | {"train.nonfinite": "record"}
+    train(with_network(partial(Broken, part="kernel"), **fields).config, tmp_path)
+    with pytest.raises(UserError, match="params/head/bias is not finite at step 10"):
+        evaluate(tmp_path)
+
+
+def test_a_run_that_goes_on_is_no_longer_called_diverged(regression, tmp_path):
+    config = regression(**SHORT).config
+    (tmp_path / "diverged.json").write_text('{"step": 2, "reason": "the loss is not finite"}')
+    train(config, tmp_path)
+    assert not (tmp_path / "diverged.json").exists()
 
 
 def test_the_steps_of_a_shorter_dispatch_are_named_alone(fragile, tmp_path):

@@ -68,6 +68,7 @@ def repeat(path):
         ("checkpoints/8", shutil.rmtree, "no intact checkpoint of its last step, 8"),
         ("metrics.jsonl", flip, "damaged: line 4 is not a line of metrics.jsonl"),
         ("metrics.jsonl", os.unlink, "missing"),
+        ("diverged.json", lambda path: path.write_text("{}"), "damaged: not a step and a reason"),
         ("metrics.jsonl", repeat, "damaged: steps repeat or decrease"),
         ("layers.jsonl", flip, "damaged: the newest checkpoint has other lines"),
         ("layers.jsonl", os.unlink, "missing"),
