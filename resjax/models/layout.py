@@ -21,7 +21,7 @@ def unrolled(variables: Variables) -> Variables:
         if "blocks" not in stage:
             return stage
         rest = {name: value for name, value in stage.items() if name != "blocks"}
-        for index in range(len(jax.tree.leaves(stage["blocks"])[0])):
+        for index in range(min(map(len, jax.tree.leaves(stage["blocks"])), default=0)):
             rest[f"block{index + 2}"] = jax.tree.map(lambda leaf, i=index: leaf[i], stage["blocks"])
         return rest
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from resjax.config import SCHEDULES, Config
 from resjax.config import Optimizer as OptimizerConfig
 from resjax.errors import UserError
+from resjax.models import layout
 from resjax.models.layout import path_name
 from resjax.models.presets import nearest
 from resjax.train.freezing import Phase, merge, split
@@ -30,6 +31,19 @@ LARS_COEFFICIENT = 0.001  # You et al. 2017
 LAMB_EPSILON = 1e-6  # You et al. 2019
 
 OURS = ("sgd", "lars", "lamb", "adamw")
+
+# Optimizers of Optax that update each number by itself; the layout of arrays is nothing to them.
+ELEMENTWISE = (
+    "adabelief",
+    "adagrad",
+    "adam",
+    "adamax",
+    "lion",
+    "nadam",
+    "nadamw",
+    "radam",
+    "rmsprop",
+)
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
@@ -156,7 +170,10 @@ def base_optimizer(
       function of the user's also receives `momentum` and `nesterov`, if it has them.
     """
     if config.name not in OURS:
-        return _from_factory(_factory(config), factors)
+        factory = _factory(config)
+        if config.name in ELEMENTWISE:
+            return _from_factory(factory, factors)
+        return unroll(_from_factory(factory, {}), factors)
     if config.options:
         raise UserError(
             f"optimizer.options: {config.name} has none; set the fields of the optimizer section"
@@ -258,6 +275,36 @@ def _from_factory(
         return jax.tree.map_with_path(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(factory(0.0).init, update)
+
+
+def unroll(
+    inner: optax.GradientTransformationExtraArgs, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """Shows `inner` the unrolled network, so that both layouts train alike.
+
+    An optimizer with norms or axes of arrays, such as adafactor, would otherwise take those of all
+    blocks in a scanned array together.
+    """
+
+    def unrolled(tree: Any) -> Any:
+        return layout.unrolled({"params": tree})["params"]
+
+    def init(params: Any) -> Any:
+        return inner.init(unrolled(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        moved, state = inner.update(unrolled(updates), state, unrolled(params), **extra)
+        by_path = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(moved)}
+        paths = layout.unrolled_paths(updates)
+
+        def restacked(path: Any, leaf: Array) -> Array:
+            name = path_name(path)
+            blocks = [by_path[each] for each in paths[name]]
+            return factors.get(name, 1.0) * jnp.stack(blocks).reshape(leaf.shape)
+
+        return jax.tree.map_with_path(restacked, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def trust_ratio(coefficient: float = 1.0, decay: float = 0.0) -> optax.GradientTransformation:

@@ -194,21 +194,40 @@ def test_the_rate_of_every_step_is_that_of_pytorch_and_timm(name):
     assert rates(config, 40) == pytest.approx(TORCH["schedules"][name], rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("name", ["lars", "lamb"])
-def test_every_block_of_a_scanned_stage_has_a_trust_ratio_of_its_own(name):
+@pytest.mark.parametrize(
+    "name",
+    [*optimizer.OURS, *optimizer.ELEMENTWISE, "adafactor", "novograd", "own_training:agc"],
+)
+def test_scanned_and_unrolled_networks_take_the_same_steps(name):
     random = np.random.default_rng(0)
-    blocks = [{"conv": {"kernel": random.normal(size=(3, 3, 2, 2))}} for _ in range(2)]
+    blocks = [random_tree(random) for _ in range(2)]
     unrolled = {"stage1": {f"block{2 + i}": block for i, block in enumerate(blocks)}}
     stacked = {"stage1": {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}}
-    tx = optimizer.base_optimizer(Optimizer(name=name), {})
+    names = ("stage1/blocks/conv/kernel", "stage1/block2/conv/kernel", "stage1/block3/conv/kernel")
+    tx = optimizer.base_optimizer(Optimizer(name=name, weight_decay=0.0), dict.fromkeys(names, 0.5))
 
-    def added(params):
-        gradients = jax.tree.map(lambda leaf: leaf**3, params)
-        return tx.update(gradients, tx.init(params), params, rate=0.1)[0]["stage1"]
+    def trained(params):
+        state = tx.init(params)
+        for power in (3, 2):
+            gradients = jax.tree.map(lambda leaf, power=power: leaf**power, params)
+            updates, state = tx.update(gradients, state, params, rate=0.1)
+            params = jax.tree.map(np.add, params, updates)
+        return params["stage1"]
 
-    together = added(stacked)["blocks"]["conv"]["kernel"]
-    for index, alone in enumerate(added(unrolled).values()):
-        np.testing.assert_allclose(together[index], alone["conv"]["kernel"], rtol=1e-5)
+    together = trained(stacked)["blocks"]
+    for index, alone in enumerate(trained(unrolled).values()):
+        own = jax.tree.map(lambda leaf, i=index: leaf[i], together)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), own, alone)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "own_training:agc"])
+def test_a_scanned_stage_may_be_frozen(name):
+    frozen = {"stage1": {"blocks": {"conv": {"kernel": None}}}}
+    params = {**frozen, "head": {"kernel": np.ones((2, 2), np.float32)}}
+    tx = optimizer.base_optimizer(Optimizer(name=name, weight_decay=0.0), {})
+    updates, _ = tx.update(params, tx.init(params), params, rate=0.1)
+    assert updates["stage1"] == frozen["stage1"]
+    assert (updates["head"]["kernel"] < 0).all()
 
 
 ALL = frozenset({"conv/kernel", "norm/scale", "norm/bias"})
@@ -239,6 +258,10 @@ def sign_descent(learning_rate, shrink=1.0):
     )
 
 
+def agc(learning_rate):
+    return optax.chain(optax.adaptive_grad_clip(0.5), optax.sgd(learning_rate))
+
+
 def saw(learning_rate, steps, teeth=1):
     return lambda step: learning_rate * (1 - (step * teeth % steps) / steps)
 
@@ -247,7 +270,8 @@ def saw(learning_rate, steps, teeth=1):
 def own_module():
     """A module of the user, with an optimizer and a schedule."""
     module = ModuleType("own_training")
-    module.sign_descent, module.saw, module.number = sign_descent, saw, 3
+    module.sign_descent, module.agc = sign_descent, agc
+    module.saw, module.number = saw, 3
     module.injected_sgd = optax.inject_hyperparams(optax.sgd)
     module.bad_schedule = lambda learning_rate, steps: lambda step: float("nan")
     sys.modules[module.__name__] = module
