@@ -1,7 +1,9 @@
 """Errors that the user can fix, reported in one line with exit code 2."""
 
 import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -13,6 +15,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     message = re.sub(r"<\w[^>]* object at 0x\w+>", "", str(error))
     text = " ".join(f"{type(error).__name__}: {message}".split()).removesuffix(":")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def error_in(file: Path, error: Exception) -> str:
+    """Returns an error of the user's code in `file`, on one line with the file and the line."""
+    if isinstance(error, SyntaxError):
+        where = file if error.filename in (str(file), str(file.absolute())) else error.filename
+        return f"{where}:{error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    numbers = [f.lineno for f in frames if Path(f.filename).absolute() == file.absolute()]
+    line = f":{numbers[-1]}" if numbers else ""
+    return f"{file}{line}: {error if isinstance(error, UserError) else one_line(error)}"
 
 
 def first_few(items: Iterable[str], shown: int = 5, separator: str = ", ") -> str:

@@ -80,6 +80,33 @@ def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
     return metric
 
 
+MARKS = {"sweep.json": "sweep", "weights.json": "weights", "dataset_info.json": "dataset"}
+"""Files that mark the kind of a folder."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Returns whether a run was trained there; Hugging Face's folders have a config.json too."""
+    marks = ("checkpoints", "provenance.json")
+    return (folder / "config.json").is_file() and any((folder / mark).exists() for mark in marks)
+
+
+def folder_kind(folder: Path) -> str | None:
+    """Returns "sweep", "weights", "dataset" or "run", or None if nothing marks the folder."""
+    kinds = (kind for mark, kind in MARKS.items() if (folder / mark).is_file())
+    return next(kinds, "run" if is_run_folder(folder) else None)
+
+
+def require_kind(folder: Path, kind: str) -> None:
+    """Raises UserError if a folder is marked as one of another kind; names the kind."""
+    found = folder_kind(folder)
+    if found in (kind, None):
+        return
+    runs = sorted(folder.glob("runs/*")) if found == "sweep" else []
+    such = f", such as {runs[0]}" if runs else ""
+    hint = {"sweep": f"; its runs are in {folder / 'runs'}{such}"}.get(found, "")
+    raise UserError(f"{folder} is a {found} folder, not a {kind} folder{hint}")
+
+
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config in which fields with an earlier version's names have today's."""
     renamed = copy.deepcopy(dict(config))

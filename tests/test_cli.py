@@ -104,6 +104,27 @@ def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("typed", "mark", "message"),
+    [
+        (("train", CONFIG, "--workdir={}"), "sweep.json", "is a sweep folder, not a run folder"),
+        (("train", CONFIG, "--workdir={}"), "weights.json", "is a weights folder, not a run"),
+        (("sweep", EXPERIMENT, CONFIG, "--workdir={}"), "provenance.json", "is a run folder, not"),
+        (("evaluate", "--workdir={}"), "sweep.json", "is a sweep folder, not a run folder; its"),
+        (("report", "{}"), "weights.json", "is a weights folder with no runs"),
+        (("verify", "{}"), "dataset_info.json", "is a dataset folder; it contains no runs"),
+        (("import", "{}", "--out=x"), "sweep.json", "is a sweep folder, not a run folder"),
+    ],
+)
+def test_a_folder_of_another_kind_is_named_and_left_alone(typed, mark, message, tmp_path, capsys):
+    (tmp_path / mark).write_text("{}")
+    if mark == "provenance.json":
+        (tmp_path / "config.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    assert message in refusal(capsys, *(word.format(tmp_path) for word in typed))
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_fault_in_resjax_keeps_its_traceback(monkeypatch, tmp_path):
     def train(config, workdir, on_progress=None, announce=None, stop=None):
         raise ZeroDivisionError

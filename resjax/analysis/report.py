@@ -10,8 +10,8 @@ import importlib.resources
 import json
 import os
 import re
-import runpy
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
+from resjax.analysis.experiment_figures import Experiment, load_experiment
 from resjax.analysis.runs import (
     describe,
     load_curves,
@@ -32,6 +33,7 @@ from resjax.analysis.runs import (
     varying,
 )
 from resjax.disk import write_atomically
+from resjax.errors import UserError
 from resjax.run_files import read_json_object
 
 POINTS = 300
@@ -42,44 +44,115 @@ NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 
 SPLITS = {"train": "training", "test": "test"}
 
-Drawing = Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class FiguresError(UserError):
+    """An experiment's figures could not be drawn; the report has the default ones."""
 
 
 def write_report(
-    path: str | os.PathLike[str], experiment: str | os.PathLike[str] | None = None
+    paths: Paths,
+    experiment: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Writes report.html, runs.csv and figures/ to `path`, and returns the path of the page.
+    """Writes report.html, runs.csv and figures/, and returns the path of the page.
 
     Args:
-        path: A sweep folder, or any folder that contains runs.
-        experiment: The experiment file, which describes and draws the runs; by default
-            `path`/experiment.py or, without that file, curves of all settings.
+        paths: A sweep folder, or any folder that contains runs, or several of them.
+        experiment: The experiment file, which describes and draws the runs; by default the one
+            that `find_experiment` finds or, without it, curves of all settings.
+        out: The folder to write to; by default that of `default_out`.
 
     Raises:
         FileNotFoundError, ValueError: if `load_runs`, `load_curves` or `load_layers` raises them.
+        FiguresError: if the experiment cannot draw its figures; the report is written nevertheless.
     """
-    root = Path(path)
-    runs = load_runs(root)
+    roots = _roots(paths)
+    root = default_out(roots) if out is None else Path(out)
+    runs = load_runs(*roots)
     curves, layers = load_curves(runs), load_layers(runs)
-    title, claim, draw_figures = _load(root, experiment)
+    source = find_experiment(roots) if experiment is None else Path(experiment)
+    described, figures, failure = _draw(source, root, roots, runs, curves)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
-    write_atomically(root / "runs.csv", table.to_csv(index=False))
     page = Template(_asset("report.html")).substitute(
-        title=html.escape(title),
-        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(claim)),
-        status=html.escape(_status(root, runs)),
+        title=html.escape(described.title),
+        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
+        status=html.escape(_status(roots, runs)),
         style=_asset("report.css"),
         script=_asset("report.js"),
-        figures=_figures(draw_figures(runs, curves), root),
+        figures=_figures(figures, root),
         directions=html.escape(_directions(runs)),
         summary=_table(summary_columns(runs)),
         runs=_runs(table),
         layers=_layers(runs, layers, root),
         config=_config(runs),
-        provenance=_provenance(root, runs),
+        provenance=_provenance(roots, runs),
         data=_data(runs, curves),
     )
-    return write_atomically(root / "report.html", page)
+    write_atomically(root / "runs.csv", table.to_csv(index=False))
+    path = write_atomically(root / "report.html", page)
+    if failure:
+        raise failure
+    if experiment is not None:
+        _refresh_copies(roots, Path(experiment))
+    return path
+
+
+def default_out(paths: Paths) -> Path:
+    """Returns the folder of a report: that of the runs or, for several, the one that holds all."""
+    roots = _roots(paths)
+    return roots[0] if len(roots) == 1 else Path(os.path.commonpath([r.absolute() for r in roots]))
+
+
+def find_experiment(paths: Paths) -> Path | None:
+    """Returns the copy of the experiment in a sweep folder, if all of several have the same."""
+    copies = [root / "experiment.py" for root in _roots(paths)]
+    texts = {copy.read_bytes() if copy.is_file() else None for copy in copies}
+    return copies[0] if len(texts) == 1 and copies[0].is_file() else None
+
+
+def _roots(paths: Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+
+
+def _draw(
+    file: Path | None, root: Path, roots: list[Path], runs: pd.DataFrame, curves: pd.DataFrame
+) -> tuple[Experiment, dict[str, Figure], FiguresError | None]:
+    """Returns the experiment, its figures or the default ones, and why its own failed."""
+    failure, described = None, Experiment(Path(), root.resolve().name, "", None)
+    try:
+        if file is not None:
+            described = load_experiment(file)
+            if figures := described.figures(runs, curves):
+                return described, figures, None
+    except UserError as error:
+        failure = FiguresError(f"{error}; {_advice(file, roots)}")
+    return described, overview(runs, curves) if described.draw is None or failure else {}, failure
+
+
+def _advice(file: Path | None, roots: list[Path]) -> str:
+    """Says what to type after an experiment's figures failed."""
+    original = next((source for root in roots if (source := _plan(root).get("file"))), file)
+    folders = shlex.join(map(str, roots))
+    return (
+        f"the runs are kept, and the report has the default figures. Fix {original}, then type: "
+        f"resjax report {folders} --experiment={shlex.quote(str(original))}"
+    )
+
+
+def _refresh_copies(roots: list[Path], experiment: Path) -> None:
+    """Replaces the copies in sweep folders of an experiment that has been mended since."""
+    for root in roots:
+        copy = root / "experiment.py"
+        if copy.is_file() and _plan(root).get("experiment") == experiment.stem:
+            write_atomically(copy, experiment.read_bytes())
+
+
+def _plan(root: Path) -> dict[str, Any]:
+    """Returns the content of a folder's sweep.json; {} without one."""
+    file = root / "sweep.json"
+    return read_json_object(file) if file.exists() else {}
 
 
 @draw.style()
@@ -98,19 +171,6 @@ def overview(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     }
 
 
-def _load(root: Path, experiment: str | os.PathLike[str] | None) -> tuple[str, str, Drawing]:
-    """Returns an experiment's title and claim, from its docstring, and the function that draws."""
-    source = Path(experiment) if experiment is not None else root / "experiment.py"
-    if experiment is None and not source.exists():
-        return root.resolve().name, "", overview
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such experiment file")
-    # Run as a script, the file leaves no module and no bytecode behind.
-    names = runpy.run_path(str(source), run_name="experiment")
-    title, _, claim = (names.get("__doc__") or source.stem).strip().partition("\n")
-    return title.rstrip("."), claim, names.get("figures", overview)
-
-
 def _asset(name: str) -> str:
     return importlib.resources.files("resjax.analysis").joinpath(name).read_text("utf-8")
 
@@ -119,10 +179,9 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def _status(root: Path, runs: pd.DataFrame) -> str:
+def _status(roots: list[Path], runs: pd.DataFrame) -> str:
     counts = status(runs).value_counts()
-    plan = root / "sweep.json"
-    planned = len(read_json_object(plan)["runs"] if plan.exists() else runs)
+    planned = max(sum(len(_plan(root).get("runs", ())) for root in roots), len(runs))
     text = f"{int(runs['finished'].sum())} of {planned} runs finished"
     if counts.get("diverged"):
         text += f", {counts['diverged']} of them diverged"
@@ -254,9 +313,10 @@ def _config(runs: pd.DataFrame) -> str:
     return _facts({name: str(runs[name].iloc[0]) for name in shared})
 
 
-def _provenance(root: Path, runs: pd.DataFrame) -> str:
-    plan, starts = root / "sweep.json", sorted(runs["start"].dropna())
-    facts = {"sweep": str(read_json_object(plan).get("command", ""))} if plan.exists() else {}
+def _provenance(roots: list[Path], runs: pd.DataFrame) -> str:
+    starts = sorted(runs["start"].dropna())
+    commands = [str(plan.get("command", "")) for plan in map(_plan, roots) if plan]
+    facts = {"sweep": "; ".join(commands)} if commands else {}
     origins = pd.DataFrame([_origin(Path(folder) / "provenance.json") for folder in runs["folder"]])
     facts |= {str(name): "; ".join(origins[name].dropna().unique()) for name in origins}
     if starts:

@@ -20,6 +20,7 @@ from resjax.run_files import (
     CLASSIFICATION_ERROR,
     DamagedFileError,
     Metric,
+    folder_kind,
     primary_metric,
     read_config,
     read_json_object,
@@ -42,16 +43,16 @@ class NoRunsError(UserError, ValueError):
     """A folder from which runs are loaded contains none."""
 
 
-def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Loads one row per run from a run folder, a sweep folder, or any folder above them.
+def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
+    """Loads one row per run from a run folder, a sweep folder, any folder above, or several.
 
-    If `path` has a `sweep.json`, the runs that it lists are loaded in its order. Otherwise every
-    run folder at or below `path` is loaded, in the natural order of names (8 before 20).
+    If a path has a `sweep.json`, the runs that it lists are loaded in its order. Otherwise every
+    run folder at or below the path is loaded, in the natural order of names (8 before 20).
 
     Returns:
         A table with the columns
 
-        - `folder`: the path of the run, starting with `path` as passed;
+        - `folder`: the path of the run, starting with the path as passed;
         - the resolved config under dotted names: `seed`, `model.depth`, ...;
         - the summary: `train_NAME` and `test_NAME` for each metric, `best_test_NAME` for the
           primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
@@ -63,12 +64,18 @@ def load_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: if the folder does not exist.
         ValueError: if it contains no runs, or a file is damaged (the message names the file).
     """
-    root = Path(path)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder")
-    rows = [_row(folder) for folder in _run_folders(root)]
-    if not rows:
-        raise NoRunsError(f"{root}: no runs here (a run is a folder with a config.json)")
+    folders: dict[Path, Path] = {}  # a run below two of the paths has one row
+    for root in map(Path, paths):
+        if not root.exists():
+            raise FileNotFoundError(f"{root}: no such folder")
+        found = _run_folders(root)
+        if not found:
+            kind = folder_kind(root)
+            what = f"is a {kind} folder with no runs" if kind else "no runs here"
+            raise NoRunsError(f"{root}: {what} (a run is a folder with a config.json)")
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
+    rows = [_row(folder) for folder in folders.values()]
     runs = pd.DataFrame(rows)
     kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
     names = ["steps", "train_loss", "test_loss", "best_test_step"]

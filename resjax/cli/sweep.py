@@ -7,11 +7,14 @@ Every field of the config has an option, such as --config.model.width=8; `resjax
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
 from resjax.cli.output import notify
 from resjax.cli.report import write_report
 from resjax.config import load, override
+from resjax.errors import UserError
+from resjax.run_files import require_kind
 from resjax.train.signals import stop_on_signals
 
 
@@ -30,15 +33,45 @@ def run(args: Namespace) -> int:
 
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)
+    require_kind(args.workdir, "sweep")
     require_writable(args.workdir)
     print(planned.description, flush=True)
+    _try_figures(planned)
     from resjax.sweeps.local import launch
 
     with stop_on_signals(notify=notify) as stop:
         failed = launch(planned, args.workdir, args.typed, args.workers, stop)
     if failed < len(planned.runs):
-        write_report(args.workdir)
+        write_report([args.workdir], args.experiment)
     if failed:
         where = args.workdir / "runs" / "*" / "error.txt"
         print(f"resjax: {failed} of {len(planned.runs)} runs failed; see {where}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _try_figures(planned: Any) -> None:
+    """Draws the experiment's figures from made-up runs, so that an error shows before training.
+
+    Raises:
+      UserError: `figures` raises, or returns something else.
+    """
+    from resjax.analysis.experiment_figures import load_experiment
+    from resjax.analysis.runs import load_curves, load_runs
+    from resjax.sweeps.made_up import NothingMadeUpError, made_up_runs
+
+    experiment = load_experiment(planned.experiment)
+    if experiment.draw is None:
+        return
+    try:
+        with made_up_runs({run.name: run.config for run in planned.runs}) as folder:
+            runs = load_runs(folder)
+            experiment.figures(runs, load_curves(runs))
+    except NothingMadeUpError as error:
+        notify(f"figures() of {experiment.file} is not tried before training: {error}")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # it reads more than tables
+            notify(f"figures() needs files that made-up runs do not have: {error}")
+            return
+        raise UserError(
+            f"{error}, in figures() on made-up runs; nothing was trained. Fix it and launch again"
+        ) from error

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
 from resjax.config import load, override, resolve
+from resjax.run_files import require_kind
 from resjax.train.signals import stop_on_signals
 
 
@@ -30,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     config = resolve(override(load(args.config), args.overrides))
+    require_kind(args.workdir, "run")
     from resjax.train import distributed
 
     cluster = distributed.Cluster(args.coordinator, args.processes, args.process)

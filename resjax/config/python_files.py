@@ -3,14 +3,13 @@
 import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from resjax.config.schema import no_such_field
-from resjax.errors import UserError, one_line
+from resjax.errors import UserError, error_in
 from resjax.models.presets import nearest
 
 
@@ -48,13 +47,8 @@ def errors_in(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except SyntaxError as error:
-        file = path if error.filename == str(path.absolute()) else error.filename
-        raise UserError(f"{file}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f":{frame.lineno}" for frame in frames if Path(frame.filename) == path.absolute()]
         # A locked ConfigDict's own message lists all of its fields.
-        unknown = re.search(r'Key "(.+?)" does not exist and cannot be added', str(error))
-        message = no_such_field(unknown[1]) if unknown else one_line(error)
-        raise UserError(f"{path}{''.join(lines[-1:])}: {message}") from error
+        if unknown := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
+            error = UserError(no_such_field(unknown[1])).with_traceback(error.__traceback__)
+        raise UserError(error_in(path, error)) from error

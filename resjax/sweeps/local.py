@@ -17,7 +17,7 @@ from resjax.data import datasets
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.run_files import primary_metric
-from resjax.sweeps.experiment import Plan
+from resjax.sweeps.experiment import Plan, experiment_name
 from resjax.sweeps.status import RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
 from resjax.train import records
@@ -138,7 +138,12 @@ def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "experiment.py", plan.experiment.read_text())
     runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
-    content = {"experiment": plan.experiment.stem, "command": command, "runs": runs}
+    content = {
+        "experiment": experiment_name(plan.experiment),
+        "file": str(plan.experiment),
+        "command": command,
+        "runs": runs,
+    }
     records.write_json(workdir / "sweep.json", content)
 
 

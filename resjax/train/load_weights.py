@@ -10,7 +10,7 @@ from resjax.config import from_dict
 from resjax.disk import CHECKSUMS, digest
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
-from resjax.run_files import primary_metric, read_json_object
+from resjax.run_files import is_run_folder, primary_metric, read_json_object, require_kind
 from resjax.train.parallel import make_backend
 from resjax.train.progress import Warn, print_warning
 from resjax.train.sources import make_source
@@ -56,13 +56,8 @@ def load_weights(
         raise UserError(f"{source} is not a run folder: it has no checkpoint {which!r}")
     if is_weights_folder(folder):
         return apply_options(weights_folder.load(folder), options)
+    require_kind(folder, "run")
     return import_weights(str(source), options, warn)
-
-
-def is_run_folder(path: Path) -> bool:
-    """Returns whether a run was trained there; Hugging Face's folders have a config.json too."""
-    marks = ("checkpoints", "provenance.json")
-    return (path / "config.json").is_file() and any((path / name).exists() for name in marks)
 
 
 def _read_run(folder: Path, which: str, warn: Warn) -> Weights:

@@ -18,6 +18,7 @@ from resjax.config import Config, from_dict, to_dict
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError
 from resjax.models.layout import first_nonfinite
+from resjax.run_files import require_kind
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -309,6 +310,7 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
     """Returns a run's trainer and one of its checkpoints; see `evaluate`."""
     content = records.read_json(workdir / "config.json")
     if content is None:
+        require_kind(workdir, "run")
         raise UserError(f"{workdir} is not a run folder: it has no config.json")
     config = from_dict(content)
     if not (folder := workdir / "checkpoints").is_dir():

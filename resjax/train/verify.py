@@ -13,7 +13,13 @@ import numpy as np
 
 from resjax.disk import DamagedError, verify_checksums
 from resjax.errors import UserError
-from resjax.run_files import DamagedFileError, read_divergence, read_layers, read_measurements
+from resjax.run_files import (
+    DamagedFileError,
+    folder_kind,
+    read_divergence,
+    read_layers,
+    read_measurements,
+)
 from resjax.train import records
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.identity import config_differences
@@ -49,8 +55,10 @@ def verify(root: Path) -> list[Finding]:
         if any((folder / name).exists() for name in RUN_FILES) and "damaged" not in folder.parts
     ]
     if not runs and not weights:
+        kind = folder_kind(root)
+        what = f"is a {kind} folder; it contains" if kind else "contains"
         raise UserError(
-            f"{root}: contains no runs (folders with a config.json) and no weights folders"
+            f"{root}: {what} no runs (folders with a config.json) and no weights folders"
         )
     found = [finding for run in runs for finding in _verify_run(run)]
     return [*found, *map(_verify_weights, weights)]

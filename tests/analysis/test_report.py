@@ -120,6 +120,69 @@ def test_a_missing_experiment_file_is_named(make_sweep: Maker, tmp_path: Path) -
         write_report(make_sweep(points=5), tmp_path / "none.py")
 
 
+BROKEN = EXPERIMENT.replace('runs["test_error"]', 'runs["test_eror"]')
+
+
+def test_an_error_in_figures_names_the_line_and_what_to_type_and_keeps_the_report(
+    make_sweep: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, root = tmp_path / "degradation.py", make_sweep(points=2)
+    for copy in (source, root / "experiment.py"):
+        copy.write_text(BROKEN)
+    plan = json.loads((root / "sweep.json").read_text())
+    (root / "sweep.json").write_text(json.dumps(plan | {"file": str(source)}))
+    assert main(["report", str(root)]) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith(f"resjax: error: {root / 'experiment.py'}:13: KeyError: 'test_eror'; ")
+    assert error.endswith(f"type: resjax report {root} --experiment={source}\n")
+    assert "test error (%)" in out
+    assert (root / "figures" / "curves.svg").exists()
+    assert "Does depth" in Page(root / "report.html").text["header"]
+    # The mended file is drawn when it is named, and from then on.
+    source.write_text(EXPERIMENT)
+    assert main(["report", str(root), f"--experiment={source}"]) == 0
+    assert main(["report", str(root)]) == 0
+    assert f"executes {root / 'experiment.py'}" in capsys.readouterr().out
+
+
+def test_an_experiment_file_with_a_syntax_error_is_named(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_sweep(points=2, seeds=(0,))
+    (root / "experiment.py").write_text("def figures(:\n")
+    assert main(["report", str(root)]) == 2
+    assert f"{root / 'experiment.py'}:1: invalid syntax" in capsys.readouterr().err
+
+
+def test_several_folders_have_one_report(
+    make_run: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [make_run(name, {"points": 2}, depth=depth) for name, depth in (("a", 8), ("b", 20))]
+    make_run("c", depth=56)
+    assert main(["report", *map(str, folders), str(folders[0])]) == 0
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    page = Page(tmp_path / "report.html")
+    assert [row[0] for row in page.tables["runs"][1:]] == ["a", "b"]
+    assert main(["report", *map(str, folders), f"--out={tmp_path / 'out'}"]) == 0
+    assert Page(tmp_path / "out" / "report.html").tables["runs"][1][0] == "../a"
+
+
+def test_several_sweeps_of_one_experiment_are_drawn_by_it(
+    sweep_writer: Maker, tmp_path: Path
+) -> None:
+    roots = [
+        sweep_writer(tmp_path / name, depths=depths, points=2)
+        for name, depths in (("a", (8,)), ("b", (20, 56)))
+    ]
+    for root in roots:
+        (root / "experiment.py").write_text(EXPERIMENT)
+    page = Page(write_report(roots))
+    assert "Does depth" in page.text["header"]
+    assert "18 of 18 runs finished" in page.text["header"]
+    (roots[1] / "experiment.py").write_text(EXPERIMENT + "# another\n")
+    assert "Does depth" not in Page(write_report(roots)).text["header"]
+
+
 def test_the_page_needs_no_network(root: Path, page: Page) -> None:
     for resource in page.resources:
         assert resource.startswith("#") or (root / resource).exists(), resource

@@ -12,8 +12,9 @@ from resjax.data.normalization import normalize
 from resjax.errors import UserError
 from resjax.inference.predict import classifier
 from resjax.models.layout import unrolled
+from resjax.run_files import is_run_folder
 from resjax.train.checkpoint_reader import CheckpointReader
-from resjax.train.load_weights import is_run_folder, load_weights
+from resjax.train.load_weights import load_weights
 from resjax.transfer.weights import flatten, save
 from resjax.xla.compile_options import quick_compile
 

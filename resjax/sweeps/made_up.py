@@ -1,0 +1,174 @@
+"""Made-up run folders, on which an experiment's `figures` are tried before anything is trained.
+
+Each has the config of a run of the sweep, and files with the names, steps and values of a real
+run's, so that tables of them have the same columns. Their numbers mean nothing.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resjax.config import Config, to_dict
+from resjax.data.datasets import open_dataset
+from resjax.errors import one_line
+from resjax.run_files import CLASSIFICATION_ERROR, Metric
+
+MEASUREMENTS = 20  # per split of a run, at most
+LAYERS = ("stem/Conv_0/kernel", "stage1/block1/Conv_0/kernel", "head/Dense_0/kernel")
+
+
+class Metrics(NamedTuple):
+    """The metrics of a task: the primary one, and the names of all."""
+
+    primary: Metric
+    names: tuple[str, ...]
+
+
+KNOWN = {"classification": Metrics(CLASSIFICATION_ERROR, ("error", "loss"))}
+"""Metrics of our own tasks, for which nothing needs to be traced."""
+
+
+class NothingMadeUpError(Exception):
+    """The metrics of a task are not known; the message says why."""
+
+
+@contextmanager
+def made_up_runs(configs: Mapping[str, Config]) -> Iterator[Path]:
+    """Writes a temporary sweep folder with a finished run of each config, and removes it.
+
+    Args:
+      configs: by the names of their run folders.
+
+    Raises:
+      NothingMadeUpError: a user's task cannot be evaluated.
+    """
+    metrics = _metrics_of_tasks(list(configs.values()))
+    with tempfile.TemporaryDirectory(prefix="resjax-") as name:
+        root = Path(name)
+        for rank, (folder, config) in enumerate(configs.items()):
+            done = rank / len(configs)
+            _write_run(root / "runs" / folder, config, metrics[_task_of(config)], done)
+        runs = [{"folder": f"runs/{folder}", "overrides": {}} for folder in configs]
+        _write_json(root / "sweep.json", {"experiment": "", "command": "", "runs": runs})
+        yield root
+
+
+def _write_run(folder: Path, config: Config, metrics: Metrics, rank: float) -> None:
+    folder.mkdir(parents=True)
+    _write_json(folder / "config.json", to_dict(config))
+    provenance = {"primary_metric": metrics.primary._asdict(), "start": "2000-01-01T00:00:00+00:00"}
+    _write_json(folder / "provenance.json", provenance)
+    lines = list(_measurements(config, metrics, rank))
+    _write_lines(folder / "metrics.jsonl", lines)
+    if config.diagnostics.every:
+        names = [name.rpartition(":")[2] for name in config.diagnostics.names]
+        steps = _steps(config, config.diagnostics.every)
+        layers = [{"step": step, "layer": layer} for step in steps for layer in LAYERS]
+        _write_lines(
+            folder / "layers.jsonl", [line | dict.fromkeys(names, 1 + rank) for line in layers]
+        )
+    last = {line["split"]: line for line in lines}
+    primary = metrics.primary.name
+    summary = {"steps": config.train.steps}
+    for split, line in last.items():
+        left_out = ("step", "split", "learning_rate", "skipped")
+        summary |= {f"{split}_{name}": x for name, x in line.items() if name not in left_out}
+    summary |= {f"best_test_{primary}": last["test"][primary], "best_test_step": config.train.steps}
+    sizes = dict.fromkeys(("parameters", "macs", "peak_bytes"), 1000 * (config.model.depth or 1))
+    times = {"compile_seconds": 1.0, "seconds": 1.0, "images_per_second": 1.0}
+    _write_json(folder / "summary.json", {**summary, **sizes, "skipped_images": 0, **times})
+
+
+def _measurements(config: Config, metrics: Metrics, rank: float) -> Iterator[dict[str, Any]]:
+    train, steps = config.train, config.train.steps
+    test_steps = set(_steps(config, train.eval_every))
+    averaged = ("", "ema_") if config.optimizer.ema_decay else ("",)
+    for step in sorted({*_steps(config, train.log_every), *test_steps}):
+        low = 0.1 + 0.2 * rank + 0.6 * math.exp(-5 * step / steps)
+        values = dict.fromkeys(metrics.names, low)
+        if not metrics.primary.lower_is_better:
+            values[metrics.primary.name] = 1 - low
+        line: dict[str, Any] = {"step": step, "split": "train", **values}
+        if train.nonfinite == "skip":
+            line["skipped"] = 0.0
+        yield line | {"learning_rate": config.optimizer.learning_rate}
+        if step in test_steps:
+            both = {f"{prefix}{name}": x for prefix in averaged for name, x in values.items()}
+            yield {"step": step, "split": "test", **both}
+
+
+def _steps(config: Config, every: int) -> list[int]:
+    """Returns a run's last step and some multiples of `every` before it."""
+    multiples = range(every, config.train.steps, every)
+    thinned = multiples[:: 1 + len(multiples) // MEASUREMENTS]
+    return [*thinned, config.train.steps]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content))
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _task_of(config: Config) -> str:
+    return json.dumps(asdict(config.task), sort_keys=True)
+
+
+def _metrics_of_tasks(configs: Sequence[Config]) -> dict[str, Metrics]:
+    """Returns the metrics of each task; those of a user's are found in a process of its own.
+
+    That process sees no accelerator: JAX in this one would take the memory of those on which the
+    workers train.
+    """
+    by_depth = sorted(configs, key=lambda config: config.model.depth or 0, reverse=True)
+    tasks = {_task_of(config): config for config in by_depth}  # the shallowest network of each
+    with ProcessPoolExecutor(1, get_context("spawn"), _hide_accelerators) as pool:
+        try:
+            return {
+                task: KNOWN.get(config.task.name) or pool.submit(_find_metrics, config).result()
+                for task, config in tasks.items()
+            }
+        except Exception as error:  # the runs will fail, each with its own report
+            raise NothingMadeUpError(one_line(error)) from error
+
+
+def _hide_accelerators() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _find_metrics(config: Config) -> Metrics:
+    """Returns the metrics of a config's task, from the shapes of an evaluation step alone."""
+    import jax
+    import jax.numpy as jnp
+
+    from resjax.models.resnet import build
+    from resjax.tasks import DatasetInfo, make_task
+    from resjax.train.step import eval_step
+
+    dataset = open_dataset(config.data.name, config.data.train_split, config.data.test_split)
+    classes = dataset.class_names
+    classes = tuple(classes[index] for index in config.data.classes) or classes
+    height, width, channels = dataset.image_shape or (32, 32, 3)
+    side = config.data.image_size
+    shape = (side or height, side or width, channels)
+    task = make_task(config.task, DatasetInfo(classes, shape))
+    model = build(config.model, head=task.head())
+
+    def evaluate() -> Any:
+        image, label = jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32)
+        batch = {"image": image, "label": label, "weight": jnp.ones(2)}
+        variables = model.init(jax.random.key(0), image)
+        return eval_step(variables, batch, model=model, task=task)
+
+    sums = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(evaluate))
+    return Metrics(task.primary, tuple(task.metrics(jax.device_get(sums))))

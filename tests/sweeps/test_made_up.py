@@ -1,0 +1,108 @@
+"""Made-up runs look like real ones, so `figures` can be tried before anything is trained."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resjax import cli
+from resjax.analysis.runs import load_curves, load_runs
+from resjax.config import default_config, override, resolve
+from resjax.sweeps import made_up
+from resjax.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+FIELDS = {
+    "model.depth": 8,
+    "model.width": 4,
+    "data.batch_size": 8,
+    "train.steps": 2,
+    "train.log_every": 1,
+    "train.eval_every": 2,
+}
+EXPERIMENT = '''"""Depth."""
+from matplotlib.figure import Figure
+from resjax.sweeps import param
+
+def sweep(depths=(8, 14)):
+    return param("model.depth", depths)
+
+def figures(runs, curves):
+    {}
+    return {{"depth": Figure()}}
+'''
+
+
+def columns(path):
+    runs = load_runs(path)
+    return [set(table) for table in (runs, load_curves(runs))]
+
+
+def test_made_up_runs_have_the_columns_of_real_ones(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "tasks")
+    further = {
+        "task.name": "angle_task:Angle",
+        "optimizer.ema_decay": 0.9,
+        "train.nonfinite": "skip",
+    }
+    config = resolve(override(default_config(), FIELDS | further))
+    train(config, tmp_path / "real")
+    with made_up.made_up_runs({"run": config}) as folder:
+        assert columns(folder) == columns(tmp_path / "real")
+        assert load_runs(folder)["finished"].all()
+    assert not folder.exists()
+
+
+def test_the_metrics_of_our_own_tasks_are_those_that_tracing_finds(monkeypatch):
+    config = resolve(override(default_config(), FIELDS))
+    with made_up.made_up_runs({"run": config}) as known:
+        expected = columns(known)
+    monkeypatch.setattr(made_up, "KNOWN", {})
+    with made_up.made_up_runs({"run": config}) as traced:
+        assert columns(traced) == expected
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, capsys):
+    """Returns a function that launches a sweep with a statement in `figures`."""
+    trained = []
+    monkeypatch.setattr("resjax.sweeps.local.launch", lambda *_: trained.append(1) or 2)
+
+    def launch(statement):
+        (tmp_path / "depth.py").write_text(EXPERIMENT.format(statement))
+        typed = ["sweep", str(tmp_path / "depth.py"), CONFIG, f"--workdir={tmp_path / 'w'}"]
+        code = cli.main(typed)
+        return code, bool(trained), capsys.readouterr().err
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ('runs["model.dept"]', r"depth.py:9: KeyError: 'model.dept', in figures\(\) on made-up"),
+        ("return [Figure()]", r"depth.py: figures\(\) returned list; return a dict"),
+        ('return {"a": 1}', r"figures\(\)\['a'\] is a int, not a Matplotlib figure"),
+        ('return {"../a": Figure()}', "'../a' cannot be the name of a file"),
+        ('f = Figure(); f.suptitle("$\\\\frac{$"); return {"f": f}', "ValueError: .*frac"),
+    ],
+)
+def test_an_error_in_figures_ends_a_launch_before_training(sweep, tmp_path, statement, message):
+    code, trained, error = sweep(statement)
+    assert (code, trained) == (2, False)
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_figures_that_need_more_than_tables_do_not_keep_a_sweep_from_training(sweep):
+    code, trained, error = sweep('open(runs["folder"][0] + "/checkpoints/x")')
+    assert (code, trained) == (1, True)
+    assert "needs files that made-up runs do not have" in error
+
+
+def test_figures_without_a_fault_are_not_mentioned(sweep):
+    code, trained, error = sweep("assert len(runs) == 2 and len(curves) > 4")
+    assert (code, trained) == (1, True)  # the replaced launch returns two failures
+    assert "figures()" not in error
