@@ -120,7 +120,9 @@ class History:
             for name, value in self._last(split).items()
         }
         steps, primary = self._trainer.config.train.steps, self._trainer.task.primary
-        return Progress(step, steps, metrics, self.images_per_second, primary)
+        tests = (line["step"] for line in reversed(self._lines) if line["split"] == "test")
+        rate = self.images_per_second
+        return Progress(step, steps, metrics, rate, primary, next(tests, None))
 
     def summary(self) -> dict[str, Any]:
         """Returns final metrics, and beside them, never instead, the best on the test split."""

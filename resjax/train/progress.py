@@ -17,6 +17,7 @@ class Progress(NamedTuple):
     metrics: dict[str, float]  # the latest, by names such as train_loss and test_error
     images_per_second: float
     primary: Metric = CLASSIFICATION_ERROR
+    test_step: int | None = None  # of the latest evaluation
 
 
 Listener = Callable[[Progress], None]
@@ -59,12 +60,17 @@ def console(stream: TextIO = sys.stdout, every: float = 10.0) -> Iterator[Listen
 
 
 def describe(progress: Progress) -> str:
-    """Returns, for example, `train error 12.30 %  test error 14.00 %  5,120 images/s`."""
+    """Returns, for example, `train error 12.30 %  test error 14.00 %  5,120 images/s`.
+
+    A test metric of an earlier step than the training metric has its step: `at step 400`.
+    """
     metric = progress.primary
     unit = "%" if metric.unit == "fraction" else metric.unit
+    earlier = progress.test_step not in (None, progress.step)
+    when = {"train": "", "test": f" at step {progress.test_step}" if earlier else ""}
     values = [
-        f"{split} {metric.name} {metric.format(value)} {unit}".rstrip()
-        for split in ("train", "test")
+        f"{split} {metric.name} {metric.format(value)} {unit}".rstrip() + when[split]
+        for split in when
         if (value := progress.metrics.get(f"{split}_{metric.name}")) is not None
     ]
     return "  ".join([*values, f"{progress.images_per_second:,.0f} images/s"])

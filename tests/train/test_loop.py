@@ -272,6 +272,14 @@ def test_progress_has_the_latest_metrics_of_both_splits(config, finished, tmp_pa
     assert last.metrics == {name: summary[name] for name in last.metrics}
     assert last.metrics.keys() == {"train_loss", "train_error", "test_loss", "test_error"}
     assert "test_error" not in seen[0].metrics
+    assert [(each.step, each.test_step) for each in seen] == [
+        (3, None),
+        (6, None),
+        (6, 6),
+        (9, 6),  # whose test error is that of step 6
+        (10, 6),
+        (10, 10),
+    ]
 
 
 @pytest.fixture

@@ -105,3 +105,12 @@ def test_a_terminal_gets_a_bar_and_no_plain_lines(monkeypatch):
 def test_a_run_is_described_by_its_primary_metric_and_its_speed(primary, text):
     metrics = {"train_error": 0.123, "train_loss": 0.4, "test_error": 0.14, "test_angle": 0.012341}
     assert describe(Progress(5, 100, metrics, 5120.4, primary)) == f"{text}5,120 images/s"
+
+
+def test_a_test_metric_of_an_earlier_step_has_its_step():
+    metrics = {"train_error": 0.123, "test_error": 0.14}
+    texts = [describe(Progress(step, 100, metrics, 7, test_step=80)) for step in (80, 90)]
+    assert texts == [
+        "train error 12.30 %  test error 14.00 %  7 images/s",
+        "train error 12.30 %  test error 14.00 % at step 80  7 images/s",
+    ]
