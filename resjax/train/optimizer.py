@@ -85,7 +85,7 @@ class ScheduledState(NamedTuple):
 
 
 class WarmupState(NamedTuple):
-    """The moving average of the training error, and whether the warm-up is over."""
+    """The bias-corrected moving average of the training error; whether the warm-up is over."""
 
     error: Float[Array, ""]
     done: Bool[Array, ""]
@@ -116,8 +116,9 @@ def with_schedule(
         warm = state.warmup
         if warm is not None:
             rate = rate * jnp.where(warm.done, 1.0, WARMUP_FACTOR)
-            decay = WARMUP_ERROR_DECAY
-            error = decay * warm.error + (1 - decay) * extra["metric"]
+            # Corrected for its start as in Adam: the mean of the first errors, not one of zeros or ones.
+            weight = (1 - WARMUP_ERROR_DECAY) / (1 - WARMUP_ERROR_DECAY ** (step + 1.0))
+            error = warm.error + weight * (extra["metric"] - warm.error)
             warm = WarmupState(error, warm.done | (error < WARMUP_ERROR))
         updates, changed = inner.update(updates, state.inner, params, rate=rate, **extra)
         return updates, ScheduledState(changed, rate, warm)

@@ -511,8 +511,8 @@ def rates_by_errors(trainer, errors):
     return found
 
 
-# The running error starts at 1 and forgets 2 % per step: 0.98^11 > 0.8 > 0.98^12.
-LEARNING, THEN_FORGETTING = [0] * 12, [1] * 30
+# The running error is a weighted mean of the errors so far and forgets 2 % per step.
+BEFORE, LEARNING, THEN_FORGETTING = [1] * 20, [0] * 4, [1] * 30
 SLOW, FULL = 1e-7, 1e-6  # so slow that the network's outputs do not change
 
 
@@ -526,8 +526,14 @@ def test_a_deep_network_starts_at_a_tenth_of_the_rate_and_never_returns_to_it(re
         }
     )
     assert rates_by_errors(trainer, [1] * 14) == pytest.approx([SLOW] * 14)
-    found = rates_by_errors(trainer, LEARNING + THEN_FORGETTING)
-    assert found == pytest.approx([SLOW] * 12 + [FULL] * 30)
+    means = [
+        np.average(errors, weights=0.98 ** np.arange(len(errors))[::-1])
+        for errors in (BEFORE + LEARNING[:3], BEFORE + LEARNING)
+    ]
+    assert means[0] > 0.8 > means[1]
+    found = rates_by_errors(trainer, BEFORE + LEARNING + THEN_FORGETTING)
+    assert found == pytest.approx([SLOW] * 24 + [FULL] * 30)
+    assert rates_by_errors(trainer, [0, 1, 1]) == pytest.approx([SLOW, FULL, FULL])
 
 
 def test_a_network_below_depth_110_starts_at_the_full_rate(regression):
