@@ -116,7 +116,7 @@ def with_schedule(
         warm = state.warmup
         if warm is not None:
             rate = rate * jnp.where(warm.done, 1.0, WARMUP_FACTOR)
-            # Corrected for its start as in Adam: the mean of the first errors, not one of zeros or ones.
+            # Corrected for its start, as in Adam, so that it is a mean of the errors so far.
             weight = (1 - WARMUP_ERROR_DECAY) / (1 - WARMUP_ERROR_DECAY ** (step + 1.0))
             error = warm.error + weight * (extra["metric"] - warm.error)
             warm = WarmupState(error, warm.done | (error < WARMUP_ERROR))

@@ -3,7 +3,7 @@
 The step is written once. It calls its backend for this device's shard of a batch and for the mean
 over devices. Under `jit` the compiler sees the global batch, so a shard is a sharding constraint
 and a mean is a no-op; under `pmap` they are a slice and a collective. Both train alike: the same
-draws for the same images, the same BN statistics.
+draws for the same images (augmentation, stochastic depth, dropout), the same BN statistics.
 
 `pmap` is in maintenance mode since jax 0.8. It is here because people ask for it, and because it
 tests the other backend.
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.random import define_prng_impl
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
@@ -42,7 +43,8 @@ class Backend:
 
     AXES = ("data", "shard")
 
-    def __init__(self, config: ParallelConfig):
+    def __init__(self, config: ParallelConfig, part_size: int):
+        """Finds the devices; `part_size` is the images of a pass forward, over all of them."""
         self.devices = jax.device_count()
         self._shards = config.shard_parameters
         if self.devices % self._shards:
@@ -76,7 +78,7 @@ class Backend:
         return tree
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        """Returns a key for draws in the shape of a shard, different on each device."""
+        """Returns a key that draws, for this device's images, what the global batch would get."""
         return key
 
     # Around compiled functions.
@@ -154,7 +156,7 @@ class Pmap(Backend):
 
     AXIS = "batch"
 
-    def __init__(self, config: ParallelConfig):
+    def __init__(self, config: ParallelConfig, part_size: int):
         if config.shard_parameters > 1:
             raise UserError(
                 f"parallel.shard_parameters={config.shard_parameters} needs parallel.backend=jit"
@@ -163,6 +165,7 @@ class Pmap(Backend):
         self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
         self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
         self._norm_group = _norm_devices(config, self.devices)
+        self._sharded_draws = _sharded_draws(part_size // self.devices, self.devices, self.AXIS)
 
     def local_shard(self, tree: Any) -> Any:
         def own(whole: Array) -> Array:
@@ -181,7 +184,7 @@ class Pmap(Backend):
         return lax.psum(tree, self.AXIS)
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        return jax.random.fold_in(key, lax.axis_index(self.AXIS))
+        return jax.random.wrap_key_data(jax.random.key_data(key), impl=self._sharded_draws)
 
     def norm_options(self) -> dict[str, Any]:
         if self._norm_group == 1:
@@ -248,7 +251,8 @@ def make_backend(config: Config) -> Backend:
     Raises:
       UserError: the batch, or a group of devices that shares BN statistics, does not divide.
     """
-    made = (Backend if config.parallel.backend == "jit" else Pmap)(config.parallel)
+    cls = Backend if config.parallel.backend == "jit" else Pmap
+    made = cls(config.parallel, config.data.batch_size // config.train.accumulation_steps)
     unit = batch_unit(config, made.devices)
     if rest := config.data.batch_size % unit:
         below = config.data.batch_size - rest
@@ -305,6 +309,38 @@ def _gather(dataset: Any, indices: Int[Array, "batch"], axis: Any, devices: int)
         return lax.psum_scatter(masked, axis, tiled=True)
 
     return jax.tree.map(gather, dataset)
+
+
+def _sharded_draws(images: int, devices: int, axis: str) -> Any:
+    """Returns a PRNG implementation that draws a device's part of what the global batch gets.
+
+    A draw with one entry for each of a device's `images`, such as a mask of dropout, is its part of
+    a draw for the images of all devices. Any other draw is the same on every device. Both are what
+    the same module draws under sharded `jit`, so it need not know how the batch is spread.
+    """
+
+    def through_default(function: Callable[..., Array]) -> Callable[..., Array]:
+        def on_data(data: Array, *arguments: Any) -> Array:
+            return jax.random.key_data(function(jax.random.wrap_key_data(data), *arguments))
+
+        return on_data
+
+    def random_bits(data: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
+        draw = partial(jax.random.bits, jax.random.wrap_key_data(data), dtype=f"uint{bit_width}")
+        if not shape or shape[0] != images:
+            return draw(shape)
+        whole = draw((devices * images, *shape[1:]))
+        return lax.dynamic_slice_in_dim(whole, lax.axis_index(axis) * images, images)
+
+    return define_prng_impl(
+        key_shape=jax.random.key_data(jax.random.key(0)).shape,
+        seed=lambda seed: jax.random.key_data(jax.random.key(seed)),
+        split=through_default(jax.random.split),
+        fold_in=through_default(jax.random.fold_in),
+        random_bits=random_bits,
+        name=f"part_of_{devices}",
+        tag="part",
+    )
 
 
 def _pad_examples(leaf: np.ndarray, devices: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from resjax.train.trainer import Dispatch, StepRunner, Trainer
 
 EXAMPLES = 75  # which eight devices cannot divide
 PAIR = Dispatch(0, 2)
+DRAWN = 16  # images of a batch whose draws are kept
 
 
 def run(runner, trainer, state, steps):
@@ -82,30 +83,35 @@ def diagnose(trainer, state):
 
 
 class Draws(nn.Module):
-    """Keeps what the dropout key of each device draws as a running statistic."""
+    """Keeps what the dropout key draws, for each image and for all, as a running statistic."""
 
     classes: int
+    backend: str
 
     @nn.compact
     def __call__(self, images, train=False):
-        draws = self.variable("batch_stats", "draws", jnp.zeros, jax.device_count())
+        draws = self.variable("batch_stats", "draws", lambda: jnp.zeros((DRAWN, 2)))
         if train:
-            draw = jax.random.uniform(self.make_rng("dropout"))
-            draws.value = jax.lax.all_gather(draw, parallel.Pmap.AXIS)
+            key = self.make_rng("dropout")
+            own = jax.random.uniform(key, (len(images), 1))
+            own = jnp.concatenate([own, jnp.full_like(own, jax.random.uniform(key))], 1)
+            gather = jax.lax.all_gather
+            pmap = self.backend == "pmap"
+            draws.value = gather(own, parallel.Pmap.AXIS, tiled=True) if pmap else own
         return nn.Dense(self.classes, name="head")(images.reshape(len(images), -1))
 
 
 def dropout_draws(config):
-    """Returns what each device draws in each of two steps under pmap."""
+    """Returns what the images of two steps draw, for each image and for all."""
     build, found = trainer.build, []
-    trainer.build = lambda model, head, **_: Draws(head.features)
+    trainer.build = lambda model, head, **_: Draws(head.features, config.parallel.backend)
     made = Trainer(config)
     trainer.build = build
     state = made.init(0)
     with StepRunner(made, 0, 0) as runner:
         for _ in range(2):
             state, _ = runner.run(state, Dispatch(0, 1))
-            found += np.asarray(state.batch_stats["draws"][0]).tolist()
+            found += np.asarray(made.backend.unreplicate(state).batch_stats["draws"]).tolist()
     return found
 
 
@@ -161,8 +167,8 @@ def main():
         answer[way] = stream(Trainer(configure(overrides)))
     refused = request.get("refused", {}).items()
     answer["refused"] = {case: refusal(configure(overrides)) for case, overrides in refused}
-    if request.get("draws"):
-        answer["draws"] = dropout_draws(configure(request["draws"]))
+    for way, overrides in request.get("draws", {}).items():
+        answer[f"draws, {way}"] = dropout_draws(configure(overrides | {"data.batch_size": DRAWN}))
     for way, overrides in request.get("diagnostics", {}).items():
         made = Trainer(configure(overrides))
         answer[f"diagnostics, {way}"] = diagnose(made, made.init(0))
