@@ -58,10 +58,9 @@ def test_train_trains_the_config_with_its_overrides(trained, tmp_path, capsys):
             ("train", "--config.model.depth", "--config.seed=1"),
             "--config.model.depth needs a value",
         ),
-        (("train", "--wrkdir=x"), "unknown option or argument --wrkdir; did you mean '--workdir'?"),
         (("sweep", EXPERIMENT, "--config.sweep.depths=8,57"), "depth 57"),
         (("sweep", "nowhere.py"), "nowhere.py: no such file"),
-        (("sweep", EXPERIMENT, "--launcher=cloud"), "invalid choice: 'cloud'"),
+        (("sweep", EXPERIMENT, "--launcher=cloud"), "no such choice: 'cloud'; known: local"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, capsys):
@@ -73,10 +72,30 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (("trian",), "invalid choice: 'trian'"),
+        (("trian",), "no such choice: 'trian'; did you mean 'train'?"),
+        (("deploy",), "no such choice: 'deploy'; known: train, sweep, "),
+        (("--workdir=x", "train"), "unknown option --workdir; options follow the command"),
+        (("train", CONFIG, "--wrokdir=x"), "unknown option --wrokdir; did you mean --workdir?"),
+        (("train", "--model.depth=20"), "did you mean --config.model.depth=20?"),
+        (("train", "--batch-size=20"), "did you mean --config.data.batch_size=20?"),
+        (("train", "-config.seed=1"), "did you mean --config.seed=1?"),
+        (("train", "--sweep.depths=8"), "did you mean --config.sweep.depths=8?"),
+        (("train", CONFIG, "--workdir=x", "seed=1"), "did you mean --config.seed=1?"),
+        (("train", "--lr=1"), "unknown option --lr; known: --config, --workdir, "),
+        (("train", "--config.=1"), "--config.=1: names no field"),
+        (("evaluate", "--workdir=.", "--model.depth=8"), "known: --workdir, --checkpoint, --which"),
+        (("evaluate", "--checkpoint=."), "last, best or a step; --workdir names the run folder"),
+        (("verify", "--workdir=x"), "unknown option --workdir; it takes DIR without an option"),
+        (("models", "resnet50", "x"), "unknown argument x; it takes NAME without an option"),
+        (("config", str(ROOT / "configs")), "is a folder; name a Python file: cifar10.py, "),
         (("train", CONFIG), "`resjax train`: the following arguments are required: --workdir"),
         (("train", "--workdir=x"), "required: --config"),
-        (("models", "resnet5"), "did you mean 'resnet50'?"),
+        (("models", "resnet49"), "did you mean 'resnet50'?"),
+        (
+            ("models", "cifar_resnet49"),
+            "'cifar_resnet44'? For another depth, set its field depth; ",
+        ),
+        (("models", "net"), "unknown network 'net'; `resjax models` lists all networks"),
         (("config", "nowhere.py"), "nowhere.py: no such file"),
         (("config", "--config.model.depth=0"), "model.depth=0: must be at least 1"),
         (("models", "--config.seed=1"), "`resjax models` takes no --config.seed"),
@@ -87,13 +106,25 @@ def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, caps
         (("evaluate", "--workdir=."), ". is not a run folder"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment: nowhere.py: no such file"),
         (("evaluate", "--workdir=nowhere"), "--workdir: nowhere: no such file or folder"),
-        (("data", "lsit"), "invalid choice: 'lsit'"),
+        (("data", "lsit"), "no such choice: 'lsit'; did you mean 'list'?"),
         (("data", "prepare", "cifar01"), "did you mean 'cifar10'?"),
         (("data", "prepare", "cifar10", "--from=nowhere"), "nowhere: no such folder"),
     ],
 )
 def test_a_mistyped_command_is_refused_in_one_line(typed, message, capsys):
     assert message in refusal(capsys, *typed)
+
+
+@pytest.mark.parametrize("option", ["--workdir", "--checkpoint"])
+@pytest.mark.parametrize("command", ["predict", "features"])
+def test_predict_and_features_take_the_run_folder_like_evaluate_too(command, option, capsys):
+    message = refusal(capsys, command, f"{option}=nowhere", "--which=best", "x.png")
+    assert message.endswith("nowhere: no such file or folder\n")
+
+
+def test_evaluate_takes_the_checkpoint_like_predict_too(tmp_path, capsys):
+    typed = ("evaluate", f"--workdir={tmp_path}")
+    assert refusal(capsys, *typed, "--which=best") == refusal(capsys, *typed, "--checkpoint=best")
 
 
 def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, capsys):

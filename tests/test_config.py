@@ -260,7 +260,7 @@ def test_a_missing_config_file_is_refused_with_the_nearest_name(tmp_path):
     config_file(tmp_path, "")
     assert "did you mean" in refusal(lambda: load(tmp_path / "d.py"))
     assert "no such file" in refusal(lambda: load(tmp_path / "nowhere" / "d.py"))
-    assert "no such file" in refusal(lambda: load(tmp_path))
+    assert "is a folder; name a Python file: c.py" in refusal(lambda: load(tmp_path))
 
 
 def test_text_after_the_colon_is_the_argument_of_get_config(tmp_path):

@@ -29,7 +29,6 @@ from resjax.cli import (
 )
 from resjax.cli.arguments import Parser, add_command, split_overrides
 from resjax.errors import UserError
-from resjax.models.presets import nearest
 from resjax.train.signals import Stopped
 
 COMMANDS = {
@@ -79,18 +78,7 @@ def _parse(typed: list[str]) -> argparse.Namespace:
     for name, module in COMMANDS.items():
         module.add_arguments(add_command(commands, name, module.__doc__, module.run))
     words, overrides = split_overrides(typed)
-    arguments, unknown = parser.parse_known_args(words or ["--help"])
-    if unknown:
-        option = unknown[0].partition("=")[0]
-        options = {f"--{name.replace('_', '-')}" for name in vars(arguments)}
-        options -= {
-            option,
-            "--command",
-            "--data-command",
-            "--run",
-        }  # `resjax config` takes its FILE without --config
-        hint = nearest(option, sorted(options)) if options else ""
-        raise UserError(f"`resjax {arguments.command}`: unknown option or argument {option}{hint}")
+    arguments = parser.parse_args(words or ["--help"])
     if overrides and "config" not in arguments:
         raise UserError(f"`resjax {arguments.command}` takes no --config.{next(iter(overrides))}")
     arguments.overrides = overrides

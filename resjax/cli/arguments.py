@@ -1,22 +1,69 @@
 """Arguments that several commands share, and the checks that need no heavy import."""
 
 import argparse
+import difflib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resjax.config.schema import meant_field
 from resjax.errors import UserError
+from resjax.models.presets import nearest
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors."""
+    """An argument parser whose complaints are UserErrors, with a hint at what was meant."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"`{self.prog}`: {message}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses an unknown option before argparse complains that the right one is missing."""
+        for word in args or ():
+            if word == "--" or (self._subparsers and not word.startswith("-")):
+                break
+            option = word.partition("=")[0]
+            if re.match(r"--?[^\W\d]", option) and option not in self._option_string_actions:
+                self._refuse("option", word)
+        parsed, extra = super().parse_known_args(args, namespace)
+        for word in extra:
+            self._refuse("argument", word)
+        return parsed, extra
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = ", ".join(action.choices)
+            hint = nearest(value, action.choices) or f"; known: {known}"
+            raise argparse.ArgumentError(action, f"no such choice: {value!r}{hint}")
+
+    def _refuse(self, kind: str, word: str) -> NoReturn:
+        self.error(f"unknown {kind} {word.partition('=')[0]}{self._hint(kind, word)}")
+
+    def _hint(self, kind: str, word: str) -> str:
+        """Returns which option, field of the config or argument a word was meant to be."""
+        if self._subparsers:
+            return "; options follow the command"
+        typed, equals, value = word.partition("=")
+        takes_config = any(action.dest == "config" for action in self._actions)
+        name = typed.lstrip("-").removeprefix("config.").replace("-", "_")
+        field = meant_field(name) if takes_config and (equals or kind == "option") else None
+        options = [each for each in self._option_string_actions if each not in ("-h", "--help")]
+        close = difflib.get_close_matches(typed, options, n=1)
+        if field and (not close or field.rpartition(".")[2] == name.rpartition(".")[2]):
+            return f"; did you mean --config.{field}{equals}{value}?"
+        if close:
+            return f"; did you mean {close[0]}?"
+        if takes := " ".join(str(action.metavar) for action in self._get_positional_actions()):
+            return f"; it takes {takes} without an option"
+        return f"; known: {', '.join(options)}" if options else ""
 
 
 def add_command(
@@ -24,7 +71,7 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Adds a command whose help is the first line of `doc`; returns its parser."""
     summary = (doc or "").strip().partition("\n")[0]
-    parser = commands.add_parser(name, help=summary, description=doc, allow_abbrev=False)
+    parser = commands.add_parser(name, help=summary, description=doc)
     parser.set_defaults(run=run)
     return parser
 
@@ -42,6 +89,8 @@ def split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             value = next(remaining, "--")
             if value.startswith("--"):
                 raise UserError(f"{field} needs a value: {field}=VALUE")
+        if field == "--config.":
+            raise UserError(f"{word}: names no field; see `resjax config`")
         overrides[field.removeprefix("--config.")] = value
     return words, overrides
 
@@ -60,7 +109,8 @@ def integer(minimum: int) -> Callable[[str], int]:
 def checkpoint(text: str) -> str:
     """An argument type: the name of one of a run's checkpoints."""
     if text not in ("last", "best") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not last, best or a step")
+        hint = "; --workdir names the run folder" if Path(text).exists() else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, best or a step{hint}")
     return text
 
 
@@ -98,16 +148,16 @@ def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help=what)
 
 
-def add_weights(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
-    """Adds the argument `name` for weights, and `--which` of a run's checkpoints to read."""
+def add_weights(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+    """Adds an argument for weights, and `--which` of a run's checkpoints to read."""
     source = "a run folder, a weights folder, or a weights file"
-    parser.add_argument(name, type=weights_source, metavar="WEIGHTS", help=source, **options)
+    parser.add_argument(*names, type=weights_source, metavar="WEIGHTS", help=source, **options)
     add_which(parser, "--which")
 
 
-def add_which(parser: argparse.ArgumentParser, name: str) -> None:
+def add_which(parser: argparse.ArgumentParser, *names: str) -> None:
     which = "a run's checkpoint: last (default), best by the primary test metric, or a step"
-    parser.add_argument(name, type=checkpoint, default="last", metavar="WHICH", help=which)
+    parser.add_argument(*names, type=checkpoint, default="last", metavar="WHICH", help=which)
 
 
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:

@@ -9,7 +9,7 @@ from resjax.cli.output import print_values
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", type=existing, required=True, metavar="DIR", help="the run folder")
-    add_which(parser, "--checkpoint")
+    add_which(parser, "--checkpoint", "--which")
 
 
 def run(args: Namespace) -> None:

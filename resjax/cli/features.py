@@ -8,7 +8,7 @@ from resjax.errors import UserError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    arguments.add_weights(parser, "--checkpoint", required=True)
+    arguments.add_weights(parser, "--checkpoint", "--workdir", required=True)
     arguments.add_images(parser, "*")
     file = arguments.output_file(".npz", ".parquet")
     add = parser.add_argument

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from resjax.cli.output import print_table
 from resjax.errors import UserError
-from resjax.models.presets import PRESETS, nearest
+from resjax.models.presets import PRESETS, nearest_network
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def _print_architectures() -> None:
 
 def _print_layers(name: str) -> None:
     if name not in PRESETS:
-        raise UserError(f"unknown network {name!r}{nearest(name, PRESETS)}")
+        raise UserError(f"unknown network {name!r}{nearest_network(name)}")
     from resjax.models.count import layers
     from resjax.models.resnet import build
 

@@ -7,7 +7,7 @@ from resjax.cli.output import notify, notify_skipped, print_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    arguments.add_weights(parser, "--checkpoint", required=True)
+    arguments.add_weights(parser, "--checkpoint", "--workdir", required=True)
     arguments.add_images(parser, "+")
     top = arguments.integer(1)
     parser.add_argument("--top", type=top, default=5, metavar="K", help="classes per image")

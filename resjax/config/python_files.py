@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resjax.config.schema import no_such_field
-from resjax.errors import UserError, error_in
+from resjax.errors import UserError, error_in, first_few
 from resjax.models.presets import nearest
 
 
@@ -25,6 +25,9 @@ def import_function(path: Path, name: str, contract: str) -> Callable[..., Any]:
       UserError: there is no such file or function, or the file raises; the message names file and
         line.
     """
+    if path.is_dir():
+        files = first_few(sorted(each.name for each in path.glob("*.py")))
+        raise UserError(f"{path}: is a folder; name a Python file{': ' * bool(files)}{files}")
     if not path.is_file():
         beside = map(str, sorted(path.parent.glob("*.py")))
         raise UserError(f"{path}: no such file{nearest(path, beside)}")

@@ -297,12 +297,22 @@ def find_field(path: str) -> Field:
 
 
 def no_such_field(path: str) -> str:
-    """Returns a message that names the field of this name, now or earlier, or the nearest one."""
+    """Returns a message that names the field that is meant, or all sections."""
+    meant = meant_field(path)
+    hint = f"did you mean {meant}?" if meant else f"the sections are {', '.join(SECTIONS)}"
+    return f"{path}: no such field; {hint}"
+
+
+def meant_field(path: str) -> str | None:
+    """Returns the field of this path or name, now or earlier, or the nearest one; None for none."""
+    dicts = tuple(f"{field}." for field, kind in FIELDS.items() if kind.type is dict)
+    if path in FIELDS or path.startswith(dicts):
+        return path
+    if path in SECTIONS:
+        return f"{path}.{dataclasses.fields(SECTIONS[path])[0].name}"
     name = path.rpartition(".")[2]
     now = RENAMED_FIELDS | {field: field for field in reversed(FIELDS)}
     by_name = {field.rpartition(".")[2]: meant for field, meant in now.items()}
     near = difflib.get_close_matches(path, FIELDS)
     near += [by_name[other] for other in difflib.get_close_matches(name, by_name)]
-    meant = by_name.get(name, *near[:1])
-    hint = f"did you mean {meant}?" if meant else f"the sections are {', '.join(SECTIONS)}"
-    return f"{path}: no such field; {hint}"
+    return by_name.get(name, *near[:1])

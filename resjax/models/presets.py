@@ -9,6 +9,8 @@ et al. 2020, arXiv 1912.11370.
 
 import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +21,14 @@ from resjax.user_code import import_name
 
 class ImpossibleNetworkError(UserError, ValueError):
     """Fields that describe no network, found while the network is traced; one line."""
+
+
+class ImpossibleDepthError(ValueError):
+    """No network of this family has this depth with these blocks; one line."""
+
+    def __init__(self, message: str, depth: int, family: str):
+        super().__init__(message)
+        self.depth, self.family = depth, family
 
 
 BLOCKS = {
@@ -170,7 +180,7 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
         choice.
     """
     if name is not None and name not in PRESETS:
-        raise ValueError(f"unknown network {name!r}{nearest(name, PRESETS)}")
+        raise ValueError(f"unknown network {name!r}{nearest_network(str(name))}")
     chosen = {key: value for key, value in fields.items() if value is not None}
     preset = dict(PRESETS[name].fields) if name else {}
     family = chosen.get("family", preset.get("family", "cifar"))
@@ -197,18 +207,23 @@ def stage_sizes(family: str, depth: int, block: str) -> tuple[int, ...]:
         offset, period = CIFAR_OFFSETS[family], 3 * layers
         n, remainder = divmod(depth - offset, period)
         if remainder or n < 1:
-            below = offset + period * max(n, 1)
-            choices = f"{below}" if n < 1 else f"{below} and {below + period}"
-            raise ValueError(
-                f"depth {depth} is not {period}n + {offset} ({family} networks of {block!r} blocks); "
-                f"nearest: {choices}"
-            )
+            message = f"depth {depth} is not {period}n + {offset} ({family} networks of {block!r} "
+            near = nearest_depths(depth, [layers], family)
+            raise ImpossibleDepthError(f"{message}blocks); nearest: {near}", depth, family)
         return (n,) * 3
     depths = IMAGENET_STAGES.get(layers, {})
     if depth not in depths:
         valid = ", ".join(map(str, depths)) or "none"
         raise ValueError(f"depth {depth} is no ImageNet depth of {block!r} blocks; valid: {valid}")
     return depths[depth]
+
+
+def nearest_depths(depth: int, layers: Iterable[int], family: str = "cifar") -> str:
+    """Returns the nearest CIFAR depths, as text, that suit blocks of each of these `layers`."""
+    offset, period = CIFAR_OFFSETS[family], 3 * math.lcm(*layers)
+    n = max((depth - offset) // period, 1)
+    below, above = (offset + period * each for each in (n, n + 1))
+    return f"{below} and {above}" if depth > below else f"{below}"
 
 
 def block_layers(block: str) -> int:
@@ -245,7 +260,31 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     known = list(choices)
     if close := difflib.get_close_matches(str(word), known, n=1):
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if len(known) <= 12 else ""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+def nearest_network(name: str) -> str:
+    """Returns a hint at a network of `PRESETS`: of the same kind and the nearest depth, if any is.
+
+    If networks of that kind exist in every valid depth, the hint names the nearest of these too.
+    """
+    begin = [known for known in PRESETS if known.startswith(name)]
+    kind, depth, end = _kind_depth_end(name)
+    same = [known for known in PRESETS if _kind_depth_end(known)[::2] == [kind, end]]
+    if begin or not depth or not same:
+        return nearest(name, begin or PRESETS) or "; `resjax models` lists all networks"
+    preset = min(same, key=lambda known: abs(PRESETS[known].fields["depth"] - int(depth)))
+    hint = f"; did you mean {preset!r}?"
+    fields = {**FAMILIES[PRESETS[preset].fields["family"]], **PRESETS[preset].fields}
+    if fields["family"] in CIFAR_OFFSETS:
+        near = nearest_depths(int(depth), [block_layers(fields["block"])], fields["family"])
+        hint += f" For another depth, set its field depth; nearest: {near}"
+    return hint
+
+
+def _kind_depth_end(name: str) -> list[str]:
+    """Splits `cifar_wrn28_10` into `cifar_wrn`, `28` and `_10`."""
+    return [*re.split(r"(\d+)", name, maxsplit=1), "", ""][:3]
 
 
 def _check(fields: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ of a sweep is an error now, and not after a night.
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -20,7 +20,13 @@ from ml_collections import ConfigDict
 from resjax.config import Config, digest, override, resolve, to_dict
 from resjax.config.python_files import errors_in, import_function
 from resjax.errors import UserError
-from resjax.models.presets import nearest
+from resjax.models.presets import (
+    FAMILIES,
+    ImpossibleDepthError,
+    block_layers,
+    nearest,
+    nearest_depths,
+)
 from resjax.run_files import read_json_object
 
 
@@ -88,7 +94,7 @@ def plan(
     runs: dict[str, Run] = {}
     for overrides in sweeping:
         with _keywords_named(given):
-            run = _resolve_run(experiment, config, overrides)
+            run = _resolve_run(experiment, config, overrides, sweeping)
         identity = json.dumps(to_dict(run.config), sort_keys=True)
         if identity in runs:
             same = f"{_text(runs[identity].overrides)} and {_text(overrides)}"
@@ -144,7 +150,9 @@ def _given_keywords(
     return keywords
 
 
-def _resolve_run(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
+def _resolve_run(
+    experiment: Path, config: ConfigDict, overrides: Any, sweeping: Sequence[Any]
+) -> Run:
     if not isinstance(overrides, Mapping):
         raise UserError(
             f"{experiment}: sweep() yields {overrides!r}; it must yield dicts of overrides"
@@ -155,7 +163,23 @@ def _resolve_run(experiment: Path, config: ConfigDict, overrides: Any) -> Run:
         parsed = {name: reduce(getitem, name.split("."), values) for name in overrides}
         return Run(parsed, resolve(changed))
     except UserError as error:
-        raise UserError(f"{experiment}: run {_text(overrides)}: {error}") from error
+        message = f"{experiment}: run {_text(overrides)}: {error}"
+        if isinstance(error.__cause__, ImpossibleDepthError):
+            message += _common_depths(error.__cause__, config, sweeping)
+        raise UserError(message) from error
+
+
+def _common_depths(
+    error: ImpossibleDepthError, config: ConfigDict, sweeping: Sequence[Mapping[str, Any]]
+) -> str:
+    """Returns the nearest depths for all blocks of a sweep, if their numbers of layers differ."""
+    blocks = {overrides.get("model.block", config.model.block) for overrides in sweeping}
+    try:
+        layers = {block_layers(block or FAMILIES[error.family]["block"]) for block in blocks}
+    except ValueError:  # another run's block does not exist
+        return ""
+    near = nearest_depths(error.depth, layers, error.family)
+    return f"; for all blocks of the sweep: {near}" if len(layers) > 1 else ""
 
 
 def _text(overrides: Mapping[str, Any]) -> str:

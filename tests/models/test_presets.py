@@ -240,6 +240,31 @@ def test_an_integer_is_a_valid_float_option():
     assert architecture(shortcut="scale", shortcut_options=options)["shortcut_options"] == options
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet49", "did you mean 'resnet50'?"),
+        ("resnet1000", "did you mean 'resnet152'?"),
+        ("resnet5", "did you mean 'resnet50'?"),
+        ("resnet51_v1", "did you mean 'resnet50_v1'?"),
+        ("ResNet34", "did you mean 'resnet34'?"),
+        (
+            "cifar_resnet49",
+            "'cifar_resnet44'? For another depth, set its field depth; nearest: 44 and 50",
+        ),
+        (
+            "cifar_wrn29_10",
+            "'cifar_wrn28_10'? For another depth, set its field depth; nearest: 28 and 34",
+        ),
+        ("cifar_plain50", "nearest: 50"),
+        ("vgg16", "`resjax models` lists all networks"),
+    ],
+)
+def test_an_unknown_network_is_answered_with_the_nearest_depth_of_its_kind(name, hint):
+    with pytest.raises(ValueError, match=re.escape(hint) + "$"):
+        architecture(name)
+
+
 def test_a_name_that_resembles_none_is_answered_with_the_whole_list():
     with pytest.raises(ValueError, match="known: cifar, wide, imagenet"):
         architecture(family="zzz")

@@ -140,6 +140,21 @@ def test_an_impossible_depth_is_refused_with_its_run(experiment):
     assert "run model.depth=57 model.shortcut=none seed=0: model: depth 57 is not 6n + 2" in message
 
 
+@pytest.mark.parametrize(
+    ("blocks", "nearest"),
+    [
+        (("basic", "bottleneck"), "; for all blocks of the sweep: 20 and 38"),
+        ((None, "bottleneck"), "; for all blocks of the sweep: 20 and 38"),
+        (("basic", "preact_basic"), "; nearest: 32 and 38"),
+        (("basic", "nowhere:Block"), "; nearest: 32 and 38"),
+    ],
+)
+def test_the_nearest_depths_of_a_sweep_suit_all_of_its_blocks(tmp_path, blocks, nearest):
+    body = f"def sweep():\n  for block in {blocks}:\n    "
+    body += "yield {'model.depth': 35} | ({'model.block': block} if block else {})\n"
+    assert refusal(written(tmp_path / "x.py", body)).endswith(nearest)
+
+
 def test_an_unknown_keyword_is_refused_with_the_known_ones(experiment):
     assert "sweep.dephts" in refusal(experiment, dephts=(8,))
     assert "known: depths, shortcuts, seeds" in refusal(experiment, examples=(8,))
