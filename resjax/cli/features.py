@@ -28,6 +28,8 @@ def run(args: Namespace) -> None:
 
     split = args.split or "train"
     images = of_dataset(args.data, split) if args.data else of_files(args.images)
+    if images.description:
+        notify(images.description)
     weights = load_weights(args.checkpoint, args.which, notify)
     found = features(weights, images, args.stage, **arguments.batching(args))
     notify_skipped(sorted({*images.origins} - {*found.origins}))

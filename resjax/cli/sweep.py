@@ -7,7 +7,7 @@ Every field of the config has an option, such as --config.model.width=8; `resjax
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
 from resjax.cli.output import notify
@@ -16,6 +16,9 @@ from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import require_kind
 from resjax.train.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from resjax.sweeps.experiment import Plan
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,6 +31,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--workers", type=integer(1), metavar="N", help=number)
 
 
+def _describe_data(planned: "Plan") -> set[str]:
+    """Describes the datasets of a sweep; a missing one is an error before anything trains."""
+    from resjax.data.datasets import open_dataset
+
+    data = (run.config.data for run in planned.runs)
+    used = {(each.name, each.train_split, each.test_split) for each in data}
+    return {f"{each[0]}: {open_dataset(*each)}" for each in used}
+
+
 def run(args: Namespace) -> int:
     from resjax.sweeps.experiment import plan
 
@@ -37,6 +49,8 @@ def run(args: Namespace) -> int:
     require_writable(args.workdir)
     print(planned.description, flush=True)
     _try_figures(planned)
+    for description in sorted(_describe_data(planned)):
+        print(description, flush=True)
     from resjax.sweeps.local import launch
 
     with stop_on_signals(notify=notify) as stop:

@@ -89,4 +89,4 @@ def _in_transfer(transfer: Transfer) -> Iterator[str]:
 
 
 def _joined(values: tuple[Any, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    return ",".join(each if isinstance(each, str) else f"{each:g}" for each in values)

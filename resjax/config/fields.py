@@ -41,6 +41,7 @@ WORDS = {
     (tuple, float): "numbers, as in 0.5,0.75",
     (tuple, int): "integers, as in 5,6",
     (tuple, str): "names, as in a,b",
+    (tuple, int | str): "names or numbers, as in cat,dog or 5,6",
 }
 
 
@@ -63,6 +64,8 @@ class Field:
         """Returns the value that a string on the command line stands for, for `check`."""
         if self.type is str:
             return None if self.optional and text == "None" else text
+        if isinstance(self.item, types.UnionType) and not set(text) & set("\"'()[]"):
+            return tuple(_parse_name(each.strip()) for each in text.split(",") if each.strip())
         value = _parse_literal(text)
         if self.type is tuple and not isinstance(value, (list, tuple)):
             return (value,) if text else ()
@@ -82,6 +85,9 @@ class Field:
             return tuple(self.of_item.check(each, path) for each in value)
         if self.type is dict and isinstance(value, Mapping):
             return {key: self.of_item.check(each, f"{path}.{key}") for key, each in value.items()}
+        if isinstance(self.type, types.UnionType):
+            fits = str if isinstance(value, str) else int
+            return replace(self, type=fits).check(value, path)
         if self.type is bool and isinstance(value, bool):
             return value
         if self.type is str and isinstance(value, str):
@@ -144,6 +150,11 @@ def _parse_literal(text: str) -> Any:
         if "," not in text:
             return text
         return tuple(_parse_literal(item.strip()) for item in text.split(",") if item.strip())
+
+
+def _parse_name(text: str) -> int | str:
+    """Returns an integer as it is usually written, or else the name itself, such as true or 007."""
+    return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else text
 
 
 def _freeze(value: Any, path: str) -> Any:

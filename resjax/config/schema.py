@@ -79,8 +79,9 @@ class Data:
     """TFDS expression for the training split, such as train[:90%]; None means the dataset's own."""
     test_split: str | None = None
     """TFDS expression for the test split; None means the dataset's own."""
-    classes: Annotated[tuple[int, ...], Bounds(ge=0)] = ()
-    """Classes to keep in both splits, such as 5,6,7, which become 0,1,2; empty keeps all."""
+    classes: Annotated[tuple[int | str, ...], Bounds(ge=0)] = ()
+    """Classes to keep in both splits, such as cat,dog, which become 0,1; empty keeps all. A number
+    is an index from 0, or a name if any class of the dataset is named by a number."""
     per_class: Positive | None = None
     """Training examples to draw from each class; None keeps all."""
     subset_seed: NonNegative = 0

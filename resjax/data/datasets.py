@@ -30,7 +30,7 @@ from resjax.data.examples import (
     select,
 )
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
-from resjax.data.subsets import sample_per_class, select_classes
+from resjax.data.subsets import class_indices, sample_per_class, select_classes
 from resjax.data.user_data import open_folder, open_npz
 
 __all__ = [
@@ -58,6 +58,14 @@ class Dataset(NamedTuple):
     test: Split
     class_names: tuple[str, ...]
     skipped: int = 0  # images that could not be decoded
+    notes: tuple[str, ...] = ()  # of the source
+
+    def __str__(self) -> str:
+        """Returns one line: the number of images and classes, and the notes."""
+        train, test, class_names, skipped, notes = self
+        if skipped:
+            notes = (*notes, f"skipped {skipped:,} images that cannot be decoded")
+        return describe(len(train.labels), len(test.labels), len(class_names), notes)
 
 
 class OpenDataset(NamedTuple):
@@ -67,6 +75,17 @@ class OpenDataset(NamedTuple):
     test: Slices
     class_names: tuple[str, ...]
     image_shape: Shape | None  # None if sizes differ or are not known yet
+    notes: tuple[str, ...] = ()  # of the source
+
+    def __str__(self) -> str:
+        """Returns one line: the number of images and classes, and the notes."""
+        return describe(len(self.train), len(self.test), len(self.class_names), self.notes)
+
+
+def describe(train: int, test: int, classes: int, notes: Sequence[str]) -> str:
+    """Returns one line about a dataset."""
+    counts = f"{train:,} training images, {test:,} test images, {classes:,} classes"
+    return "; ".join((counts, *notes))
 
 
 def open_dataset(
@@ -88,13 +107,15 @@ def open_dataset(
     if test_split is None:
         raise DataError(
             f"{name} has no test split, only {', '.join(source.splits)}; set data.train_split and "
-            "data.test_split, such as train[:80%] and train[80%:]"
+            f"data.test_split, such as train[:80%] and train[80%:]"
+            f"{''.join(f' ({note})' for note in source.notes)}"
         )
     return OpenDataset(
         select(train_split or source.train, source.splits),
         select(test_split, source.splits),
         source.class_names,
         source.image_shape,
+        source.notes,
     )
 
 
@@ -105,7 +126,7 @@ def load(
     *,
     image_size: int | None = None,
     on_bad_image: OnBadImage = "error",
-    classes: Sequence[int] = (),
+    classes: Sequence[int | str] = (),
     per_class: int | None = None,
     subset_seed: int = 0,
 ) -> Dataset:
@@ -119,7 +140,8 @@ def load(
       test_split: a split expression; None is the dataset's default.
       image_size: side in pixels of the square to which images are resized and cropped.
       on_bad_image: raise an error for an image that cannot be decoded, or skip and count it.
-      classes: the classes to select, renumbered in this order; () selects all.
+      classes: the classes to select, as `subsets.class_indices` takes them, renumbered in this
+        order; () selects all.
       per_class: training examples to draw from each class; None is all.
       subset_seed: of that draw.
 
@@ -130,11 +152,7 @@ def load(
     """
     opened = open_dataset(name, train_split, test_split)
     class_names = opened.class_names
-    if unknown := [number for number in classes if number >= len(class_names)]:
-        raise DataError(
-            f"data.classes: {name} has no class {unknown[0]}, its classes are 0 to "
-            f"{len(class_names) - 1}"
-        )
+    selected = class_indices(name, class_names, classes)
     channels = opened.image_shape[2] if opened.image_shape else 3
     train, test = (
         _concatenate([_read(*part, channels, image_size, on_bad_image) for part in slices.parts])
@@ -142,12 +160,14 @@ def load(
     )
     read, expected = len(train.labels) + len(test.labels), len(opened.train) + len(opened.test)
     _require_same_size(f"{name}: the test split", test.images[0], train.images)
-    if classes:
-        train, test = select_classes(train, classes), select_classes(test, classes)
-        class_names = tuple(class_names[number] for number in classes)
+    notes = opened.notes
+    if selected:
+        train, test = (select_classes(part, selected, class_names) for part in (train, test))
+        class_names = tuple(class_names[index] for index in selected)
+        notes = (f"data.classes are {', '.join(map(repr, class_names))}", *notes)
     if per_class is not None:
         train = sample_per_class(train, per_class, subset_seed, class_names)
-    return Dataset(train, test, class_names, skipped=expected - read)
+    return Dataset(train, test, class_names, expected - read, notes)
 
 
 def prepared_folder(slices: Slices) -> Path | None:
@@ -211,14 +231,15 @@ def _decode_all(
     examples: Examples, channels: int, image_size: int | None, on_bad_image: OnBadImage
 ) -> Split:
     images, labels = np.empty(0, np.uint8), np.empty(len(examples), np.int32)
-    count = 0
+    count, bad = 0, None
     for index in range(len(examples)):
-        example = examples[index]
         try:
+            example = examples[index]
             pixels = _pixels(example, channels, image_size)
-        except BadImageError:
+        except BadImageError as error:
             if on_bad_image == "error":
                 raise
+            bad = error
             continue
         if not count:
             images = np.empty((len(examples), *pixels.shape), np.uint8)
@@ -226,7 +247,7 @@ def _decode_all(
         images[count], labels[count] = pixels, example.label
         count += 1
     if not count:
-        raise DataError(f"{examples[0].origin}: cannot be decoded, nor can any other image there")
+        raise DataError(f"none of {len(examples):,} images can be decoded; the last: {bad}")
     return Split(images[:count], labels[:count])
 
 

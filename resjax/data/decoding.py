@@ -1,10 +1,13 @@
 """Decodes images with Pillow to upright 8-bit RGB or grayscale.
 
-EXIF orientation, palettes, alpha, CMYK and 16 bits are converted.
+EXIF orientation, palettes, alpha, CMYK and 12 or 16 bits per pixel are converted. A 32-bit file
+does not say which of its values is white, so only one with values from 0 to 255 is accepted.
 """
 
+import functools
 import io
-import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+# Pillow has forty decoders, of which some run other programs (EPS starts Ghostscript) or are old.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
+WHITE_IS_ZERO = 0  # a value of the second
+
 
 def decode(data: bytes, channels: int, origin: str) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image.
@@ -28,7 +36,7 @@ def decode(data: bytes, channels: int, origin: str) -> UInt8[np.ndarray, "h w c"
       origin: the image's name in the error message.
 
     Raises:
-      BadImageError: the data are truncated or not an image.
+      BadImageError: the data are damaged or not an image.
     """
     return as_array(open_image(data, channels, origin))
 
@@ -37,29 +45,76 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
     """Like `decode`, but returns a Pillow image.
 
     With `lazily`, an upright JPEG with the right channels is not decoded yet, so that `draft` can
-    still reduce its size; if it is truncated, decoding it raises OSError.
+    still reduce its size; use it within `decoding`, as it may be damaged.
     """
-    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageOps
 
     mode = "RGB" if channels == 3 else "L"
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+    with decoding(origin):
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if lazily and upright and (image.format, image.mode) == ("JPEG", mode):
             return image
+        as_bytes = _conversion(image, origin)
         ImageOps.exif_transpose(image, in_place=True)
+        if as_bytes:
+            image = Image.fromarray(as_bytes(np.asarray(image)))
+        if image.mode in ("P", "PA"):  # Pillow warns about dropping a palette's transparency
+            image = image.convert("RGBA")
+        if image.mode == "LAB":  # which only its color management converts
+            from PIL import ImageCms
+
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")  # type: ignore[assignment]
+        return image.convert(mode)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF may be missing
+
+
+def _conversion(
+    image: "Image.Image", origin: str
+) -> Callable[[np.ndarray], UInt8[np.ndarray, "h w"]] | None:
+    """Returns a function to 8 bits from the pixels of an image with more, else None."""
+    if not image.mode.startswith(("F", "I")):
+        return None
+    tags = getattr(image, "tag_v2", {})
+    (bits,) = tags.get(BITS_PER_SAMPLE, (16,))
+    inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # which Pillow undoes for 8 bits only
+    known = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
+
+    def convert(pixels: np.ndarray) -> UInt8[np.ndarray, "h w"]:
+        low, high = pixels.min(), pixels.max()
+        if not known and (image.mode == "F" or low < 0 or high > 255):
+            raise BadImageError(
+                f"{origin}: has {low.dtype} pixels from {low:g} to {high:g}, whose white is not "
+                "known; convert it to 8 or unsigned 16 bits"
+            )
+        white = 2**bits - 1 if known else 255
+        scaled = np.rint(pixels * (255 / white)).astype(np.uint8)
+        return 255 - scaled if inverted else scaled
+
+    return convert
+
+
+@contextmanager
+def decoding(origin: str) -> Iterator[None]:
+    """Turns every exception of Pillow's decoders into a BadImageError that names the image."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        yield
+    except BadImageError:
+        raise
     except UnidentifiedImageError as error:  # its message shows an object's address
         raise BadImageError(f"{origin}: cannot be decoded: it is not an image") from error
-    # Pillow's parsers raise these on damaged files.
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise BadImageError(f"{origin}: cannot be decoded: {one_line(error)}") from error
-    if image.mode == "F":
-        raise BadImageError(f"{origin}: has floating-point pixels; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.mode == "P":  # Pillow warns about dropping a palette's transparency
-        image = image.convert("RGBA")
-    return image.convert(mode)
 
 
 def as_array(image: "Image.Image") -> UInt8[np.ndarray, "h w c"]:

@@ -46,6 +46,7 @@ class Source(NamedTuple):
     image_shape: Shape | None  # None if sizes differ or are not known yet
     train: str = "train"  # name of the default training split
     test: str | None = "test"  # name of the default test split
+    notes: tuple[str, ...] = ()  # for the user: how the images are split, what was skipped and why
 
 
 class Split(NamedTuple):

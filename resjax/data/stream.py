@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
 from resjax.data.datasets import OnBadImage
-from resjax.data.decoding import as_image, decode, open_image
+from resjax.data.decoding import as_image, decode, decoding, open_image
 from resjax.data.examples import BadImageError, DataError, Example, Examples
 
 if TYPE_CHECKING:
@@ -95,13 +95,14 @@ class BatchMaker:
         """Returns an image, its example and True, or with "skip" the next good one and False."""
         count = len(self.examples)
         for distance in range(count):
-            example = self.examples[(index + distance) % count]
             try:
+                example = self.examples[(index + distance) % count]
                 return self._image(example, position), example, not distance
-            except BadImageError:
+            except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise
-        raise DataError(f"none of {count} images can be decoded, {example.origin} among them")
+                bad = error
+        raise DataError(f"none of {count:,} images can be decoded; the last: {bad}")
 
     def _image(self, example: Example, position: int) -> UInt8[np.ndarray, "..."]:
         content, _, origin = example
@@ -111,10 +112,8 @@ class BatchMaker:
         if not isinstance(content, bytes):
             return self.crop(as_image(content), generator)
         image = open_image(content, self.channels, origin, lazily=True)
-        try:
+        with decoding(origin):  # happens when the crop is known
             return self.crop(image, generator)
-        except OSError as error:
-            raise BadImageError(f"{origin}: cannot be decoded: {error}") from error
 
 
 class Prefetcher(Iterator[Batch]):

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from resjax.data.examples import DataError, Example, Source, Split, array_source
+from resjax.data.image_files import Skipped, find_layout, image_files, read_image
 from resjax.errors import one_line
+from resjax.text import encodable
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-)
-TEST_NAMES = ("test", "val", "validation")
+HELD_OUT = "the last fifth of each class is the test split"
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,15 @@ class FileExamples:
 
     def __getitem__(self, index: int) -> Example:
         path = self.root / self.files[index]
-        try:
-            return Example(path.read_bytes(), self.labels[index], str(path))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        return Example(read_image(path), self.labels[index], str(path))
 
 
 def open_folder(root: Path) -> Source:
-    """Opens `folder:PATH` with one subfolder per class; the classes are its sorted names.
+    """Opens `folder:PATH`, whose classes are the sorted names of folders.
 
-    PATH contains either the class folders, or `train` and `test` (or `val`, or `validation`), which
-    contain them. Images are recognized by their suffixes (.jpg, .png, ...), at any depth, and read
-    as RGB. Other files are ignored.
+    `resjax.data.image_files` says which files are images of which class and part. Images are read
+    as RGB. The parts test and validation are splits under these names and under those of their
+    folders; the first that exists is the test split.
 
     Raises:
       DataError: the folder or its class folders do not exist, a class has no image, or a test class
@@ -53,53 +49,45 @@ def open_folder(root: Path) -> Source:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    folders = _folders(root)
-    if "train" not in folders:
-        whole = _examples(root, folders)
-        parts = zip(("train", "test"), hold_out_fifth(np.array(whole.labels)), strict=True)
+    skipped = Skipped(root)
+    layout = find_layout(root, skipped)
+    class_names = tuple(layout.parts.get("train", layout.parts.get("whole", {})))
+    parts = {
+        part: _examples(root, folders, class_names, skipped)
+        for part, folders in layout.parts.items()
+    }
+    notes = (f"skipped {skipped}",) if str(skipped) else ()
+    names = tuple(map(encodable, class_names))
+    if whole := parts.get("whole"):
+        held_out = zip(("train", "test"), hold_out_fifth(np.array(whole.labels)), strict=True)
         splits = {
             split: FileExamples(
                 root, [whole.files[i] for i in part], [whole.labels[i] for i in part]
             )
-            for split, part in parts
+            for split, part in held_out
         }
-        return Source(splits, tuple(folders), None)
-    class_names = _folders(root / "train")
-    names = ["train", *(name for name in TEST_NAMES if name in folders)]
-    splits = {name: _examples(root / name, class_names) for name in names}
-    return Source(splits, tuple(class_names), None, test=names[1] if names[1:] else None)
+        return Source(splits, names, None, notes=(HELD_OUT, *notes))
+    folders = layout.folders
+    notes = (f"parts: {', '.join(folders.values())}", *notes)
+    splits = parts | {name: parts[part] for part, name in folders.items()}
+    test = next((part for part in ("test", "validation") if part in parts), None)
+    return Source(splits, names, None, test=test, notes=notes)
 
 
-def _folders(root: Path) -> list[str]:
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
-    classes = [name for name in names if not name.startswith(".")]
-    if not classes:
-        raise DataError(f"{root}: contains no folder; put the images of each class into one")
-    return classes
-
-
-def _examples(root: Path, class_names: Sequence[str]) -> FileExamples:
+def _examples(
+    root: Path, folders: Mapping[str, Path], class_names: Sequence[str], skipped: Skipped
+) -> FileExamples:
     files: list[str] = []
     labels: list[int] = []
-    for name in _folders(root):
+    for name, folder in folders.items():
         if name not in class_names:
-            raise DataError(f"{root / name}: the training part has no such class")
-        found = [path.relative_to(root).as_posix() for path in image_files(root / name)]
+            raise DataError(f"{folder}: the training part has no such class")
+        found = [path.relative_to(root).as_posix() for path in image_files(folder, skipped)]
         if not found:
-            raise DataError(f"{root / name}: contains no image (.jpg, .png, ...)")
+            raise DataError(f"{folder}: contains no image (.jpg, .png, ...)")
         files += found
         labels += [class_names.index(name)] * len(found)
     return FileExamples(root, files, labels)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Returns the image files in a folder, at any depth, sorted."""
-    images = (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    return sorted(images, key=Path.as_posix)  # Path itself sorts component by component
 
 
 def open_npz(path: Path) -> Source:

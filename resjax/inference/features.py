@@ -40,6 +40,7 @@ class Images(NamedTuple):
     examples: Examples
     origins: Sequence[str]
     class_names: tuple[str, ...] = ()
+    description: str = ""  # of the dataset
 
 
 def of_files(paths: Iterable[Path]) -> Images:
@@ -65,7 +66,7 @@ def of_dataset(name: str, split: str) -> Images:
         opened = open_dataset(name, train_split=split, test_split=split)
     examples = opened.test if split == "test" else opened.train
     origins = [f"{name} {split}[{index}]" for index in range(len(examples))]
-    return Images(examples, origins, opened.class_names)
+    return Images(examples, origins, opened.class_names, f"{name}: {opened}")
 
 
 def features(

@@ -12,9 +12,11 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from resjax.data.datasets import OnBadImage
 from resjax.data.examples import Examples
+from resjax.data.image_files import Skipped, image_files
 from resjax.data.stream import eval_batches
-from resjax.data.user_data import FileExamples, image_files
+from resjax.data.user_data import FileExamples
 from resjax.errors import UserError
+from resjax.train.progress import Warn, print_warning
 from resjax.transfer.pixels import MODES, preprocess
 from resjax.transfer.weights import Preprocessing
 
@@ -29,8 +31,12 @@ class Outputs(NamedTuple):
     decoded: Bool[np.ndarray, "examples"]  # False for those that were skipped
 
 
-def find_images(paths: Iterable[Path]) -> FileExamples:
+def find_images(paths: Iterable[Path], warn: Warn = print_warning) -> FileExamples:
     """Returns the image files at `paths`, and those below folders in sorted order.
+
+    Args:
+      paths: image files, and folders, of which `resjax.data.image_files` finds the images.
+      warn: called with the files and folders that were skipped, and why.
 
     Raises:
       UserError: a path does not exist, or a folder contains no images.
@@ -39,10 +45,13 @@ def find_images(paths: Iterable[Path]) -> FileExamples:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: cannot be read: {os.strerror(errno.ENOENT)}")
-        files = [str(file) for file in image_files(path)] if path.is_dir() else [str(path)]
+        skipped = Skipped(path)
+        files = image_files(path, skipped) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path}: contains no images (.jpg, .png, ...)")
-        found += files
+        if str(skipped):
+            warn(f"{path}: skipped {skipped}")
+        found += map(str, files)
     return FileExamples(Path(), found, [0] * len(found))
 
 

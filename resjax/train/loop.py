@@ -51,7 +51,8 @@ def train(
       config: resolved.
       workdir: the run folder, which is created if necessary.
       on_progress: called whenever metrics arrive.
-      announce: called once before training with a summary: parameters, memory, compile time.
+      announce: called before compilation with a summary of the data, and before training with one
+        of the network: parameters, memory, compile time.
       stop: makes the run save and stop after the current dispatch.
       warn: called with what the run survives: damaged checkpoints, a full disk.
 
@@ -97,6 +98,8 @@ class Run:
     ) -> dict[str, Any]:
         """Trains from the newest checkpoint to the summary, like the function of this name."""
         trainer = self.trainer
+        if announce:
+            announce(trainer.source.description)
         state = trainer.start(self.config.seed)
         before = time.monotonic()  # seeds share a trainer; only the first one compiles
         dispatches = self._compile(state)

@@ -51,6 +51,8 @@ class BatchSource:
       streamed: whether images are decoded, and perhaps cropped, on the host. A stream yields the
         arrays of one step per dispatch; a resident dataset serves any number of steps.
       skipped: number of images that could not be decoded so far.
+      description: says in one line how many images and classes there are, how they are split, and
+        what was skipped.
     """
 
     info: DatasetInfo
@@ -58,6 +60,7 @@ class BatchSource:
     statistics: Statistics
     streamed: bool
     skipped: int = 0
+    description: str
 
     def __init__(self, config: Config, backend: Backend):
         self._config, self._backend = config, backend
@@ -128,6 +131,7 @@ class Resident(BatchSource):
         self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
         self.skipped = dataset.skipped
+        self.description = f"{data.name}: {dataset}"
         self.statistics = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
@@ -191,6 +195,7 @@ class Streamed(BatchSource):
         image_shape: Any = (size, size, self._channels) if size else shape
         self.info = DatasetInfo(tuple(opened.class_names), image_shape)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
+        self.description = f"{data.name}: {opened}"
         self.statistics = self._statistics()
 
     @property

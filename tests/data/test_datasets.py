@@ -124,7 +124,7 @@ def test_a_larger_sample_contains_the_smaller_one(labels, counts, seed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": (0, 10)}, "data.classes: digits has no class 10, its classes are 0 to 9"),
+        ({"classes": (0, 10)}, "data.classes: digits has no class 10, only 0, 1, 2"),
         ({"per_class": 143}, "data.per_class=143: class '2' has 142 training examples"),
         ({"classes": (8, 9), "test_split": "test[:3]"}, "no example of the classes 8, 9"),
     ],
@@ -163,7 +163,7 @@ def test_bad_images_are_an_error_or_skipped_and_counted(write_folder):
     assert data.skipped == 2
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert data.test.labels.tolist() == [0, 0]
-    with pytest.raises(DataError, match=r"a/1.png: cannot be decoded, nor can any other"):
+    with pytest.raises(DataError, match=r"none of 1 images can be decoded; the last: .*a/1.png: "):
         load(name, "train[1:2]", on_bad_image="skip")
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from resjax.data.decoding import as_array, as_image, decode, resize
+from resjax.data.decoding import as_array, as_image, decode, decoding, open_image, resize
 from resjax.data.examples import BadImageError
 
 GRADIENT = np.linspace(0, 255, 24 * 16 * 3).reshape(24, 16, 3).astype(np.uint8)  # upright: 24 high
@@ -132,3 +134,100 @@ def test_resizing_crops_the_center_of_the_longer_side():
     pixels = as_array(resize(image, 20))
     assert pixels.shape == (20, 20, 1)
     np.testing.assert_array_equal(pixels[:, 0, 0], np.arange(20, 40))
+
+
+def tiff(pixels, bits, photometric=1, kind=1):
+    """A grayscale TIFF of one strip: `pixels` as bytes, 16 x 16."""
+    tags = {256: 16, 257: 16, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 16}
+    tags |= {279: len(pixels), 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # sample formats
+
+
+def twelve_bits():
+    first, second = (RAMP.reshape(-1, 2).astype(int) * 4095 // 255).T
+    packed = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+    return np.stack(packed, -1).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(RAMP.astype("<i4").tobytes(), 32, kind=SIGNED),
+        tiff(RAMP.astype("<u4").tobytes(), 32),
+        tiff((RAMP.astype("<u2") * 257).tobytes(), 16),
+        tiff((65535 - RAMP.astype("<u2") * 257).tobytes(), 16, photometric=0),
+        tiff((255 - RAMP).tobytes(), 8, photometric=0),
+        tiff(twelve_bits(), 12),
+        b"P5 16 16 65535\n" + (RAMP.astype(">u2") * 257).tobytes(),
+        b"P5 16 16 1023\n" + np.round(RAMP * (1023 / 255)).astype(">u2").tobytes(),
+        encoded(Image.fromarray(RAMP), "JPEG2000"),
+        encoded(Image.fromarray(RAMP.astype(np.uint16) * 257), "JPEG2000"),
+    ],
+    ids=[
+        "int32",
+        "uint32",
+        "16",
+        "16 inverted",
+        "8 inverted",
+        "12",
+        "PGM 16",
+        "PGM 10",
+        "JP2",
+        "JP2 16",
+    ],
+)
+def test_values_are_kept_whatever_the_number_of_bits(data):
+    np.testing.assert_array_equal(decode(data, 1, "a.tif")[..., 0], RAMP)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "bits", "kind"),
+    [
+        ((RAMP.astype("<i4") * 257), 32, SIGNED),
+        ((RAMP.astype("<i4") - 1), 32, SIGNED),
+        ((RAMP.astype("<i2") * 100), 16, SIGNED),
+        (RAMP.astype("<f4") / 255, 32, FLOAT),
+    ],
+)
+def test_values_whose_white_is_unknown_are_refused(pixels, bits, kind):
+    with pytest.raises(BadImageError, match=r"^a\.tif: has \w+ pixels from .*convert it to 8 or"):
+        decode(tiff(pixels.tobytes(), bits, kind=kind), 1, "a.tif")
+
+
+def test_lab_colors_are_converted():
+    lab = np.zeros((16, 16, 3), np.uint8) + np.uint8([255, 0, 0])  # white; a and b are signed
+    data = encoded(Image.frombytes("LAB", (16, 16), lab.tobytes()), "TIFF")
+    assert rgb(data).min() >= 250
+
+
+def test_formats_that_start_other_programs_are_not_images():
+    with pytest.raises(BadImageError, match="it is not an image"):
+        decode(encoded(COLOR, "EPS"), 3, "a.png")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, ZeroDivisionError, MemoryError])
+@pytest.mark.parametrize("lazily", [False, True])
+def test_every_exception_of_a_decoder_is_a_bad_image(error, lazily, monkeypatch):
+    def load(self):
+        raise error("broken\nfile")
+
+    monkeypatch.setattr(JpegImageFile, "load", load)
+    with pytest.raises(BadImageError, match=r"^a\.jpg: cannot be decoded: "), decoding("a.jpg"):
+        open_image(PHOTO, 3, "a.jpg", lazily=lazily).resize((8, 8))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP", "TIFF", "JPEG2000", "PPM", "BMP"])
+def test_damaged_images_of_every_format_are_bad_images(kind):
+    generator, data = np.random.default_rng(0), encoded(COLOR, kind)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for position in generator.integers(0, len(data), 4):
+            damaged[position] ^= 1 << int(generator.integers(8))
+        with contextlib.suppress(BadImageError):
+            assert decode(bytes(damaged[: generator.integers(len(data) // 2, len(data))]), 3, "")

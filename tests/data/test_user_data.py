@@ -1,5 +1,8 @@
 """User data in folders and .npz files: layouts, default splits and errors."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -158,3 +161,160 @@ def test_a_damaged_npz_file_is_an_error(npz, damage, tmp_path):
         path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"mine\.npz: cannot be read as an \.npz file"):
         open_dataset(name)
+
+
+# Which files of a tree are images of which class and part.
+
+CLASSES = ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
+
+
+def origins(opened, root):
+    """The files of both splits, relative to the folder."""
+    return [
+        [str(Path(part[index].origin).relative_to(root)) for index in range(len(part))]
+        for part in (opened.train, opened.test)
+    ]
+
+
+HIDDEN = (
+    "a/.ipynb_checkpoints/2-checkpoint.png",
+    "a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "a/._1.png",
+    "__MACOSX/a/1.png",
+    ".git/x.png",
+)
+
+
+def test_hidden_and_system_files_are_skipped_and_named(write_folder):
+    root = write_folder(files(*CLASSES, *HIDDEN, "stray.png"))
+    for junk in ("a/.DS_Store", "a/Thumbs.db", "desktop.ini", "a/notes.txt"):
+        (root / junk).write_text("no image")
+    (root / "a" / "@eaDir").mkdir(exist_ok=True)
+    opened = open_dataset(f"folder:{root}")
+    assert opened.class_names == ("a", "b")
+    assert origins(opened, root) == [["a/1.png", "b/1.png"], ["a/2.png", "b/2.png"]]
+    line = str(opened)
+    assert line.startswith(
+        "2 training images, 2 test images, 2 classes; the last fifth of each class is the test "
+        "split; skipped "
+    )
+    for name in (".git", "__MACOSX", "stray.png", "a/.ipynb_checkpoints", "a/notes.txt"):
+        assert name in line
+    assert "Thumbs.db" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("TRAIN", "VALID"),
+        ("train_images", "validation set"),
+        ("Train-Set", "test.data"),
+    ],
+)
+def test_the_usual_names_of_parts_are_recognized(write_folder, train, test):
+    tree = files(f"{train}/a/1.png", f"{train}/b/1.png", f"{test}/b/1.png", "other/c/1.png")
+    root = write_folder(tree)
+    opened = open_dataset(f"folder:{root}")
+    assert opened.class_names == ("a", "b")
+    assert origins(opened, root) == [[f"{train}/a/1.png", f"{train}/b/1.png"], [f"{test}/b/1.png"]]
+    assert f"parts: {train}, {test}" in str(opened)
+    assert "beside the parts: other" in str(opened)
+    assert len(open_dataset(f"folder:{root}", "train[:1]", test).train) == 1
+
+
+def test_parts_may_lie_within_the_classes(write_folder):
+    root = write_folder(files("a/train/1.png", "a/Test/1.png", "b/train/1.png", "b/Test/2.png"))
+    opened = open_dataset(f"folder:{root}")
+    assert opened.class_names == ("a", "b")
+    assert origins(opened, root) == [
+        ["a/train/1.png", "b/train/1.png"],
+        ["a/Test/1.png", "b/Test/2.png"],
+    ]
+
+
+def test_a_test_part_is_preferred_to_validation_which_remains_a_split(write_folder):
+    root = write_folder(files("train/a/1.png", "val/a/1.png", "test/a/1.png"))
+    opened = open_dataset(f"folder:{root}")
+    assert origins(opened, root)[1] == ["test/a/1.png"]
+    for name in ("val", "validation"):
+        chosen = open_dataset(f"folder:{root}", test_split=name)
+        assert origins(chosen, root)[1] == ["val/a/1.png"]
+
+
+def test_a_class_may_have_the_name_of_a_part(write_folder):
+    root = write_folder(files("train/1.png", "train/2.png", "bus/1.png", "bus/2.png"))
+    assert open_dataset(f"folder:{root}").class_names == ("bus", "train")
+
+
+def test_links_are_followed_and_loops_end(write_folder, tmp_path):
+    root = write_folder(files(*CLASSES))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "3.png").write_bytes((root / "a" / "1.png").read_bytes())
+    (root / "a" / "more").symlink_to(elsewhere)
+    (root / "a" / "again").symlink_to(elsewhere)
+    for number, above in enumerate((root, root / "a", tmp_path)):
+        (root / "a" / f"loop{number}").symlink_to(above)
+    (root / "c").symlink_to(elsewhere)
+    opened = open_dataset(f"folder:{root}")
+    assert opened.class_names == ("a", "b", "c")
+    train, test = origins(opened, root)
+    assert sorted(train + test) == ["a/1.png", "a/2.png", "a/again/3.png", *CLASSES[2:], "c/3.png"]
+    assert "a link to a folder that is read already: a/loop0, a/loop1, a/loop2" in str(opened)
+
+
+def test_a_pipe_is_no_image_and_a_broken_link_an_unreadable_one(write_folder):
+    root = write_folder(files("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png"))
+    os.mkfifo(root / "a" / "0.png")
+    (root / "a" / "2.png").unlink()
+    (root / "a" / "2.png").symlink_to("nowhere")
+    name = f"folder:{root}"
+    assert "neither a file nor a folder: a/0.png" in str(open_dataset(name))
+    with pytest.raises(DataError, match=r"a/2\.png: cannot be read: No such file"):
+        load(name)
+    assert load(name, on_bad_image="skip").skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (["train/a/1.png", "Training/a/1.png"], "are both named train; rename one"),
+        (["archive/train/a/1.png", "archive/test/a/1.png"], "did you mean folder:.*images/archive"),
+        (["test/a/1.png", "val/a/1.png"], "contains test, val, but no train"),
+        (["a/train/1.png", "a/test/1.png", "b/1.png"], "a contains train, but .*b does not"),
+        (["train/a/1.png", "test/1.png"], "test: contains no folder; put the images of each class"),
+    ],
+)
+def test_contradicting_names_are_an_error(write_folder, tree, message):
+    root = write_folder(files(*tree))
+    with pytest.raises(DataError, match=message) as refused:
+        open_dataset(f"folder:{root}")
+    assert "\n" not in str(refused.value)
+
+
+# Some of the classes.
+
+
+def test_numbers_are_names_of_classes_where_classes_are_named_by_numbers(write_folder):
+    root = write_folder({f"{name}/{n}.png": PIXELS + name for name in range(12) for n in (1, 2)})
+    data = load(f"folder:{root}", classes=(2, 3))
+    assert data.class_names == ("2", "3")
+    assert sorted(set(data.train.images[:, 0, 0, 0])) == [2, 3]
+    assert "data.classes are '2', '3'" in str(data)
+
+
+def test_numbers_are_indices_where_classes_have_other_names(write_folder):
+    root = write_folder(files(*(f"{name}/{n}.png" for name in ("ant", "bee", "cat") for n in "12")))
+    for classes in ((2, 0), ("cat", "ant"), ("cat", 0)):
+        data = load(f"folder:{root}", classes=classes)
+        assert data.class_names == ("cat", "ant")
+        assert data.train.labels.tolist() == [1, 0]
+    for classes, message in (
+        ((0, 3), r"has no class 3, only ant, bee, cat \(or 0 to 2\)"),
+        (("dog", "ant"), "has no class dog"),
+        (("ant", 0), "0 names the class 'ant' twice"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load(f"folder:{root}", classes=classes)
