@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from resjax.config import Config, to_dict
 from resjax.data.datasets import open_dataset
+from resjax.data.subsets import class_indices
 from resjax.errors import one_line
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
 
@@ -156,8 +157,9 @@ def _find_metrics(config: Config) -> Metrics:
     from resjax.train.step import eval_step
 
     dataset = open_dataset(config.data.name, config.data.train_split, config.data.test_split)
-    classes = dataset.class_names
-    classes = tuple(classes[index] for index in config.data.classes) or classes
+    classes, chosen = dataset.class_names, config.data.classes
+    indices = class_indices(config.data.name, classes, chosen)
+    classes = tuple(classes[index] for index in indices) or classes
     height, width, channels = dataset.image_shape or (32, 32, 3)
     side = config.data.image_size
     shape = (side or height, side or width, channels)
