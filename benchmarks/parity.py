@@ -355,9 +355,13 @@ def compare(original: Original) -> dict[str, Any]:
 def outputs(weights: Weights, given: np.ndarray) -> Arrays:
     """Logits and features of our network."""
     network = weights.network(loop="unroll")
-    found = jax.jit(lambda v, x: network.apply(v, x, False, method="forward"))(
-        weights.variables, given
-    )
+
+    @jax.jit
+    def forward(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
+        features = network.apply(variables, x, method="features")
+        return {**features, "logits": network.apply(variables, x)}
+
+    found = forward(weights.variables, given)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

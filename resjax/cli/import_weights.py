@@ -4,7 +4,8 @@ WEIGHTS is a file (.pth, .safetensors, .h5, .keras, .npz), a Hugging Face folder
 hub:OWNER/NAME or https://...
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from dataclasses import fields
 from pathlib import Path
 
 from resjax.cli.arguments import integer, require_writable, weights_source
@@ -17,20 +18,32 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the weights folder to write")
     add("--backbone", action="store_true", help="leave out the head")
     add("--prefix", default="", help="of the network's names in a larger file: backbone.body.")
-    add("--v1", action="store_true", help="bottlenecks stride in their first 1x1 convolution")
+    add("--key", default="", help="of the state dict in a checkpoint of PyTorch: state_dict_ema")
     add("--class-names", type=Path, metavar="FILE", help="a text file, one class name per line")
     add("--image-size", type=integer(1), metavar="N", help="side in pixels (default: as published)")
+    hidden = parser.add_argument_group("what the file may not show")
+    add = hidden.add_argument
+    stride = "whether bottlenecks stride in their first 1x1 convolution"
+    add("--v1", action=BooleanOptionalAction, help=stride)
+    pools = ("max", "average", "blur", "none")
+    add("--stem-pool", choices=pools, help="what ends the stem")
+    add("--antialias", choices=pools[1:], help="the filter before strides")
+    add("--dilated-stages", type=integer(0), metavar="N", help="last stages without strides")
+    add("--bn-epsilon", type=float, metavar="X", help="epsilon of the batch norms")
+    add("--shortcut", choices=("pad", "pad_center", "none"), help="if none has arrays")
 
 
 def run(args: Namespace) -> None:
     require_writable(args.out, "--out")
     from resjax.train.load_weights import load_weights
     from resjax.transfer import weights
+    from resjax.transfer.assumptions import Hidden
     from resjax.transfer.importing import Options
 
     options = Options(
         prefix=args.prefix,
-        v1=args.v1 or None,
+        key=args.key,
+        hidden=Hidden(**{field.name: getattr(args, field.name) for field in fields(Hidden)}),
         without_head=args.backbone,
         class_names=args.class_names,
         image_size=args.image_size,

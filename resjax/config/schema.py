@@ -48,6 +48,10 @@ class Model:
     """Factor on the width of every stage."""
     stem: str | None = None
     """The layers before the first stage: cifar, imagenet, deep (ResNet-D) or bit."""
+    stem_pool: str | None = None
+    """What ends the stem: max, average, blur or none; by default none for cifar, max for others."""
+    dilated_stages: NonNegative | None = None
+    """The last stages that dilate their convolutions instead of striding, as for segmentation."""
     norm: str | None = None
     """batch or group."""
     standardize: bool | None = None
@@ -63,7 +67,7 @@ class Model:
     """Probability of dropping the last block's branch; it grows linearly with a block's index."""
     bn_momentum: Fraction = 0.9
     """Weight of the old value in each update of the running statistics; PyTorch's 0.1 is 0.9."""
-    bn_epsilon: Factor | None = None
+    bn_epsilon: Strength | None = None
     """Epsilon of the normalization layers; None means 1e-5."""
     remat: bool = False
     """Store only the convolutions' outputs for the backward pass and recompute the rest."""

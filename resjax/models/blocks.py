@@ -11,8 +11,12 @@ same block with a shortcut that adds nothing.
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
+
+from resjax.models.presets import ImpossibleNetworkError
 
 Images = Float[Array, "n h w c"]
 
@@ -46,6 +50,38 @@ class Block(nn.Module):
     preactivation: ClassVar[bool] = False
 
 
+ANTIALIASING = "none", "average", "blur"
+
+
+def blur(x: Images) -> Images:
+    """Halves height and width after a 3x3 binomial filter (Zhang 2019, arXiv 1904.11486)."""
+    for axis in (1, 2):
+        padded = jnp.pad(x, [(int(each == axis),) * 2 for each in range(4)], mode="reflect")
+        rows = [
+            lax.slice_in_dim(padded, tap, tap + x.shape[axis], 2, axis=axis) for tap in range(3)
+        ]
+        x = (rows[0] + 2 * rows[1] + rows[2]) / 4
+    return x
+
+
+def antialiased(x: Images, kind: str, strides: int) -> Images:
+    """Returns the images with the stride that the convolution before leaves to a low-pass filter.
+
+    Raises:
+      ImpossibleNetworkError: there is no such filter, or the stride is not 1 or 2.
+    """
+    if kind not in ANTIALIASING or strides > 2:
+        known = ", ".join(ANTIALIASING)
+        raise ImpossibleNetworkError(
+            f"antialias is one of {known}, with strides of 2; not {kind!r}"
+        )
+    if strides == 1 or kind == "none":
+        return x
+    if kind == "blur":
+        return blur(x)
+    return nn.avg_pool(x, (2, 2), (2, 2), padding="SAME", count_include_pad=False)
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate on its mean over the image (Hu et al. 2018, 1709.01507)."""
 
@@ -65,11 +101,14 @@ class BasicBlock(Block):
     """Two 3x3 convolutions [H15 figure 5, left]."""
 
     se_reduction: int = 0  # of squeeze-and-excitation before the addition; 0 disables it
+    antialias: str = "none"  # "average" or "blur": of the activations that are strided
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        y = self.conv(self.features, 3, self.strides)(x)
+        strides = self.strides if self.antialias == "none" else 1
+        y = self.conv(self.features, 3, strides)(x)
         y = self.act(self.norm()(y))
+        y = antialiased(y, self.antialias, self.strides)
         y = self.conv(self.features, 3)(y)
         y = self.norm(last=True)(y)
         if self.se_reduction:
@@ -87,6 +126,7 @@ class BottleneckBlock(Block):
     group_width: int = 64  # channels per group in a stage of 64 features
     stride_in_1x1: bool = False
     se_reduction: int = 0
+    antialias: str = "none"
 
     expansion: ClassVar[int] = 4
     layers: ClassVar[int] = 3
@@ -97,8 +137,10 @@ class BottleneckBlock(Block):
         inner = self.features * self.group_width // 64 * self.groups
         out = self.features * self.expansion
         y = self.act(self.norm()(self.conv(inner, 1, first)(x)))
-        y = self.conv(inner, 3, second, feature_group_count=self.groups)(y)
+        strides = second if self.antialias == "none" else 1
+        y = self.conv(inner, 3, strides, feature_group_count=self.groups)(y)
         y = self.act(self.norm()(y))
+        y = antialiased(y, self.antialias, second)
         y = self.norm(last=True)(self.conv(out, 1)(y))
         if self.se_reduction:
             y = SqueezeExcite(self.se_reduction, self.conv, self.act)(y)

@@ -23,6 +23,7 @@ def conv(
     kernel_size: int | tuple[int, int],
     strides: int = 1,
     *,
+    dilation: int = 1,
     use_bias: bool = False,
     kernel_init: Any = he_normal,
     standardize: bool = False,
@@ -34,6 +35,7 @@ def conv(
       features: output channels.
       kernel_size: side, or (height, width), in pixels.
       strides: in both directions, in pixels.
+      dilation: distance of the kernel's taps, in pixels.
       use_bias: adds a bias; published networks have a norm instead.
       kernel_init: initializer of the kernel.
       standardize: normalizes each filter to mean 0 and variance 1 (Qiao et al. 2019, arXiv
@@ -50,7 +52,11 @@ def conv(
         features,
         (height, width),
         strides,
-        padding=[((side - 1) // 2, side // 2) for side in (height, width)],
+        padding=[
+            (dilation * (side - 1) // 2, dilation * (side - 1) - dilation * (side - 1) // 2)
+            for side in (height, width)
+        ],
+        kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=kernel_init,
         conv_general_dilated=_standardized if standardize else convolution,

@@ -60,6 +60,7 @@ BOUND = {
 }
 
 STEMS = ("cifar", "imagenet", "deep", "bit")
+STEM_POOLS = ("max", "average", "blur", "none")
 NORMS = ("batch", "group")
 NORM = {"norm": "batch", "standardize": False}
 CLASSES = {"cifar": 10, "wide": 10, "imagenet": 1000}  # of the data set that a family is for
@@ -160,7 +161,7 @@ PRESETS: dict[str, Preset] = {
 # The fields that define the network; the other fields of a config's model say how it computes.
 ARCHITECTURE = (
     "name", "family", "depth", "block", "block_options", "shortcut", "shortcut_options", "width",
-    "widen", "stem", "norm", "standardize", "zero_init_residual", "stochastic_depth",
+    "widen", "stem", "stem_pool", "dilated_stages", "norm", "standardize", "zero_init_residual", "stochastic_depth",
 )  # fmt: skip
 
 
@@ -192,6 +193,8 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
         same = filled[kind] == preset.get(kind, filled[kind])
         inherited = preset.get(f"{kind}_options", {}) if same else {}
         filled[f"{kind}_options"] = {**inherited, **chosen.get(f"{kind}_options", {})}
+    filled.setdefault("stem_pool", "none" if filled["stem"] == "cifar" else "max")
+    filled.setdefault("dilated_stages", 0)
     _check(filled)
     return filled
 
@@ -298,8 +301,12 @@ def _check(fields: Mapping[str, Any]) -> None:
         value = fields[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} must be a whole number from 1 up, not {value!r}")
-    stage_sizes(fields["family"], fields["depth"], block)
-    for key, choices in (("stem", STEMS), ("norm", NORMS)):
+    stages = len(stage_sizes(fields["family"], fields["depth"], block))
+    if not 0 <= (number := fields["dilated_stages"]) < stages:
+        raise ValueError(f"dilated_stages must be from 0 to {stages - 1}, not {number!r}")
+    if number and "bottleneck" not in block:  # PyTorch's libraries disagree about others
+        raise ValueError("dilated_stages needs bottleneck blocks")
+    for key, choices in (("stem", STEMS), ("stem_pool", STEM_POOLS), ("norm", NORMS)):
         if fields[key] not in choices:
             raise ValueError(f"unknown {key} {fields[key]!r}{nearest(fields[key], choices)}")
     if not isinstance(fields["standardize"], bool):

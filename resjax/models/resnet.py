@@ -17,6 +17,7 @@ from flax.core.scope import LazyRng
 from jaxtyping import Array, Float
 
 from resjax.models import heads, layout, presets, shortcuts
+from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, GroupNorm
 
@@ -36,6 +37,10 @@ class ResNet(nn.Module):
       stem: "cifar" (3x3 convolution), "imagenet" (7x7 with stride 2, max-pooling), "deep" (three
         3x3 in place of the 7x7: ResNet-D) or "bit" ("imagenet" with zeros around the pooled image).
       stem_width: output channels of the stem.
+      stem_pool: what ends the stem: "max" (3x3 with stride 2), "average" (2x2), "blur" (maximum of
+        3x3, then a blur) or "none".
+      dilated_stages: how many of the last stages dilate their 3x3 convolutions instead of
+        striding, as segmentation networks do (torchvision's `replace_stride_with_dilation`).
       loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `uses_scan`.
       dtype: of the computation; parameters and BN statistics stay float32.
       norm: "batch" or "group".
@@ -56,6 +61,8 @@ class ResNet(nn.Module):
     width: int = 16
     stem: str = "cifar"
     stem_width: int = 16
+    stem_pool: str = "none"
+    dilated_stages: int = 0
     loop: str = "auto"
     dtype: Any = jnp.float32
     norm: str = "batch"
@@ -122,17 +129,21 @@ class ResNet(nn.Module):
         if self.stochastic_depth and train and self.has_rng("dropout"):
             drop_rates = self.stochastic_depth * jnp.arange(1, depth + 1) / depth
 
-        x = Stem(self.stem, self.stem_width, conv, norm, act, preactivation, name="stem")(
-            jnp.asarray(images, self.dtype)
+        stem = Stem(
+            self.stem, self.stem_width, self.stem_pool, conv, norm, act, preactivation, name="stem"
         )
+        x = stem(jnp.asarray(images, self.dtype))
         outputs = {"stem": x}
+        dilation = 1
         for index, blocks in enumerate(self.stages):
             done = sum(self.stages[:index])
+            before, dilates = dilation, index >= len(self.stages) - self.dilated_stages
+            dilation *= 2 if dilates else 1
             x = Stage(
                 features=self.width * 2**index,
-                strides=1 if index == 0 else 2,
-                first=first if index == 0 else block,
-                block=block,
+                strides=1 if index == 0 or dilates else 2,
+                first=dilated(first if index == 0 else block, before),
+                block=dilated(block, dilation),
                 drop_rates=drop_rates[done : done + blocks],
                 scan=scan,
                 name=f"stage{index + 1}",
@@ -150,6 +161,7 @@ class Stem(nn.Module):
 
     kind: str
     features: int
+    pool: str
     conv: Any
     norm: Any
     act: Any
@@ -169,10 +181,12 @@ class Stem(nn.Module):
             x = self.act(self.norm()(x))
         if self.kind == "bit":  # BiT pads with zeros, which exceed negative pixels in a maximum
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        if self.kind != "cifar":
-            border = 0 if self.kind == "bit" else 1
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((border, border), (border, border)))
-        return x
+        if self.pool == "average":
+            return nn.avg_pool(x, (2, 2), (2, 2))
+        if self.pool != "none":
+            border, strides = (0 if self.kind == "bit" else 1), (1 if self.pool == "blur" else 2)
+            x = nn.max_pool(x, (3, 3), (strides,) * 2, padding=((border, border),) * 2)
+        return blur(x) if self.pool == "blur" else x
 
 
 class Stage(nn.Module):
@@ -242,6 +256,13 @@ def make_norm(*, kind: Any, last: bool = False, zero_last: bool = False, **optio
     """Returns a norm whose scale starts at 1; at 0 if it is the branch's `last` and `zero_last`."""
     start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
     return kind(scale_init=start, **options)
+
+
+def dilated(block: Any, dilation: int) -> Any:
+    """Returns the bound block with convolutions that are dilated, around the same pixels."""
+    if dilation == 1:
+        return block
+    return partial(block, conv=partial(block.keywords["conv"], dilation=dilation))
 
 
 def rematerialize(block: Any, scan: bool) -> Any:
@@ -316,6 +337,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         width=spec["width"] * spec["widen"],
         stem=spec["stem"],
         stem_width=spec["width"],
+        stem_pool=spec["stem_pool"],
+        dilated_stages=spec["dilated_stages"],
         norm=spec["norm"],
         standardize=spec["standardize"],
         zero_init_residual=fields.get("zero_init_residual") or False,

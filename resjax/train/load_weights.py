@@ -19,7 +19,9 @@ from resjax.transfer.importing import Options, apply_options, import_weights
 from resjax.transfer.surgery import with_channels
 from resjax.transfer.weights import (
     Weights,
+    describe_fault,
     describe_run,
+    flatten,
     from_description,
     is_weights_folder,
     unflatten,
@@ -47,14 +49,23 @@ def load_weights(
       The weights; those of a run are its EMA if it keeps one.
 
     Raises:
-      UserError: there are no weights, or they are damaged.
+      UserError: there are no weights, they are damaged, or an array is not finite.
     """
-    options, folder = options or Options(), Path(source)
+    weights = _load(source, which, warn, options or Options())
+    if fault := describe_fault(flatten(weights.variables)):
+        raise UserError(f"{source}: {fault}; the weights are unusable")
+    return weights
+
+
+def _load(source: str | Path, which: str, warn: Warn, options: Options) -> Weights:
+    folder = Path(source)
     if is_run_folder(folder) and not is_weights_folder(folder):
+        options.require_own(source)
         return apply_options(_read_run(folder, which, warn), options)
     if which != "last":
         raise UserError(f"{source} is not a run folder: it has no checkpoint {which!r}")
     if is_weights_folder(folder):
+        options.require_own(source)
         return apply_options(weights_folder.load(folder), options)
     require_kind(folder, "run")
     return import_weights(str(source), options, warn)

@@ -33,8 +33,19 @@ V2_FILES = re.compile(
 )
 
 
-def of_library(library: str, file: str, channels: int) -> tuple[Statistics, Preprocessing]:
-    """Returns the convention of a library for weights without a config."""
+def of_library(
+    library: str, file: str, channels: int, *, small: bool = False
+) -> tuple[Statistics, Preprocessing]:
+    """Returns the convention of a library for weights without a config.
+
+    Args:
+      library: as in `naming`.
+      file: its name, which may be that of published weights.
+      channels: of the images.
+      small: whether the stem is that of networks for CIFAR.
+    """
+    if small:
+        return _statistics(IMAGENET, channels), Preprocessing(32, 32, channels)
     if library == "Keras":
         keras = Preprocessing(224, 224, channels, "nearest", squash=True)
         return _statistics(CAFFE, channels), keras

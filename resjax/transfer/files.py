@@ -20,9 +20,12 @@ from resjax.transfer.zipped import Archive
 
 Format = Literal["safetensors", "torch", "keras", "npz"]
 
-# The files of Hugging Face and timm beside a safetensors file, by their key in `metadata`.
+# The files of Hugging Face and timm beside a weights file, by their key in `metadata`.
 METADATA_FILES = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+# What only the config.json of a network has; other programs write files of that name too.
+CONFIG_KEYS = {"architecture", "architectures", "model_type", "pretrained_cfg", "depths"}
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"  # as Hugging Face and timm wrote before safetensors
 
 # Files mistaken for weights: how they begin, and what is wrong with them.
 _MISTAKEN = (
@@ -41,7 +44,8 @@ class Arrays:
       arrays: by the file's names. Floats are converted to float32; integers are unchanged.
       format: of the file.
       metadata: `config` is the model's config of Hugging Face, timm or Keras; `preprocessor` is
-        Hugging Face's; `header` is the text of a safetensors file. Those that exist.
+        Hugging Face's; `header` is the text of a safetensors file; `architecture` is the network's
+        name in a checkpoint of PyTorch. Those that exist.
       notes: what was chosen, converted or ignored, one line each.
     """
 
@@ -51,14 +55,19 @@ class Arrays:
     notes: tuple[str, ...] = ()
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, key: str = "") -> Arrays:
     """Reads a weights file, or a folder with the layout of Hugging Face's hub.
+
+    Args:
+      path: of the file or folder.
+      key: of a state dict in a checkpoint of PyTorch, such as `state_dict_ema`; empty selects the
+        likeliest.
 
     Raises:
       UserError: the file is missing, damaged, of an unknown format, or holds no weights.
     """
     try:
-        found = _read_folder(path) if path.is_dir() else _read_file(path)
+        found = _read_folder(path, key) if path.is_dir() else _read_file(path, key)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {describe_disk_error(error)}") from error
     if not any(_is_float(array) for array in found.arrays.values()):
@@ -66,20 +75,27 @@ def read_arrays(path: Path) -> Arrays:
     return _in_float32(found, path)
 
 
-def _read_file(path: Path) -> Arrays:
+def _read_file(path: Path, key: str) -> Arrays:
+    """Reads a file, and what stands beside it."""
+    found = _read_content(path, key)
+    if key and found.format != "torch":
+        raise UserError(f"{path}: --key={key} is for checkpoints of PyTorch")
+    return replace(found, metadata={**_metadata(path.parent), **found.metadata})
+
+
+def _read_content(path: Path, key: str) -> Arrays:
     with path.open("rb") as file:
         start = file.read(64)
         file.seek(0)
         if not start:
             raise UserError(f"{path}: is empty")
         if start.startswith(b"PK"):
-            return _read_zip(Archive(path, file))
+            return _read_zip(Archive(path, file), key)
         if start.startswith(b"\x89HDF"):
             arrays, config = keras_file.read(path)
-            return Arrays(arrays, "keras", {"config": config} if config else {})
+            return Arrays(arrays, "keras", {"config": config})
         if torch_file.is_legacy(start):
-            arrays, notes = torch_file.read_legacy(path, file)
-            return Arrays(arrays, "torch", notes=notes)
+            return _of_torch(torch_file.read_legacy(path, file, key))
         if start[8:9] == b"{":
             return _read_safetensors(path)
     for beginning, what in _MISTAKEN:
@@ -91,10 +107,14 @@ def _read_file(path: Path) -> Arrays:
     )
 
 
-def _read_zip(archive: Archive) -> Arrays:
+def _of_torch(found: torch_file.StateDict) -> Arrays:
+    metadata = {"architecture": found.architecture} if found.architecture else {}
+    return Arrays(found.arrays, "torch", metadata, found.notes)
+
+
+def _read_zip(archive: Archive, key: str) -> Arrays:
     if any(name.endswith("data.pkl") for name in archive.sizes):
-        arrays, notes = torch_file.read_zip(archive)
-        return Arrays(arrays, "torch", notes=notes)
+        return _of_torch(torch_file.read_zip(archive, key))
     if keras_file.WEIGHTS in archive.sizes:
         arrays, config = keras_file.read(archive.path)
         return Arrays(arrays, "keras", {"config": config})
@@ -130,13 +150,16 @@ def _read_safetensors(path: Path) -> Arrays:
         raise UserError(f"{path}: {name[:80]!r} has a type that NumPy lacks: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: truncated or damaged safetensors ({one_line(error)})") from error
-    metadata = {"header": header} if header else {}
-    return Arrays(arrays, "safetensors", metadata | _metadata(path.parent))
+    return Arrays(arrays, "safetensors", {"header": header} if header else {})
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
+    """Returns the files that describe a network, those of them that the folder has."""
     paths = {key: folder / name for key, name in METADATA_FILES.items()}
-    return {key: _json(path) for key, path in paths.items() if path.is_file()}
+    found = {key: _json(path) for key, path in paths.items() if path.is_file()}
+    if not CONFIG_KEYS & found.get("config", {}).keys():
+        found.pop("config", None)
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -149,15 +172,27 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_folder(folder: Path) -> Arrays:
+def _read_folder(folder: Path, key: str) -> Arrays:
     if (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
         return _read_shards(folder)
-    candidates = [folder / WHOLE] if (folder / WHOLE).is_file() else []
-    candidates = candidates or sorted(folder.glob("*.safetensors"))
-    if len(candidates) != 1:
+    return _read_file(file_in(folder), key)
+
+
+def file_in(folder: Path) -> Path:
+    """Returns the weights file of a folder: the first shard if there are several.
+
+    Raises:
+      UserError: there is none, or it cannot be told which it is.
+    """
+    if (folder / WHOLE).is_file():
+        return folder / WHOLE
+    candidates = sorted(folder.glob("*.safetensors"))
+    if not candidates and (folder / PICKLED).is_file():
+        return folder / PICKLED
+    if len(candidates) != 1 and not ((folder / INDEX).is_file() and candidates):
         what = "several safetensors files" if candidates else "no safetensors file"
         raise UserError(f"{folder}: has {what}; name one weights file")
-    return _read_file(candidates[0])
+    return candidates[0]
 
 
 def _read_shards(folder: Path) -> Arrays:

@@ -1,15 +1,17 @@
 """Imports foreign weights: reads a file, recognizes the network and accounts for every array.
 
 An array that is missing, left over or has a wrong shape is an error, because an importer that
-ignores what it does not know returns a network that is almost right.
+ignores what it does not know returns a network that is almost right. What the arrays do not show
+(`assumptions`) is reported. A hint is tried on the file before it is given.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,16 +20,25 @@ from resjax.disk import digest
 from resjax.errors import UserError, first_few
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.models.resnet import build
-from resjax.transfer import conventions, sources
-from resjax.transfer.files import Arrays, read_arrays
-from resjax.transfer.naming import NAMINGS, Translated, translate
+from resjax.transfer import assumptions, conventions, sources
+from resjax.transfer.files import Arrays, file_in, read_arrays
+from resjax.transfer.naming import (
+    NAMINGS,
+    Translated,
+    is_counter,
+    network_prefixes,
+    translate,
+    wrapper_prefixes,
+)
 from resjax.transfer.recognition import UnknownNetworkError, recognize
 from resjax.transfer.surgery import backbone
 from resjax.transfer.weights import Weights, flatten, from_description, unflatten
 
-KERAS_EPSILON = 1.001e-5  # of keras.applications.resnet
-# Parts of the names of timm's networks that differ from others in layers without weights alone.
-WITHOUT_A_TRACE = ("blur", "resnetaa", "nextaa")
+# Heads of classifiers, and those of self-supervised training, by their names in all libraries.
+HEADS = re.compile(
+    r"(resnet/)?(fc|head|linear|classifier|predictions"
+    r"|projection_head|projector|predictor|prototypes)[./]"
+)
 
 
 @dataclass(frozen=True)
@@ -36,17 +47,37 @@ class Options:
 
     Attributes:
       prefix: prefix of the network's names, such as `backbone.body.`; other arrays are ignored.
-      v1: whether bottlenecks stride in their first 1x1 convolution; None for the library's default.
+      key: of a state dict in a checkpoint of PyTorch, such as `state_dict_ema`.
+      hidden: what the arrays do not show.
       without_head: whether to import the backbone alone.
       class_names: a text file with one class name per line.
       image_size: side of the images in pixels; None for that of the weights' evaluation.
     """
 
     prefix: str = ""
-    v1: bool | None = None
+    key: str = ""
+    hidden: assumptions.Hidden = field(default_factory=assumptions.Hidden)
     without_head: bool = False
     class_names: Path | None = None
     image_size: int | None = None
+
+    def require_own(self, source: Any) -> None:
+        """Raises UserError if an option concerns foreign files only."""
+        if self.prefix or self.key or self.hidden.known():
+            raise UserError(
+                f"{source}: resjax wrote it, so it describes its network; only --backbone, "
+                "--class-names and --image-size apply"
+            )
+
+
+class Network(NamedTuple):
+    """The network whose arrays a file holds, all of them and no others."""
+
+    library: str
+    arrays: dict[str, np.ndarray]  # by our paths
+    model: Mapping[str, Any]  # fields of `resjax.build`
+    description: Mapping[str, Any] | None  # what `export_torchvision` wrote
+    notes: tuple[str, ...]  # what was assumed or left out
 
 
 def import_weights(
@@ -57,7 +88,7 @@ def import_weights(
     Args:
       source: a file or folder; `https://...` or `hub:OWNER/NAME`, which are downloaded once.
       options: what the file does not tell.
-      notify: called with notes of one line, such as that numbers were converted to float32.
+      notify: called with notes of one line, such as what was assumed of the network.
 
     Raises:
       UserError: the file cannot be downloaded or read, holds no residual network that is known, or
@@ -65,90 +96,148 @@ def import_weights(
     """
     options = options or Options()
     path = sources.fetch(source, notify)
-    file = read_arrays(path)
-    for note in file.notes:
-        notify(f"{source}: {note}")
+    file = _without_wrappers(read_arrays(path, options.key))
     try:
-        weights = _import(path, file, options)
-    except UnknownNetworkError as error:
-        raise UserError(f"{source}: is not a known ResNet: {error}") from error
+        network = _recognize(source, file, options)
+        weights = _with_preprocessing(path, file, network)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    for note in (*file.notes, *network.notes):
+        notify(f"{source}: {note}")
     return apply_options(weights, options)
 
 
-def _import(path: Path, file: Arrays, options: Options) -> Weights:
+def _without_wrappers(file: Arrays) -> Arrays:
+    """Removes from all names what wrappers, and a script around a network, put before them."""
+    notes, arrays = list(file.notes), file.arrays
+    for prefixes in (wrapper_prefixes, network_prefixes):
+        prefix, *others = prefixes(arrays) or [""]
+        if prefix and not others and all(n.startswith(prefix) or is_counter(n) for n in arrays):
+            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+            notes.append(f"the prefix {prefix[:80]!r} was removed from every name")
+    return replace(file, arrays=arrays, notes=tuple(notes))
+
+
+def _recognize(source: str, file: Arrays, options: Options) -> Network:
+    """Returns the network of a file, and of nothing else in it.
+
+    Raises:
+      UserError: there is none; where --backbone would help, the message says so.
+    """
+    try:
+        return _recognize_as_told(source, file, options)
+    except UserError as error:
+        if options.without_head or not _works(source, file, replace(options, without_head=True)):
+            raise
+        raise UserError(f"{error}; --backbone imports the rest") from error
+
+
+def _works(source: str, file: Arrays, options: Options) -> bool:
+    try:
+        return bool(_recognize_as_told(source, file, options))
+    except UserError:
+        return False
+
+
+def _recognize_as_told(source: str, file: Arrays, options: Options) -> Network:
     arrays = {
         name.removeprefix(options.prefix): array
         for name, array in file.arrays.items()
         if name.startswith(options.prefix)
     }
-    translated = translate(arrays)
+    if not arrays:
+        raise UserError(f"no name in it begins with {options.prefix!r}")
+    heads = [name for name in arrays if HEADS.match(name)] if options.without_head else []
+    translated = translate({name: array for name, array in arrays.items() if name not in {*heads}})
     if translated is None:
-        raise UserError(_explain_unknown(arrays, options.prefix))
-    library, config = translated.naming.library, file.metadata.get("config", {})
-    # What `export_torchvision` wrote.
-    description = json.loads(file.metadata.get("header", {}).get("resjax", "null"))
+        raise UserError(_explain_unknown(source, file, options))
+    description, notes = _description(file), []
+    if heads:
+        notes.append(f"left out: {first_few(heads, 3)}")
+    if description and (given := options.hidden.known()):
+        raise UserError(f"it describes its network, and leaves {first_few(given)} no choice")
     if description:
-        fields = dict(description["model"])
+        classes = {"classes": 0} if options.without_head else {}
+        found, fields = translated.arrays, {**description["model"], **classes}
     else:
-        _require_supported(config)
-        v1 = library == "Keras" or bool(config.get("downsample_in_bottleneck"))
-        fields = recognize(
-            translated.arrays,
-            v1=v1 if options.v1 is None else options.v1,
-            averages=translated.averages,
-        )
-        if library == "Keras":
-            fields["bn_epsilon"] = KERAS_EPSILON
-    known = {name: fields[name] for name in ARCHITECTURE if name in fields}
-    model = {**architecture(**known), **fields}
-    channels = translated.arrays["params/stem/Conv_0/kernel"].shape[2]
-    _require_complete(translated, model, channels, options.without_head)
-    variables = unflatten(translated.arrays)
-    weights_file = path if path.is_file() else min(path.glob("*.safetensors"))
+        found, fields = _shown(translated, options)
+        facts = _facts(source, file, options)
+        default = assumptions.defaults(translated.naming.library, fields)
+        fields = assumptions.apply(fields, {**default, **facts})
+        if assumed := {name: value for name, value in default.items() if name not in facts}:
+            notes.append(assumptions.describe(assumed))
+    try:
+        known = {name: fields[name] for name in ARCHITECTURE if name in fields}
+        model = {**architecture(**known), **fields}
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _require_complete(translated._replace(arrays=found), model, options.without_head)
+    return Network(translated.naming.library, found, model, description, tuple(notes))
+
+
+def _description(file: Arrays) -> dict[str, Any] | None:
+    text = file.metadata.get("header", {}).get("resjax")
+    return json.loads(text) if text else None
+
+
+def _shown(translated: Translated, options: Options) -> tuple[dict[str, np.ndarray], Any]:
+    """Returns the arrays, and the fields of the network that their names and shapes show."""
+    arrays, shortcut = translated.arrays, options.hidden.shortcut
+    try:
+        fields = recognize(arrays, averages=translated.averages, shortcut=shortcut)
+    except UnknownNetworkError as error:
+        raise UserError(f"is not a known ResNet: {error}") from error
+    return (assumptions.carried_first(arrays) if shortcut == "pad_center" else arrays), fields
+
+
+def _facts(source: str, file: Arrays, options: Options) -> dict[str, Any]:
+    """Returns what everything but the arrays says about them, and what the user does."""
+    config = file.metadata.get("config", {})
+    names = source, str(config.get("architecture", "")), file.metadata.get("architecture", "")
+    return {
+        **assumptions.from_names(*names),
+        **assumptions.from_other_arrays(file.arrays, options.prefix),
+        **assumptions.from_config(config),
+        **options.hidden.known(),
+    }
+
+
+def _with_preprocessing(path: Path, file: Arrays, network: Network) -> Weights:
+    variables, model = unflatten(network.arrays), network.model
     source = {
         "file": path.name,
-        "sha256": digest(weights_file),
-        "format": f"{file.format}, {library}",
+        "sha256": digest(path if path.is_file() else file_in(path)),
+        "format": f"{file.format}, {network.library}",
     }
-    if description:
-        return from_description({**description, "model": model}, variables, source)
+    if network.description:
+        return from_description({**network.description, "model": model}, variables, source)
+    config = file.metadata.get("config", {})
+    channels = _channels(network.arrays)
     if timm := config.get("pretrained_cfg"):
         statistics, preprocessing = conventions.of_timm(timm, channels)
     elif processor := file.metadata.get("preprocessor"):
         statistics, preprocessing = conventions.of_hugging_face(processor, channels)
     else:
-        statistics, preprocessing = conventions.of_library(library, path.name, channels)
+        small = model["stem"] == "cifar"
+        statistics, preprocessing = conventions.of_library(
+            network.library, path.name, channels, small=small
+        )
     names = _class_names(config, model["classes"])
     return Weights(model, variables, statistics, preprocessing, names, source)
 
 
-def _require_supported(config: Mapping[str, Any]) -> None:
-    """Raises UserError if the network differs from ours in layers that have no weights."""
-    name = str(config.get("architecture", ""))
-    if any(trait in name for trait in WITHOUT_A_TRACE):
-        raise UserError(f"{name} has layers without weights that no network here has")
-    if (act := config.get("hidden_act", "relu")) != "relu":
-        raise UserError(f"its activation is {act}; networks here have relu")
-    if config.get("downsample_in_first_stage"):
-        raise UserError("its first stage strides; in networks here it does not")
+def _channels(arrays: Mapping[str, np.ndarray]) -> int:
+    return int(arrays["params/stem/Conv_0/kernel"].shape[2])
 
 
-def _require_complete(
-    translated: Translated, model: Mapping[str, Any], channels: int, without_head: bool
-) -> None:
+def _require_complete(translated: Translated, model: Mapping[str, Any], without_head: bool) -> None:
     """Raises UserError if an array is missing, left over, or has a wrong shape."""
-    network = build({**model, "loop": "unroll"}, classes=model["classes"] or 1)
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
+    arrays = translated.arrays
+    network = build({**model, "loop": "unroll"})
+    images = jax.ShapeDtypeStruct((1, 64, 64, _channels(arrays)), np.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     shapes = {path: array.shape for path, array in flatten(variables).items()}
-    arrays = translated.arrays
     missing = [path for path in shapes if path not in arrays]
-    if missing and all(path.startswith("params/head/") for path in missing):
-        if not without_head:
-            raise UserError("it has no head; --backbone imports the rest")
-        missing = []
     wrong = [
         f"{path} is {arrays[path].shape} and should be {shape}"
         for path, shape in shapes.items()
@@ -163,25 +252,36 @@ def _require_complete(
     if faults:
         library = translated.naming.library
         raise UserError(f"is not exactly a ResNet of {library}; {'; '.join(faults)}")
+    if not (model["classes"] or without_head):
+        raise UserError("it has no head")
 
 
-def _explain_unknown(arrays: Mapping[str, Any], prefix: str) -> str:
-    if not arrays:
-        return f"no name in it begins with {prefix!r}"
-    for naming in NAMINGS:
-        first, *others = naming.marks
-        for name in arrays:
-            found = name.removesuffix(first)
-            if found != name and all(found + other in arrays for other in others):
-                return (
-                    f"it holds more than a ResNet, whose names begin with {found!r}; import that "
-                    f"with --prefix={found} --backbone"
-                )
+def _explain_unknown(source: str, file: Arrays, options: Options) -> str:
+    """Returns why the names are unknown, and the options that import a network in the file."""
+    inside = {n.removeprefix(options.prefix): a for n, a in file.arrays.items()}
+    prefixes = [options.prefix + prefix for prefix in network_prefixes(inside) if prefix]
+    commands = [_command(source, file, options, prefix) for prefix in prefixes]
+    if found := list(filter(None, commands)):
+        others = f" (or with {first_few(found[1:], 3)})" if found[1:] else ""
+        return f"it holds more than a ResNet; import the ResNet with {found[0]}{others}"
+    if prefixes:
+        try:
+            _recognize_as_told(source, file, replace(options, prefix=prefixes[0]))
+        except UserError as error:
+            return f"what begins with {prefixes[0]!r} in it: {error}"
     libraries = ", ".join(dict.fromkeys(naming.library for naming in NAMINGS))
     return (
-        f"is not a known ResNet; its arrays are named {first_few(arrays, 3)}; the names of "
+        f"is not a known ResNet; its arrays are named {first_few(file.arrays, 3)}; the names of "
         f"{libraries} are known"
     )
+
+
+def _command(source: str, file: Arrays, options: Options, prefix: str) -> str:
+    """Returns the options that import the network below a prefix; empty if none do."""
+    for headless, end in ((options.without_head, ""), (True, " --backbone")):
+        if _works(source, file, replace(options, prefix=prefix, without_head=headless)):
+            return f"--prefix={prefix}{end}"
+    return ""
 
 
 def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:

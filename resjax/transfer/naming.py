@@ -12,6 +12,9 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
+# Counters of batch norms, and of PyTorch's AveragedModel.
+COUNTERS = r"(.*\.)?num_batches_tracked|n_averaged"
+
 
 class Naming(NamedTuple):
     """The names of one library.
@@ -33,7 +36,7 @@ class Naming(NamedTuple):
     modules: str
     leaves: Mapping[str, str]
     separator: str = "."
-    unused: str = r"(.*\.)?num_batches_tracked"
+    unused: str = COUNTERS
     convert: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict
 
 
@@ -44,6 +47,38 @@ class Translated(NamedTuple):
     arrays: dict[str, np.ndarray]
     left_over: list[str]
     averages: bool  # shortcuts average before they project, so their convolution is second
+
+
+# What wrappers put before every name: DataParallel and torch.compile.
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")
+
+
+def without_wrappers(name: str) -> str:
+    """Returns a name without what DataParallel and torch.compile put before it."""
+    return name[_WRAPPERS.match(name).end() :]  # type: ignore[union-attr]
+
+
+def is_counter(name: str) -> bool:
+    return re.fullmatch(COUNTERS, name) is not None
+
+
+def wrapper_prefixes(arrays: Arrays) -> list[str]:
+    """Returns what wrappers put before names: one prefix, if it is the same for all."""
+    names = [name for name in arrays if not is_counter(name)]
+    return list({name.removesuffix(without_wrappers(name)) for name in names})
+
+
+def network_prefixes(arrays: Arrays) -> list[str]:
+    """Returns what precedes the names of each network of a known library, in the file's order."""
+    found = []
+    for name in arrays:
+        for naming in NAMINGS:
+            first, *others = naming.marks
+            prefix = name.removesuffix(first)
+            ends = prefix == "" or prefix.endswith((".", "/"))
+            if prefix != name and ends and all(prefix + other in arrays for other in others):
+                found.append(prefix)
+    return list(dict.fromkeys(found))
 
 
 def translate(arrays: Arrays) -> Translated | None:
@@ -151,7 +186,9 @@ layer#.#.conv#         stage{1}/block{2+}/Conv_{3-}
 layer#.#.bn#           stage{1}/block{2+}/Norm_{3-}
 layer#.#.se.fc#        stage{1}/block{2+}/SqueezeExcite_0/Conv_{3-}
 layer#.#.downsample.#  stage{1}/block{2+}/shortcut/Either_0
+layer#.#.shortcut.#    stage{1}/block{2+}/shortcut/Either_0
 fc                     head
+linear                 head
 """
 RESNETV2 = """
 stem.conv                          stem/Conv_0

@@ -15,13 +15,15 @@ class UnknownNetworkError(ValueError):
     """The arrays belong to no network that `resjax.build` can make; the message says why."""
 
 
-def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> dict[str, Any]:
+def recognize(
+    arrays: Arrays, *, averages: bool = False, shortcut: str | None = None
+) -> dict[str, Any]:
     """Returns the fields of `resjax.build` for weights under our paths.
 
     Args:
       arrays: by path, in the unrolled layout, such as `params/stage1/block1/Conv_0/kernel`.
-      v1: whether bottlenecks stride in their first 1x1, which shapes do not show.
-      averages: whether shortcuts average before they project, which shapes do not show either.
+      averages: whether shortcuts average before they project, which shapes do not show.
+      shortcut: that of a network without projections: "pad", "pad_center" or "none".
 
     Raises:
       UnknownNetworkError: there is no such network.
@@ -43,7 +45,8 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
         "depth": _depth(family, blocks, BLOCK_LAYERS[name]),
         "block": name,
         "block_options": {},
-        "shortcut": _shortcut(shapes, first if out == stem_width else "stage1/block2/", averages),
+        "shortcut": _shortcut(shapes, first if out == stem_width else "stage1/block2/", averages)
+        or _named_shortcut(shortcut),
         "shortcut_options": {},
         "width": stem_width,
         "widen": max(out // expansion // stem_width, 1),
@@ -51,10 +54,8 @@ def recognize(arrays: Arrays, *, v1: bool = False, averages: bool = False) -> di
         "norm": norm,
         "standardize": stem == "bit",
     }
-    if bottleneck and preactivation:
-        fields["block_options"] = {"stride_in_1x1": v1}
-    elif bottleneck:
-        fields["block_options"] = _bottleneck_options(shapes, first, out // expansion, v1)
+    if bottleneck and not preactivation:
+        fields["block_options"] = _bottleneck_options(shapes, first, out // expansion)
     if squeezed := shapes.get(first + "SqueezeExcite_0/Conv_0/kernel"):
         fields["block_options"]["se_reduction"] = squeezed[2] // squeezed[3]
     return {**fields, "classes": shapes.get("head/kernel", (0,))[-1]}
@@ -87,23 +88,32 @@ def _stem(shapes: Mapping[str, Any], bit: bool) -> str:
     return "cifar" if _shape(shapes, "stem/Conv_0/kernel")[0] == 3 else "imagenet"
 
 
-def _shortcut(shapes: Mapping[str, Any], equal: str, averages: bool) -> str:
-    """Returns the name of the shortcut; the block `equal`, if it exists, preserves its shape."""
-    if "stage2/block1/shortcut/Conv_0/kernel" not in shapes:
+def _named_shortcut(given: str | None) -> str:
+    if given is None:
         raise UnknownNetworkError(
-            "it has no projections; its arrays do not show whether shortcuts are padded or missing"
+            "it has no projections, and its arrays do not show whether its shortcuts are padded "
+            "with zeros or missing; add --shortcut=pad (zeros after the channels, He et al.), "
+            "pad_center (on both sides, as in akamaster's pytorch_resnet_cifar10), or none"
         )
+    return "none" if given == "none" else "pad"
+
+
+def _shortcut(shapes: Mapping[str, Any], equal: str, averages: bool) -> str:
+    """Returns the name of a shortcut with arrays, or "".
+
+    The block `equal`, if it exists, preserves its shape.
+    """
+    if "stage2/block1/shortcut/Conv_0/kernel" not in shapes:
+        return ""
     if equal + "shortcut/Conv_0/kernel" in shapes:
         return "project_all"
     return "project_avg" if averages else "project"
 
 
-def _bottleneck_options(
-    shapes: Mapping[str, Any], block: str, features: int, v1: bool
-) -> dict[str, Any]:
+def _bottleneck_options(shapes: Mapping[str, Any], block: str, features: int) -> dict[str, Any]:
     _, _, in_group, inner = _shape(shapes, block + "Conv_1/kernel")
     groups = inner // in_group
-    return {"groups": groups, "group_width": inner * 64 // (features * groups), "stride_in_1x1": v1}
+    return {"groups": groups, "group_width": inner * 64 // (features * groups)}
 
 
 def _shape(shapes: Mapping[str, Any], path: str) -> tuple[int, ...]:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401 - NumPy's bfloat16
 import numpy as np
 
 from resjax.errors import UserError, first_few, one_line
+from resjax.transfer.naming import without_wrappers
 from resjax.transfer.zipped import Archive, bound
 
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number, and the end of its pickle
@@ -34,9 +35,6 @@ STATE_DICT_KEYS = (
     *("state_dict", "model", "model_state_dict", "net", "network", "model_state"),
     *("model_ema", "state_dict_ema", "ema_state_dict"),
 )
-# What wrappers put before every name: DataParallel and torch.compile.
-PREFIXES = ("module.", "_orig_mod.")
-
 _BUDGET = 2_000_000  # reads and copied items; a ResNet's checkpoint takes some ten thousand
 _MAX_DIMENSIONS = 64
 
@@ -60,9 +58,13 @@ _STORAGES = {
     "storage.UntypedStorage": "uint8",
 }
 
-# The tensors of a checkpoint in the file's order, with the file's types; and what was chosen or
-# ignored, one line each.
-StateDict = tuple[dict[str, np.ndarray], tuple[str, ...]]
+
+class StateDict(NamedTuple):
+    """The tensors of a checkpoint, and what it says about them."""
+
+    arrays: dict[str, np.ndarray]  # in the file's order, with the file's types
+    notes: tuple[str, ...] = ()  # what was chosen or ignored, one line each
+    architecture: str = ""  # as the training script names it
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,13 @@ class _StandIn:
     append = extend = add = __setitem__ = __call__
 
 
+class _Namespace(_StandIn):
+    """Stands for argparse's options of a training script, which name the network."""
+
+    __slots__ = ("options",)
+    options: Any
+
+
 class _TextDict(dict):
     """A dictionary that ignores keys other than text, which name no weights.
 
@@ -183,6 +192,7 @@ _STAND_INS: Mapping[str, Any] = {
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
+    "argparse.Namespace": _Namespace,
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": lambda factory=None, *rest: _ordered_dict(*rest),
 }
@@ -262,6 +272,11 @@ class _Unpickler(_PythonUnpickler):
         items = self.pop_mark()
         self.append(_ordered_dict(zip(items[::2], items[1::2], strict=True)))
 
+    def load_build(self) -> None:
+        attributes = self.stack.pop()  # hold no weights
+        if isinstance(self.stack[-1], _Namespace):
+            self.stack[-1].options = attributes
+
     def load_frozenset(self) -> None:
         self.pop_mark()
         self.append(_StandIn())
@@ -276,7 +291,7 @@ class _Unpickler(_PythonUnpickler):
         pickle.REDUCE[0]: _charged(_PythonUnpickler.load_reduce),
         pickle.NEWOBJ[0]: _charged(_PythonUnpickler.load_newobj),
         pickle.BYTEARRAY8[0]: _PythonUnpickler.load_binbytes8,  # allocates no more than there is
-        pickle.BUILD[0]: lambda self: self.stack.pop(),  # attributes hold no weights
+        pickle.BUILD[0]: load_build,
     }
     # torch writes none of these. They take objects from a registry of this process or from outside
     # of the file, or make calls that the budget does not see.
@@ -292,8 +307,12 @@ def is_legacy(start: bytes) -> bool:
     return start.startswith(b"\x80") and _LEGACY_MAGIC in start[:32]
 
 
-def read_zip(archive: Archive) -> StateDict:
+def read_zip(archive: Archive, key: str = "") -> StateDict:
     """Reads the archive of torch 1.6 and later.
+
+    Args:
+      archive: the file.
+      key: of the state dict in the checkpoint, such as `state_dict_ema`; or empty.
 
     Raises:
       UserError: it is damaged or holds no weights.
@@ -318,12 +337,12 @@ def read_zip(archive: Archive) -> StateDict:
             raise UserError(f"{path}: damaged, storage {storage.key[:80]!r} is not whole")
 
     return _state_dict(
-        checkpoint, lambda key: archive.read(f"{folder}data/{key}"), unpickler.ignored, path
+        checkpoint, lambda name: archive.read(f"{folder}data/{name}"), unpickler.ignored, path, key
     )
 
 
-def read_legacy(path: Path, file: BinaryIO) -> StateDict:
-    """Reads the format of torch before 1.6.
+def read_legacy(path: Path, file: BinaryIO, key: str = "") -> StateDict:
+    """Reads the format of torch before 1.6; see `read_zip`.
 
     Raises:
       UserError: it is damaged or holds no weights.
@@ -339,7 +358,9 @@ def read_legacy(path: Path, file: BinaryIO) -> StateDict:
         positions = dict(_positions(mapped, keys, unpickler.storages, path))
         if missing := unpickler.storages.keys() - positions.keys():
             raise UserError(f"{path}: damaged, it lacks storage {min(missing)[:80]!r}")
-        return _state_dict(checkpoint, lambda key: mapped[positions[key]], unpickler.ignored, path)
+        return _state_dict(
+            checkpoint, lambda name: mapped[positions[name]], unpickler.ignored, path, key
+        )
 
 
 def _positions(
@@ -366,22 +387,30 @@ def _unpickle(pickled: Any, path: Path) -> tuple[Any, _Unpickler]:
 
 
 def _state_dict(
-    checkpoint: Any, read: Callable[[str], bytes], ignored: Iterable[str], path: Path
+    checkpoint: Any, read: Callable[[str], bytes], ignored: Iterable[str], path: Path, key: str
 ) -> StateDict:
-    names = re.sub(r"[^\x20-\x7e]", "?", first_few(name[:100] for name in ignored))
-    found = list(_mappings_of_tensors(checkpoint))
+    names = _printable(first_few(name[:100] for name in ignored))
+    found = {".".join(keys): tensors for keys, tensors in _mappings_of_tensors(checkpoint)}
     if not found:
         what = f" but objects of {names}" if names else ""
         raise UserError(
             f"{path}: holds no tensors by name{what}; save torch.save(model.state_dict(), ...)"
         )
-    keys, tensors = max(found, key=_likelihood)
-    notes = [f"its weights are those under {'.'.join(keys)!r}"] if keys else []
+    if key and key not in found:
+        known = _printable(first_few(filter(None, found)))
+        raise UserError(
+            f"{path}: holds no tensors under {key!r}; it has: {known or 'one dictionary'}"
+        )
+    chosen = key or max(found, key=lambda each: _likelihood(each, found[each]))
+    tensors, notes = found[chosen], []
+    if chosen:
+        notes.append(f"its weights are those under {_printable(chosen)!r}")
+    modules = {without_wrappers(name) for name in tensors}
+    for other in (_printable(each) for each in found if each != chosen):
+        if modules & {without_wrappers(name) for name in found.get(other, ())}:
+            notes.append(f"it also holds weights under {other!r} (--key={other})")
     if names:
         notes.append(f"what its pickle calls was not executed: {names}")
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        notes.append(f"the prefix {prefix!r} was removed from every name")
     if sum(tensor.nbytes for tensor in tensors.values()) > bound(path):
         raise UserError(f"{path}: its tensors would fill far more memory than the file; refused")
 
@@ -390,14 +419,29 @@ def _state_dict(
     arrays = {
         name: tensors[name].array(read_once(tensors[name].storage.key)) for name in by_storage
     }
-    return {name: arrays[name] for name in tensors}, tuple(notes)
+    return StateDict(
+        {name: arrays[name] for name in tensors}, tuple(notes), _architecture(checkpoint)
+    )
 
 
-_Found = tuple[tuple[str, ...], dict[str, _Tensor]]  # keys that lead to a mapping, its tensors
+def _printable(text: str) -> str:
+    return re.sub(r"[^\x20-\x7e]", "?", text)
 
 
-def _mappings_of_tensors(checkpoint: Any) -> Iterator[_Found]:
-    """Yields the mappings that hold tensors: the checkpoint, its values and their values."""
+def _architecture(checkpoint: Any) -> str:
+    """Returns the network's name, as PyTorch's ImageNet example, timm or torchvision save it."""
+    fields = checkpoint if isinstance(checkpoint, dict) else {}
+    given = fields.get("args")
+    options = getattr(given, "options", given)
+    options = options if isinstance(options, dict) else {}
+    for name in (fields.get("arch"), options.get("model"), options.get("arch")):
+        if isinstance(name, str):
+            return _printable(name[:100])
+    return ""
+
+
+def _mappings_of_tensors(checkpoint: Any) -> Iterator[tuple[tuple[str, ...], dict[str, _Tensor]]]:
+    """Yields mappings that hold tensors, after their keys: the checkpoint, its values, theirs."""
     queue: deque[tuple[tuple[str, ...], Any]] = deque([((), checkpoint)])
     seen = set()
     while queue:
@@ -411,9 +455,8 @@ def _mappings_of_tensors(checkpoint: Any) -> Iterator[_Found]:
             queue.extend(((*keys, name), inner) for name, inner in value.items())
 
 
-def _likelihood(found: _Found) -> tuple[int, int]:
+def _likelihood(key: str, tensors: Mapping[str, Any]) -> tuple[int, int]:
     """Ranks the mappings: under the first of STATE_DICT_KEYS, or else with the most tensors."""
-    keys, tensors = found
-    known = keys and keys[-1] in STATE_DICT_KEYS
-    rank = STATE_DICT_KEYS.index(keys[-1]) if known else len(STATE_DICT_KEYS)
+    last = key.rpartition(".")[2]
+    rank = STATE_DICT_KEYS.index(last) if last in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
     return -rank, len(tensors)

@@ -205,6 +205,7 @@ def summarize(weights: Weights) -> str:
     model, images = weights.model, weights.preprocessing
     parameters = sum(array.size for array in flatten(weights.variables["params"]).values())
     options = sorted(model.get("block_options", {}).items())
+    options += [(name, model[name]) for name in ("stem_pool", "dilated_stages") if model.get(name)]
     resized = "squashed" if images.squash else f"from a shorter side of {images.shorter_side}"
     return (
         f"{model['family']} depth {model['depth']}, {model['block']} blocks"
@@ -213,6 +214,22 @@ def summarize(weights: Weights) -> str:
         f"classes\nimages of {images.size} pixels {resized}, {images.interpolation}, "
         f"{images.channels} channels"
     )
+
+
+def describe_fault(arrays: Mapping[str, Any]) -> str:
+    """Returns which array of a network holds a number that no training can have left; "" if none.
+
+    Args:
+      arrays: by path: parameters must be finite, and variances not negative either.
+    """
+    for path, array in arrays.items():
+        host = np.asarray(array)
+        if not np.isfinite(host).all():
+            count = np.count_nonzero(~np.isfinite(host))
+            return f"{path} is not finite ({count:,} of {host.size:,} values)"
+        if path.endswith("/var") and (host < 0).any():
+            return f"{path} is a variance and has negative values"
+    return ""
 
 
 def flatten(variables: Variables) -> dict[str, Any]:

@@ -2,22 +2,27 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from resjax.cli import main
 from resjax.errors import UserError
+from resjax.transfer import importing
 from resjax.transfer import weights as folders
+from resjax.transfer.assumptions import Hidden
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.importing import Options, import_weights
 from resjax.transfer.weights import flatten
+from resjax.xla.compile_options import quick_compile
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "experiments" / "results" / "parity"
+RESULTS = ROOT / "benchmarks" / "results" / "parity"
 FAST = ("resnet18", "resnet50d", "resnetv2_50x1_bit", "resnet_18_hugging_face", "resnet50_keras")
 
 
@@ -72,6 +77,7 @@ def test_an_imported_network_has_the_outputs_of_the_original(path, parity, tmp_p
 
 
 def test_every_original_was_within_the_tolerance_when_it_was_measured():
+    assert {path.stem for path in RESULTS.glob("*.json")} > {*FAST}
     for path in RESULTS.glob("*.json"):
         differences = json.loads(path.read_text())["differences"]
         assert differences.pop("gradients") <= 1e-3
@@ -182,15 +188,6 @@ def test_half_precision_is_converted_to_float32_with_a_note(file):
     assert "float16" in told[0]
 
 
-def test_a_network_that_differs_in_layers_without_weights_is_refused(file, tmp_path):
-    file()
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur50"}))
-    with pytest.raises(UserError, match="resnetblur50 has layers without weights"):
-        import_weights(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10"}))
-    import_weights(str(tmp_path))
-
-
 def test_configs_beside_the_weights_set_the_preprocessing(file, tmp_path):
     file()
     given = {
@@ -219,6 +216,200 @@ def test_the_command_writes_a_weights_folder(file, tmp_path, capsys):
     assert (found.preprocessing.size, found.preprocessing.shorter_side) == (64, 73)
     first, again = flatten(found.variables), flatten(import_weights(file()).variables)
     assert all((first[path] == again[path]).all() for path in again)
+
+
+# What arrays do not show. `variants.json` holds the outputs of the networks in PyTorch and timm.
+
+VARIANTS = json.loads((Path(__file__).parent / "files" / "variants.json").read_text())
+
+
+@pytest.fixture
+def variant(parity, tmp_path):
+    """Writes a network of `VARIANTS`: `variant(name, file)` gives the path."""
+
+    def write(name, file="network.safetensors", **changes):
+        arrays = parity.fill(VARIANTS[name]["shapes"])
+        path = tmp_path / file
+        save_file(
+            {f"{changes.get('prefix', '')}{key}": array for key, array in arrays.items()}, path
+        )
+        return str(path)
+
+    return write
+
+
+def error(found, name, parity):
+    """The largest difference of the logits from the original's, relative to the largest logit."""
+    apply = jax.jit(found.network(loop="unroll").apply, compiler_options=quick_compile())
+    logits = np.asarray(apply(found.variables, parity.images((2, 32, 32, 3))))
+    expected = np.array(VARIANTS[name]["logits"])
+    return np.abs(logits - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "hidden"),
+    [
+        ("average", "resnetaa10d-1234abcd.safetensors", {}),
+        ("average_bottleneck", "w", {"antialias": "average", "stem_pool": "average"}),
+        ("blur", "resnetblur10d.safetensors", {}),
+        ("dilated", "w", {"dilated_stages": 2}),
+        ("option_a", "w", {"shortcut": "pad_center"}),
+        ("four_stages", "w", {}),
+        ("pooled", "w", {"stem_pool": "max"}),
+    ],
+)
+def test_what_arrays_do_not_show_is_told_or_named(name, file, hidden, variant, parity):
+    found = import_weights(variant(name, file), Options(hidden=Hidden(**hidden)))
+    assert error(found, name, parity) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["average", "blur", "dilated", "pooled"])
+def test_what_is_assumed_is_said_with_the_option_that_changes_it(name, variant):
+    told = []
+    import_weights(variant(name), notify=told.append)
+    (line,) = told
+    assert "the file does not show, so it is assumed: " in line
+    options = ["--stem-pool", "--antialias", "--bn-epsilon"]
+    options += ["--v1", "--dilated-stages"] if name == "dilated" else []
+    assert all(f"({option})" in line for option in options)
+
+
+def test_the_name_of_the_architecture_in_a_checkpoint_counts(variant, monkeypatch):
+    path, read = variant("average"), importing.read_arrays
+
+    def named(*arguments):
+        found = read(*arguments)
+        return replace(found, metadata={"architecture": "resnetaa10d"})
+
+    monkeypatch.setattr(importing, "read_arrays", named)
+    assert import_weights(path).model["block_options"] == {"antialias": "average"}
+
+
+def test_the_backbone_of_deeplab_is_dilated_as_its_head_shows(parity, tmp_path, variant):
+    backbone = load_file(variant("dilated", prefix="backbone."))
+    arrays = {name: array for name, array in backbone.items() if ".fc." not in name}
+    around = {"classifier.0.convs.0.0.weight": np.zeros((4, 4, 1, 1), np.float32)}
+    save_file(arrays | around, tmp_path / "deeplab.safetensors")
+    path = str(tmp_path / "deeplab.safetensors")
+    with pytest.raises(UserError, match=r"with --prefix=backbone\. --backbone$"):
+        import_weights(path)
+    found = import_weights(path, Options(prefix="backbone.", without_head=True))
+    assert found.model["dilated_stages"] == 2
+
+
+@pytest.mark.parametrize("write", [save_file, lambda arrays, path: np.savez(path, **arrays)])
+def test_a_config_beside_a_file_of_any_format_is_read(write, parity, make_weights, tmp_path):
+    record = json.loads((RESULTS / "resnet_50_v1_hugging_face.json").read_text())
+    arrays = parity.fill({name: tuple(shape) for name, shape in record["names"].items()})
+    write(arrays, tmp_path / "weights.npz")
+    (tmp_path / "config.json").write_text(json.dumps(record["config"]))
+    assert record["config"]["downsample_in_bottleneck"]
+    found = import_weights(str(tmp_path / "weights.npz"))
+    assert found.model["block_options"]["stride_in_1x1"]
+
+
+def test_a_config_of_something_else_is_no_description(file, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"name": "digits"}, "model": {}}))
+    import_weights(file())
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "resnet", "hidden_act": "gelu"}, "its activation is gelu"),
+        ({"model_type": "resnet", "downsample_in_first_stage": True}, "its first stage strides"),
+        ({"architecture": "resnet10", "model_args": {"act_layer": "silu"}}, "change act_layer"),
+    ],
+)
+def test_a_config_of_a_network_that_cannot_be_made_is_refused(file, config, told, tmp_path):
+    path = file()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=told):
+        import_weights(path)
+
+
+# Hints.
+
+
+def momentum_contrast(arrays):
+    """As MoCo v2 saves: two encoders with a head of two layers, and a queue."""
+    kept = without("fc.weight", "fc.bias")(arrays)
+    head = {
+        f"fc.{layer}.{leaf}": np.ones((8, 8)) for layer in (0, 2) for leaf in ("weight", "bias")
+    }
+    encoders = {
+        f"module.encoder_{which}.{name}": np.array(array)
+        for which in "qk"
+        for name, array in (kept | head).items()
+    }
+    return encoders | {"module.queue": np.ones((8, 4))}
+
+
+def lightning(arrays):
+    return {f"model.{name}": array for name, array in arrays.items()} | {"loss.w": np.ones(2)}
+
+
+def self_supervised(arrays):
+    kept = without("fc.weight", "fc.bias")(arrays)
+    return kept | {
+        "projection_head.0.weight": np.ones((2, 2)),
+        "prototypes.weight": np.ones((2, 2)),
+    }
+
+
+@pytest.mark.parametrize("change", [momentum_contrast, lightning, self_supervised, detector])
+def test_a_hint_works_when_it_is_followed(file, change, tmp_path, capsys):
+    path = file(change)
+    assert main(["import", path, f"--out={tmp_path / 'out'}"]) == 2
+    told = capsys.readouterr().err
+    options = re.findall(r"--(?:prefix=\S+|backbone)", re.sub(r"\(or .*\)", "", told))
+    assert options
+    assert main(["import", path, f"--out={tmp_path / 'out'}", *options]) == 0
+    assert ("--backbone" in options) == (change is not lightning)
+
+
+def test_a_hint_that_would_fail_is_not_given(file):
+    def broken(arrays):
+        return lightning(without("layer2.0.bn1.running_var")(arrays))
+
+    with pytest.raises(UserError, match=r"begins with 'model.' in it: .*missing: ") as caught:
+        import_weights(file(broken))
+    assert "--prefix" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net."])
+def test_a_prefix_of_all_names_is_removed_with_a_note(prefix, file, weights):
+    told = []
+    path = file(lambda arrays: {f"{prefix}{name}": array for name, array in arrays.items()})
+    found = import_weights(path, notify=told.append)
+    assert found.model == {**weights.model}
+    assert f"the prefix {prefix!r} was removed from every name" in told[0]
+
+
+def test_an_export_without_its_metadata_is_imported_once_its_shortcut_is_named(
+    make_weights, tmp_path
+):
+    given = make_weights(family="cifar", depth=14, shortcut="pad")
+    path = tmp_path / "file.safetensors"
+    export_torchvision(given, path)
+    save_file(load_file(path), path)
+    with pytest.raises(UserError, match=r"add --shortcut=pad .*pad_center .* or none"):
+        import_weights(str(path))
+    found = import_weights(str(path), Options(hidden=Hidden(shortcut="pad")))
+    assert found.model == {**given.model}
+    assert all((a == b).all() for a, b in zip(*map(sorted_arrays, (found, given)), strict=True))
+
+
+def sorted_arrays(weights):
+    return [array for _, array in sorted(flatten(weights.variables).items())]
+
+
+def test_options_about_foreign_files_do_not_apply_to_our_own(weights, tmp_path, capsys):
+    folders.save(weights, tmp_path / "own")
+    command = ["import", str(tmp_path / "own"), f"--out={tmp_path / 'out'}"]
+    assert main([*command, "--stem-pool=none"]) == 2
+    assert "resjax wrote it" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 def test_a_missing_file_is_one_line(tmp_path, capsys):

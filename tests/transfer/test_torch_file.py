@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resjax.errors import UserError
 from resjax.transfer.files import read_arrays
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -351,7 +352,7 @@ def test_endless_and_nested_pickles_end_within_seconds(opcodes, save, refusal):
     [
         ({"weight": tensor(), "epoch": 3}, None),
         ({"state_dict": {"weight": tensor()}, "loss": tensor(), "best": tensor()}, "state_dict"),
-        ({"model_ema": {"weight": tensor()}, "model": {"weight": tensor()}}, "model"),
+        ({"model_ema": {"other": tensor()}, "model": {"weight": tensor()}}, "model"),
         ({"odd": {"weight": tensor()}, "odder": {"a": 1}}, "odd"),
         ({"run": {"model": {"weight": tensor()}}}, "run.model"),
         ({"small": {"b": tensor()}, "large": {"weight": tensor(), "bias": tensor()}}, "large"),
@@ -363,11 +364,31 @@ def test_the_state_dict_of_a_checkpoint_is_found_and_noted(checkpoint, taken, sa
     assert found.notes == ((f"its weights are those under {taken!r}",) if taken else ())
 
 
-def test_prefixes_of_wrappers_are_removed(save):
-    names = ("_orig_mod.module.weight", "_orig_mod.module.bias")
-    found = read_arrays(save(write(dict.fromkeys(names, tensor()))))
-    assert list(found.arrays) == ["weight", "bias"]
-    assert len(found.notes) == 2
+def test_other_weights_beside_are_named_and_can_be_selected(save):
+    names = {"module.weight": tensor(), "n_averaged": tensor(size=(), strides=())}
+    checkpoint = {"model": {"weight": tensor()}, "model_ema": names, "optimizer": {"0": tensor()}}
+    path = save(write(checkpoint))
+    assert read_arrays(path).notes == (
+        "its weights are those under 'model'",
+        "it also holds weights under 'model_ema' (--key=model_ema)",
+    )
+    found = read_arrays(path, "model_ema")
+    assert list(found.arrays) == ["module.weight", "n_averaged"]
+    with pytest.raises(UserError, match="under 'ema'; it has: model, model_ema, optimizer"):
+        read_arrays(path, "ema")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"arch": "resnetaa50"},
+        {"args": Raw(pickle.dumps(argparse.Namespace(model="resnetaa50", lr=0.1), 2)[2:-1])},
+        {"args": {"model": "resnetaa50"}},
+    ],
+)
+def test_the_name_of_the_architecture_is_read(beside, save):
+    found = read_arrays(save(write({"state_dict": {"weight": tensor()}, **beside})))
+    assert found.metadata == {"architecture": "resnetaa50"}
 
 
 def test_a_prefix_of_some_names_stays(save):
