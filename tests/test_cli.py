@@ -1,15 +1,19 @@
 """The `resjax` command: what it runs, what it refuses in one line, and that it answers at once."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from argparse import PARSER, ArgumentTypeError
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import resjax
 from resjax.cli import COMMANDS, main
+from resjax.cli.arguments import Parser
 from resjax.config.schema import FIELDS
 from resjax.data import DATASETS
 
@@ -278,3 +282,59 @@ def test_the_version_is_the_installed_one(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"resjax {resjax.__version__}\n"
+
+
+PATHS = {"DIR", "FILE", "IMAGE", "TRAIN", "TEST", "WEIGHTS", "EXPERIMENT"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, beside an empty working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def path_arguments(parser, prefix=""):
+    for action in parser._actions:
+        if action.nargs == PARSER:
+            for name, inner in action.choices.items():
+                yield from path_arguments(inner, f"{prefix} {name}")
+        if action.metavar in PATHS and action.dest != "config":
+            yield pytest.param(action, id=f"{prefix} {action.dest}")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        each
+        for name, module in COMMANDS.items()
+        for parser in [Parser()]
+        for _ in [module.add_arguments(parser)]
+        for each in path_arguments(parser, name)
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_path_that_is_typed(action, home):
+    found = []
+    for suffix in ("png", "npz", "csv"):
+        (home / f"x.{suffix}").touch()
+        with contextlib.suppress(ArgumentTypeError):  # another suffix is required
+            found.append(str(action.type(f"~/x.{suffix}")))
+    assert found
+    assert all(path.startswith(f"{home}/x.") for path in found)
+    assert not list(Path().iterdir())
+
+
+def test_a_tilde_is_the_home_folder_in_configs_and_data(home, trained, capsys):
+    (home / "mine.py").write_text(Path(CONFIG.partition("=")[2]).read_text())
+    np.savez(home / "x.npz", images=np.zeros((4, 4, 4), np.uint8), labels=np.arange(4) % 2)
+    fields = ["--config.data.name=npz:~/x.npz", "--config.data.batch_size=2"]
+    assert main(["train", "--config=~/mine.py", "--workdir=~/run", *fields]) == 0
+    assert f"run folder: {home / 'run'}" in capsys.readouterr().out
+    weights = "--config.transfer.weights=~/nowhere"
+    assert f"{home}/nowhere: no such folder" in refusal(
+        capsys, "train", "--config=~/mine.py", "--workdir=~/run", weights
+    )
+    assert not list(Path().iterdir())

@@ -35,6 +35,7 @@ from resjax.analysis.runs import (
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.run_files import read_json_object
+from resjax.text import user_path
 
 POINTS = 300
 """The most measurements on the page for one split of one run; longer curves are thinned."""
@@ -113,7 +114,7 @@ def find_experiment(paths: Paths) -> Path | None:
 
 
 def _roots(paths: Paths) -> list[Path]:
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    return list(map(user_path, [paths] if isinstance(paths, str | os.PathLike) else paths))
 
 
 def _draw(

@@ -28,6 +28,7 @@ from resjax.run_files import (
     read_measurements,
     read_summary,
 )
+from resjax.text import user_path
 
 REPEATS = ("data.subset_seed",)
 """Config fields that, like the seed, only distinguish repetitions of the same run."""
@@ -65,7 +66,7 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: if it contains no runs, or a file is damaged (the message names the file).
     """
     folders: dict[Path, Path] = {}  # a run below two of the paths has one row
-    for root in map(Path, paths):
+    for root in map(user_path, paths):
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such folder")
         found = _run_folders(root)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from resjax.config.schema import meant_field
 from resjax.errors import UserError
 from resjax.models.presets import nearest
+from resjax.text import user_path
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
@@ -116,9 +117,10 @@ def checkpoint(text: str) -> str:
 
 def existing(text: str) -> Path:
     """An argument type: the path of a file or folder that exists."""
-    if not Path(text).exists():
+    path = user_path(text)
+    if not path.exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
-    return Path(text)
+    return path
 
 
 def weights_source(text: str) -> str:
@@ -130,7 +132,7 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
     """Returns the type of `--out`: a writable file, with one of these suffixes or any."""
 
     def parse(text: str) -> Path:
-        path = Path(text)
+        path = user_path(text)
         if suffixes and path.suffix not in suffixes:
             ends = " or ".join(suffixes)
             raise argparse.ArgumentTypeError(f"{text}: the name must end in {ends}")
@@ -145,7 +147,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help=what)
+    parser.add_argument("--workdir", type=user_path, required=True, metavar="DIR", help=what)
 
 
 def add_weights(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
@@ -163,7 +165,7 @@ def add_which(parser: argparse.ArgumentParser, *names: str) -> None:
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:
     """Adds images and how they are batched; see `batching`."""
     add = parser.add_argument
-    add("images", type=Path, nargs=number, metavar="IMAGE", help="an image file or a folder")
+    add("images", type=user_path, nargs=number, metavar="IMAGE", help="an image file or a folder")
     add("--on-bad-image", choices=("error", "skip"), default="error", help="if one is damaged")
     add("--batch-size", type=integer(1), default=64, metavar="N", help="images per batch")
     add("--workers", type=integer(0), default=0, metavar="N", help="decoding processes; 0 is none")

@@ -6,20 +6,20 @@ hub:OWNER/NAME or https://...
 
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import fields
-from pathlib import Path
 
 from resjax.cli.arguments import integer, require_writable, weights_source
 from resjax.cli.output import notify
+from resjax.text import user_path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", type=weights_source, metavar="WEIGHTS")
-    add("--out", type=Path, required=True, metavar="DIR", help="the weights folder to write")
+    add("--out", type=user_path, required=True, metavar="DIR", help="the weights folder to write")
     add("--backbone", action="store_true", help="leave out the head")
     add("--prefix", default="", help="of the network's names in a larger file: backbone.body.")
     add("--key", default="", help="of the state dict in a checkpoint of PyTorch: state_dict_ema")
-    add("--class-names", type=Path, metavar="FILE", help="a text file, one class name per line")
+    add("--class-names", type=user_path, metavar="FILE", help="a text file, one name per line")
     add("--image-size", type=integer(1), metavar="N", help="side in pixels (default: as published)")
     hidden = parser.add_argument_group("what the file may not show")
     add = hidden.add_argument

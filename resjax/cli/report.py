@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resjax.cli.arguments import existing
 from resjax.cli.output import print_table
+from resjax.text import user_path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("folders", type=existing, nargs="+", metavar="DIR", help=folders)
     add("--experiment", type=existing, metavar="FILE", help="the experiment whose figures to draw")
     out = "the folder to write to (default: DIR, or the folder that holds several)"
-    add("--out", type=Path, metavar="DIR", help=out)
+    add("--out", type=user_path, metavar="DIR", help=out)
 
 
 def run(args: Namespace) -> None:

@@ -6,7 +6,6 @@ Every field of the config has an option, such as --config.model.width=8; `resjax
 
 import sys
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
@@ -15,6 +14,7 @@ from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import require_kind
+from resjax.text import user_path
 from resjax.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("experiment", type=Path, metavar="EXPERIMENT", help="experiments/X.py")
+    add("experiment", type=user_path, metavar="EXPERIMENT", help="experiments/X.py")
     add_config(parser)
     add_workdir(parser, "the sweep folder")
     add("--launcher", choices=("local",), default="local", help="where the runs are trained")

@@ -44,6 +44,7 @@ from resjax.config.schema import Transfer as Transfer
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.run_files import rename_fields
+from resjax.text import user_path
 
 
 def default_config() -> ConfigDict:
@@ -61,7 +62,7 @@ def load(path: str | Path) -> ConfigDict:
       UserError: there is no such file, it raises, or it returns something else.
     """
     name, colon, argument = str(path).partition(".py:")
-    file = Path(name + ".py" if colon else name)
+    file = user_path(name + ".py" if colon else name)
     get_config = import_function(file, "get_config", "return a ConfigDict")
     config = default_config()
     with errors_in(file):
@@ -112,7 +113,10 @@ def resolve(config: ConfigDict) -> Config:
     for message in conflicts(resolved):
         raise UserError(message)
     model, weights = resolved.model, resolved.transfer.weights
-    described = None if weights is None else model_of(Path(weights))
+    if weights is not None:
+        transfer = dataclasses.replace(resolved.transfer, weights=str(user_path(weights)))
+        resolved = dataclasses.replace(resolved, transfer=transfer)
+    described = None if weights is None else model_of(user_path(weights))
     try:
         if described is not None:
             model = fill_model(model, described)

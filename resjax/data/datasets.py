@@ -32,6 +32,7 @@ from resjax.data.examples import (
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
 from resjax.data.subsets import class_indices, sample_per_class, select_classes
 from resjax.data.user_data import open_folder, open_npz
+from resjax.text import user_path
 
 __all__ = [
     "BadImageError",
@@ -181,9 +182,9 @@ def _open_source(name: str) -> Source:
         raise DataError(why)
     kind, _, rest = name.partition(":")
     if kind == "folder":
-        return open_folder(Path(rest).expanduser())
+        return open_folder(user_path(rest))
     if kind == "npz":
-        return open_npz(Path(rest).expanduser())
+        return open_npz(user_path(rest))
     if name == "digits":
         return digits()
     info = DATASETS.get(name)

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 from resjax.data.examples import DataError, Example, NotPreparedError, Source
 from resjax.errors import one_line
+from resjax.text import user_path
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 def data_dir() -> Path:
     """Returns the folder of prepared datasets."""
-    default = Path.home() / "tensorflow_datasets"
-    return Path(os.environ.get("TFDS_DATA_DIR", default)).expanduser()
+    return user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 class PreparedSet(NamedTuple):

@@ -11,6 +11,7 @@ from resjax.disk import CHECKSUMS, digest
 from resjax.errors import UserError
 from resjax.models.layout import unrolled
 from resjax.run_files import is_run_folder, primary_metric, read_json_object, require_kind
+from resjax.text import user_path
 from resjax.train.parallel import make_backend
 from resjax.train.progress import Warn, print_warning
 from resjax.train.sources import make_source
@@ -58,7 +59,7 @@ def load_weights(
 
 
 def _load(source: str | Path, which: str, warn: Warn, options: Options) -> Weights:
-    folder = Path(source)
+    folder = user_path(source)
     if is_run_folder(folder) and not is_weights_folder(folder):
         options.require_own(source)
         return apply_options(_read_run(folder, which, warn), options)

@@ -15,6 +15,7 @@ from urllib.parse import urldefrag, urlsplit
 from resjax.disk import DamagedError, digest, verify_checksums, write_checksums
 from resjax.download import download
 from resjax.errors import UserError, one_line
+from resjax.text import user_path
 from resjax.transfer.files import INDEX, METADATA_FILES, WHOLE
 
 HUB_TIMEOUT_SECONDS = 10
@@ -28,7 +29,7 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 def cache_folder() -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resjax"
-    return Path(os.environ.get("RESJAX_CACHE") or default).expanduser()
+    return user_path(os.environ.get("RESJAX_CACHE") or default)
 
 
 def fetch(source: str, announce: Callable[[str], None]) -> Path:
@@ -46,7 +47,7 @@ def fetch(source: str, announce: Callable[[str], None]) -> Path:
         return _from_hub(source)
     if source.startswith(("https://", "http://")):
         return _from_web(source, announce)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         raise UserError(
             f"{source}: no such file or folder; other sources begin with https:// or hub:"
