@@ -96,7 +96,7 @@ def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
             label="{}-layer",
             width=draw.TEXT_WIDTH if runs["network"].nunique() > 1 else draw.COLUMN_WIDTH,
         )
-    if runs["finished"].any():
+    if (runs["finished"] | runs["diverged"]).any():
         [metric] = primary_metrics(runs)
         drawn[f"final_{metric.name}"] = final_metric(runs, metric)
     return drawn
@@ -118,9 +118,12 @@ def final_metric(runs: pd.DataFrame, metric: Metric) -> Figure:
     figure, [axes] = draw.panels(1, width=draw.COLUMN_WIDTH, height=2.7)
     palette = draw.colors(runs["network"])
     ends = []
-    handles = draw.legend_handles()
+    handles = draw.legend_handles(diverged=bool(results["diverged"].any()))
     for network, color in palette.items():
-        result = results[(results["network"] == network) & (results["seeds"] > 0)]
+        of_network = results[results["network"] == network]
+        for depth in of_network.loc[of_network["diverged"] > 0, "model.depth"]:
+            draw.draw_diverged(axes, depth, color)
+        result = of_network[of_network["seeds"] > 0]
         for split in ("train", "test"):
             name = f"{split}_{metric.name}"
             mean, deviation = result[f"{name}_mean"], result[f"{name}_std"]

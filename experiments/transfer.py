@@ -117,7 +117,7 @@ def thaw_epochs(target: str, count: int | None) -> dict[str, float]:
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws final test metrics against the number of examples, or against rates if several ran."""
-    runs = runs.assign(method=method_names(runs))[runs["finished"]]
+    runs = runs.assign(method=method_names(runs))[runs["finished"] | runs["diverged"]]
     if runs.empty:
         return {}
     [metric] = primary_metrics(runs)
@@ -159,6 +159,9 @@ def final_metric(runs: pd.DataFrame, metric: Metric, along: str) -> Figure:
         axes.label_outer()
     if metric.lower_is_better:
         panels[0].set_ylim(0, 1.05 * panels[0].get_ylim()[1])
+    if results["diverged"].any():
+        handle = draw.legend_handles(diverged=True)[-1:]
+        figure.legend(handles=handle, loc="outside upper right")
     for axes, labels in zip(panels, ends, strict=True):
         draw.label_ends(axes, labels)
     return figure
@@ -173,6 +176,11 @@ def draw_methods(
         if result.empty:
             continue
         x = result["position"] + 0.05 * (rank - 1.5)  # keeps error bars apart
-        mean = result[f"{name}_mean"]
-        draw.draw_error_bars(axes, x, mean, result[f"{name}_std"], color)
-        yield draw.LineEnd(float(x.iloc[-1]), float(mean.iloc[-1]), method, color)
+        for place in x[result["diverged"] > 0]:
+            draw.draw_diverged(axes, place, color)
+        measured = result["seeds"] > 0
+        x, mean = x[measured], result.loc[measured, f"{name}_mean"]
+        if measured.any():
+            deviation = result.loc[measured, f"{name}_std"]
+            draw.draw_error_bars(axes, x, mean, deviation, color)
+            yield draw.LineEnd(float(x.iloc[-1]), float(mean.iloc[-1]), method, color)

@@ -164,6 +164,34 @@ def read_divergence(folder: Path) -> Divergence | None:
     return Divergence(step, " ".join(reason.split()))
 
 
+def find_divergence(folder: Path) -> Divergence | None:
+    """Returns when and why a run diverged, or None if it did not.
+
+    A run with `train.nonfinite=record`, or of an earlier version, has no diverged.json; its metrics
+    are not finite at the end.
+    """
+    if found := read_divergence(folder):
+        return found
+    summary = folder / "summary.json"
+    if summary.exists() and all(map(math.isfinite, final_metrics(read_summary(summary)).values())):
+        return None
+    bad: dict[str, Divergence] = {}  # by split, the first of its last lines that are not finite
+    for line in read_measurements(folder / "metrics.jsonl"):
+        step, split = line["step"], line["split"]
+        names = [name for name in line if name != "split" and not math.isfinite(line[name])]
+        if not names:
+            bad.pop(split, None)
+        elif split not in bad:
+            skipped = "; all steps are skipped" if line.get("skipped") == 1 else ""
+            bad[split] = Divergence(step, f"the {split} {names[-1]} is not finite{skipped}")
+    return min(bad.values(), key=lambda divergence: divergence.step, default=None)
+
+
+def final_metrics(summary: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a summary: `train_loss`, `test_error`, ..."""
+    return {name: x for name, x in summary.items() if name.startswith(("train_", "test_"))}
+
+
 def read_measurements(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl in order, or [] if there is no file.
 

@@ -42,6 +42,14 @@ OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "
 """Colors without an order, the most distinct first; yellow is too light for lines."""
 
 _DASHES = (0, (3, 2))
+_CROSS = "diverged"
+_CROSS_LOOK: dict[str, Any] = {
+    "marker": "x",
+    "markersize": 4.5,
+    "linewidth": 0,
+    "zorder": 4,
+    "clip_on": False,
+}
 
 # The same figure yields the same bytes, so a committed figure changes only if its data do.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -109,7 +117,8 @@ class MeanCurve(NamedTuple):
 
     `step`, `mean` and `deviation` have the shape (steps,); `deviation` is the sample standard
     deviation, NaN for a single run. `stopped` and `diverged` hold a table (step, value) for each
-    run that ends before the others or diverges; a diverged run ends at its last finite value.
+    run that ends before the others or diverges; a diverged run ends at its last finite value, or
+    with NaN at its first step if it has none.
     """
 
     step: NDArray[np.int64]
@@ -123,7 +132,8 @@ class MeanCurve(NamedTuple):
         """The last point of the mean or, without a mean, of the longest run."""
         if len(self.step):
             return float(self.step[-1]), float(self.mean[-1])
-        ends = [run.iloc[-1] for run in (*self.stopped, *self.diverged) if len(run)]
+        ends = [run.iloc[-1] for run in (*self.stopped, *self.diverged)]
+        ends = [end for end in ends if np.isfinite(end["value"])]
         return max(((float(end["step"]), float(end["value"])) for end in ends), default=None)
 
 
@@ -139,8 +149,9 @@ def average_curves(curves: pd.DataFrame, value: str) -> MeanCurve:
     for _, run in curves.sort_values("step").groupby("folder", sort=False):
         finite = run[["loss", value]].map(np.isfinite).all(axis=1)
         table = run[finite.cummin()].rename(columns={value: "value"})[["step", "value"]]
-        if not finite.all():
-            diverged.append(table)
+        if not finite.all() or ("diverged" in run and run["diverged"].any()):
+            first = run.head(1)[["step"]].assign(value=np.nan)
+            diverged.append(table if len(table) else first)
         elif run["step"].max() < curves["step"].max():
             stopped.append(table)
         else:
@@ -160,6 +171,7 @@ def draw_mean(axes: Axes, curve: MeanCurve, color: str, *, bold: bool = True) ->
 
     The band is the deviation and not the range, because a range widens with the number of seeds.
     Each run outside the mean is drawn as a thin dashed line, which ends in a cross if it diverged.
+    Call `show_crosses` once the limits of the axes are set.
     """
     line = _line(bold)
     # A handful of measurements should look like one.
@@ -175,7 +187,26 @@ def draw_mean(axes: Axes, curve: MeanCurve, color: str, *, bold: bool = True) ->
         axes.plot(run["step"], run["value"], color=color, linestyle=_DASHES, linewidth=0.7)
     for run in curve.diverged:
         last = run.tail(1)
-        axes.plot(last["step"], last["value"], color=color, marker="x", markersize=4.5, zorder=4)
+        axes.plot(last["step"], last["value"], color=color, gid=_CROSS, **_CROSS_LOOK)
+
+
+def show_crosses(axes: Axes, *, lower_is_better: bool = True) -> None:
+    """Moves the crosses of diverged runs to the edge of the axes if they are beyond it.
+
+    A run without a finite value has its cross at the edge of the worst values.
+    """
+    low, high = axes.get_ylim()
+    for line in axes.lines:
+        if line.get_gid() == _CROSS:
+            value = np.asarray(line.get_ydata(), float)
+            line.set_ydata(
+                np.clip(np.nan_to_num(value, nan=high if lower_is_better else low), low, high)
+            )
+
+
+def draw_diverged(axes: Axes, x: float, color: str) -> None:
+    """Draws the cross of runs that diverged, which have no value, at the upper edge of the axes."""
+    axes.plot([x], [1], color=color, transform=axes.get_xaxis_transform(), **_CROSS_LOOK)
 
 
 def draw_error_bars(
@@ -249,6 +280,8 @@ def metric_curves(
     finals = [m.mean[-1] + worse * np.nan_to_num(m.deviation[-1]) for m in means if len(m.step)]
     if limits := metric_limits(finals, shown):
         grid[0].set_ylim(*limits)
+    for axes in grid:
+        show_crosses(axes, lower_is_better=shown.lower_is_better)
     unfinished, diverged = any(mean.stopped for mean in means), any(mean.diverged for mean in means)
     handles = legend_handles(unfinished=unfinished, diverged=diverged)
     columns = 4 if width > COLUMN_WIDTH else 2
@@ -322,7 +355,7 @@ def legend_handles(*, unfinished: bool = False, diverged: bool = False) -> list[
     if unfinished:
         lines["unfinished run"] = {"linewidth": 0.7, "linestyle": _DASHES}
     if diverged:
-        lines["diverged run"] = {"linewidth": 0, "marker": "x", "markersize": 4.5}
+        lines["diverged run"] = _CROSS_LOOK
     return [Line2D([], [], color="0.3", label=name, **line) for name, line in lines.items()]
 
 

@@ -78,7 +78,10 @@ def write_report(
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     page = Template(_asset("report.html")).substitute(
         title=html.escape(described.title),
+        kind=_kind(described),
         claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
+        measured=html.escape(_measured(runs)),
+        training_metric=training_metric(runs),
         status=html.escape(_status(roots, runs)),
         style=_asset("report.css"),
         script=_asset("report.js"),
@@ -180,12 +183,51 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
+def _kind(experiment: Experiment) -> str:
+    """Returns "Claim: " or "Question: " for an experiment's title; "" for a folder's name."""
+    if experiment.file == Path():
+        return ""
+    return f"<small>{'Question' if experiment.title.endswith('?') else 'Claim'}:</small> "
+
+
+def _measured(runs: pd.DataFrame) -> str:
+    """Says between which settings the metrics lie, to stand beside the claim."""
+    results = summarize(runs)
+    results = results[results["seeds"] > 0]
+    if results.empty:
+        return "nothing yet, because no run has finished."
+    names = describe(results, varying(runs))
+    parts = []
+    for metric in primary_metrics(runs):
+        for split, title in SPLITS.items():
+            mean = f"{split}_{metric.name}_mean"
+            rows = results.assign(name=names).dropna(subset=mean).sort_values(mean)
+            ends = [
+                f"{metric.format(row[mean], row[f'{split}_{metric.name}_std'])} ({row['name']})"
+                for _, row in rows.iloc[[0, -1][: len(rows)]].iterrows()
+            ]
+            parts.append(f"{title} {metric.label} {' to '.join(ends) or '–'}")
+    return "; ".join(parts) + "."
+
+
+def training_metric(runs: pd.DataFrame) -> str:
+    """Says what the training metric of a run is."""
+    every = set(runs["train.log_every"].dropna() if "train.log_every" in runs else ())
+    steps = f"{every.pop():.0f}" if len(every) == 1 else "train.log_every"
+    return (
+        f"The training metric is the mean over the last {steps} steps, in training mode and on "
+        "augmented images."
+    )
+
+
 def _status(roots: list[Path], runs: pd.DataFrame) -> str:
-    counts = status(runs).value_counts()
+    diverged, finished = runs["diverged"], runs["finished"]
     planned = max(sum(len(_plan(root).get("runs", ())) for root in roots), len(runs))
-    text = f"{int(runs['finished'].sum())} of {planned} runs finished"
-    if counts.get("diverged"):
-        text += f", {counts['diverged']} of them diverged"
+    text = f"{finished.sum()} of {planned} runs finished"
+    if to_the_end := (finished & diverged).sum():
+        text += f", {to_the_end} of them diverged"
+    if before := (~finished & diverged).sum():
+        text += f", {before} diverged before the end"
     datasets = ", ".join(runs["data.name"].unique())
     starts = sorted(runs["start"].dropna())
     return " · ".join([text, datasets, *(f"started {start}" for start in starts[:1])])
@@ -271,6 +313,9 @@ def _runs(runs: pd.DataFrame) -> str:
     columns: dict[str, Iterable[str]] = {"run": runs["folder"]}
     columns |= {name: map(_text, runs[name]) for name in (*varying(runs), "seed")}
     columns["status"] = status(runs)
+    if runs["diverged"].any():
+        columns["diverged at step"] = map(_number, runs["diverged_step"])
+        columns["reason"] = map(_text, runs["diverged_reason"])
     for metric in primary_metrics(runs):
         for name, title in (*SPLITS.items(), ("best_test", "best test")):
             columns[f"{title} {metric.label}"] = map(metric.format, runs[f"{name}_{metric.name}"])

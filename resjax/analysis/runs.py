@@ -20,6 +20,7 @@ from resjax.run_files import (
     CLASSIFICATION_ERROR,
     DamagedFileError,
     Metric,
+    find_divergence,
     folder_kind,
     primary_metric,
     read_config,
@@ -57,7 +58,8 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         - the resolved config under dotted names: `seed`, `model.depth`, ...;
         - the summary: `train_NAME` and `test_NAME` for each metric, `best_test_NAME` for the
           primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
-        - `finished` and `diverged` (bool): a diverged run has finished with a metric that is NaN;
+        - `finished` and `diverged` (bool): a run diverged if a metric is not finite at its end;
+          `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
         - `commit` and `start` (ISO 8601).
 
@@ -81,7 +83,7 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
     kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
     names = ["steps", "train_loss", "test_loss", "best_test_step"]
     names += [f"{kind}_{metric.name}" for metric in metrics for kind in kinds]
-    names += ["parameters", "macs", "seconds", "images_per_second"]
+    names += ["parameters", "macs", "seconds", "images_per_second", "diverged_step"]
     columns = list(dict.fromkeys([*runs, *names]))
     return runs.reindex(columns=columns).astype(dict.fromkeys(names, float))
 
@@ -94,8 +96,8 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A tidy table: `folder`, `step`, `split` ("train" or "test"), `loss`, the primary metrics of
-        the runs, `learning_rate`, all other values that the runs logged, and the primary metric of
-        each run in the columns of `load_runs`. A value that a line lacks is NaN.
+        the runs, `learning_rate`, all other values that the runs logged, and `diverged` and the
+        primary metric of each run in the columns of `load_runs`. A value that a line lacks is NaN.
 
     Raises:
         FileNotFoundError, ValueError: as `load_runs`; a damaged line is named by file and number.
@@ -113,7 +115,7 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     floats = dict.fromkeys(["loss", *names, "learning_rate"], float)
     curves = curves.astype({"step": int, **floats})
     curves = curves.drop_duplicates(["folder", "step", "split"], keep="last")
-    described = runs[["folder", *(name for name in PRIMARY if name in runs)]]
+    described = runs[["folder", *(name for name in (*PRIMARY, "diverged") if name in runs)]]
     return curves.merge(described, on="folder")
 
 
@@ -180,9 +182,9 @@ def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
 
 
 def status(runs: pd.DataFrame) -> pd.Series:
-    """Returns "finished", "diverged" (finished with a metric that is NaN) or "unfinished"."""
-    finished = np.where(runs["diverged"], "diverged", "finished")
-    return pd.Series(np.where(runs["finished"], finished, "unfinished"), runs.index)
+    """Returns "finished", "diverged" or "unfinished" for each run; see `load_runs`."""
+    finished = np.where(runs["finished"], "finished", "unfinished")
+    return pd.Series(np.where(runs["diverged"], "diverged", finished), runs.index)
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:
@@ -240,7 +242,7 @@ def _row(folder: Path) -> dict[str, Any]:
     files = {name: folder / f"{name}.json" for name in ("provenance", "summary")}
     provenance = read_json_object(files["provenance"]) if files["provenance"].exists() else {}
     summary = read_summary(files["summary"]) if files["summary"].exists() else {}
-    metrics = [value for name, value in summary.items() if name.startswith(("train_", "test_"))]
+    divergence = find_divergence(folder)
     [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
     texts = {name: provenance.get(name) for name in ("commit", "start")}
     return {
@@ -248,7 +250,9 @@ def _row(folder: Path) -> dict[str, Any]:
         **{str(name): _hashable(value) for name, value in config.items()},
         **summary,
         "finished": files["summary"].exists(),
-        "diverged": not np.isfinite(metrics).all(),
+        "diverged": divergence is not None,
+        "diverged_step": divergence and divergence.step,
+        "diverged_reason": divergence and divergence.reason,
         **dict(zip(PRIMARY, primary_metric(provenance, files["provenance"]), strict=True)),
         **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     }

@@ -40,9 +40,11 @@ def write_report(
         report.write_report(folders, experiment, out)
     except report.FiguresError as error:  # the report is written
         failure = error
-    summary = report.summary_columns(load_runs(*folders))
+    runs = load_runs(*folders)
+    summary = report.summary_columns(runs)
     header = [name.rpartition(".")[2] for name in summary]
     print_table(header, zip(*summary.values(), strict=True))
+    print(report.training_metric(runs))
     for figure in sorted((out / "figures").glob("*.png")):
         print(f"figure: {figure}, .pdf, .svg")
     print(f"report: {out / 'report.html'}")

@@ -59,7 +59,10 @@ def run(args: Namespace) -> int:
         write_report([args.workdir], args.experiment)
     if failed:
         where = args.workdir / "runs" / "*" / "error.txt"
-        print(f"resjax: {failed} of {len(planned.runs)} runs failed; see {where}", file=sys.stderr)
+        print(
+            f"resjax: {failed} of {len(planned.runs)} runs failed or diverged; see {where}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

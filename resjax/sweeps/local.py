@@ -18,7 +18,7 @@ from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.run_files import primary_metric
 from resjax.sweeps.experiment import Plan, experiment_name
-from resjax.sweeps.status import RunStatus, shown
+from resjax.sweeps.status import FAILED, RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
 from resjax.train import records
 from resjax.train.lock import locked
@@ -64,7 +64,8 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
     with shown(runs) as show_end:
         for run in runs:
             if finished := _finished(run):
-                run.state, run.progress = "skipped", finished
+                run.progress = finished
+                run.end("skipped")
                 show_end(run)
         waiting = [run for run in runs if run.state == "waiting"]
         queue = RunQueue(waiting, show_end)
@@ -77,7 +78,7 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
 
             enable_compilation_cache(workdir / "compiled")
             queue.train(partial(attempt, stop=stop))
-    return sum(run.state == "failed" for run in runs)
+    return sum(run.state in FAILED for run in runs)
 
 
 class RunQueue:
@@ -92,14 +93,11 @@ class RunQueue:
         """Trains one run after the other until the queue is empty."""
         program = ""
         while run := self._take(program):
-            program, report = run.program, run.folder / "error.txt"
+            program = run.program
             run.state, run.started = "running", time.monotonic()
-            report.unlink(missing_ok=True)
-            if failure := attempt(run.config, run.folder, partial(setattr, run, "progress")):
-                run.error = failure.error
-                run.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(report, failure.report)
-            run.state, run.ended = "failed" if failure else "done", time.monotonic()
+            failure = attempt(run.config, run.folder, partial(setattr, run, "progress"))
+            _write_error(run.folder / "error.txt", failure)
+            run.end("failed" if failure else "done", failure.error if failure else "")
             self._show_end(run)
 
     def _take(self, program: str) -> RunStatus | None:
@@ -111,6 +109,15 @@ class RunQueue:
                 self._runs.remove(chosen)
                 self._compiled.add(chosen.program)
             return chosen
+
+
+def _write_error(path: Path, failure: Failure | None) -> None:
+    """Writes the traceback of a failure, or removes that of an earlier launch."""
+    if failure is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, failure.report)
 
 
 def _train_in_workers(queue: RunQueue, number: int, cache_dir: Path, stop: StopRequest) -> None:

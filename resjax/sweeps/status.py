@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 
 from resjax.config import Config, digest
+from resjax.run_files import DamagedFileError, find_divergence
 from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
+FAILED = "failed", "diverged"
 
 
 @dataclass
@@ -34,6 +36,17 @@ class RunStatus:
     def program(self) -> str:
         """Equal for runs that share a compiled program."""
         return digest(replace(self.config, seed=0))
+
+    def end(self, state: str, error: str = "") -> None:
+        """Sets the final state, and why the run failed or when and why it diverged."""
+        if self.started is not None:
+            self.ended = time.monotonic()
+        self.state, self.error = state, error
+        with suppress(DamagedFileError):  # the report names it
+            diverged = find_divergence(self.folder)
+            if diverged and (state != "failed" or diverged.reason in " ".join(error.split())):
+                self.state = "diverged" if state == "failed" else f"{state}, diverged"
+                self.error = f"step {diverged.step}: {diverged.reason}"
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -70,7 +83,7 @@ def _print_line(run: RunStatus) -> None:
 
 def _table(runs: Sequence[RunStatus], height: int) -> Table:
     """Returns a table of `height` runs around the first that is running; of all at the end."""
-    ended = [run.state in ("done", "skipped", "failed") for run in runs]
+    ended = [run.state not in ("waiting", "running") for run in runs]
     table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
-from resjax.errors import one_line
+from resjax.errors import UserError, one_line
 from resjax.machine import available_cores, core_ids, pin_to_cores
 from resjax.train.progress import Listener, Progress
 from resjax.train.signals import Stopped, StopRequest, stop_on_signals
@@ -91,7 +91,8 @@ def attempt(
     try:
         train(config, folder, on_progress, stop=stop)
     except Exception as error:
-        return Failure(one_line(error), traceback.format_exc())
+        text = str(error) if isinstance(error, UserError) else one_line(error)
+        return Failure(text, traceback.format_exc())
     return None
 
 

@@ -88,6 +88,42 @@ def test_a_diverged_run_is_drawn_up_to_its_last_finite_value() -> None:
     assert [run["value"].tolist() for run in mean.diverged] == [[0.5]]
 
 
+def crosses(figure: Figure) -> list[list[float]]:
+    """Returns where a figure has crosses, as (step, value)."""
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+    return [[float(number) for number in line.get_xydata()[0]] for line in lines]
+
+
+@pytest.mark.parametrize("first", [1, 21])
+def test_a_legend_that_has_a_cross_is_true(make_sweep: Maker, first: int) -> None:
+    """The run diverges at its first measurement, or at a value beyond the axes."""
+    root = make_sweep(depths=(8,), shortcuts=("pad",), points=40)
+    metrics = root / "runs" / "depth8-pad-seed0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lost = [
+        line | ({"loss": None} if i >= 2 * first - 2 else {"error": 0.9})
+        for i, line in enumerate(lines)
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lost))
+    figure = drawn(root)
+    assert "diverged run" in [text.get_text() for text in figure.legends[0].get_texts()]
+    top = figure.axes[0].get_ylim()[1]
+    step = 10 if first == 1 else 200
+    assert top < 0.5
+    assert crosses(figure) == [[step, pytest.approx(top)]] * 2
+
+
+def test_a_run_that_stopped_because_it_diverged_ends_in_a_cross_in_both_splits(
+    make_sweep: Maker,
+) -> None:
+    root = make_sweep(depths=(8,), shortcuts=("pad",), depth8_pad_seed0={"stop": 0.5})
+    run = root / "runs" / "depth8-pad-seed0"
+    (run / "diverged.json").write_text('{"step": 210, "reason": ""}')
+    figure = drawn(root)
+    assert [step for step, _ in crosses(figure)] == [200, 200]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["diverged run"]
+
+
 def test_the_mean_of_no_measurements_is_empty() -> None:
     mean = draw.average_curves(curve("a", []), "error")
     assert not len(mean.step)

@@ -232,6 +232,46 @@ def test_a_single_seed_has_no_deviation(make_sweep: Maker) -> None:
     assert not any("±" in cell for row in rows for cell in row)
 
 
+def test_the_header_has_the_claim_and_what_was_measured(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(8, 56), shortcuts=("none",), points=2)
+    (root / "experiment.py").write_text(EXPERIMENT)
+    page = Page(write_report(root))
+    _, low, high = page.tables["summary"]
+    header = " ".join(page.text["header"].split())
+    assert "Question: Does depth <help>? Measured: training error (%) " in header
+    assert f"test error (%) {low[-1]} (depth 8) to {high[-1]} (depth 56)." in header
+
+
+def test_the_training_metric_is_explained_beside_its_numbers(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_sweep(depths=(8,), points=2, steps=320)
+    said = "the mean over the last 2 steps, in training mode and on augmented images"
+    assert main(["report", str(root)]) == 0
+    assert said in capsys.readouterr().out
+    assert said in Page(root / "report.html").text["summary"]
+
+
+def test_runs_that_diverged_before_the_end_are_shown_with_step_and_reason(
+    make_sweep: Maker,
+) -> None:
+    root = make_sweep(depths=(8,), shortcuts=("pad",), points=4, depth8_pad_seed0={"stop": 0.5})
+    run = root / "runs" / "depth8-pad-seed0"
+    (run / "diverged.json").write_text('{"step": 210, "reason": "the loss <is> not finite"}')
+    page = Page(write_report(root))
+    assert "2 of 3 runs finished, 1 diverged before the end" in page.text["header"]
+    heads, first, *others = page.tables["runs"]
+    cells = dict(zip(heads, first, strict=True))
+    assert cells["status"] == "diverged"
+    assert cells["diverged at step"] == "210"
+    assert cells["reason"] == "the loss <is> not finite"
+    assert [dict(zip(heads, row, strict=True))["reason"] for row in others] == ["", ""]
+    heads, row = page.tables["summary"]
+    assert dict(zip(heads, row, strict=True)) | {"seeds": "2", "diverged": "1"} == dict(
+        zip(heads, row, strict=True)
+    )
+
+
 def test_failures_are_shown(make_sweep: Maker) -> None:
     failures = {"depth8_pad_seed0": {"stop": 0.5}, "depth8_pad_seed1": {"diverge": 0.5}}
     page = Page(write_report(make_sweep(points=5, **failures)))

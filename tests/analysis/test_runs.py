@@ -223,6 +223,36 @@ def test_failures_are_counted_and_not_averaged(make_sweep: Maker) -> None:
     assert result["test_error_mean"] == runs["test_error"].iloc[2]
 
 
+def test_a_diverged_run_says_when_and_why(make_run: Maker, tmp_path: Path) -> None:
+    make_run("recorded", {"diverge": 0.5, "points": 4})
+    make_run("stopped", {"stop": 0.5, "diverge": 0.25, "points": 4})
+    said = make_run("said", {"stop": 0.5, "points": 4})
+    (said / "diverged.json").write_text('{"step": 250, "reason": "a reason"}')
+    make_run("killed", {"stop": 0.5, "points": 4})
+    recovered = make_run("recovered", {"points": 4})
+    text = (recovered / "metrics.jsonl").read_text()
+    nothing = '{"step": 50, "split": "train", "loss": null, "error": null, "skipped": 1.0}\n'
+    (recovered / "metrics.jsonl").write_text(nothing + text)
+    runs = load_runs(tmp_path).set_index("folder").rename(lambda name: Path(name).name)
+    assert status(runs).to_dict() == {
+        "killed": "unfinished",
+        "recorded": "diverged",
+        "recovered": "finished",
+        "said": "diverged",
+        "stopped": "diverged",
+    }
+    assert runs["finished"].to_dict()["recorded"]
+    assert runs["diverged_step"].dropna().to_dict() == {
+        "recorded": 300,
+        "said": 250,
+        "stopped": 200,
+    }
+    reasons = runs["diverged_reason"].dropna().to_dict()
+    assert reasons["said"] == "a reason"
+    assert reasons["recorded"] == reasons["stopped"] == "the train loss is not finite"
+    assert summarize(runs.reset_index(names="folder"))["diverged"].sum() == 3
+
+
 def test_an_option_of_some_runs_distinguishes_groups(make_run: Maker, tmp_path: Path) -> None:
     make_run("a")
     folder = make_run("b")

@@ -167,3 +167,14 @@ def test_another_primary_metric_is_drawn_without_published_errors() -> None:
     assert list(drawn) == ["degradation", "final_accuracy"]
     assert drawn["final_accuracy"].axes[0].get_ylabel() == "final accuracy (%)"
     assert not sources(drawn["final_accuracy"])
+
+
+def test_diverged_runs_have_a_cross_at_their_depth() -> None:
+    runs, curves = tables()
+    lost = (runs["model.depth"] == 56) & (runs["model.shortcut"] == "none")
+    runs.loc[lost, "diverged"] = True
+    axes = figures(runs, curves)["final_error"].axes[0]
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [float(line.get_xdata()[0]) for line in crosses] == [56]
+    legend = axes.figure.legends[0].get_texts()
+    assert "diverged run" in [text.get_text() for text in legend]

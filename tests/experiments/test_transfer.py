@@ -147,3 +147,12 @@ def test_rates_are_the_axis_if_several_were_tried() -> None:
 
 def test_runs_in_progress_draw_nothing() -> None:
     assert figures(table().assign(finished=False), pd.DataFrame()) == {}
+
+
+def test_diverged_runs_have_a_cross_and_no_error_bar() -> None:
+    runs = table(targets=("digits",), examples=(5, 20))
+    lost = (runs["data.per_class"] == 20) & (method_of(runs) == "fine-tuned")
+    figure = drawn(runs.assign(diverged=lost))
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert [round(float(line.get_xdata()[0])) for line in crosses] == [1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["diverged run"]

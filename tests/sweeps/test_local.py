@@ -120,6 +120,21 @@ def test_a_failed_run_is_reported_and_the_others_go_on(planned, trained, tmp_pat
     assert ["Traceback" in path.read_text() for path in reports] == [True, True]
 
 
+def test_a_diverged_run_is_reported_with_step_and_reason(
+    planned, trained, tmp_path, capsys, monkeypatch
+):
+    def diverge(config, workdir, on_progress=None, stop=None):
+        workdir.mkdir()
+        content = {"step": 50, "reason": "the loss is not finite"}
+        records.write_json(workdir / "diverged.json", content)
+        raise UserError("the loss is not finite; lower the rate")
+
+    monkeypatch.setattr("resjax.train.loop.train", diverge)
+    assert launch(planned(), tmp_path / "w", "resjax sweep") == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert all("  diverged: step 50: the loss is not finite  " in line for line in lines)
+
+
 def test_a_traceback_is_removed_when_its_run_succeeds(planned, trained, tmp_path):
     trained.failing = (8, 14)
     launch(planned(), tmp_path / "w", "resjax sweep")
