@@ -81,17 +81,25 @@ def sweep(
     for target, count, method, seed in itertools.product(targets, examples, methods, seeds):
         yield from product(
             [{"data.name": target, **TARGETS[target].overrides}],
-            [example_overrides(count, seed)],
+            [example_overrides(target, count, seed)],
             [method_overrides(method, target, count, weights)],
             param("optimizer.learning_rate", rates or (RATES[method][target],)),
             param("seed", (seed,)),
         )
 
 
-def example_overrides(count: int | None, seed: int) -> dict[str, Any]:
+def example_overrides(target: str, count: int | None, seed: int) -> dict[str, Any]:
     """Returns the overrides for training on `count` examples per class; None means all."""
     draw = {} if count is None else {"data.per_class": count, "data.subset_seed": seed}
+    if (size := batch_size(target, count)) < BATCH:
+        draw["data.batch_size"] = size
     return {**draw, "train.steps": STEPS[count]}
+
+
+def batch_size(target: str, count: int | None) -> int:
+    """Returns the images of a batch: `BATCH`, or all if there are fewer."""
+    _, classes, images, _ = TARGETS[target]
+    return min(BATCH, images if count is None else count * classes)
 
 
 def method_overrides(method: str, target: str, count: int | None, weights: str) -> dict[str, Any]:
@@ -109,7 +117,8 @@ def method_overrides(method: str, target: str, count: int | None, weights: str) 
 def thaw_epochs(target: str, count: int | None) -> dict[str, float]:
     """Returns the epoch at which each part of the network begins to train."""
     _, classes, images, _ = TARGETS[target]
-    epochs = STEPS[count] * BATCH / (images if count is None else count * classes)
+    steps_per_epoch = (images if count is None else count * classes) / batch_size(target, count)
+    epochs = STEPS[count] / steps_per_epoch
     # Rounded down, so that a part begins to train in the intended step and not one step later.
     return {part: int(1e4 * share * epochs) / 1e4 for part, share in THAW.items()}
 

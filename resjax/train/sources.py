@@ -26,7 +26,7 @@ from resjax.errors import UserError
 from resjax.machine import available_cores
 from resjax.tasks import DatasetInfo
 from resjax.tasks.base import Batch
-from resjax.train.parallel import Backend, device_memory
+from resjax.train.parallel import Backend, batch_unit, device_memory
 from resjax.train.state import order_key, run_key
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
@@ -266,9 +266,9 @@ class Streamed(BatchSource):
         }
 
     def _eval_batch_size(self) -> int:
-        """Returns the size rounded up to a multiple of the number of devices."""
+        """Returns the size, at most the test split, rounded up to a multiple of the devices."""
         devices = self._backend.devices
-        return -(-self._data.eval_batch_size // devices) * devices
+        return -(-min(self._data.eval_batch_size, self.examples["test"]) // devices) * devices
 
     def _statistics(self) -> Statistics:
         """Returns the statistics of a sample of the training split, cached with a prepared set."""
@@ -311,9 +311,23 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
     """Returns the source of a config: resident if `data.feed` says so, or if the dataset fits.
 
     Raises:
-      UserError: fields for reading images contradict each other, or the dataset is missing or
-        damaged.
+      UserError: fields for reading images contradict each other, the dataset is missing or damaged,
+        or its training split is smaller than a batch.
     """
+    source = _open_source(config, backend)
+    size, examples = config.data.batch_size, source.examples["train"]
+    if size > examples:
+        chosen = " after data.classes and data.per_class"
+        unit = batch_unit(config, backend.devices)
+        raise UserError(
+            f"data.batch_size={size} is larger than the training split of {config.data.name}, "
+            f"{examples:,} images{chosen * bool(config.data.classes or config.data.per_class)}; "
+            f"the largest batch is {examples // unit * unit or f'below the smallest one, {unit}'}"
+        )
+    return source
+
+
+def _open_source(config: Config, backend: Backend) -> BatchSource:
     data = config.data
     if data.feed == "device":
         return Resident(config, backend)

@@ -85,6 +85,13 @@ def test_all_methods_train_for_the_same_steps_on_the_same_examples() -> None:
     assert all(drawn == drawn_by_method[0] for drawn in drawn_by_method)
 
 
+def test_a_batch_is_never_larger_than_the_training_split() -> None:
+    (run,) = sweep(("fashion_mnist",), ("from scratch",), (5,), (0,))
+    assert run["data.batch_size"] == 25
+    others = sweep(("fashion_mnist", "digits"), ("from scratch",), (20, 100, None), (0,))
+    assert not any("data.batch_size" in run for run in others)
+
+
 def test_each_seed_draws_its_own_examples() -> None:
     runs = list(sweep(("digits",), ("fine-tuned",), (5,)))
     assert [(run["seed"], run["data.subset_seed"]) for run in runs] == [(0, 0), (1, 1), (2, 2)]
@@ -113,7 +120,8 @@ def test_thawing_begins_at_fractions_of_the_steps_for_any_length_of_an_epoch(
     target: str, count: int | None, examples: int
 ) -> None:
     thaw = EXPERIMENT["thaw_epochs"](target, count)
-    steps = [np.ceil(epoch * examples / EXPERIMENT["BATCH"]) for epoch in thaw.values()]
+    batch = min(EXPERIMENT["BATCH"], examples)
+    steps = [np.ceil(epoch * examples / batch) for epoch in thaw.values()]
     total = EXPERIMENT["STEPS"][count]
     assert steps == [0, total / 4, total / 2]
 

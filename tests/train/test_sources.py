@@ -61,18 +61,42 @@ def test_a_small_dataset_is_resident_and_a_large_one_is_streamed(configure, monk
 
 
 def test_of_a_subset_only_its_examples_are_on_the_device(configure):
-    source = source_of(configure({"data.classes": (7, 3), "data.per_class": 4}))
+    few = {"data.classes": (7, 3), "data.per_class": 4, "data.batch_size": 8}
+    source = source_of(configure(few))
     assert source.examples == {"train": 8, "test": 73}
     assert source.info.class_names == ("7", "3")
     train, _ = source.example_arrays()
     assert np.bincount(train["label"]).tolist() == [4, 4]
 
 
-@pytest.mark.usefixtures("regression")
-def test_a_batch_may_be_larger_than_the_dataset(configure, tmp_path):
-    part = {"data.classes": (0, 1), "data.per_class": 2, "data.batch_size": 16}
-    summary = train(configure(part), tmp_path / "run")
-    assert np.isfinite(summary["train_loss"])
+def test_a_batch_that_is_larger_than_the_training_split_is_refused(configure, tmp_path):
+    few = {"data.classes": (0, 1), "data.per_class": 5}
+    size, unit = {"data.batch_size": 100_000}, {"train.accumulation_steps": 4}
+    for fields, message in [
+        (
+            size,
+            "data.batch_size=100000 is larger than the training split of digits, 1,437 images; "
+            "the largest batch is 1437",
+        ),
+        (
+            few,
+            "data.batch_size=16 is larger than the training split of digits, 10 images after "
+            "data.classes and data.per_class; the largest batch is 10",
+        ),
+        (few | unit, "the largest batch is 8"),
+        (STREAM | size, "the training split of digits, 1,437 images; "),
+    ]:
+        with pytest.raises(UserError) as refusal:
+            train(configure(fields), tmp_path / "run")
+        assert message in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+    assert source_of(configure(few | {"data.batch_size": 10})).examples["train"] == 10
+
+
+def test_an_evaluation_batch_is_never_larger_than_the_test_split(configure):
+    source = source_of(configure(STREAM | {"data.eval_batch_size": 100_000}))
+    _, arrays = source.example_arrays()
+    assert arrays["image"].shape == (1, 360, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
