@@ -2,7 +2,8 @@
 
 The first line of a command's module docstring is its help. Commands import JAX, pandas and
 Matplotlib only when they run, so that help, tables and refused mistakes answer at once. A user's
-mistake ends in one line and exit code 2; a fault in resjax keeps its traceback.
+mistake ends in one line and exit code 2. An error in the user's own code is shown with the frames
+of the user's files only; a fault in resjax keeps its traceback.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from resjax.cli import (
 from resjax.cli.arguments import Parser, add_command, split_overrides
 from resjax.errors import UserError
 from resjax.train.signals import Stopped
+from resjax.user_code import describe
 
 COMMANDS = {
     "train": train,
@@ -68,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) closed the pipe; at exit Python would flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not (text := describe(error)):
+            raise
+        print(f"resjax: error in {text}", file=sys.stderr)
         return 1
 
 

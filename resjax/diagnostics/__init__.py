@@ -109,7 +109,7 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
                 f"diagnostics.names={name}: no such diagnostic{nearest(name, DIAGNOSTICS)} "
                 "(or package.module:function of your own)"
             ) from None
-        except (ImportError, AttributeError) as error:
+        except ImportError as error:
             raise UserError(f"diagnostics.names={name}: {error}") from error
         short = name.rpartition(":")[2]
         if short in found:

@@ -18,6 +18,7 @@ from resjax.diagnostics import Context, find_diagnostics, per_layer
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.models.layout import scanned, unrolled
 from resjax.models.resnet import build
+from resjax.user_code import shows_users_frames
 from resjax.xla.compile_options import quick_compile
 
 jit = partial(jax.jit, compiler_options=quick_compile())
@@ -25,6 +26,7 @@ jit = partial(jax.jit, compiler_options=quick_compile())
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
 
+@shows_users_frames
 def check_diagnostic(name: str, **options: Any) -> list[str]:
     """Checks a diagnostic on a small residual network, and prints what it checked.
 

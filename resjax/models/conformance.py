@@ -25,6 +25,7 @@ from flax import linen as nn
 from resjax.models import layout
 from resjax.models.presets import block_layers
 from resjax.models.resnet import ResNet, build, class_of
+from resjax.user_code import shows_users_frames
 from resjax.xla.compile_options import quick_compile
 
 SIDE = 9  # pixels; odd, so that a stride of 2 has to round
@@ -113,6 +114,7 @@ CLAIMS = (shape, dtype, finite_gradients, scanned_equals_unrolled, train_and_eva
 SHORTCUT_CLAIMS = (addition, *CLAIMS[1:])
 
 
+@shows_users_frames
 def check_block(block: str, report: Callable[[str], Any] = print) -> None:
     """Checks every claim on a block, and reports each in one line as soon as it holds.
 
@@ -127,6 +129,7 @@ def check_block(block: str, report: Callable[[str], Any] = print) -> None:
     check(CLAIMS, report, block=block)
 
 
+@shows_users_frames
 def check_shortcut(shortcut: str, report: Callable[[str], Any] = print) -> None:
     """Checks every claim on a shortcut, in basic blocks; see `check_block`."""
     check(SHORTCUT_CLAIMS, report, shortcut=shortcut)

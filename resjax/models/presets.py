@@ -252,10 +252,8 @@ def find(kind: str, name: str) -> Any:
         raise ValueError(f"unknown {kind} {name!r}{hint}")
     try:
         return import_name(path)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{name!r}: no module named {error.name!r} here") from error
-    except AttributeError as error:
-        raise ValueError(f"{name!r}: {error}") from error
+    except ImportError as error:
+        raise ValueError(f"{kind} {name!r}: {error}") from error
 
 
 def nearest(word: object, choices: Iterable[str]) -> str:

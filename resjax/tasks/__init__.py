@@ -26,7 +26,7 @@ def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
     """
     try:
         cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
-    except (ImportError, AttributeError, KeyError) as error:
+    except (ImportError, KeyError) as error:
         raise UserError(f"task.name={config.name}: cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise UserError(f"task.name={config.name}: is no class derived from resjax.tasks.Task")

@@ -17,6 +17,7 @@ from resjax.config import Task as TaskConfig
 from resjax.models.resnet import build
 from resjax.tasks import DatasetInfo, make_task
 from resjax.tasks.base import Batch, Sums, Task
+from resjax.user_code import shows_users_frames
 from resjax.xla.compile_options import quick_compile
 
 EXAMPLES = 8
@@ -24,6 +25,7 @@ EXAMPLES = 8
 jit = partial(jax.jit, compiler_options=quick_compile())
 
 
+@shows_users_frames
 def check_task(name: str, **options: Any) -> list[str]:
     """Checks a task on random images with the head of a small network, and prints what it checked.
 

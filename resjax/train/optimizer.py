@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from resjax.config import SCHEDULES, Config
 from resjax.config import Optimizer as OptimizerConfig
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.models import layout
 from resjax.models.layout import path_name
 from resjax.models.presets import nearest
@@ -210,7 +210,7 @@ def _factory(config: OptimizerConfig) -> Factory:
     if ":" in config.name:
         try:
             function = import_name(config.name)
-        except (ImportError, AttributeError) as error:
+        except ImportError as error:
             raise UserError(f"optimizer.name={config.name}: {error}") from error
     elif _is_optimizer(getattr(optax, config.name, None)):
         function = getattr(optax, config.name)
@@ -422,17 +422,18 @@ def one_cycle(peak: float, steps: int) -> Schedule:
 
 
 def _own_schedule(config: OptimizerConfig, steps: int) -> Schedule:
+    where = f"optimizer.schedule={config.schedule}"
     try:
         function = import_name(config.schedule)
         remaining = steps - config.warmup_steps
         schedule = function(config.learning_rate, remaining, **config.schedule_options)
         rate = float(schedule(0))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"optimizer.schedule={config.schedule}: {type(error).__name__}: {error}"
-        ) from error
+    except ImportError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {one_line(error)}") from error
     if not math.isfinite(rate):
-        raise UserError(f"optimizer.schedule={config.schedule}: its first rate is {rate}")
+        raise UserError(f"{where}: its first rate is {rate}")
     return schedule
 
 

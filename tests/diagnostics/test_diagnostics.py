@@ -225,7 +225,10 @@ def test_the_context_is_that_of_the_next_step_after_clipping_momentum_and_freezi
             {"names": ("gradient_norms",)},
             r"names=gradient_norms: no such diagnostic; did you mean 'gradient_norm'\?",
         ),
-        ({"names": ("nowhere:f",)}, r"diagnostics\.names=nowhere:f: No module named 'nowhere'"),
+        (
+            {"names": ("nowhere:f",)},
+            r"diagnostics\.names=nowhere:f: no module named 'nowhere' here",
+        ),
         ({"names": ("own_diagnostics:f",)}, r"own_diagnostics:f: .* has no attribute 'f'"),
         (
             {"names": ("gradient_norm", "gradient_norm")},
