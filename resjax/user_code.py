@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from resjax.errors import one_line
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NOT_THE_USERS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 INSTALLED = {"site-packages", "dist-packages"}

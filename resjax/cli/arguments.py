@@ -20,14 +20,11 @@ CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are UserErrors, with a hint at what was meant."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, allow_abbrev=False, **options)
-
     def error(self, message: str) -> NoReturn:
         raise UserError(f"`{self.prog}`: {message}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses an unknown option before argparse complains that the right one is missing."""
+        """Refuses an unknown or abbreviated option before argparse misses a required one."""
         for word in args or ():
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 break
