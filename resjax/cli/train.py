@@ -59,7 +59,15 @@ def run(args: Namespace) -> None:
         with console(out) as listener:
             summary = train(config, args.workdir, listener, announce, stop)
         print_values(summary, out)
+        print(f"best checkpoint: {_best_checkpoint(summary, args.workdir)}", file=out)
         print(f"run folder: {args.workdir}", file=out)
+
+
+def _best_checkpoint(summary: dict[str, Any], workdir: Path) -> str:
+    step = summary["best_test_step"]
+    if (workdir / "checkpoints" / str(step)).is_dir():
+        return f"step {step}"
+    return f"not kept, since none was saved at step {step}; see train.checkpoint_every"
 
 
 def _profile(trainer: Any, steps: int, folder: Path, out: TextIO) -> None:

@@ -18,7 +18,7 @@ from resjax.data.examples import Examples
 from resjax.data.normalization import normalize
 from resjax.disk import write_atomically
 from resjax.errors import UserError, one_line
-from resjax.inference.images import Function, each_image, find_images
+from resjax.inference.images import Function, each_image, find_images, require_finite
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables
 from resjax.models.presets import nearest
@@ -90,6 +90,7 @@ def features(
         embedding(weights, stage), images.examples, weights.preprocessing, **batching
     )
     origins = tuple(compress(images.origins, outputs.decoded))
+    require_finite(outputs.values, origins, "features")
     labels = outputs.labels if images.class_names else None
     return Features(outputs.values, origins, labels, images.class_names)
 

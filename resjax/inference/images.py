@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,3 +102,15 @@ def each_image(
     return Outputs(
         np.concatenate(values)[counted], np.concatenate(labels)[counted], counted[: len(examples)]
     )
+
+
+def require_finite(
+    values: Float[np.ndarray, "n d"], origins: Iterable[str], what: str = "outputs"
+) -> None:
+    """Raises a UserError that names the first image whose values are not finite."""
+    bad = ~np.isfinite(values).all(1)
+    if bad.any():
+        raise UserError(
+            f"the {what} of {next(compress(origins, bad))} are not finite ({bad.sum():,} of "
+            f"{len(values):,} images)"
+        )

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resjax.data.normalization import normalize
-from resjax.errors import UserError
-from resjax.inference.images import Function, each_image, find_images
+from resjax.inference.images import Function, each_image, find_images, require_finite
 from resjax.inference.loading import on_device, require_head
 from resjax.models.layout import Variables
 from resjax.transfer.weights import Weights
@@ -54,9 +53,8 @@ def predict(
     """
     files = find_images(images)
     outputs = each_image(classifier(weights), files, weights.preprocessing, **batching)
-    if not np.isfinite(outputs.values).all():
-        raise UserError("the outputs of the network are not finite; its weights are unusable")
     paths = list(map(Path, files.files))
+    require_finite(outputs.values, compress(files.files, outputs.decoded))
     names = class_names(weights)
     found = []
     for path, row in zip(compress(paths, outputs.decoded), outputs.values, strict=True):

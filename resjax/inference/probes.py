@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from resjax.data.user_data import hold_out_fifth
 from resjax.errors import UserError
 from resjax.inference.features import Features
+from resjax.inference.images import require_finite
 
 PENALTIES = np.logspace(1, -6, 8)  # factors of half the squared norm, added to the mean loss
 NEIGHBORS, TEMPERATURE = 200, 0.07
@@ -121,8 +122,8 @@ def probe(train: Features, test: Features, kind: str = "linear") -> dict[str, An
     if train.labels is None or test.labels is None:
         which = "training" if train.labels is None else "test"
         raise UserError(f"the {which} features have no labels; make them with --data=NAME")
-    if not (np.isfinite(train.values).all() and np.isfinite(test.values).all()):
-        raise UserError("the features are not finite")
+    for which, each in (("training features", train), ("test features", test)):
+        require_finite(each.values, each.origins, which)
     if train.class_names != test.class_names:
         raise UserError("the two files' features are of different classes")
     widths = train.values.shape[1], test.values.shape[1]

@@ -65,6 +65,8 @@ class CheckpointReader:
     ) -> Restored:
         """Restores the `last` checkpoint, the `best` by the primary metric, or that of a step.
 
+        The best is that of the best of all evaluations, as in the summary.
+
         Raises:
           UserError: there is no such checkpoint, or it is damaged or belongs to another network.
         """
@@ -75,12 +77,35 @@ class CheckpointReader:
         candidates = [int(which)] if which.isdecimal() else steps[::-1]
         found = self._first_intact(candidates, template)
         if found and which == "best":
-            costs = evaluation_costs(found.record["metrics"], primary)
-            ranked = sorted(costs.keys() & set(self.steps()), key=lambda step: (costs[step], step))
-            found = self._first_intact(ranked, template) or found
+            best = self._best(evaluation_costs(found.record["metrics"], primary), primary)
+            found = found if best == found.step else self.restore_step(best, template)
         if found is None:
             raise UserError(f"{self.folder} has no intact checkpoint; train with `resjax train`")
         return found
+
+    def _best(self, costs: Mapping[int, float], primary: Metric) -> int:
+        """Returns the step of the lowest cost, the first of equal ones.
+
+        Raises:
+          UserError: no evaluation was finite, or no checkpoint of that step exists.
+        """
+        if not costs:
+            raise UserError(f"{self.folder}: no test {primary.name} is finite, so none is the best")
+        ranked = sorted(costs, key=lambda step: (costs[step], step))
+        kept = [step for step in ranked if step in self.steps()]
+        if ranked[0] in kept:
+            return ranked[0]
+        sign = 1 if primary.lower_is_better else -1
+        shown = [
+            f"step {step} ({primary.format(sign * costs[step])}{' %' * (primary.scale == 100)})"
+            for step in (ranked[0], *kept[:1])
+        ]
+        others = f"; of those that were, {shown[1]} is the best" if kept else ""
+        raise UserError(
+            f"{self.folder}: the best test {primary.name} was at {shown[0]}, and no checkpoint of "
+            f"that step was kept{others}. Name a step, or train with train.checkpoint_every equal "
+            "to train.eval_every"
+        )
 
     def restore_step(self, step: int, template: StateTemplate | None) -> Restored | None:
         """Restores the checkpoint of a step; warns and returns None if it is damaged.

@@ -1,5 +1,6 @@
 """Training that starts from weights instead of random parameters: `transfer.weights`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from resjax.errors import UserError, first_few
 from resjax.models.layout import Variables, path_name, scanned, unrolled_paths
 from resjax.train.checkpoint_reader import differences
 from resjax.train.load_weights import load_weights
-from resjax.transfer.surgery import with_channels
+from resjax.transfer.importing import imagenet_classes
+from resjax.transfer.surgery import reorder_classes, with_channels
 from resjax.transfer.weights import ARRAYS, Weights, flatten, is_weights_folder
 
 HEAD = "params/head/"
@@ -58,6 +60,47 @@ def require_fit(config: Config, initial: Weights, shapes: Variables) -> None:
             f"{where} are those of another network: {first_few(different, separator='; ')}; "
             "leave model.* open to use theirs"
         )
+
+
+def match_classes(config: Config, initial: Weights, names: Sequence[str]) -> Weights:
+    """Returns weights whose head has the data's classes in the data's order, if it is kept.
+
+    Names in another order are reordered with the head. Weights without names are left as they are.
+
+    Args:
+      config: of the run.
+      initial: weights that fit.
+      names: of the data's classes.
+
+    Raises:
+      UserError: the head knows other classes.
+    """
+    theirs, ours = initial.class_names, tuple(names)
+    kept = config.transfer.head == "keep" and config.task.name == "classification"
+    if not (kept and theirs) or theirs == ours or _are_imagenet(theirs, ours):
+        return initial
+    if sorted(theirs) == sorted(ours) and len({*ours}) == len(ours):
+        return reorder_classes(initial, ours)
+    differing = [
+        f"only the {who} have {first_few(each for each in these if each not in those)}"
+        for who, these, those in (("weights", theirs, ours), ("data", ours, theirs))
+        if {*these} - {*those}
+    ] or ["some names occur twice"]
+    raise UserError(
+        f"transfer.weights={config.transfer.weights} know other classes than the data: "
+        f"{'; '.join(differing)}. Set transfer.head=new, or, if only the names differ, name the "
+        "classes of the weights as the data does: `resjax import WEIGHTS --out=DIR "
+        "--class-names=FILE`"
+    )
+
+
+def _are_imagenet(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Returns whether both are ImageNet's classes, one as words, one as WordNet's numbers in order.
+
+    Weights have words; folders of images have numbers such as n01440764.
+    """
+    numbers = all(re.fullmatch(r"n\d{8}", name) for name in ours)
+    return numbers and list(ours) == sorted(ours) and tuple(theirs) == imagenet_classes()
 
 
 def replace_variables(state: Any, initial: Weights, transfer: Transfer) -> Any:

@@ -144,9 +144,12 @@ class Trainer:
         if self.initial_weights is None:
             return self.init(seed)
         init_from_weights.require_fit(self.config, self.initial_weights, self.shapes)
+        initial = init_from_weights.match_classes(
+            self.config, self.initial_weights, self.source.info.class_names
+        )
         random = self.backend.unreplicate(self.init(seed))
         return self.backend.replicate(
-            init_from_weights.replace_variables(random, self.initial_weights, self.config.transfer)
+            init_from_weights.replace_variables(random, initial, self.config.transfer)
         )
 
     def phase_at(self, step: int) -> int:

@@ -23,7 +23,7 @@ from resjax.run_files import (
 from resjax.train import records
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.identity import config_differences
-from resjax.transfer.weights import is_weights_folder
+from resjax.transfer.weights import describe_fault, flatten, is_weights_folder, load
 
 RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")  # each marks a run
 
@@ -67,20 +67,29 @@ def verify(root: Path) -> list[Finding]:
 def _verify_weights(folder: Path) -> Finding:
     try:
         verify_checksums(folder)
-    except DamagedError as error:
+        fault = describe_fault(flatten(load(folder).variables))
+    except (DamagedError, UserError) as error:
         return Finding(folder, f"damaged: {error}")
+    if fault:
+        return Finding(folder, f"unusable: {fault}")
     return Finding(folder, "intact: weights", damaged=False)
 
 
 def _verify_run(run: Path) -> list[Finding]:
     findings: list[Finding] = []
+    notes: list[Finding] = []
     intact: dict[int, dict[str, Any]] = {}  # records by step
     checkpoints = (run / "checkpoints").resolve()
     for step in CheckpointReader(checkpoints).steps():
         try:
-            _, intact[step] = read_checkpoint(checkpoints / str(step))
+            arrays, intact[step] = read_checkpoint(checkpoints / str(step))
         except DamagedError as error:
             findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {error}"))
+            continue
+        network = {name: arrays[name] for name in arrays if not name.startswith("opt_state/")}
+        if fault := describe_fault(network):  # as saved: the run diverged
+            path = run / "checkpoints" / str(step)
+            notes.append(Finding(path, f"intact, but {fault}", damaged=False))
     newest = intact[max(intact)] if intact else None
     findings += _verify_json(run, newest)
     mark = newest and newest.get("layers")
@@ -90,7 +99,7 @@ def _verify_run(run: Path) -> list[Finding]:
     findings += [*damages, *_verify_summary(run / "summary.json", lines, intact)]
     steps = ", ".join(map(str, intact)) or "none"
     held = f"intact: {len(lines)} lines of metrics; checkpoints: {steps}"
-    return findings or [Finding(run, held, damaged=False)]
+    return [*notes, *(findings or [Finding(run, held, damaged=False)])]
 
 
 def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:

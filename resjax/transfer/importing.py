@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -290,11 +291,14 @@ def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
         return tuple(str(names[str(index)]) for index in range(classes))
     if len(names := config.get("label_names", ())) == classes:
         return tuple(map(str, names))
-    if classes == 1000:
-        # Of ILSVRC 2012, in its order, as torchvision writes them.
-        text = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text()
-        return tuple(text.splitlines())
-    return ()
+    return imagenet_classes() if classes == 1000 else ()
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Returns the names of the classes of ILSVRC 2012 in its order, as torchvision writes them."""
+    text = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text()
+    return tuple(text.splitlines())
 
 
 def apply_options(weights: Weights, options: Options) -> Weights:

@@ -1,5 +1,6 @@
 """Changes of weights: another head, no head, another number of channels, another network."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,6 +54,18 @@ def new_head(
             **weights.variables,
             "params": {**headless.variables["params"], "head": head},
         },
+    )
+
+
+def reorder_classes(weights: Weights, names: Sequence[str]) -> Weights:
+    """Returns the weights with their classes, whose names are unique, in another order."""
+    order = [weights.class_names.index(name) for name in names]
+    params = weights.variables["params"]
+    head = jax.tree.map(lambda array: array[..., order], params["head"])
+    return replace(
+        weights,
+        variables={**weights.variables, "params": {**params, "head": head}},
+        class_names=tuple(names),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import resjax
+from resjax.cli import main
 from resjax.data import datasets
 from resjax.data.normalization import normalize
 from resjax.errors import UserError
@@ -15,7 +16,7 @@ from resjax.models.layout import unrolled
 from resjax.run_files import is_run_folder
 from resjax.train.checkpoint_reader import CheckpointReader
 from resjax.train.load_weights import load_weights
-from resjax.transfer.weights import flatten, save
+from resjax.transfer.weights import flatten, save, unflatten
 from resjax.xla.compile_options import quick_compile
 
 
@@ -51,6 +52,35 @@ def test_a_run_whose_checkpoints_do_not_describe_it_is_described_by_its_dataset(
     jax.tree.map(np.testing.assert_array_equal, found.statistics, expected.statistics)
     for name in ("model", "preprocessing", "class_names", "source"):
         assert getattr(found, name) == getattr(expected, name)
+
+
+NOT_FINITE = "batch_stats/stem/BatchNorm_0/var is not finite (1 of 4 values)"
+NEGATIVE = "batch_stats/stem/BatchNorm_0/var is a variance and has negative values"
+
+
+@pytest.mark.parametrize(("value", "fault"), [(np.nan, NOT_FINITE), (-1.0, NEGATIVE)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import {weights} --out={out}/w",
+        "predict --checkpoint={weights} {image}",
+        "features --checkpoint={weights} {image} --out={out}/f.npz",
+        "export {weights} --format=torchvision --out={out}/w.safetensors",
+        "export {weights} --format=stablehlo --out={out}/program",
+        "verify {weights}",
+    ],
+)
+def test_one_bad_number_is_named_by_every_command(
+    command, value, fault, weights, digits, tmp_path, capsys
+):
+    arrays = flatten(weights.variables)
+    arrays["batch_stats/stem/BatchNorm_0/var"] = np.array([1, value, 1, 1], np.float32)
+    save(replace(weights, variables=unflatten(arrays)), tmp_path / "bad")
+    given = {"weights": tmp_path / "bad", "image": digits[0][0], "out": tmp_path}
+    typed = command.format(**given).split()
+    assert main(typed) == (1 if typed[0] == "verify" else 2)
+    assert fault in "".join(capsys.readouterr())
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 @pytest.mark.parametrize("loop", ["unroll", "scan"])

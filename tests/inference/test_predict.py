@@ -145,9 +145,9 @@ def test_weights_without_a_head_predict_no_classes(weights, digits):
         predict(with_params(weights, params), digits[0][:1])
 
 
-def test_weights_that_are_not_finite_are_refused(weights, digits):
+def test_outputs_that_are_not_finite_are_refused_by_image(weights, digits):
     params = jax.tree.map(lambda array: array * np.nan, weights.variables["params"])
-    with pytest.raises(UserError, match="are not finite"):
+    with pytest.raises(UserError, match=r"outputs of .*000.png are not finite \(1 of 1 images\)"):
         predict(with_params(weights, params), digits[0][:1])
 
 

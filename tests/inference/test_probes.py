@@ -81,7 +81,7 @@ def test_the_selected_penalty_generalizes():
         ({"labels": None}, "training features have no labels"),
         ({"class_names": ("a", "b")}, "of different classes"),
         ({"values": np.zeros((4, 3), np.float32)}, "have 3 numbers per image, the test features 2"),
-        ({"values": np.full((4, 2), np.nan, np.float32)}, "are not finite"),
+        ({"values": np.full((4, 2), np.nan, np.float32)}, "training features of a are not finite"),
         ({"labels": np.zeros(4, np.int32)}, "two classes or more"),
         ({"values": np.zeros((2, 2), np.float32), "labels": np.arange(2)}, "two examples"),
     ],

@@ -123,6 +123,28 @@ def test_the_best_checkpoint_is_preserved_also_after_a_resume(tmp_path, primary,
     assert manager.restore_selected("last", state_at, primary).step == 12
 
 
+def test_a_best_checkpoint_that_was_not_kept_is_not_replaced_by_another(checkpoints):
+    metrics = evaluations("error", [0.5, 0.1, 0.3, 0.4])
+    for step in (6, 8):
+        checkpoints.save(state_at(step), step, {"metrics": metrics})
+    checkpoints.wait()
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore_selected("best", state_at, ERROR)
+    assert str(refused.value).partition("checkpoints: ")[2] == (
+        "the best test error was at step 4 (10.00 %), and no checkpoint of that step was kept; of "
+        "those that were, step 6 (30.00 %) is the best. Name a step, or train with "
+        "train.checkpoint_every equal to train.eval_every"
+    )
+    assert checkpoints.restore_selected("6", state_at, ERROR).step == 6
+
+
+def test_without_a_finite_evaluation_none_is_the_best(checkpoints):
+    checkpoints.save(state_at(2), 2, {"metrics": evaluations("error", [None])})
+    checkpoints.wait()
+    with pytest.raises(UserError, match="no test error is finite, so none is the best"):
+        checkpoints.restore_selected("best", state_at, ERROR)
+
+
 def test_an_evaluation_that_is_not_finite_is_never_the_best():
     text = evaluations("error", [None, 0.3, float("inf")]) + evaluations("loss", [1.0])
     assert evaluation_costs(text, ERROR) == {4: 0.3}

@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from resjax.config import Optimizer, default_config, override, resolve
+from resjax.config import Config, Optimizer, default_config, override, resolve
 from resjax.data.normalization import Statistics
 from resjax.errors import UserError
 from resjax.models.layout import scanned, unrolled, unrolled_paths
@@ -17,12 +18,14 @@ from resjax.models.normalization import BatchNorm
 from resjax.models.resnet import build
 from resjax.train import optimizer
 from resjax.train.checkpoint_reader import named_arrays
+from resjax.train.init_from_weights import match_classes
 from resjax.train.load_weights import load_weights
 from resjax.train.loop import evaluate, plan, restore_run, train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
 from resjax.train.verify import verify
 from resjax.transfer import weights
+from resjax.transfer.importing import imagenet_classes
 from resjax.transfer.weights import Preprocessing, Weights, flatten
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
@@ -185,6 +188,39 @@ def test_weights_that_do_not_fit_are_one_line_and_nothing_is_written(tmp_path, w
     config = wrong(tmp_path, what)
     assert told in refusal(lambda: train(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+DIGITS = tuple("0123456789")
+
+
+def test_a_kept_head_of_other_classes_is_refused_with_their_names(tmp_path):
+    given = replace(random_weights(), class_names=("cat", *DIGITS[1:]))
+    weights.save(given, tmp_path / "w")
+    told = refusal(lambda: train(configured(tmp_path / "w"), tmp_path / "run"))
+    assert (
+        "know other classes than the data: only the weights have cat; only the data have 0. "
+        in told
+    )
+    assert "Set transfer.head=new" in told
+    assert "--class-names=FILE" in told
+    assert not (tmp_path / "run").exists()
+    made = Trainer(configured(tmp_path / "w", transfer__head="new"))
+    assert made.start(0).params["head"]["bias"].shape == (10,)
+
+
+def test_a_kept_head_with_its_classes_in_another_order_is_reordered(tmp_path):
+    given = replace(random_weights(), class_names=DIGITS[::-1])
+    weights.save(given, tmp_path / "w")
+    head = Trainer(configured(tmp_path / "w")).start(0).params["head"]
+    expected = given.variables["params"]["head"]["kernel"][:, ::-1]
+    np.testing.assert_array_equal(head["kernel"], expected)
+
+
+def test_the_words_of_imagenet_are_the_classes_of_its_numbered_folders():
+    words = replace(random_weights(), class_names=imagenet_classes())
+    numbers = [f"n{index:08}" for index in range(1000)]
+    assert match_classes(Config(), words, numbers) is words
+    refusal(lambda: match_classes(Config(), words, numbers[::-1]))
 
 
 def test_statistics_of_a_mean_image_need_images_of_its_size(tmp_path):

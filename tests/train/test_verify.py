@@ -44,6 +44,19 @@ def test_an_intact_run_gets_one_line(intact):
     assert finding.message == "intact: 4 lines of metrics; checkpoints: 4, 8"
 
 
+def test_arrays_that_are_not_finite_are_named(intact, tmp_path):
+    checkpoints = CheckpointManager(tmp_path / "run" / "checkpoints", CLASSIFICATION_ERROR)
+    shutil.copytree(intact, tmp_path / "run", dirs_exist_ok=True)
+    record = {"config": json.loads((intact / "config.json").read_text()), "metrics": ""}
+    state = {"params": {"kernel": jnp.array([1.0, jnp.nan])}, "opt_state": {"mu": jnp.array(jnp.inf)}}
+    checkpoints.save(state, 12, record)
+    checkpoints.close()
+    named, _ = verify(tmp_path / "run")
+    assert named.path == tmp_path / "run" / "checkpoints" / "12"
+    assert not named.damaged  # it is what the run saved
+    assert named.message == "intact, but params/kernel is not finite (1 of 2 values)"
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
