@@ -190,7 +190,7 @@ def test_the_command_reads_a_weights_folder_and_writes_all_formats(
     ("option", "message"),
     [
         ("--out=found.txt", "must end in .csv or .json"),
-        ("--format=xml", "invalid choice: 'xml'"),
+        ("--format=xml", "no such choice: 'xml'"),
         ("--top=0", "'0' is not an integer of at least 1"),
         ("--which=worst", "'worst' is not last, best or a step"),
     ],

@@ -131,8 +131,8 @@ def test_a_best_checkpoint_that_was_not_kept_is_not_replaced_by_another(checkpoi
     with pytest.raises(UserError) as refused:
         checkpoints.restore_selected("best", state_at, ERROR)
     assert str(refused.value).partition("checkpoints: ")[2] == (
-        "the best test error was at step 4 (10.00 %), and no checkpoint of that step was kept; of "
-        "those that were, step 6 (30.00 %) is the best. Name a step, or train with "
+        "the best test error was at step 4 (0.1), and no checkpoint of that step was kept; of "
+        "those that were, step 6 (0.3) is the best. Name a step, or train with "
         "train.checkpoint_every equal to train.eval_every"
     )
     assert checkpoints.restore_selected("6", state_at, ERROR).step == 6

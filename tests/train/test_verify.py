@@ -48,7 +48,10 @@ def test_arrays_that_are_not_finite_are_named(intact, tmp_path):
     checkpoints = CheckpointManager(tmp_path / "run" / "checkpoints", CLASSIFICATION_ERROR)
     shutil.copytree(intact, tmp_path / "run", dirs_exist_ok=True)
     record = {"config": json.loads((intact / "config.json").read_text()), "metrics": ""}
-    state = {"params": {"kernel": jnp.array([1.0, jnp.nan])}, "opt_state": {"mu": jnp.array(jnp.inf)}}
+    state = {
+        "params": {"kernel": jnp.array([1.0, jnp.nan])},
+        "opt_state": {"mu": jnp.array(jnp.inf)},
+    }
     checkpoints.save(state, 12, record)
     checkpoints.close()
     named, _ = verify(tmp_path / "run")
