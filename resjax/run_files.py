@@ -107,6 +107,21 @@ def require_kind(folder: Path, kind: str) -> None:
     raise UserError(f"{folder} is a {found} folder, not a {kind} folder{hint}")
 
 
+def schedule_changes(provenance: Mapping[str, Any]) -> list[tuple[int, tuple[int, int]]]:
+    """Returns where a run's learning-rate schedule changed because its number of steps did.
+
+    Each change is the step and the numbers of steps before and after; entries of another form are
+    left out.
+    """
+    entries = provenance.get("schedule_changes")
+    changes = []
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case {"step": int(step), "steps": [int(before), int(after)]}:
+                changes.append((step, (before, after)))
+    return changes
+
+
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config in which fields with an earlier version's names have today's."""
     renamed = copy.deepcopy(dict(config))

@@ -27,7 +27,7 @@ def trained(monkeypatch):
     """The list of configs that `resjax train` has trained; training itself does nothing."""
     configs = []
 
-    def train(config, workdir, on_progress=None, announce=None, stop=None):
+    def train(config, workdir, on_progress=None, announce=None, stop=None, change_schedule=False):
         configs.append(config)
         return {"test_error": 0.125}
 
@@ -167,7 +167,7 @@ def test_a_fault_in_resjax_keeps_its_traceback(monkeypatch, tmp_path):
 
 
 def test_an_interrupt_is_reported_in_one_line(monkeypatch, tmp_path, capsys):
-    def train(config, workdir, on_progress=None, announce=None, stop=None):
+    def train(config, workdir, on_progress=None, announce=None, stop=None, change_schedule=False):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resjax.train.loop.train", train)

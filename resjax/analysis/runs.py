@@ -28,6 +28,7 @@ from resjax.run_files import (
     read_layers,
     read_measurements,
     read_summary,
+    schedule_changes,
 )
 from resjax.text import user_path
 
@@ -55,9 +56,11 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         A table with the columns
 
         - `folder`: the path of the run, starting with the path as passed;
-        - the resolved config under dotted names: `seed`, `model.depth`, ...;
-        - the summary: `train_NAME` and `test_NAME` for each metric, `best_test_NAME` for the
-          primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
+        - the resolved config under dotted names: `seed`, `model.depth`, ...; beside it
+          `train.schedule_change`, if a run went on with a schedule of another number of steps;
+        - the summary: `train_NAME` (mean over the last `train.log_every` steps, in training mode
+          on augmented images) and `test_NAME` for each metric, `best_test_NAME` for the primary
+          metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
         - `finished` and `diverged` (bool): a run diverged if a metric is not finite at its end;
           `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
@@ -245,6 +248,9 @@ def _row(folder: Path) -> dict[str, Any]:
     divergence = find_divergence(folder)
     [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
     texts = {name: provenance.get(name) for name in ("commit", "start")}
+    if changes := schedule_changes(provenance):  # such a run is not one of its number of steps
+        texts_of = (f"at step {step}, {a} to {b} steps" for step, (a, b) in changes)
+        config["train.schedule_change"] = "; ".join(texts_of)
     return {
         "folder": str(folder),
         **{str(name): _hashable(value) for name, value in config.items()},

@@ -23,6 +23,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     add_workdir(parser, "the run folder")
     add("--profile", type=integer(1), metavar="N", help="first trace N steps; print what is slow")
+    add(
+        "--change-schedule",
+        action="store_true",
+        help="go on though another train.steps changes the learning rates of steps already trained",
+    )
     add("--distributed", action="store_true", help="join the processes of SLURM, MPI or a TPU")
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, to join by hand")
     add("--processes", type=integer(1), metavar="N", help="number of processes")
@@ -57,7 +62,14 @@ def run(args: Namespace) -> None:
             _profile(trainer, args.profile, args.workdir / "profile", out)
         announce = partial(print, file=out, flush=True)
         with console(out) as listener:
-            summary = train(config, args.workdir, listener, announce, stop)
+            summary = train(
+                config,
+                args.workdir,
+                listener,
+                announce,
+                stop,
+                change_schedule=args.change_schedule,
+            )
         print_values(summary, out)
         print(f"best checkpoint: {_best_checkpoint(summary, args.workdir)}", file=out)
         print(f"run folder: {args.workdir}", file=out)

@@ -91,7 +91,7 @@ class Data:
     subset_seed: NonNegative = 0
     """Seed of the draw by per_class; for one seed, a larger draw contains a smaller one."""
     batch_size: Positive = 128
-    """Images per step, over all devices together."""
+    """Images per step, over all devices together; at most those of the training split."""
     eval_batch_size: Positive = 256
     """Images per evaluation step; changes its speed only."""
     feed: Literal["auto", "device", "stream"] = "auto"
@@ -150,7 +150,8 @@ class Train:
     steps: Positive = 64_000
     """Steps of the whole run."""
     log_every: Positive = 100
-    """Steps between two lines of training metrics; the device runs them in one dispatch."""
+    """Steps between two lines of training metrics, which are means over these steps, in training
+    mode on augmented images; the device runs them in one dispatch."""
     eval_every: Positive = 400
     """Steps between two evaluations on the test split, a multiple of log_every."""
     checkpoint_every: NonNegative = 4000

@@ -69,7 +69,7 @@ class History:
         self.images_per_second = 0.0
 
     def add(self, step: int, split: str, metrics: Metrics) -> None:
-        """Adds the metrics of a dispatch, or of an evaluation, that ended at a step."""
+        """Adds the metrics of a dispatch, means over its steps, or of an evaluation, at a step."""
         self._pending.append(Pending(step, split, metrics))
 
     def add_layers(self, step: int, diagnostics: Any) -> None:
@@ -125,7 +125,11 @@ class History:
         return Progress(step, steps, metrics, rate, primary, next(tests, None))
 
     def summary(self) -> dict[str, Any]:
-        """Returns final metrics, and beside them, never instead, the best on the test split."""
+        """Returns final metrics, and beside them, never instead, the best on the test split.
+
+        Training metrics are means over the steps of the last line, in training mode on augmented
+        batches.
+        """
         primary = self._trainer.task.primary
         tests = [line for line in self._lines if line["split"] == "test"]
         sign = 1 if primary.lower_is_better else -1

@@ -1,16 +1,25 @@
-"""Decides whether a run may continue under a config: most fields must be those it began with."""
+"""Decides whether a run may continue under a config: most fields must be those it began with.
+
+The number of steps may change. Where the learning rate depends on it, steps that are trained would
+have had other rates, so the result is not that of a run of the new length: the user must want that.
+"""
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
+from resjax import run_files
 from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError
 from resjax.train import records
+from resjax.train.optimizer import learning_rate
 
-# Fields that do not change the results of a step; `train.steps` may only grow.
+# Fields that do not change the results of a step, unless the schedule depends on `train.steps`.
 MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -24,21 +33,97 @@ MAY_CHANGE = (
 )
 
 
-def require_same_run(config: Config, workdir: Path) -> None:
-    """Raises a UserError if the folder's config.json does not allow the run to continue."""
-    if (saved := records.read_json(workdir / "config.json")) is not None:
-        require_compatible(saved, config, workdir)
+def require_same_run(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """Returns the folder's config.json, or None without one.
+
+    Raises:
+      UserError: it does not allow the run to continue.
+    """
+    saved = records.read_json(workdir / "config.json")
+    return None if saved is None else require_compatible(saved, config, workdir)
 
 
-def require_compatible(saved: dict[str, Any], config: Config, workdir: Path) -> None:
-    """Raises a UserError if a run with the config `saved` may not continue under `config`."""
+def require_compatible(saved: dict[str, Any], config: Config, workdir: Path) -> dict[str, Any]:
+    """Returns the config of a run, with the names and fields of today.
+
+    Raises:
+      UserError: it may not continue under `config`.
+    """
     with suppress(UserError):  # an invalid config differs in its own words
         saved = to_dict(from_dict(saved))  # of an earlier version, with names and fields of today
     if differences := config_differences(saved, to_dict(config)):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}); choose another "
-            f"--workdir. Fields that may change: {', '.join(MAY_CHANGE)} (steps may only grow)"
+            f"--workdir. Fields that may change: {', '.join(MAY_CHANGE)}"
         )
+    return saved
+
+
+class ScheduleChange(NamedTuple):
+    """A run's number of steps changed, and with it the rates of steps that it had trained."""
+
+    step: int  # number of steps that it had trained
+    steps: tuple[int, int]  # of the whole run, before and after
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The change as provenance.json holds it."""
+        return {"step": self.step, "steps": list(self.steps)}
+
+
+def schedule_change(saved: dict[str, Any], config: Config, trained: int) -> ScheduleChange | None:
+    """Returns how `config` changes the schedule of the first `trained` steps of a run, if it does.
+
+    Args:
+      saved: the run's config so far; only its number of steps differs.
+      config: the one under which the run is to continue.
+      trained: number of steps.
+    """
+    before, after = saved["train"]["steps"], config.train.steps
+    if before == after:
+        return None
+    old, new = (_rates(config, steps, trained) for steps in (before, after))
+    return None if np.array_equal(old, new) else ScheduleChange(trained, (before, after))
+
+
+def require_schedule(
+    saved: dict[str, Any], config: Config, trained: int, workdir: Path, consent: bool
+) -> ScheduleChange | None:
+    """Returns what `schedule_change` does, if the user consents to it, now or in an earlier launch.
+
+    Raises:
+      UserError: the user has not consented, or the run has trained more steps than `config` has.
+    """
+    before, steps = saved["train"]["steps"], config.train.steps
+    if steps < trained or steps == trained != before:
+        raise UserError(
+            f"{workdir} has trained {trained} of {before} steps, and train.steps={steps} leaves "
+            "none to train; choose another --workdir"
+        )
+    change = schedule_change(saved, config, trained)
+    if change is None or consent or change in recorded_changes(workdir):
+        return change
+    old, new = (float(_rates(config, each, trained)[-1]) for each in change.steps)
+    raise UserError(
+        f"{workdir} has trained {trained} steps by the {config.optimizer.schedule} schedule of a "
+        f"run of {before} steps; with train.steps={steps} their rates would be others "
+        f"(the last one {new:.3g} and not {old:.3g}). Choose another --workdir, or continue all "
+        "the same with --change-schedule, which marks the run in provenance.json and tables"
+    )
+
+
+def recorded_changes(workdir: Path) -> list[ScheduleChange]:
+    """Returns the changes of the schedule that a run's provenance.json holds."""
+    with suppress(run_files.DamagedFileError):
+        provenance = records.read_json(workdir / "provenance.json") or {}
+        return [ScheduleChange(*each) for each in run_files.schedule_changes(provenance)]
+    return []
+
+
+def _rates(config: Config, steps: int, trained: int) -> np.ndarray:
+    """Returns the rates of the first `trained` steps of a run of `steps`."""
+    rates = jax.vmap(learning_rate(config.optimizer, steps))(jnp.arange(trained))
+    return np.broadcast_to(rates, trained)
 
 
 def config_differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -54,8 +139,4 @@ def config_differences(saved: dict[str, Any], config: dict[str, Any]) -> list[st
 def _may_change(field: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     if field.startswith("diagnostics.options."):  # perhaps only in one of the configs
         return True
-    if field not in MAY_CHANGE or field not in old.keys() & new.keys():
-        return False
-    if field == "train.steps":
-        return type(old[field]) is type(new[field]) is int and old[field] <= new[field]
-    return True
+    return field in MAY_CHANGE and field in old.keys() & new.keys()

@@ -25,7 +25,7 @@ from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import all_processes, is_main_process
 from resjax.train.divergence import locate_nonfinite
 from resjax.train.history import History, NotFiniteError, require_finite_sums
-from resjax.train.identity import require_compatible, require_same_run
+from resjax.train.identity import require_compatible, require_same_run, require_schedule
 from resjax.train.lock import locked
 from resjax.train.memory import report_exhaustion, require_memory
 from resjax.train.progress import Listener, Warn, print_warning
@@ -44,6 +44,7 @@ def train(
     announce: Callable[[str], None] | None = None,
     stop: StopRequest | None = None,
     warn: Warn = print_warning,
+    change_schedule: bool = False,
 ) -> dict[str, Any]:
     """Trains one network, or resumes it; a finished run is left as it is.
 
@@ -51,10 +52,12 @@ def train(
       config: resolved.
       workdir: the run folder, which is created if necessary.
       on_progress: called whenever metrics arrive.
-      announce: called before compilation with a summary of the data, and before training with one
-        of the network: parameters, memory, compile time.
+      announce: called before training with lines for the user: the data, and what is compiled; then
+        parameters, memory and compile time; then, if the run is resumed, its step.
       stop: makes the run save and stop after the current dispatch.
       warn: called with what the run survives: damaged checkpoints, a full disk.
+      change_schedule: continue also if another `train.steps` changes the learning rates of steps
+        that are trained; provenance.json and tables then say so.
 
     Returns:
       The summary, as summary.json holds it.
@@ -66,19 +69,28 @@ def train(
       Stopped: `stop` was requested, and the run has saved.
     """
     started = time.monotonic()
-    if finished := _finished(config, workdir):
+    if finished := _finished(config, workdir, change_schedule):
         return finished
     with report_exhaustion(config), _report_disk_errors(workdir), locked(workdir, warn):
-        if finished := _finished(config, workdir):  # by the process that held the lock
+        if finished := _finished(config, workdir, change_schedule):  # by whoever held the lock
             return finished
-        run = Run(config, workdir, started, stop or StopRequest(), warn)
+        run = Run(config, workdir, started, stop or StopRequest(), warn, change_schedule)
         return run.train(on_progress, announce)
 
 
-def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """Returns the summary of a run that has taken all steps."""
-    require_same_run(config, workdir)
+def _finished(config: Config, workdir: Path, change_schedule: bool) -> dict[str, Any] | None:
+    """Returns the summary of a run that has taken all steps.
+
+    Raises:
+      UserError: the folder's run may not continue under the config.
+    """
     summary = records.read_summary(workdir / "summary.json")
+    if saved := require_same_run(config, workdir):
+        trained = [
+            *CheckpointReader(workdir / "checkpoints").steps(),
+            (summary or {}).get("steps", 0),
+        ]
+        require_schedule(saved, config, int(max(trained)), workdir, change_schedule)
     return summary if summary and summary["steps"] >= config.train.steps else None
 
 
@@ -86,9 +98,15 @@ class Run:
     """One run in its locked folder."""
 
     def __init__(
-        self, config: Config, workdir: Path, started: float, stop: StopRequest, warn: Warn
+        self,
+        config: Config,
+        workdir: Path,
+        started: float,
+        stop: StopRequest,
+        warn: Warn,
+        change_schedule: bool,
     ):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self._change_schedule = config, workdir, change_schedule
         self.trainer = trainer_for(config)
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
@@ -98,8 +116,9 @@ class Run:
     ) -> dict[str, Any]:
         """Trains from the newest checkpoint to the summary, like the function of this name."""
         trainer = self.trainer
-        if announce:
-            announce(trainer.source.description)
+        announce = announce or (lambda _: None)
+        announce(trainer.source.description)
+        announce(f"compiling {self._what_compiles()} ...")
         state = trainer.start(self.config.seed)
         before = time.monotonic()  # seeds share a trainer; only the first one compiles
         dispatches = self._compile(state)
@@ -110,9 +129,10 @@ class Run:
         checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
         try:
             state, metrics, layers = self._restore(checkpoints, state)
-            if announce:
-                announce(describe(trainer, dispatches, compile_seconds))
+            announce(describe(trainer, dispatches, compile_seconds))
             step = int(trainer.backend.unreplicate(state.step))
+            if step:
+                announce(f"continues from step {step:,} of {self.config.train.steps:,}")
             history = History(trainer, self.workdir, metrics, layers, step, on_progress, self._warn)
             try:
                 self._loop(checkpoints, history, state, step)
@@ -137,14 +157,26 @@ class Run:
             records.write_json(self.workdir / "summary.json", summary)
         return summary
 
-    def _compile(self, state: TrainState) -> dict[Dispatch, Executable]:
-        """Compiles all that is left of the run, and the dispatch that needs most memory."""
-        trainer = self.trainer
+    def _dispatches(self) -> set[Dispatch]:
+        """Returns all that is left of the run, and the dispatch that needs most memory."""
         saved = CheckpointReader(self.workdir / "checkpoints").steps()
-        first = saved[-1] if saved else 0
-        dispatches = {max(plan(trainer, 0)), *plan(trainer, first)}
-        compiled = {}
-        for dispatch in dispatches:
+        return {max(plan(self.trainer, 0)), *plan(self.trainer, saved[-1] if saved else 0)}
+
+    def _what_compiles(self) -> str:
+        """Returns what `_compile` compiles, in words."""
+        model, trainer = self.config.model, self.trainer
+        steps = " or ".join(str(each.steps) for each in sorted(self._dispatches()))
+        parts = [f"dispatches of {steps} training steps" if steps != "1" else "a training step"]
+        parts += ["diagnostics"] * bool(self.config.diagnostics.every)
+        return (
+            f"{model.depth} layers ({model.family}) for batches of {self.config.data.batch_size} "
+            f"{' x '.join(map(str, trainer.image_shape))} images: {', '.join(parts)} and evaluation"
+        )
+
+    def _compile(self, state: TrainState) -> dict[Dispatch, Executable]:
+        """Compiles the dispatches, the evaluation and the diagnostics."""
+        trainer, compiled = self.trainer, {}
+        for dispatch in self._dispatches():
             entered = trainer.enter_phase(state, dispatch.phase)
             compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
             if self.config.diagnostics.every:
@@ -165,9 +197,13 @@ class Run:
             self.trainer.checkpoint_template(state)
         )
         record: Mapping[str, Any] = {}
+        change = None
         if restored:
             record = restored.record
-            require_compatible(record["config"], self.config, self.workdir)
+            saved = require_compatible(record["config"], self.config, self.workdir)
+            change = require_schedule(
+                saved, self.config, restored.step, self.workdir, self._change_schedule
+            )
             state = self.trainer.backend.replicate(restored.state)
             self._seconds_before = record["seconds"]
         elif exists:
@@ -186,7 +222,9 @@ class Run:
                 "primary_metric": self.trainer.task.primary._asdict(),
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
-            records.write_provenance(self.workdir / "provenance.json", step, provenance)
+            records.write_provenance(
+                self.workdir / "provenance.json", step, provenance, change and change.entry
+            )
         return state, metrics, layers
 
     def _loop(

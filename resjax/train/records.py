@@ -40,10 +40,16 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return run_files.read_summary(path) if path.exists() else None
 
 
-def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
+def write_provenance(
+    path: Path, step: int, sources: Mapping[str, Any], change: Mapping[str, Any] | None = None
+) -> None:
     """Writes provenance.json; a run that continues from `step` adds to the file's list `resumed`.
 
-    `sources` are further entries, such as the weights that training starts from.
+    Args:
+      path: of the file.
+      step: from which the run begins or continues.
+      sources: further entries, such as the weights that training starts from.
+      change: of the learning-rate schedule at this step, which is added to `schedule_changes`.
     """
     content = {**provenance(), **sources}
     with contextlib.suppress(run_files.DamagedFileError):  # a damaged file is replaced
@@ -51,6 +57,9 @@ def write_provenance(path: Path, step: int, sources: Mapping[str, Any]) -> None:
             resumed = first.get("resumed")
             resumed = resumed if isinstance(resumed, list) else []
             content = {**first, "resumed": [*resumed, {"step": step, **content}]}
+    if change is not None:
+        changes = [each for each in content.get("schedule_changes", ()) if each != change]
+        content["schedule_changes"] = [*changes, change]
     write_json(path, content)
 
 

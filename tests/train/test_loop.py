@@ -12,6 +12,7 @@ import pytest
 from resjax.config import to_dict
 from resjax.errors import UserError
 from resjax.train import history, loop
+from resjax.train import trainer as trainers
 from resjax.train.history import History
 from resjax.train.loop import evaluate, train
 from resjax.train.trainer import trainer_for
@@ -168,10 +169,16 @@ def test_a_run_that_is_killed_while_it_writes_a_line_resumes_from_its_checkpoint
     shutil.rmtree(workdir / "checkpoints" / "10")
     metrics = workdir / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-30])
-    seen = []
-    train(config, workdir, seen.append)
+    seen, told = [], []
+    train(config, workdir, seen.append, told.append)
     assert [progress.step for progress in seen] == [9, 10, 10]
     assert results(workdir) == results(finished)
+    _, compiling, _, last = told
+    assert compiling == (
+        "compiling 8 layers (cifar) for batches of 16 8 x 8 x 1 images: dispatches of 1 or 3 "
+        "training steps and evaluation ..."
+    )
+    assert last == "continues from step 6 of 10"
 
 
 def test_a_checkpoint_is_never_ahead_of_the_metrics(config, tmp_path, monkeypatch):
@@ -238,6 +245,22 @@ def test_a_loss_that_diverges_is_null_under_record_and_the_run_continues(configu
     assert (on_file["train_loss"], on_file["test_loss"], on_file["steps"]) == (None, None, 10)
     again = train(config, tmp_path)
     assert math.isnan(again["test_loss"])
+
+
+def test_what_is_compiled_is_told_before_it_is(configure, regression, tmp_path, monkeypatch):
+    events = []
+
+    def compile_for(*arguments, compile_for=trainers.compile_for):
+        events.append("compiled")
+        return compile_for(*arguments)
+
+    monkeypatch.setattr(trainers, "compile_for", compile_for)
+    train(
+        configure({"data.crop_padding": 0, "data.flip": False}),
+        tmp_path,
+        announce=lambda text: events.append(text.split()[0]),
+    )
+    assert events[1:3] == ["compiling", "compiled"]
 
 
 def test_metrics_are_fetched_while_the_next_dispatch_runs(config, tmp_path, monkeypatch):

@@ -5,12 +5,18 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import optax
 import pytest
 
+import resjax
+from resjax.config import Config, Optimizer, to_dict
+from resjax.config.schema import Train
 from resjax.errors import UserError
 from resjax.train import checkpoints
+from resjax.train.identity import ScheduleChange, schedule_change
 from resjax.train.loop import evaluate, train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.verify import verify
@@ -110,12 +116,93 @@ def test_a_finished_run_continues_to_more_steps(configure, config, finished):
     workdir = finished.parent / "longer"
     shutil.copytree(finished, workdir)
     seen = []
-    summary = train(configure(INTERVALS | {"train.steps": 14}), workdir, seen.append)
+    longer = configure(INTERVALS | {"train.steps": 14})
+    summary = train(longer, workdir, seen.append, change_schedule=True)
     assert (summary["steps"], seen[0].step) == (14, 12)
     lines = (workdir / "metrics.jsonl").read_bytes()
     assert lines.startswith((finished / "metrics.jsonl").read_bytes())
-    with pytest.raises(UserError, match=r"train\.steps is 14 there and 10 here"):
+    with pytest.raises(UserError, match=r"14 of 14 steps, and train\.steps=10 leaves none"):
         train(config, workdir)
+    assert [run["train.steps"] for run in rows(workdir)] == [14]
+
+
+def rows(workdir):
+    return resjax.load_runs(workdir).to_dict("records")
+
+
+COSINE = INTERVALS | {"optimizer.schedule": "cosine"}
+
+
+@pytest.fixture
+def half(configure, regression, tmp_path):
+    """The folder of a finished run of ten steps of a cosine."""
+    train(configure(COSINE), tmp_path / "half")
+    return tmp_path / "half"
+
+
+@pytest.mark.parametrize("steps", [9, 14])
+def test_another_number_of_steps_changes_the_schedule_only_with_consent(configure, half, steps):
+    shutil.rmtree(half / "checkpoints" / "10")
+    (half / "summary.json").unlink()
+    changed = configure(COSINE | {"train.steps": steps})
+    before = sorted(path.name for path in half.iterdir())
+    with pytest.raises(UserError) as refusal:
+        train(changed, half)
+    message = str(refusal.value)
+    assert "has trained 8 steps by the cosine schedule of a run of 10 steps" in message
+    assert f"with train.steps={steps} their rates would be others (the last one" in message
+    assert "and not 0.0206)" in message
+    assert "--change-schedule" in message
+    assert sorted(path.name for path in half.iterdir()) == before
+    assert "train.schedule_change" not in rows(half)[0]
+    if steps == 14:  # killed before its first checkpoint
+
+        def kill(progress):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(changed, half, kill, change_schedule=True)
+    summary = train(changed, half, change_schedule=steps == 9)  # consent is given once
+    assert summary["steps"] == steps
+    assert json.loads((half / "provenance.json").read_text())["schedule_changes"] == [
+        {"step": 8, "steps": [10, steps]}
+    ]
+    assert rows(half)[0]["train.schedule_change"] == f"at step 8, 10 to {steps} steps"
+
+
+@pytest.mark.parametrize(
+    ("fields", "trained", "steps", "changes"),
+    [
+        ({"schedule": "constant"}, 100, 150, False),
+        ({"schedule": "constant", "warmup_steps": 20}, 100, 150, False),
+        ({"schedule": "steps", "boundaries": (0.5,)}, 50, 150, False),  # both before the boundary
+        ({"schedule": "steps", "boundaries": (0.5,)}, 51, 150, True),
+        ({"schedule": "steps", "boundaries": (0.5,)}, 20, 40, False),
+        ({"schedule": "steps", "boundaries": (0.5,)}, 30, 40, True),
+        ({"schedule": "he2015"}, 100, 150, True),
+        ({"schedule": "cosine"}, 2, 150, True),
+        ({"schedule": "onecycle"}, 2, 150, True),
+        ({"schedule": "cosine"}, 0, 150, False),
+        ({"schedule": "steps", "warmup_steps": 10}, 5, 150, False),
+        ({"schedule": f"{__name__}:step_at_30"}, 100, 150, False),
+        ({"schedule": f"{__name__}:linear"}, 100, 150, True),
+    ],
+)
+def test_only_schedules_that_depend_on_the_number_of_steps_are_changed_by_it(
+    fields, trained, steps, changes
+):
+    config = Config(optimizer=Optimizer(**fields), train=Train(steps=steps))
+    saved = to_dict(replace(config, train=Train(steps=100)))
+    expected = ScheduleChange(trained, (100, steps)) if changes else None
+    assert schedule_change(saved, config, trained) == expected
+
+
+def step_at_30(learning_rate, steps):
+    return optax.piecewise_constant_schedule(learning_rate, {30: 0.1})
+
+
+def linear(learning_rate, steps):
+    return optax.linear_schedule(learning_rate, 0.0, steps)
 
 
 def test_another_config_is_refused_with_the_fields_that_differ(configure, unfinished):
