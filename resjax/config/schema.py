@@ -69,6 +69,10 @@ class Model:
     """Weight of the old value in each update of the running statistics; PyTorch's 0.1 is 0.9."""
     bn_epsilon: Strength | None = None
     """Epsilon of the normalization layers; None means 1e-5."""
+    bn_unbiased: bool | None = None
+    """Running variances follow the unbiased variance of each batch, as in PyTorch, or the biased
+    one, as in Flax. None means as in the weights, which are PyTorch's unless Keras made them, and
+    biased without weights."""
     remat: bool = False
     """Store only the convolutions' outputs for the backward pass and recompute the rest."""
 

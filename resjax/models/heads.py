@@ -17,7 +17,7 @@ Features = dict[str, Float[Array, "n h w c"]]
 
 
 class ClassificationHead(nn.Dense):
-    """Averages the last stage over the image, in float32, and maps the mean to one logit per class.
+    """Averages the last stage over the image and maps the mean to one logit per class.
 
     Attributes:
       features: the number of classes; 0 returns the mean itself and creates no parameters.
@@ -28,7 +28,8 @@ class ClassificationHead(nn.Dense):
     @nn.compact
     def __call__(self, features: Features) -> Float[Array, "n classes"]:
         *_, last = features.values()
-        pooled = jnp.asarray(last.mean((1, 2)), jnp.float32)
+        pooled = last.mean((1, 2))
+        pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
         return super().__call__(pooled) if self.features else pooled
 
 

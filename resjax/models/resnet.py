@@ -23,6 +23,8 @@ from resjax.models.normalization import BatchNorm, GroupNorm
 
 Images = Float[Array, "n h w c"]
 
+BN_FIELDS = ("bn_momentum", "bn_epsilon", "bn_unbiased")
+
 
 class ResNet(nn.Module):
     """A residual network; with a shortcut that carries nothing, a plain one.
@@ -49,6 +51,7 @@ class ResNet(nn.Module):
       stochastic_depth: rate at which the last block is dropped in training; block l of L is dropped
         at l / L of it (Huang et al. 2016). Needs a `dropout` key in `apply`, as dropout does.
       bn_momentum, bn_epsilon: a momentum of 0.9 here is 0.1 in PyTorch.
+      bn_unbiased: whether running variances are unbiased, as in PyTorch, or biased, as in Flax.
       norm_options: further options of `BatchNorm`, such as which images share their statistics.
       remat: store only the outputs of convolutions for the backward pass and recompute the rest; a
         basic block then stores a quarter of the bytes.
@@ -71,6 +74,7 @@ class ResNet(nn.Module):
     stochastic_depth: float = 0.0
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    bn_unbiased: bool = False
     norm_options: Mapping[str, Any] | None = None
     remat: bool = False
 
@@ -105,6 +109,7 @@ class ResNet(nn.Module):
             **(self.norm_options or {}),
             use_running_average=not train,
             momentum=self.bn_momentum,
+            unbiased=self.bn_unbiased,
         )
         norm = partial(
             make_norm,
@@ -113,7 +118,7 @@ class ResNet(nn.Module):
             epsilon=self.bn_epsilon,
             dtype=self.dtype,
         )
-        act = nn.relu
+        act = relu
         cls = class_of(self.block)
         preactivation = getattr(cls, "preactivation", False)
         # A projection of activated images is not normalized [H16, the authors' code].
@@ -252,6 +257,15 @@ def with_drop_rate(block: Any, rate: Any) -> Any:
     return partial(block, shortcut=shortcut)
 
 
+def relu(x: Array) -> Array:
+    """Returns max(x, 0), and NaN for NaN.
+
+    XLA's CPU compiler fuses the maximum of `jax.nn.relu` with a mean over pixels that follows it,
+    to code of YNNPACK that drops NaN (jax 0.10), so a network with NaN weights had a finite loss.
+    """
+    return jnp.where(x <= 0, 0, x)
+
+
 def make_norm(*, kind: Any, last: bool = False, zero_last: bool = False, **options: Any) -> Any:
     """Returns a norm whose scale starts at 1; at 0 if it is the branch's `last` and `zero_last`."""
     start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
@@ -318,7 +332,7 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
     """
     source = {"name": name_or_config} if isinstance(name_or_config, str) else name_or_config
     fields = {**(source if isinstance(source, Mapping) else vars(source)), **overrides}
-    own = ("classes", "head", "loop", "dtype", "bn_momentum", "bn_epsilon", "norm_options", "remat")
+    own = ("classes", "head", "loop", "dtype", *BN_FIELDS, "norm_options", "remat")
     options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     for key in fields.keys() - set(presets.ARCHITECTURE):
         known = [*presets.ARCHITECTURE, *own]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from resjax.models.heads import ClassificationHead
 from resjax.tasks.base import Batch, Metric, Sums, Task, weighted_sum
@@ -58,12 +58,23 @@ class Classification(Task):
 
 
 def top1_error(logits: Float[Array, "n classes"], label: Array) -> Float[Array, "n"]:
-    """Returns 1 where the most likely class is not the label, and 0 elsewhere."""
-    return (logits.argmax(-1) != label).astype(jnp.float32)
+    """Returns 0 where the most likely class is the label, and 1 where it is not or a logit is NaN.
+
+    NaN is the maximum, so without this all images would belong to the class 0.
+    """
+    return (_any_nan(logits) | (logits.argmax(-1) != label)).astype(jnp.float32)
 
 
 def soft_top1_error(
     logits: Float[Array, "n classes"], label: Float[Array, "n classes"]
 ) -> Float[Array, "n"]:
-    """Returns the share of the target outside the most likely class, for mixed labels."""
-    return 1 - jnp.take_along_axis(label, logits.argmax(-1, keepdims=True), -1)[:, 0]
+    """Returns the share of the target outside the most likely class, for mixed labels.
+
+    It is 1 where a logit is NaN.
+    """
+    found = jnp.take_along_axis(label, logits.argmax(-1, keepdims=True), -1)[:, 0]
+    return jnp.where(_any_nan(logits), 1, 1 - found)
+
+
+def _any_nan(logits: Float[Array, "n classes"]) -> Bool[Array, "n"]:
+    return jnp.isnan(logits).any(-1)

@@ -165,6 +165,8 @@ def _recognize_as_told(source: str, file: Arrays, options: Options) -> Network:
         facts = _facts(source, file, options)
         default = assumptions.defaults(translated.naming.library, fields)
         fields = assumptions.apply(fields, {**default, **facts})
+        if translated.naming.library != "Keras" and fields["norm"] == "batch":
+            fields["bn_unbiased"] = True  # as PyTorch's running variances are
         if assumed := {name: value for name, value in default.items() if name not in facts}:
             notes.append(assumptions.describe(assumed))
     try:

@@ -1,4 +1,4 @@
-"""Batch norm over groups equals Flax's on each group alone."""
+"""Batch norm over groups equals Flax's on each group alone, and is as exact as PyTorch's."""
 
 from functools import partial
 
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resjax
-from resjax.models.normalization import BatchNorm
+from resjax.models.normalization import BatchNorm, GroupNorm
 from resjax.models.presets import ImpossibleNetworkError
-from resjax.xla.compile_options import quick_compile
+from resjax.xla.compile_options import quick_compile, step_compile
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (12, 2, 3, 5)).astype(np.float32)
 OPTIONS = {"momentum": 0.7, "epsilon": 1e-3}
@@ -92,6 +92,133 @@ def test_gradients_are_those_of_jax(seed, shift, spread):
         slopes(BatchNorm(**OPTIONS), images, weights, params),
         slopes(nn.BatchNorm(use_fast_variance=False, **OPTIONS), images, weights, params),
     )
+
+
+# By type and mean in standard deviations, the largest errors of PyTorch 2.14's batch norm on CPU:
+# of the outputs, and of the input gradient. Images and slopes are those of `drawn_images`.
+PYTORCH_ERRORS = {
+    ("float32", 0): (2.6e-7, 3.6e-7),
+    ("float32", 1): (2.7e-7, 3.6e-7),
+    ("float32", 10): (7.6e-7, 3.6e-7),
+    ("float32", 100): (7.1e-6, 3.6e-7),
+    ("float32", 1e3): (3.8e-5, 3.9e-6),
+    ("float32", 3e3): (1.3e-4, 8.3e-6),
+    ("float32", 1e4): (7.4e-4, 6.9e-5),
+    ("bfloat16", 0): (1.7e-2, 1.8e-2),
+    ("bfloat16", 10): (4.1e-2, 2.2e-2),
+    ("bfloat16", 100): (5.5e-2, 1.5e-2),
+    ("bfloat16", 1e3): (4.3e-2, 2.2e-2),
+}
+
+
+def drawn_images(dtype, mean):
+    random = np.random.default_rng(0)
+    images = (random.normal(size=(16, 8, 8, 8)) + mean).astype(np.float32)
+    slopes = random.normal(size=images.shape).astype(np.float32)
+    return images.astype(jax.numpy.dtype(dtype)), slopes.astype(jax.numpy.dtype(dtype))
+
+
+def exact_norm(images, slopes, epsilon=1e-5):
+    """Normalized images and the input gradient in float64, over all but the last axis."""
+    images, slopes = (
+        array.astype(np.float64).reshape(-1, array.shape[-1]) for array in (images, slopes)
+    )
+    centered = images - images.mean(0)
+    inverse = 1 / np.sqrt((centered**2).mean(0) + epsilon)
+    normal = centered * inverse
+    gradient = (slopes - slopes.mean(0) - normal * (slopes * normal).mean(0)) * inverse
+    return normal, gradient
+
+
+def norm_with_gradient(images, slopes, **options):
+    norm = BatchNorm(use_running_average=False, dtype=images.dtype, **options)
+    variables = norm.init(jax.random.key(0), images)
+
+    def normalize(images):
+        return norm.apply(variables, images, mutable="batch_stats")[0]
+
+    normal, pullback = jax.vjp(normalize, images)
+    return normal, pullback(slopes)[0]
+
+
+def on_four_devices(images, slopes):
+    parts = (array.reshape(4, -1, *array.shape[1:]) for array in (images, slopes))
+    return jax.vmap(partial(norm_with_gradient, axis_name="batch"), axis_name="batch")(*parts)
+
+
+def rematerialized_in_a_scan(images, slopes):
+    def body(_, pair):
+        return None, jax.checkpoint(norm_with_gradient)(*pair)
+
+    _, found = jax.lax.scan(body, None, (images[None], slopes[None]))
+    return found
+
+
+WAYS = {
+    "compiled as a step": jax.jit(norm_with_gradient, compiler_options=step_compile()),
+    "compiled by default": jax.jit(norm_with_gradient),
+    "four devices": jax.jit(on_four_devices),
+    "rematerialized in a scan": jax.jit(rematerialized_in_a_scan),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_errors_are_within_ten_times_those_of_pytorch(way):
+    for (dtype, mean), limits in PYTORCH_ERRORS.items():
+        images, slopes = drawn_images(dtype, mean)
+        found = WAYS[way](images, slopes)
+        for name, array, exact, limit in zip(
+            ("outputs", "gradient"), found, exact_norm(images, slopes), limits, strict=True
+        ):
+            error = np.abs(np.asarray(array, np.float64).reshape(exact.shape) - exact).max()
+            assert error <= 10 * limit, f"{name} of {dtype} at a mean of {mean}"
+
+
+def test_a_constant_channel_is_normalized_to_zero_and_its_gradient_is_exact():
+    _, slopes = drawn_images("float32", 0)
+    images = np.full_like(slopes, 1234.567)
+    normal, gradient = WAYS["compiled as a step"](images, slopes)
+    np.testing.assert_allclose(normal, 0, atol=1e-3)
+    np.testing.assert_allclose(gradient.reshape(-1, 8), exact_norm(images, slopes)[1], rtol=1e-3)
+
+
+def test_group_norms_do_not_cancel_either():
+    images, _ = drawn_images("float32", 1e3)
+    norm = GroupNorm(num_groups=1)
+    found, _ = jax.jit(norm.init_with_output)(jax.random.key(0), images)
+    for image, normal in zip(images, found, strict=True):
+        exact, _ = exact_norm(image.reshape(-1, 1), image.reshape(-1, 1), epsilon=1e-6)
+        np.testing.assert_allclose(normal.reshape(-1, 1), exact, atol=5e-4)
+
+
+@pytest.mark.parametrize(("unbiased", "factor"), [(False, 1), (True, 72 / 71)])
+def test_the_running_variance_is_that_of_flax_or_of_pytorch(unbiased, factor, variables):
+    norm = BatchNorm(unbiased=unbiased, use_running_average=False, **OPTIONS)
+    _, changed = norm.apply(variables, IMAGES, mutable="batch_stats")
+    var = 0.7 * variables["batch_stats"]["var"] + 0.3 * factor * IMAGES.var((0, 1, 2))
+    np.testing.assert_allclose(changed["batch_stats"]["var"], var, rtol=1e-5)
+
+
+def test_the_unbiased_variance_is_that_of_all_devices_together(variables):
+    norm = BatchNorm(unbiased=True, use_running_average=False)
+    _, whole = norm.apply(variables, IMAGES, mutable="batch_stats")
+    shared = norm.clone(axis_name="batch")
+    parts = IMAGES.reshape(4, 3, *IMAGES.shape[1:])
+    _, found = jax.vmap(
+        lambda part: shared.apply(variables, part, mutable="batch_stats"), axis_name="batch"
+    )(parts)
+    close(jax.tree.map(lambda leaf: leaf[0], found), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 3}])
+def test_one_value_per_channel_in_training_is_an_error(options):
+    images = np.zeros((options.get("groups", 1), 1, 1, 4), np.float32)
+    model = resjax.build("cifar_resnet8", width=4, norm_options=options)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    with pytest.raises(ImpossibleNetworkError, match=r"BatchNorm_0: .* more than one value"):
+        jax.eval_shape(partial(model.apply, train=True, mutable="batch_stats"), variables, images)
+    two = np.zeros((2 * len(images), *images.shape[1:]), np.float32)
+    jax.eval_shape(partial(model.apply, train=True, mutable="batch_stats"), variables, two)
 
 
 def stored_bytes(network, images):

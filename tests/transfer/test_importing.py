@@ -102,7 +102,7 @@ def file(weights, tmp_path):
 
 def test_depth_block_width_stem_classes_and_channels_are_recognized(weights, file):
     found = import_weights(file())
-    assert found.model == {**weights.model}
+    assert found.model == {**weights.model, "bn_unbiased": True}
     for path, array in flatten(weights.variables).items():
         np.testing.assert_array_equal(flatten(found.variables)[path], array)
 
