@@ -2,6 +2,9 @@
 
 import importlib
 import io
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +21,21 @@ settings.load_profile("shared")
 
 
 ROOT = Path(__file__).parents[1]
+
+# All processes of a session share what they compile, and leave nothing in the user's own cache.
+SESSION_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    SESSION_CACHE = tempfile.mkdtemp(prefix="resjax-tests-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": SESSION_CACHE,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+    }
+
+
+def pytest_unconfigure() -> None:
+    if SESSION_CACHE:
+        shutil.rmtree(SESSION_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

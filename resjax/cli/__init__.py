@@ -7,8 +7,8 @@ of the user's files only; a fault in resjax keeps its traceback.
 """
 
 import argparse
-import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +30,7 @@ from resjax.cli import (
 )
 from resjax.cli.arguments import Parser, add_command, split_overrides
 from resjax.errors import UserError
+from resjax.terminal import standard_streams
 from resjax.train.signals import Stopped
 from resjax.user_code import describe
 
@@ -53,29 +54,37 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     typed = list(sys.argv[1:] if argv is None else argv)
-    try:
-        arguments = _parse(typed)
-        code = arguments.run(arguments) or 0
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"resjax: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"resjax: {error}; the same command goes on from here", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("resjax: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) closed the pipe; at exit Python would flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if not (text := describe(error)):
-            raise
-        print(f"resjax: error in {text}", file=sys.stderr)
-        return 1
+    with standard_streams() as keep_going:
+        try:
+            arguments = _parse(typed)
+            if _writes_files(arguments):
+                keep_going()
+            code = arguments.run(arguments) or 0
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            print(f"resjax: error: {error}", file=sys.stderr)
+            return 2
+        except Stopped as error:
+            print(f"resjax: {error}; the same command goes on from here", file=sys.stderr)
+            return error.code
+        except KeyboardInterrupt:
+            print("resjax: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
+            return 128 + signal.SIGPIPE
+        except Exception as error:
+            if not (text := describe(error)):
+                raise
+            print(f"resjax: error in {text}", file=sys.stderr)
+            return 1
+
+
+def _writes_files(arguments: argparse.Namespace) -> bool:
+    """Returns whether a command's product is files, so that it goes on without a terminal."""
+    names = arguments.command, getattr(arguments, "data_command", None)
+    always = names[0] in ("train", "sweep", "report") or names == ("data", "prepare")
+    return always or getattr(arguments, "out", None) is not None
 
 
 def _parse(typed: list[str]) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,6 +146,22 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--workdir", type=user_path, required=True, metavar="DIR", help=what)
+
+
+def add_save_on(parser: argparse.ArgumentParser) -> None:
+    """Adds `--save-on`: the signals after which a run saves and goes on."""
+    signals = "signals on which a run saves and goes on, of HUP, USR1, USR2; others end it, saved"
+    parser.add_argument(
+        "--save-on", type=signal_names, default="HUP", metavar="NAMES", help=f"{signals} (HUP)"
+    )
+
+
+def signal_names(text: str) -> tuple[int, ...]:
+    """An argument type: signals by name, such as HUP,USR1; none of them if it is empty."""
+    names = [name.strip().upper().removeprefix("SIG") for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in ("HUP", "USR1", "USR2")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is not HUP, USR1 or USR2")
+    return tuple(signal.Signals[f"SIG{name}"] for name in names)
 
 
 def add_weights(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
+from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
 from resjax.cli.output import notify
 from resjax.cli.report import write_report
 from resjax.config import load, override
@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("experiment", type=user_path, metavar="EXPERIMENT", help="experiments/X.py")
     add_config(parser)
     add_workdir(parser, "the sweep folder")
+    add_save_on(parser)
     add("--launcher", choices=("local",), default="local", help="where the runs are trained")
     number = "runs at a time (default: one per GPU or core)"
     add("--workers", type=integer(1), metavar="N", help=number)
@@ -53,7 +54,7 @@ def run(args: Namespace) -> int:
         print(description, flush=True)
     from resjax.sweeps.local import launch
 
-    with stop_on_signals(notify=notify) as stop:
+    with stop_on_signals(notify=notify, save_on=args.save_on) as stop:
         failed = launch(planned, args.workdir, args.typed, args.workers, stop)
     if failed < len(planned.runs):
         write_report([args.workdir], args.experiment)

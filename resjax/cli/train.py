@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from resjax.cli.arguments import add_config, add_workdir, integer, require_writable
+from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
 from resjax.config import load, override, resolve
 from resjax.run_files import require_kind
@@ -22,6 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
     add_workdir(parser, "the run folder")
+    add_save_on(parser)
     add("--profile", type=integer(1), metavar="N", help="first trace N steps; print what is slow")
     add(
         "--change-schedule",
@@ -48,14 +49,14 @@ def run(args: Namespace) -> None:
     from resjax.train.loop import train
     from resjax.train.progress import console
     from resjax.train.trainer import trainer_for
-    from resjax.xla.compile_options import enable_compilation_cache
+    from resjax.xla.compilation_cache import enable_compilation_cache
 
+    enable_compilation_cache()
     trainer = trainer_for(config)  # the last check that can refuse, before anything is written
-    enable_compilation_cache(args.workdir / "compiled")
     with (
         open(os.devnull, "w") as nowhere,
         distributed.exit_when_peer_is_lost(),
-        stop_on_signals(together=joins, notify=notify) as stop,
+        stop_on_signals(together=joins, notify=notify, save_on=args.save_on) as stop,
     ):
         out = sys.stdout if distributed.is_main_process() else nowhere
         if args.profile:

@@ -35,6 +35,7 @@ from jaxtyping import Float32, Int, Int32, UInt8
 from resjax.data.datasets import OnBadImage
 from resjax.data.decoding import as_image, decode, decoding, open_image
 from resjax.data.examples import BadImageError, DataError, Example, Examples
+from resjax.terminal import group_signals_blocked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,7 +169,7 @@ class Prefetcher(Iterator[Batch]):
 
     def _submit(self, requests: Iterable[BatchRequest]) -> None:
         for request in requests:
-            with _interrupts_blocked():  # also in a worker that this starts
+            with group_signals_blocked():  # also in a worker that this starts
                 try:
                     future = self._executor.submit(self._make, request)
                 except BrokenProcessPool as error:  # handled when it is this batch's turn
@@ -239,20 +240,6 @@ class Prefetcher(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Blocks SIGINT, here and in processes started here.
-
-    A terminal sends Ctrl-C to all processes, but only the main process handles it. Workers receive
-    SIGTERM, because the executor ends them with it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stream(

@@ -50,7 +50,7 @@ def launch(
 
     Raises:
       UserError: a dataset is not on this machine, or another launch is running in `workdir`.
-      Stopped: stopping was requested; the runs that were training are saved.
+      Stopped: stopping was requested; says how many of the runs under way have saved.
     """
     for name in {run.config.data.name for run in plan.runs}:
         datasets.open_dataset(name)
@@ -71,12 +71,14 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
         queue = RunQueue(waiting, show_end)
         workers = min(default_workers() if workers is None else workers, len(waiting))
         if workers > 1:
-            _train_in_workers(queue, workers, workdir / "compiled", stop)
+            saved = _train_in_workers(queue, workers, stop)
+            if stop.signal and (left := sum(run.state == "running" for run in runs)):
+                raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
         elif workers:
             # Imports JAX, which takes seconds and which workers import for themselves.
-            from resjax.xla.compile_options import enable_compilation_cache
+            from resjax.xla.compilation_cache import enable_compilation_cache
 
-            enable_compilation_cache(workdir / "compiled")
+            enable_compilation_cache()
             queue.train(partial(attempt, stop=stop))
     return sum(run.state in FAILED for run in runs)
 
@@ -120,8 +122,13 @@ def _write_error(path: Path, failure: Failure | None) -> None:
     write_atomically(path, failure.report)
 
 
-def _train_in_workers(queue: RunQueue, number: int, cache_dir: Path, stop: StopRequest) -> None:
-    workers = [Worker(resources, cache_dir) for resources in divide_machine(number)]
+def _train_in_workers(queue: RunQueue, number: int, stop: StopRequest) -> int:
+    """Trains in worker processes until the queue is empty or a stop is requested.
+
+    Returns:
+      The number of runs that were stopped and have saved.
+    """
+    workers = [Worker(resources, stop.save_on) for resources in divide_machine(number)]
     threads = [
         threading.Thread(target=queue.train, args=(worker.attempt,), daemon=True)
         for worker in workers
@@ -130,15 +137,19 @@ def _train_in_workers(queue: RunQueue, number: int, cache_dir: Path, stop: StopR
         try:
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads):
-                if stop.signal:
-                    raise Stopped(stop.signal, "; the runs under way have saved")
+            while any(thread.is_alive() for thread in threads) and not stop.signal:
+                if stop.take_save_request():
+                    for worker in workers:
+                        worker.save()
                 time.sleep(POLL_SECONDS)
         finally:
             for worker in workers:
                 worker.stop()
+            for thread in threads:
+                thread.join()
             for worker in workers:
                 worker.join()
+    return sum(worker.saved for worker in workers)
 
 
 def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:

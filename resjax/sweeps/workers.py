@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError, one_line
 from resjax.machine import available_cores, core_ids, pin_to_cores
+from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
 from resjax.train.progress import Listener, Progress
-from resjax.train.signals import Stopped, StopRequest, stop_on_signals
+from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
 
+STOP_SECONDS = 2.0  # in which the launcher notices a signal that also ended a worker
 GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share
 
 
@@ -99,16 +101,17 @@ def attempt(
 class Worker:
     """A process that trains one run after the other; if it is lost, the next run gets a new one."""
 
-    def __init__(self, resources: Resources, cache_dir: Path):
+    def __init__(self, resources: Resources, save_on: tuple[int, ...] = SAVE_ON):
         """Starts no process yet.
 
         Args:
           resources: the worker's share of the machine.
-          cache_dir: the folder for compiled programs.
+          save_on: the signals after which a run saves and goes on.
         """
-        self._resources, self._cache_dir = resources, cache_dir
+        self.saved = False  # whether the run that `stop` interrupted has saved
+        self._resources, self._save_on = resources, save_on
         self._process: Any = None
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def attempt(self, config: Config, folder: Path, on_progress: Listener) -> Failure | None:
         """Does what the function `attempt` does, in the worker's process.
@@ -122,49 +125,83 @@ class Worker:
             self._link.send((to_dict(config), folder))
             while isinstance(message := self._link.recv(), Progress):
                 on_progress(message)
-            return message
+            if not isinstance(message, Stop):
+                return message
+            self.saved = True
         except (EOFError, OSError):
-            if self._stopped:
-                sys.exit()
-            self._process.join()
-            code, self._process = self._process.exitcode, None
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-            text = f"the worker process ended {how}"
-            return Failure(text, text + "\n")
+            pass
+        self._process.join()
+        code, self._process = self._process.exitcode, None
+        # A scheduler may send SIGTERM to launcher and workers at once.
+        ended = code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        if self._stopped.wait(STOP_SECONDS if ended else 0):
+            sys.exit()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        text = f"the worker process ended {how}"
+        return Failure(text, text + "\n")
+
+    def save(self) -> None:
+        """Requests a checkpoint of the run under way."""
+        self._send(self._save_on[0])
 
     def stop(self) -> None:
         """Requests the end of the process, which saves its run first; `join` waits for it."""
-        self._stopped = True
-        if self._process is not None:
-            self._process.terminate()
+        self._stopped.set()
+        self._send(signal.SIGTERM)
 
     def join(self) -> None:
         """Waits for the end of the process."""
         if self._process is not None:
             self._process.join()
 
+    def _send(self, number: int) -> None:
+        if process := self._process:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     def _start(self) -> None:
         # A forked copy of a process that runs threads may hang.
         context = multiprocessing.get_context("spawn")
         self._link, link = context.Pipe()
-        arguments = link, self._resources, self._cache_dir
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        arguments = link, self._resources, self._save_on
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        with group_signals_blocked():  # until the process handles them
+            process.start()
+        self._process = process
         link.close()  # only then does the end of the process close the pipe
+        if self._stopped.is_set():  # before there was a process to stop
+            process.terminate()
 
 
-def _serve(link: Connection, resources: Resources, cache_dir: Path) -> None:
+class Stop(NamedTuple):
+    """A worker's last message: its run is saved because a signal stopped it."""
+
+
+def _serve(link: Connection, resources: Resources, save_on: tuple[int, ...]) -> None:
     """Receives configs; sends progress, and at the end of each run its failure or None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
+    for number in {*GROUP_SIGNALS} - {*save_on}:
+        signal.signal(number, signal.SIG_IGN)  # the launcher handles them
     threading.Thread(target=_exit_with_launcher, daemon=True).start()
     resources.claim()
-    from resjax.xla.compile_options import enable_compilation_cache
+    from resjax.xla.compilation_cache import enable_compilation_cache
 
-    enable_compilation_cache(cache_dir)
-    with stop_on_signals((signal.SIGTERM,)) as stop, suppress(Stopped, BrokenPipeError):
-        while True:
-            config, folder = link.recv()
-            link.send(attempt(from_dict(config), folder, link.send, stop))
+    enable_compilation_cache()
+    with standard_streams() as keep_going:
+        keep_going()
+        _train_requested(link, save_on)
+
+
+def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
+    signals = signal.SIGTERM, *save_on
+    with stop_on_signals(signals, save_on=save_on) as stop, suppress(BrokenPipeError):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+        try:
+            while True:
+                config, folder = link.recv()
+                link.send(attempt(from_dict(config), folder, link.send, stop))
+        except Stopped as stopped:
+            link.send(Stop())
+            sys.exit(stopped.code)
 
 
 def _exit_with_launcher() -> None:

@@ -253,6 +253,7 @@ class Run:
                         history.add(step, "test", trainer.evaluate(state))
                     leave = self._stop.requested() and not last
                     due = times.checkpoint_every and step % times.checkpoint_every == 0
+                    due = self._stop.take_save_request() or due
                     if last or leave or due or checkpoints.retry_due():
                         history.fetch()  # the record holds the lines of every step up to here
                         save = checkpoints.save_and_wait if last or leave else checkpoints.save

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: training saves before it ends, and the exit code names the signal.
+"""Signals: training saves before it ends, and the exit code names the signal.
+
+Ctrl-C, SIGTERM, and SIGUSR1 and SIGUSR2, by which schedulers warn of the time limit, save and end.
+SIGHUP, from a terminal that is gone, saves and goes on. `--save-on` changes the last three.
 
 Python runs a signal handler only when the main thread returns from C code, which takes minutes
 while XLA compiles. The interpreter also writes each signal's number to a socket; a thread reads it
@@ -13,7 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = signal.SIGINT, signal.SIGTERM
+from resjax.terminal import GROUP_SIGNALS
+
+SIGNALS = signal.SIGTERM, *GROUP_SIGNALS
+SAVE_ON = (signal.SIGHUP,)
 
 
 class Stopped(BaseException):
@@ -27,10 +33,21 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether a signal has requested this process to stop."""
 
-    def __init__(self, notify: Callable[[str], None] = lambda _: None):
-        """Creates a request that no signal has made yet; `notify` receives what a signal does."""
+    def __init__(
+        self,
+        notify: Callable[[str], None] = lambda _: None,
+        save_on: tuple[int, ...] = SAVE_ON,
+    ):
+        """Creates a request that no signal has made yet.
+
+        Args:
+          notify: receives a line about what a signal does.
+          save_on: the signals after which a run saves and goes on; the others end it.
+        """
         self.signal: int | None = None
+        self.save_on = save_on
         self._notify = notify
+        self._save = False
         self._graceful = False
         self._calls = 0
 
@@ -48,6 +65,11 @@ class StopRequest:
             return True
         return False
 
+    def take_save_request(self) -> bool:
+        """Returns whether a signal has requested a checkpoint since the last call."""
+        taken, self._save = self._save, False
+        return taken
+
     @contextmanager
     def graceful(self) -> Iterator[None]:
         """A context whose code calls `requested` and saves; elsewhere a signal ends the process."""
@@ -60,6 +82,11 @@ class StopRequest:
     def receive(self, number: int) -> None:
         """Handles a signal: the first requests a stop, a second Ctrl-C ends the process."""
         name = signal.Signals(number).name
+        if number in self.save_on:
+            self._save = self._graceful
+            when = "saves after this dispatch and" if self._graceful else "has nothing to save and"
+            self._notify(f"{name}: {when} goes on")
+            return
         if not self._graceful or (self.signal is not None and number == signal.SIGINT):
             self._notify(f"{name}: exits at once")
             os._exit(128 + number)
@@ -73,24 +100,31 @@ def stop_on_signals(
     signals: tuple[int, ...] = SIGNALS,
     together: bool = False,
     notify: Callable[[str], None] = lambda _: None,
+    save_on: tuple[int, ...] = SAVE_ON,
 ) -> Iterator[StopRequest]:
-    """Handles SIGTERM and Ctrl-C in a command or worker process; call it in the main thread.
+    """Handles signals in a command or worker process; call it in the main thread.
 
     Args:
       signals: to handle.
       together: whether several processes train together. JAX then handles SIGTERM, to agree on a
-        step at which all stop, and Ctrl-C is passed on as SIGTERM.
+        step at which all stop, and other signals that end a run are passed on as SIGTERM. They do
+        not agree on a step at which all save, so a signal of `save_on` does nothing.
       notify: receives a line about what a signal does.
+      save_on: the signals after which a run saves and goes on; the others end it.
     """
-    stop = StopRequest(notify)
-    handled = [each for each in signals if each == signal.SIGINT or not together]
+    stop = StopRequest(notify, save_on)
+    handled = [each for each in signals if each != signal.SIGTERM or not together]
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def receive_all() -> None:
         while received := reader.recv(1):
-            if received[0] in handled:
-                stop.receive(received[0])
+            number = received[0]
+            if together and number in save_on:
+                name = signal.Signals(number).name
+                notify(f"{name}: goes on; several processes save at regular checkpoints only")
+            elif number in handled:
+                stop.receive(number)
                 if together:
                     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -3,8 +3,6 @@
 Effects were measured on 2 cores with jax 0.10 and 0.12. On accelerators XLA's defaults stay.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,13 +56,3 @@ def _code_generation() -> dict[str, Any]:
     """
     parts = {"xla_cpu_parallel_codegen_split_count": min(32, available_cores())}
     return parts | ({"xla_cpu_use_fusion_emitters": False} if OLD_JAX else {})
-
-
-def enable_compilation_cache(folder: Path) -> None:
-    """Caches compiled programs in `folder`, for later processes on this machine.
-
-    The folder belongs to the work and not to the user's home, because hosts with other processors
-    may share that. A folder that the user has set stays.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))

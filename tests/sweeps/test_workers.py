@@ -128,16 +128,9 @@ def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path
     assert len({summary["train_loss"] for summary in seeds}) == 3
 
 
-@pytest.mark.parametrize(
-    ("sent", "send"),
-    [
-        pytest.param(
-            signal.SIGINT, os.killpg, id="Ctrl-C to launcher and workers", marks=pytest.mark.slow
-        ),
-        pytest.param(signal.SIGTERM, os.kill, id="SIGTERM to the launcher"),
-    ],
-)
-def test_a_stopped_sweep_saves_its_runs_and_fails_none(tmp_path, sent, send):
+@pytest.fixture
+def sweep(tmp_path):
+    """A process that sweeps two seeds, for a million steps, in two workers."""
     (tmp_path / "sweep.py").write_text(
         "from resjax.sweeps import param\nsweep = lambda: param('seed', (0, 1))\n"
     )
@@ -157,23 +150,64 @@ def test_a_stopped_sweep_saves_its_runs_and_fails_none(tmp_path, sent, send):
         [*command, *typed], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 240
-        while sum(bool(path.read_text()) for path in tmp_path.glob("w/runs/*/metrics.jsonl")) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        send(process.pid, sent)
-        _, output = process.communicate(timeout=120)
-        assert process.returncode == 128 + sent
-        assert "the runs under way have saved; the same command goes on from here" in output
-        assert "Traceback" not in output
-        assert not list(tmp_path.glob("w/runs/*/error.txt"))
-        assert len(list(tmp_path.glob("w/runs/*/checkpoints/*/SHA256SUMS"))) == 2
-        while group_lives(process.pid):
-            assert time.monotonic() < deadline, "a worker goes on"
-            time.sleep(0.1)
+        yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "send"),
+    [
+        pytest.param(signal.SIGUSR1, os.killpg, id="SIGUSR1 to launcher and workers"),
+        pytest.param(
+            signal.SIGINT, os.killpg, id="Ctrl-C to launcher and workers", marks=pytest.mark.slow
+        ),
+        pytest.param(signal.SIGTERM, os.kill, id="SIGTERM to the launcher", marks=pytest.mark.slow),
+        pytest.param(
+            signal.SIGTERM, os.killpg, id="SIGTERM to launcher and workers", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_sweep_survives_a_hangup_and_a_stopped_one_saves_its_runs(tmp_path, sweep, sent, send):
+    def under_way():
+        return len([path for path in tmp_path.glob("w/runs/*/metrics.jsonl") if path.read_text()])
+
+    def saved():
+        return {path.parents[2] for path in tmp_path.glob("w/runs/*/checkpoints/*/SHA256SUMS")}
+
+    wait_until(lambda: under_way() == 2, sweep)
+    send(sweep.pid, signal.SIGHUP)
+    wait_until(lambda: len(saved()) == 2, sweep)
+    send(sweep.pid, sent)
+    _, output = sweep.communicate(timeout=120)
+    assert sweep.returncode == 128 + sent
+    assert "2 of 2 runs under way have saved; the same command goes on from here" in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("w/runs/*/error.txt"))
+    deadline = time.monotonic() + 60
+    while group_lives(sweep.pid):
+        assert time.monotonic() < deadline, "a worker goes on"
+        time.sleep(0.1)
+
+
+def test_a_sweep_that_is_stopped_while_its_workers_start_has_saved_nothing(tmp_path, sweep):
+    wait_until((tmp_path / "w" / "sweep.json").exists, sweep)
+    time.sleep(0.5)
+    os.killpg(sweep.pid, signal.SIGTERM)
+    _, output = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert "stopped by SIGTERM; 0 of 2 runs under way have saved" in output
+    assert not list(tmp_path.glob("w/runs/*/error.txt"))
 
 
 def group_lives(group):

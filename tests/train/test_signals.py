@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a process at once, or after it has saved."""
+"""Signals end a process at once, or after it has saved, or it saves and goes on."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from resjax.train.signals import Stopped, StopRequest, stop_on_signals
+from resjax.train.signals import SIGNALS, Stopped, StopRequest, stop_on_signals
 
 # Prints `ready`, then keeps the main thread in C, like a compiler: no Python handler runs there.
 BUSY = """
@@ -22,7 +22,7 @@ with stop_on_signals(notify=lambda text: print(text, file=sys.stderr, flush=True
         with stop.graceful():
             print("ready", flush=True)
             busy(float(sys.argv[2]))
-            print("came back", stop.requested(), flush=True)
+            print(stop.requested(), stop.take_save_request(), stop.take_save_request(), flush=True)
     else:
         print("ready", flush=True)
         busy(100)
@@ -50,7 +50,7 @@ def start():
         process.communicate()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_a_process_at_once_even_in_c_code(start, sent):
     process = start("busy")
     process.send_signal(sent)
@@ -59,15 +59,32 @@ def test_a_signal_ends_a_process_at_once_even_in_c_code(start, sent):
     assert errors == f"{sent.name}: exits at once\n"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_graceful_code_runs_to_its_end_and_sees_the_request(start, sent):
     process = start("graceful", "2")
     process.send_signal(sent)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert output == "came back True\n"
+    assert output == "True False False\n"
     assert errors.count("\n") == 1
     assert "saves after this dispatch" in errors
+
+
+def test_a_hangup_is_a_request_to_save_and_go_on(start):
+    process = start("graceful", "2")
+    process.send_signal(signal.SIGHUP)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "False True False\n")
+    assert errors == "SIGHUP: saves after this dispatch and goes on\n"
+
+
+def test_a_hangup_during_compilation_has_nothing_to_save_and_ends_nothing(start):
+    process = start("busy")
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr.readline() == "SIGHUP: has nothing to save and goes on\n"
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGUSR1
 
 
 def test_a_second_ctrl_c_ends_graceful_code_at_once(start):
@@ -85,14 +102,14 @@ def test_a_repeated_sigterm_does_not_end_graceful_code(start):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     output, _ = process.communicate(timeout=60)
-    assert (process.returncode, output) == (0, "came back True\n")
+    assert (process.returncode, output) == (0, "True False False\n")
 
 
 def test_the_previous_handlers_return():
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(each) for each in SIGNALS]
     with stop_on_signals():
         assert signal.getsignal(signal.SIGTERM) not in before
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
 def test_a_new_request_is_not_made_yet():
