@@ -28,7 +28,7 @@ def trained(monkeypatch):
 
     def train(config, workdir, on_progress=None, announce=None, stop=None, change_schedule=False):
         configs.append(config)
-        return {"test_error": 0.125}
+        return {"test_error": 0.125, "best_test_step": 1}
 
     monkeypatch.setattr("resjax.train.loop.train", train)
     return configs

@@ -42,10 +42,10 @@ def test_training_goes_on_when_nobody_reads_its_progress(tmp_path):
     program = """
 import sys
 from resjax.train import loop
-def train(config, workdir, on_progress, announce, stop):
+def train(config, workdir, on_progress, announce, stop, **_):
     announce("x" * 100_000)
     (workdir.parent / "trained").touch()
-    return {"steps": 1}
+    return {"steps": 1, "best_test_step": 1}
 loop.train = train
 from resjax.cli import main
 sys.exit(main(sys.argv[1:]))
