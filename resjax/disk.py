@@ -14,6 +14,7 @@ from io import BufferedRandom
 from pathlib import Path
 
 from resjax.errors import one_line
+from resjax.text import encodable
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -45,9 +46,12 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Writes text (as UTF-8) or bytes through `atomic_file` and returns `path`."""
+    r"""Writes text or bytes through `atomic_file` and returns `path`.
+
+    Text becomes UTF-8; a file name of other bytes becomes `\udcff`, which JSON reads as the name.
+    """
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(encodable(content).encode() if isinstance(content, str) else content)
     return path
 
 

@@ -21,6 +21,16 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """Returns text as `printable` does, but with its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def csv_cell(text: str) -> str:
+    """Returns text for a CSV file on one line, of which no spreadsheet makes a formula."""
+    return ("'" if text.startswith(("=", "+", "-", "@")) else "") + printable(text)
+
+
 def user_path(text: str | os.PathLike[str]) -> Path:
     """Returns the path that a user typed, with `~` as the home folder."""
     return Path(os.path.expanduser(text))

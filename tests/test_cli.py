@@ -13,8 +13,10 @@ import pytest
 import resjax
 from resjax.cli import COMMANDS, main
 from resjax.cli.arguments import Parser
+from resjax.cli.output import notify, print_table
 from resjax.config.schema import FIELDS
 from resjax.data import DATASETS
+from resjax.train.progress import print_warning
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -321,3 +323,15 @@ def test_a_tilde_is_the_home_folder_in_configs_and_data(home, trained, capsys):
         capsys, "train", "--config=~/mine.py", "--workdir=~/run", weights
     )
     assert not list(Path().iterdir())
+
+
+def test_what_is_printed_cannot_control_a_terminal(tmp_path, capsys):
+    assert main(["report", "no\x1b[2J\nresjax: all is well"]) == 2
+    print_table(("name", "class"), [("\x1b]0;title\x07\udcff", "\x9b31m")])
+    notify("from a server: \x1b[31m\nsecond line")
+    print_warning("\x1b[31m")
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b", "\udcff"} & set(out + err)
+    assert r"no\x1b[2J\nresjax: all is well: no such file" in err
+    assert "\nsecond line\n" in err
+    assert r"\udcff" in out

@@ -35,7 +35,7 @@ from resjax.analysis.runs import (
 from resjax.disk import write_atomically
 from resjax.errors import UserError
 from resjax.run_files import read_json_object
-from resjax.text import user_path
+from resjax.text import csv_cell, user_path
 
 POINTS = 300
 """The most measurements on the page for one split of one run; longer curves are thinned."""
@@ -94,7 +94,8 @@ def write_report(
         provenance=_provenance(roots, runs),
         data=_data(runs, curves),
     )
-    write_atomically(root / "runs.csv", table.to_csv(index=False))
+    cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
     path = write_atomically(root / "report.html", page)
     if failure:
         raise failure

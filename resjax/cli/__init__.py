@@ -31,6 +31,7 @@ from resjax.cli import (
 from resjax.cli.arguments import Parser, add_command, split_overrides
 from resjax.errors import UserError
 from resjax.terminal import standard_streams
+from resjax.text import printable
 from resjax.train.signals import Stopped
 from resjax.user_code import describe
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except UserError as error:
-            print(f"resjax: error: {error}", file=sys.stderr)
+            print(f"resjax: error: {printable(str(error))}", file=sys.stderr)
             return 2
         except Stopped as error:
             print(f"resjax: {error}; the same command goes on from here", file=sys.stderr)

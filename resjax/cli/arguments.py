@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from resjax.config.schema import meant_field
 from resjax.errors import UserError
 from resjax.models.presets import nearest
-from resjax.text import user_path
+from resjax.text import encodable, user_path
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
@@ -145,7 +145,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--workdir", type=user_path, required=True, metavar="DIR", help=what)
+    parser.add_argument("--workdir", type=_workdir, required=True, metavar="DIR", help=what)
+
+
+def _workdir(text: str) -> Path:
+    if encodable(text) != text:  # which JAX and Orbax cannot open
+        raise argparse.ArgumentTypeError(f"{encodable(text)}: the name is not UTF-8")
+    return user_path(text)
 
 
 def add_save_on(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from resjax.cli.arguments import integer, require_writable, weights_source
 from resjax.cli.output import notify
-from resjax.text import user_path
+from resjax.text import printable_lines, user_path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -50,5 +50,5 @@ def run(args: Namespace) -> None:
     )
     found = load_weights(args.weights, "last", notify, options)
     weights.save(found, args.out)
-    print(weights.summarize(found))
+    print(printable_lines(weights.summarize(found)))
     print(f"weights folder: {args.out}")

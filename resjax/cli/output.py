@@ -5,17 +5,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from resjax.errors import first_few
+from resjax.text import printable, printable_lines
 
 
 def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str | int]], out: TextIO | None = None
 ) -> None:
     """Prints a table: the first column aligned to the left, the others to the right."""
-    lines = [header, *([f"{x:,}" if isinstance(x, int) else x for x in row] for row in rows)]
+    lines = [
+        header,
+        *([f"{x:,}" if isinstance(x, int) else printable(x) for x in row] for row in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join((first.ljust(widths[0]), *cells)).rstrip(), file=out)
+        right = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *right)).rstrip(), file=out)
 
 
 def print_values(values: dict[str, Any], out: TextIO | None = None) -> None:
@@ -27,7 +31,7 @@ def print_values(values: dict[str, Any], out: TextIO | None = None) -> None:
 
 def notify(text: str) -> None:
     """Prints a notice to standard error."""
-    print(f"resjax: {text}", file=sys.stderr, flush=True)
+    print(printable_lines(f"resjax: {text}"), file=sys.stderr, flush=True)
 
 
 def notify_skipped(images: Sequence[object]) -> None:

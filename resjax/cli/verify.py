@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from resjax.cli.arguments import existing
+from resjax.text import printable
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def run(args: Namespace) -> int:
 
     findings = verify(args.folder)
     for finding in findings:
-        print(f"{finding.path}: {finding.message}")
+        print(printable(f"{finding.path}: {finding.message}"))
     damaged = sum(finding.damaged for finding in findings)
     print(f"{damaged} damaged" if damaged else "all intact")
     return 1 if damaged else 0

@@ -32,7 +32,7 @@ from resjax.data.examples import (
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
 from resjax.data.subsets import class_indices, sample_per_class, select_classes
 from resjax.data.user_data import open_folder, open_npz
-from resjax.text import user_path
+from resjax.text import printable, user_path
 
 __all__ = [
     "BadImageError",
@@ -86,7 +86,7 @@ class OpenDataset(NamedTuple):
 def describe(train: int, test: int, classes: int, notes: Sequence[str]) -> str:
     """Returns one line about a dataset."""
     counts = f"{train:,} training images, {test:,} test images, {classes:,} classes"
-    return "; ".join((counts, *notes))
+    return printable("; ".join((counts, *notes)))
 
 
 def open_dataset(

@@ -15,7 +15,7 @@ import numpy as np
 from resjax.data.examples import DataError, Example, Source, Split, array_source
 from resjax.data.image_files import Skipped, find_layout, image_files, read_image
 from resjax.errors import one_line
-from resjax.text import encodable
+from resjax.text import printable
 
 HELD_OUT = "the last fifth of each class is the test split"
 
@@ -57,7 +57,7 @@ def open_folder(root: Path) -> Source:
         for part, folders in layout.parts.items()
     }
     notes = (f"skipped {skipped}",) if str(skipped) else ()
-    names = tuple(map(encodable, class_names))
+    names = tuple(map(printable, class_names))
     if whole := parts.get("whole"):
         held_out = zip(("train", "test"), hold_out_fifth(np.array(whole.labels)), strict=True)
         splits = {

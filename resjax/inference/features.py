@@ -22,6 +22,7 @@ from resjax.inference.images import Function, each_image, find_images, require_f
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables
 from resjax.models.presets import nearest
+from resjax.text import encodable
 from resjax.transfer.weights import Weights
 
 
@@ -168,11 +169,11 @@ def _write_parquet(found: Features) -> bytes:
 
     flat = pa.array(found.values.reshape(-1))
     columns = {
-        "origin": pa.array(found.origins),
+        "origin": pa.array(map(encodable, found.origins)),
         "features": pa.FixedSizeListArray.from_arrays(flat, found.values.shape[1]),
     }
     if found.labels is not None:
-        names = pa.array(found.class_names)
+        names = pa.array(map(encodable, found.class_names))
         columns["label"] = pa.array(found.labels)
         # A dictionary keeps the names of classes without images.
         columns["class"] = pa.DictionaryArray.from_arrays(columns["label"], names)

@@ -17,6 +17,7 @@ from resjax.data.normalization import normalize
 from resjax.inference.images import Function, each_image, find_images, require_finite
 from resjax.inference.loading import on_device, require_head
 from resjax.models.layout import Variables
+from resjax.text import csv_cell, encodable
 from resjax.transfer.weights import Weights
 
 
@@ -97,7 +98,10 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
     rows.writerow(("image", "rank", "class", "probability"))
     for path, *ranked in predictions:
         each = enumerate(zip(*ranked, strict=True), 1)
-        rows.writerows((path, rank, name, probability) for rank, (name, probability) in each)
+        image = csv_cell(str(path))
+        rows.writerows(
+            (image, rank, csv_cell(name), probability) for rank, (name, probability) in each
+        )
     return text.getvalue()
 
 
@@ -113,7 +117,7 @@ def as_json(predictions: Sequence[Prediction]) -> str:
         }
         for path, *ranked in predictions
     ]
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return encodable(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
 
 
 FORMATS: dict[str, Callable[[Sequence[Prediction]], str]] = {"csv": as_csv, "json": as_json}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TextIO
 
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
+from resjax.text import printable_lines
 
 
 class Progress(NamedTuple):
@@ -26,7 +27,7 @@ Warn = Callable[[str], None]
 
 def print_warning(text: str) -> None:
     """Prints a warning about something that the run survives."""
-    print(f"resjax: warning: {text}", file=sys.stderr, flush=True)
+    print(printable_lines(f"resjax: warning: {text}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

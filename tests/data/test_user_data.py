@@ -1,5 +1,6 @@
 """User data in folders and .npz files: layouts, default splits and errors."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -318,3 +319,13 @@ def test_numbers_are_indices_where_classes_have_other_names(write_folder):
     ):
         with pytest.raises(DataError, match=message):
             load(f"folder:{root}", classes=classes)
+
+
+def test_class_names_are_printable(write_folder):
+    root = write_folder(files("a/1.png", "a/2.png", "b\x1b[31m/1.png", "b\x1b[31m/2.png"))
+    with contextlib.suppress(OSError):  # a file system that takes UTF-8 names only
+        (root / "a").rename(root / os.fsdecode(b"a\xff"))
+    names = open_dataset(f"folder:{root}").class_names
+    assert names[1] == r"b\x1b[31m"
+    assert names[0] in ("a", r"a\udcff")
+    assert load(f"folder:{root}").train.labels.tolist() == [0, 1]

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +14,9 @@ from PIL import Image
 
 from resjax.cli import main
 from resjax.errors import UserError
-from resjax.inference.predict import as_csv, as_json, classifier, predict
+from resjax.inference.features import load_features
+from resjax.inference.predict import Prediction, as_csv, as_json, classifier, predict
+from resjax.text import encodable
 from resjax.train.load_weights import load_weights
 from resjax.train.loop import evaluate
 from resjax.transfer.weights import save
@@ -205,3 +209,40 @@ def test_only_a_run_has_checkpoints_to_select(weights, digits, tmp_path, capsys)
     typed = [f"--checkpoint={tmp_path}", "--which=best", str(digits[0][0])]
     assert main(["predict", *typed]) == 2
     assert "is not a run folder: it has no checkpoint 'best'" in capsys.readouterr().err
+
+
+STRANGE = b"=\xff\x1b[2J\n.png"  # a formula, no UTF-8, and what clears a terminal
+
+
+def test_files_with_any_name_are_written(run, digits, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    strange = tmp_path / "images" / os.fsdecode(STRANGE)
+    try:
+        strange.write_bytes(digits[0][0].read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    here = ["predict", str(tmp_path / "images"), f"--checkpoint={run}"]
+    assert main([*here, f"--out={tmp_path / 'x.json'}"]) == 0
+    (found,) = json.loads((tmp_path / "x.json").read_text())
+    assert found["image"] == str(strange)
+    assert main([*here, f"--out={tmp_path / 'x.csv'}"]) == 0
+    rows = csv.DictReader((tmp_path / "x.csv").read_text().splitlines())
+    name = r"=\udcff\x1b[2J\n.png"
+    assert {row["image"] for row in rows} == {str(tmp_path / "images" / name)}
+    for suffix in ("npz", "parquet"):
+        out = tmp_path / f"x.{suffix}"
+        assert main(["features", *here[1:], f"--out={out}"]) == 0
+        (origin,) = load_features(out).origins
+        assert origin == (str(strange) if suffix == "npz" else encodable(str(strange)))
+    for form in ("table", "csv", "json"):
+        assert main([*here, f"--format={form}"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert r"\udcff" in printed
+    assert "\x1b" not in printed
+
+
+def test_csv_cells_are_no_formulas_and_have_one_line():
+    found = Prediction(Path("-1.png"), ("=1+1", "@SUM(A1)", "+1", "a\nb"), (0.4, 0.3, 0.2, 0.1))
+    rows = list(csv.DictReader(io.StringIO(as_csv([found]))))
+    assert {row["image"] for row in rows} == {"'-1.png"}
+    assert [row["class"] for row in rows] == ["'=1+1", "'@SUM(A1)", "'+1", r"a\nb"]
