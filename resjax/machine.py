@@ -1,4 +1,4 @@
-"""The processor cores of this machine, on Linux and macOS."""
+"""The processor cores of this machine, on Linux and macOS, and the threads that XLA uses."""
 
 import os
 from collections.abc import Collection
@@ -14,6 +14,20 @@ def core_ids() -> list[int]:
 def available_cores() -> int:
     """Returns the number of cores this process may use."""
     return len(core_ids())
+
+
+def threads() -> int:
+    """Returns on how many threads XLA computes on CPU, which decides how it divides sums.
+
+    That is the environment variable NPROC or else the number of cores that this process may use.
+    """
+    text = os.environ.get("NPROC", "")
+    return int(text) if text.isdecimal() and int(text) else available_cores()
+
+
+def use_threads(number: int) -> None:
+    """Sets what `threads` returns; call it before JAX looks for devices."""
+    os.environ["NPROC"] = str(number)
 
 
 def pin_to_cores(cores: Collection[int]) -> None:

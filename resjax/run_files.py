@@ -3,6 +3,7 @@
 A file that holds anything else raises a DamagedFileError.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -165,6 +166,14 @@ def read_summary(path: Path) -> dict[str, float]:
     if not all(map(_is_number, content.values())) or not _is_step(content.get("steps")):
         raise DamagedFileError(path, "not a summary")
     return {name: math.nan if value is None else value for name, value in content.items()}
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """Returns on how many threads a run began to compute on CPU; None if no file says so."""
+    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
+        threads = read_json_object(folder / "provenance.json").get("threads")
+        return threads if type(threads) is int and threads > 0 else None
+    return None
 
 
 def read_divergence(folder: Path) -> Divergence | None:

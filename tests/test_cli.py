@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from argparse import PARSER, ArgumentTypeError
@@ -166,6 +167,13 @@ def test_a_fault_in_resjax_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr("resjax.train.loop.train", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         main(["train", CONFIG, f"--workdir={tmp_path}"])
+
+
+def test_a_run_that_goes_on_has_the_threads_with_which_it_began(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {k: x for k, x in os.environ.items() if k != "NPROC"})
+    (tmp_path / "provenance.json").write_text('{"threads": 77}')
+    assert main(["train", CONFIG, f"--workdir={tmp_path}"]) == 0
+    assert os.environ["NPROC"] == "77"
 
 
 def test_an_interrupt_is_reported_in_one_line(monkeypatch, tmp_path, capsys):

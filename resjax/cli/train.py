@@ -14,7 +14,8 @@ from typing import Any, TextIO
 from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
 from resjax.config import load, override, resolve
-from resjax.run_files import require_kind
+from resjax.machine import threads, use_threads
+from resjax.run_files import recorded_threads, require_kind
 from resjax.train.signals import stop_on_signals
 
 
@@ -38,6 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     config = resolve(override(load(args.config), args.overrides))
     require_kind(args.workdir, "run")
+    began = recorded_threads(args.workdir)
+    if began not in (None, threads()) and "NPROC" not in os.environ:
+        use_threads(began)
     from resjax.train import distributed
 
     cluster = distributed.Cluster(args.coordinator, args.processes, args.process)

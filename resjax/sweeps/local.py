@@ -16,7 +16,8 @@ from resjax.config import Config, to_dict
 from resjax.data import datasets
 from resjax.disk import write_atomically
 from resjax.errors import UserError
-from resjax.run_files import primary_metric
+from resjax.machine import threads
+from resjax.run_files import primary_metric, recorded_threads
 from resjax.sweeps.experiment import Plan, experiment_name
 from resjax.sweeps.status import FAILED, RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
@@ -69,12 +70,14 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
                 show_end(run)
         waiting = [run for run in runs if run.state == "waiting"]
         queue = RunQueue(waiting, show_end)
-        workers = min(default_workers() if workers is None else workers, len(waiting))
-        if workers > 1:
+        # The number of waiting runs must not decide how many cores each of them has.
+        workers = min(default_workers() if workers is None else workers, len(runs))
+        began = {recorded_threads(run.folder) for run in waiting}
+        if waiting and (workers > 1 or began - {None, threads()}):
             saved = _train_in_workers(queue, workers, stop)
             if stop.signal and (left := sum(run.state == "running" for run in runs)):
                 raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
-        elif workers:
+        elif waiting:
             # Imports JAX, which takes seconds and which workers import for themselves.
             from resjax.xla.compilation_cache import enable_compilation_cache
 

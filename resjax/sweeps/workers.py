@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError, one_line
-from resjax.machine import available_cores, core_ids, pin_to_cores
+from resjax.machine import available_cores, core_ids, pin_to_cores, use_threads
+from resjax.run_files import recorded_threads
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
 from resjax.train.progress import Listener, Progress
 from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
@@ -33,16 +34,22 @@ class Resources(NamedTuple):
 
     cores: frozenset[int]
     environment: dict[str, str]
+    threads: int
 
     def claim(self) -> None:
         """Restricts this process to the share; call it before JAX looks for devices."""
         pin_to_cores(self.cores)
+        use_threads(self.threads)
         os.environ.update(self.environment)
 
 
 def divide_machine(workers: int) -> list[Resources]:
-    """Divides the cores and GPUs of this machine among workers."""
+    """Divides the cores and GPUs of this machine among workers.
+
+    All have the same number of threads, so that no result depends on which worker trained a run.
+    """
     cores, gpus = core_ids(), visible_gpus()
+    threads = max(1, len(cores) // workers)
     shares = []
     for worker in range(workers):
         # Workers beyond the number of cores share one.
@@ -54,7 +61,7 @@ def divide_machine(workers: int) -> list[Resources]:
                 "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)],
                 "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / sharing:.3f}",
             }
-        shares.append(Resources(frozenset(own), environment))
+        shares.append(Resources(frozenset(own), environment, threads))
     return shares
 
 
@@ -99,7 +106,11 @@ def attempt(
 
 
 class Worker:
-    """A process that trains one run after the other; if it is lost, the next run gets a new one."""
+    """A process that trains one run after the other.
+
+    If it is lost, the next run gets a new one. So does a run that began on another number of
+    threads.
+    """
 
     def __init__(self, resources: Resources, save_on: tuple[int, ...] = SAVE_ON):
         """Starts no process yet.
@@ -119,9 +130,14 @@ class Worker:
         Raises:
           SystemExit: `stop` was called meanwhile; ends the calling thread.
         """
+        threads = recorded_threads(folder) or self._resources.threads
         try:
+            if self._process is not None and self._threads != threads:
+                self._link.close()
+                self._process.join()
+                self._process = None
             if self._process is None:
-                self._start()
+                self._start(threads)
             self._link.send((to_dict(config), folder))
             while isinstance(message := self._link.recv(), Progress):
                 on_progress(message)
@@ -159,11 +175,12 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
-    def _start(self) -> None:
+    def _start(self, threads: int) -> None:
         # A forked copy of a process that runs threads may hang.
         context = multiprocessing.get_context("spawn")
         self._link, link = context.Pipe()
-        arguments = link, self._resources, self._save_on
+        self._threads = threads
+        arguments = link, self._resources._replace(threads=threads), self._save_on
         process = context.Process(target=_serve, args=arguments, daemon=True)
         with group_signals_blocked():  # until the process handles them
             process.start()
@@ -193,7 +210,7 @@ def _serve(link: Connection, resources: Resources, save_on: tuple[int, ...]) -> 
 
 def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
     signals = signal.SIGTERM, *save_on
-    with stop_on_signals(signals, save_on=save_on) as stop, suppress(BrokenPipeError):
+    with stop_on_signals(signals, save_on=save_on) as stop, suppress(BrokenPipeError, EOFError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
         try:
             while True:

@@ -17,8 +17,9 @@ import jax
 from resjax.config import Config, from_dict, to_dict
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError
+from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
-from resjax.run_files import require_kind
+from resjax.run_files import recorded_threads, require_kind
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -205,6 +206,7 @@ class Run:
                 saved, self.config, restored.step, self.workdir, self._change_schedule
             )
             state = self.trainer.backend.replicate(restored.state)
+            self._warn_of_other_threads()
             self._seconds_before = record["seconds"]
         elif exists:
             self._warn(f"no checkpoint in {self.workdir} is intact; the run starts again")
@@ -226,6 +228,15 @@ class Run:
                 self.workdir / "provenance.json", step, provenance, change and change.entry
             )
         return state, metrics, layers
+
+    def _warn_of_other_threads(self) -> None:
+        began = recorded_threads(self.workdir)
+        if jax.default_backend() == "cpu" and began not in (None, threads()):
+            self._warn(
+                f"{self.workdir} began on {began} threads and goes on with {threads()}, so its "
+                f"metrics will differ in their last digits; NPROC={began} in the environment keeps "
+                "them"
+            )
 
     def _loop(
         self, checkpoints: CheckpointManager, history: History, state: TrainState, step: int

@@ -20,6 +20,7 @@ from typing import Any
 
 from resjax import run_files
 from resjax.disk import describe_disk_error, unused_path, write_atomically
+from resjax.machine import threads
 from resjax.train.progress import Warn
 
 PACKAGES = ("resjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -67,6 +68,8 @@ def provenance() -> dict[str, Any]:
     """Returns what a result depends on beside its config: commit, versions, devices, command."""
     import jax
 
+    from resjax.xla.compile_options import step_compile
+
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -75,6 +78,8 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
+        "threads": threads(),
+        "compile_options": step_compile(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "start": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -1,13 +1,15 @@
 """XLA's compile options on CPU: for programs that run once, and for training steps.
 
-Effects were measured on 2 cores with jax 0.10 and 0.12. On accelerators XLA's defaults stay.
+Effects were measured on 2 cores with jax 0.10 and 0.12. On accelerators XLA's defaults stay. The
+options change results in their last digits, so they depend on nothing but `machine.threads()`,
+which a run keeps when it is resumed.
 """
 
 from typing import Any
 
 import jax
 
-from resjax.machine import available_cores
+from resjax.machine import threads
 
 OLD_JAX = jax.__version_info__ < (0, 11)
 
@@ -41,7 +43,7 @@ def step_compile() -> dict[str, Any] | None:
         "xla_llvm_disable_expensive_passes": True,
         **_code_generation(),
     }
-    if OLD_JAX and available_cores() == 1:
+    if OLD_JAX and threads() == 1:
         return options
     # The option lists what YNNPACK may run: sums alone.
     return options | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
@@ -54,5 +56,5 @@ def _code_generation() -> dict[str, Any]:
     networks compile in four fifths of the time and run as fast; unrolled ones of 110 layers take
     twice as long to compile, but on CPU networks are scanned. jax 0.12 has no such option.
     """
-    parts = {"xla_cpu_parallel_codegen_split_count": min(32, available_cores())}
+    parts = {"xla_cpu_parallel_codegen_split_count": min(32, threads())}
     return parts | ({"xla_cpu_use_fusion_emitters": False} if OLD_JAX else {})

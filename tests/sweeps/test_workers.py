@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_every_core_belongs_to_exactly_one_worker(cores, gpus, count, divided):
     shares = [share.cores for share in workers.divide_machine(divided)]
     assert sorted(core for share in shares for core in share) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) < 2
+    assert {share.threads for share in workers.divide_machine(divided)} == {count // divided}
 
 
 def test_more_workers_than_cores_share_them(cores, gpus):
@@ -126,6 +128,42 @@ def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path
     assert len(reports) == 2
     seeds = [json.loads(path.read_text()) for path in workdir.glob("runs/seed*/summary.json")]
     assert len({summary["train_loss"] for summary in seeds}) == 3
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Returns a function that plans small runs of some seeds."""
+    (tmp_path / "sweep.py").write_text(
+        "from resjax.sweeps import param\nsweep = lambda seeds: param('seed', seeds)\n"
+    )
+    return lambda *values: plan(
+        tmp_path / "sweep.py", override(default_config(), QUICK | {"sweep.seeds": values})
+    )
+
+
+def provenance(run):
+    return json.loads((run / "provenance.json").read_text())
+
+
+def test_the_last_run_of_a_sweep_is_trained_as_it_was_among_others(seeds, tmp_path):
+    workdir = tmp_path / "w"
+    assert launch(seeds(0, 1), workdir, "", workers=2) == 0
+    run, _ = (workdir / "runs").iterdir()
+    whole = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run)
+    assert launch(seeds(0, 1), workdir, "", workers=2) == 0
+    assert (run / "metrics.jsonl").read_bytes() == whole
+    assert provenance(run)["threads"] == max(1, available_cores() // 2)
+    assert "xla_backend_optimization_level" in provenance(run)["compile_options"]
+
+
+def test_a_run_goes_on_with_the_number_of_threads_with_which_it_began(seeds, tmp_path):
+    planned, began = seeds(0), available_cores() + 1
+    run = tmp_path / "w" / "runs" / planned.runs[0].name
+    run.mkdir(parents=True)
+    (run / "provenance.json").write_text(json.dumps({"threads": began}))
+    assert launch(planned, tmp_path / "w", "") == 0
+    assert provenance(run)["resumed"][0]["threads"] == began
 
 
 @pytest.fixture
