@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
             return 128 + signal.SIGPIPE
         except Exception as error:
+            if lacking := _lacking_device():
+                print(f"resjax: error: {lacking}", file=sys.stderr)
+                return 2
             if not (text := describe(error)):
                 raise
             print(f"resjax: error in {text}", file=sys.stderr)
@@ -86,6 +89,18 @@ def _writes_files(arguments: argparse.Namespace) -> bool:
     names = arguments.command, getattr(arguments, "data_command", None)
     always = names[0] in ("train", "sweep", "report") or names == ("data", "prepare")
     return always or getattr(arguments, "out", None) is not None
+
+
+def _lacking_device() -> UserError | None:
+    """Returns why JAX does not start, which fails any command that computes."""
+    if "jax" in sys.modules:
+        from resjax.xla.devices import require_devices
+
+        try:
+            require_devices()
+        except UserError as error:
+            return error
+    return None
 
 
 def _parse(typed: list[str]) -> argparse.Namespace:

@@ -78,10 +78,6 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
             if stop.signal and (left := sum(run.state == "running" for run in runs)):
                 raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
         elif waiting:
-            # Imports JAX, which takes seconds and which workers import for themselves.
-            from resjax.xla.compilation_cache import enable_compilation_cache
-
-            enable_compilation_cache()
             queue.train(partial(attempt, stop=stop))
     return sum(run.state in FAILED for run in runs)
 

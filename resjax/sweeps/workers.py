@@ -96,8 +96,12 @@ def attempt(
       Stopped: stopping was requested; the run is saved.
     """
     from resjax.train.loop import train  # imports JAX, which takes seconds
+    from resjax.xla.compilation_cache import enable_compilation_cache
+    from resjax.xla.devices import require_devices
 
     try:
+        require_devices()
+        enable_compilation_cache()
         train(config, folder, on_progress, stop=stop)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else one_line(error)
@@ -200,9 +204,6 @@ def _serve(link: Connection, resources: Resources, save_on: tuple[int, ...]) -> 
         signal.signal(number, signal.SIG_IGN)  # the launcher handles them
     threading.Thread(target=_exit_with_launcher, daemon=True).start()
     resources.claim()
-    from resjax.xla.compilation_cache import enable_compilation_cache
-
-    enable_compilation_cache()
     with standard_streams() as keep_going:
         keep_going()
         _train_requested(link, save_on)
