@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-from resjax.errors import one_line
+from resjax.errors import UserError, one_line
 from resjax.text import encodable
 
 CHECKSUMS = "SHA256SUMS"
@@ -106,6 +106,19 @@ def describe_disk_error(error: BaseException) -> str:
         if os.strerror(code).lower() in str(error).lower():
             return os.strerror(code)
     return one_line(error)
+
+
+@contextmanager
+def report_disk_errors(
+    folder: Path, advice: str = "fix that and launch the same command again"
+) -> Iterator[None]:
+    """Turns errors of the disk into one line; what was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write there: {describe_disk_error(error)}; {advice}"
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:

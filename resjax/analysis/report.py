@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -32,7 +33,7 @@ from resjax.analysis.runs import (
     summarize,
     varying,
 )
-from resjax.disk import write_atomically
+from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError
 from resjax.run_files import read_json_object
 from resjax.text import csv_cell, user_path
@@ -76,31 +77,34 @@ def write_report(
     source = find_experiment(roots) if experiment is None else Path(experiment)
     described, figures, failure = _draw(source, root, roots, runs, curves)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
-    page = Template(_asset("report.html")).substitute(
-        title=html.escape(described.title),
-        kind=_kind(described),
-        claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
-        measured=html.escape(_measured(runs)),
-        training_metric=training_metric(runs),
-        status=html.escape(_status(roots, runs)),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
-        figures=_figures(figures, root),
-        directions=html.escape(_directions(runs)),
-        summary=_table(summary_columns(runs)),
-        runs=_runs(table),
-        layers=_layers(runs, layers, root),
-        config=_config(runs),
-        provenance=_provenance(roots, runs),
-        data=_data(runs, curves),
-    )
-    cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
-    write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
-    path = write_atomically(root / "report.html", page)
+    with report_disk_errors(root, "mend that, or add --out=DIR to write elsewhere"):
+        root.mkdir(parents=True, exist_ok=True)
+        page = Template(_asset("report.html")).substitute(
+            title=html.escape(described.title),
+            kind=_kind(described),
+            claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
+            measured=html.escape(_measured(runs)),
+            training_metric=training_metric(runs),
+            status=html.escape(_status(roots, runs)),
+            style=_asset("report.css"),
+            script=_asset("report.js"),
+            figures=_figures(figures, root),
+            directions=html.escape(_directions(runs)),
+            summary=_table(summary_columns(runs)),
+            runs=_runs(table),
+            layers=_layers(runs, layers, root),
+            config=_config(runs),
+            provenance=_provenance(roots, runs),
+            data=_data(runs, curves),
+        )
+        cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+        write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
+        path = write_atomically(root / "report.html", page)
     if failure:
         raise failure
     if experiment is not None:
-        _refresh_copies(roots, Path(experiment))
+        with suppress(OSError):  # the folders may be read-only
+            _refresh_copies(roots, Path(experiment))
     return path
 
 

@@ -61,7 +61,7 @@ def run(args: Namespace) -> int:
     if failed:
         where = args.workdir / "runs" / "*" / "error.txt"
         print(
-            f"resjax: {failed} of {len(planned.runs)} runs failed or diverged; see {where}",
+            f"resjax: {failed} of {len(planned.runs)} runs are not finished; see {where}",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -84,7 +84,7 @@ def _try_figures(planned: Any) -> None:
         with made_up_runs({run.name: run.config for run in planned.runs}) as folder:
             runs = load_runs(folder)
             experiment.figures(runs, load_curves(runs))
-    except NothingMadeUpError as error:
+    except (NothingMadeUpError, OSError) as error:
         notify(f"figures() of {experiment.file} is not tried before training: {error}")
     except UserError as error:
         if isinstance(error.__cause__, OSError):  # it reads more than tables

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from resjax.config import Config, to_dict
 from resjax.data import datasets
-from resjax.disk import write_atomically
+from resjax.disk import describe_disk_error, report_disk_errors, write_atomically
 from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.run_files import primary_metric, recorded_threads
 from resjax.sweeps.experiment import Plan, experiment_name
-from resjax.sweeps.status import FAILED, RunStatus, shown
+from resjax.sweeps.status import FINISHED, RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
 from resjax.train import records
 from resjax.train.lock import locked
@@ -36,7 +36,7 @@ def launch(
     workers: int | None = None,
     stop: StopRequest | None = None,
 ) -> int:
-    """Trains the runs of `plan` that are not finished in `workdir`; returns how many failed.
+    """Trains the runs of `plan` that are not finished in `workdir`; returns how many still are not.
 
     Writes `sweep.json` and a copy of the experiment file, which say what `workdir` holds, and the
     run folders under `runs/`.
@@ -55,7 +55,7 @@ def launch(
     """
     for name in {run.config.data.name for run in plan.runs}:
         datasets.open_dataset(name)
-    with locked(workdir, print_warning):
+    with report_disk_errors(workdir), locked(workdir, print_warning):
         _write_sweep(plan, workdir, command)
         return _launch(plan, workdir, workers, stop or StopRequest())
 
@@ -79,7 +79,7 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
                 raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
         elif waiting:
             queue.train(partial(attempt, stop=stop))
-    return sum(run.state in FAILED for run in runs)
+    return sum(run.state not in FINISHED for run in runs)
 
 
 class RunQueue:
@@ -97,8 +97,12 @@ class RunQueue:
             program = run.program
             run.state, run.started = "running", time.monotonic()
             failure = attempt(run.config, run.folder, partial(setattr, run, "progress"))
-            _write_error(run.folder / "error.txt", failure)
-            run.end("failed" if failure else "done", failure.error if failure else "")
+            error = failure.error if failure else ""
+            try:
+                _write_error(run.folder / "error.txt", failure)
+            except OSError as unwritten:
+                error = f"{error}; error.txt: {describe_disk_error(unwritten)}".lstrip("; ")
+            run.end("failed" if failure else "done", error)
             self._show_end(run)
 
     def _take(self, program: str) -> RunStatus | None:
@@ -128,10 +132,15 @@ def _train_in_workers(queue: RunQueue, number: int, stop: StopRequest) -> int:
       The number of runs that were stopped and have saved.
     """
     workers = [Worker(resources, stop.save_on) for resources in divide_machine(number)]
-    threads = [
-        threading.Thread(target=queue.train, args=(worker.attempt,), daemon=True)
-        for worker in workers
-    ]
+    faults: list[BaseException] = []
+
+    def train(worker: Worker) -> None:
+        try:
+            queue.train(worker.attempt)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=train, args=(worker,), daemon=True) for worker in workers]
     with stop.graceful():
         try:
             for thread in threads:
@@ -148,6 +157,8 @@ def _train_in_workers(queue: RunQueue, number: int, stop: StopRequest) -> int:
                 thread.join()
             for worker in workers:
                 worker.join()
+    if faults:  # a fault of ours; the other threads have trained all other runs
+        raise faults[0]
     return sum(worker.saved for worker in workers)
 
 

@@ -17,7 +17,7 @@ from resjax.run_files import DamagedFileError, find_divergence
 from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
-FAILED = "failed", "diverged"
+FINISHED = "done", "skipped", "done, diverged", "skipped, diverged"
 
 
 @dataclass

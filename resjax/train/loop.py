@@ -6,8 +6,8 @@ from the newest checkpoint that passes verification, and continues with the same
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from resjax.config import Config, from_dict, to_dict
-from resjax.disk import describe_disk_error
+from resjax.disk import report_disk_errors
 from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
@@ -72,7 +72,7 @@ def train(
     started = time.monotonic()
     if finished := _finished(config, workdir, change_schedule):
         return finished
-    with report_exhaustion(config), _report_disk_errors(workdir), locked(workdir, warn):
+    with report_exhaustion(config), report_disk_errors(workdir), locked(workdir, warn):
         if finished := _finished(config, workdir, change_schedule):  # by whoever held the lock
             return finished
         run = Run(config, workdir, started, stop or StopRequest(), warn, change_schedule)
@@ -319,18 +319,6 @@ def _require_finite(trainer: Trainer, state: TrainState, step: int) -> None:
     if not all_processes(name is None):
         which = name or "an array of another process"
         raise NotFiniteError(f"{which} is not finite at step {step}", step)
-
-
-@contextmanager
-def _report_disk_errors(workdir: Path) -> Iterator[None]:
-    """Turns errors of the disk into one line; existing checkpoints stay."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{workdir}: cannot write there: {describe_disk_error(error)}; fix that and launch "
-            "the same command again"
-        ) from error
 
 
 def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> dict[str, Any]:

@@ -154,6 +154,20 @@ def test_an_experiment_file_with_a_syntax_error_is_named(
     assert f"{root / 'experiment.py'}:1: invalid syntax" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_one_line_and_may_go_elsewhere(
+    make_run: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("run", {"points": 2})
+    (folder / "figures").write_text("not a folder, as on a disk that refuses to make one")
+    assert main(["report", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder}: cannot write there: " in error
+    assert "add --out=DIR" in error
+    assert error.count("\n") == 1
+    assert main(["report", str(folder), f"--out={tmp_path / 'new' / 'out'}"]) == 0
+    assert (tmp_path / "new" / "out" / "report.html").exists()
+
+
 def test_several_folders_have_one_report(
     make_run: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """The local launcher, with training replaced by a function that only writes files."""
 
+import errno
 import json
+import os
 import shutil
 from functools import partial
 
@@ -120,6 +122,38 @@ def test_a_failed_run_is_reported_and_the_others_go_on(planned, trained, tmp_pat
     assert ["Traceback" in path.read_text() for path in reports] == [True, True]
 
 
+def test_an_error_that_cannot_be_written_down_ends_neither_the_launch_nor_its_count(
+    planned, trained, tmp_path, capsys
+):
+    trained.failing = (8,)
+    plan = planned()
+    for run in plan.runs:
+        (tmp_path / "w" / "runs" / run.name / "error.txt").mkdir(parents=True)
+    assert launch(plan, tmp_path / "w", "resjax sweep") == 2
+    assert len(trained.runs) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("failed: MemoryError: no room at all; error.txt: " in line for line in lines) == 2
+
+
+def test_a_thread_that_dies_is_a_failure_and_the_others_train_what_is_left(
+    planned, tmp_path, monkeypatch
+):
+    trained = []
+    monkeypatch.setattr(local.Worker, "attempt", lambda self, *run: trained.append(run))
+
+    printed = []
+
+    def print_line(run):
+        printed.append(run)
+        if len(printed) == 1:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("resjax.sweeps.status._print_line", print_line)
+    with pytest.raises(ZeroDivisionError):
+        local.launch(planned(), tmp_path / "w", "resjax sweep", workers=2)
+    assert len(trained) == 4
+
+
 def test_a_diverged_run_is_reported_with_step_and_reason(
     planned, trained, tmp_path, capsys, monkeypatch
 ):
@@ -169,6 +203,16 @@ def test_a_sweep_can_be_launched_from_its_own_copy_of_the_experiment(planned, tr
     launch(plan(tmp_path / "w" / "experiment.py", default_config()), tmp_path / "w", "")
     assert (tmp_path / "w" / "experiment.py").read_text() == SWEEP
     assert len(trained.runs) == 4
+
+
+def test_a_disk_that_refuses_is_an_error_in_one_line(planned, trained, tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match=r"w: cannot write there: No space left on device; fix"):
+        launch(planned(), tmp_path / "w", "resjax sweep")
 
 
 def test_a_missing_dataset_is_refused_before_anything_is_written(planned, trained, tmp_path):
