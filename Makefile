@@ -1,8 +1,11 @@
 # `make demo` and `make test` need Python 3.11 or later, make and git, and install the rest here.
+# EXTRAS=cuda (CUDA 13: driver 580 or later) or EXTRAS=tpu installs JAX for accelerators too.
 PYTHON ?= python3
+EXTRAS ?=
 BIN := .venv/bin
-READY := .venv/ready
+READY := .venv/ready$(addprefix -,$(EXTRAS))
 DEMO := runs/demo
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 # Tests of one file share what they compile, so a file stays in one process. Files are not ordered
 # by their numbers of tests: the longest ones have few, and would end up alone at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
@@ -51,6 +54,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "resjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(INSTALL) --requirement requirements.lock
+	$(INSTALL) --no-build-isolation $(if $(EXTRAS),--constraint requirements.lock,--no-deps) \
+		--editable '.$(addsuffix ],$(addprefix [,$(EXTRAS)))'
 	touch $@

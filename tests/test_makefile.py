@@ -1,0 +1,30 @@
+"""What `make` installs and runs, from a dry run."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(*arguments):
+    # A new environment, whatever stands beside the Makefile.
+    made = ["make", "--dry-run", "--always-make", *arguments]
+    ended = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True)
+    return ended.stdout.replace("\\\n\t", "")
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_extras_are_installed_with_the_pinned_versions(target):
+    printed = commands(target, "EXTRAS=cuda")
+    assert "--constraint requirements.lock --editable '.[cuda]'" in printed
+    assert "touch .venv/ready-cuda\n" in printed
+
+
+def test_without_extras_exactly_the_pinned_versions_are_installed():
+    printed = commands("demo")
+    assert "--requirement requirements.lock\n" in printed
+    assert "--no-deps --editable '.'" in printed
+    assert "cuda" not in printed
+    assert "touch .venv/ready\n" in printed
