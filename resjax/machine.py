@@ -1,7 +1,11 @@
-"""The processor cores of this machine, on Linux and macOS, and the threads that XLA uses."""
+"""The processor cores of this machine, XLA's threads, and Python in child processes."""
 
 import os
-from collections.abc import Collection
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 def core_ids() -> list[int]:
@@ -34,3 +38,31 @@ def pin_to_cores(cores: Collection[int]) -> None:
     """Restricts this process to these cores; does nothing where the system cannot (macOS)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+_starting = threading.Lock()
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Keeps child processes that start inside from searching the current folder for modules.
+
+    multiprocessing starts `python -c`, for which a file such as pickle.py in the current folder
+    takes precedence over the standard library.
+    """
+    with _starting:
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            del os.environ["PYTHONSAFEPATH"]
+            if before is not None:
+                os.environ["PYTHONSAFEPATH"] = before
+
+
+def module_search_path() -> list[str]:
+    """Returns sys.path without the current folder, which comes last if resjax lies there."""
+    here, package = Path.cwd(), Path(__file__).parents[1]
+    elsewhere = [each for each in sys.path if each and Path(each).absolute() != here]
+    return [*elsewhere, str(package)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from resjax.errors import one_line
+from resjax.errors import UserError, one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +47,35 @@ def import_name(name: str) -> Any:
         near = _nearest(attribute, vars(imported))
         raise ImportError(f"module {module!r} has no attribute {attribute!r}{near}")
     return getattr(imported, attribute)
+
+
+_trusted: set[str] = set()  # modules that the user has named in this process
+
+
+def trust(names: Iterable[str]) -> None:
+    """Lets files name code of these modules, or of those in names such as `my_blocks:Block`."""
+    _trusted.update(name.partition(":")[0] for name in names)
+
+
+def require_trusted(names: Iterable[Any], where: str, remedy: str = "add --code={module}") -> None:
+    """Checks the names that a file gives, before any of them is imported.
+
+    Args:
+      names: ours, or `package.module:Name`.
+      where: the file or folder.
+      remedy: what the user types to have `{name}` of `{module}` imported.
+
+    Raises:
+      UserError: the user has not named the module.
+    """
+    for name in names:
+        module, colon, _ = str(name).partition(":")
+        if colon and module not in _trusted:
+            typed = remedy.format(module=module, name=name)
+            raise UserError(
+                f"{where}: names {str(name)[:100]!r}, code that is not part of resjax; if you "
+                f"trust it, {typed}"
+            )
 
 
 def describe(error: Exception) -> str | None:

@@ -2,8 +2,11 @@
 
 import importlib
 import io
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +48,24 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
         patch.syspath_prepend(ROOT / "experiments")
         patch.syspath_prepend(ROOT / "benchmarks")
         yield importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def read_within():
+    """Reads files in a process of limited memory: `read_within(function, paths, megabytes)`.
+
+    Returns what tests/limits.py prints, by the name of the file.
+    """
+
+    def read(function, paths, megabytes):
+        script = Path(__file__).parent / "limits.py"
+        command = [sys.executable, str(script), function, str(megabytes), *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        return {Path(each["path"]).name: each for each in found}
+
+    return read
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from resjax.errors import UserError
 from resjax.terminal import standard_streams
 from resjax.text import printable
 from resjax.train.signals import Stopped
-from resjax.user_code import describe
+from resjax.user_code import describe, trust
 
 COMMANDS = {
     "train": train,
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with standard_streams() as keep_going:
         try:
             arguments = _parse(typed)
+            trust(getattr(arguments, "code", ()))
             if _writes_files(arguments):
                 keep_going()
             code = arguments.run(arguments) or 0

@@ -180,6 +180,21 @@ def add_weights(parser: argparse.ArgumentParser, *names: str, **options: Any) ->
 def add_which(parser: argparse.ArgumentParser, *names: str) -> None:
     which = "a run's checkpoint: last (default), best by the primary test metric, or a step"
     parser.add_argument(*names, type=checkpoint, default="last", metavar="WHICH", help=which)
+    add_code(parser)
+
+
+def add_code(parser: argparse.ArgumentParser) -> None:
+    """Adds `--code`, without which no file makes a command import a module."""
+    code = "modules of your own that the file may name, such as my_blocks"
+    parser.add_argument("--code", type=modules, default=(), metavar="M,...", help=code)
+
+
+def modules(text: str) -> tuple[str, ...]:
+    """An argument type: names of Python modules, separated by commas."""
+    names = tuple(text.split(","))
+    if bad := [name for name in names if not all(map(str.isidentifier, name.split(".")))]:
+        raise argparse.ArgumentTypeError(f"{bad[0]!r} is not the name of a module")
+    return names
 
 
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:

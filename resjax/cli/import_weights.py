@@ -7,7 +7,7 @@ hub:OWNER/NAME or https://...
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import fields
 
-from resjax.cli.arguments import integer, require_writable, weights_source
+from resjax.cli.arguments import add_code, integer, require_writable, weights_source
 from resjax.cli.output import notify
 from resjax.text import printable_lines, user_path
 
@@ -21,6 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--key", default="", help="of the state dict in a checkpoint of PyTorch: state_dict_ema")
     add("--class-names", type=user_path, metavar="FILE", help="a text file, one name per line")
     add("--image-size", type=integer(1), metavar="N", help="side in pixels (default: as published)")
+    add_code(parser)
     hidden = parser.add_argument_group("what the file may not show")
     add = hidden.add_argument
     stride = "whether bottlenecks stride in their first 1x1 convolution"

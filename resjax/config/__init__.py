@@ -45,6 +45,7 @@ from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.run_files import rename_fields
 from resjax.text import user_path
+from resjax.user_code import trust
 
 
 def default_config() -> ConfigDict:
@@ -112,6 +113,7 @@ def resolve(config: ConfigDict) -> Config:
     resolved = _build(Config, config.to_dict())
     for message in conflicts(resolved):
         raise UserError(message)
+    trust(code_names(resolved))  # which the user has typed or written
     model, weights = resolved.model, resolved.transfer.weights
     if weights is not None:
         transfer = dataclasses.replace(resolved.transfer, weights=str(user_path(weights)))
@@ -125,6 +127,15 @@ def resolve(config: ConfigDict) -> Config:
         raise UserError(f"model: {error}") from error
     model = dataclasses.replace(model, **(filled | {"name": None}))
     return dataclasses.replace(resolved, model=model)
+
+
+def code_names(config: Config) -> list[str]:
+    """Returns the names of the user's own code in a config: `package.module:Name`."""
+    names = (
+        *(config.model.block, config.model.shortcut, config.task.name),
+        *(config.optimizer.name, config.optimizer.schedule, *config.diagnostics.names),
+    )
+    return [name for name in names if name and ":" in name]
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from resjax.config.schema import FIELDS, Model
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.run_files import DamagedFileError, read_json_object
+from resjax.user_code import require_trusted
 
 WEIGHTS_DESCRIPTION = "weights.json"
 """The file of a weights folder that describes the network; a run folder has config.json."""
@@ -39,6 +40,9 @@ def fill_model(model: Model, described: Mapping[str, Any]) -> Model:
         if f"model.{name}" in FIELDS
     }
     given, options = vars(model), {}
+    for kind in ("block", "shortcut"):
+        remedy = f"set model.{kind}={{name}}"
+        require_trusted([known.get(kind)], "transfer.weights", remedy)
     if model.name is None:
         known |= architecture(**{name: known.get(name) for name in ARCHITECTURE})
         for kind in ("block", "shortcut"):  # options belong to the class they were written for

@@ -35,6 +35,7 @@ from jaxtyping import Float32, Int, Int32, UInt8
 from resjax.data.datasets import OnBadImage
 from resjax.data.decoding import as_image, decode, decoding, open_image
 from resjax.data.examples import BadImageError, DataError, Example, Examples
+from resjax.machine import safe_path
 from resjax.terminal import group_signals_blocked
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Prefetcher(Iterator[Batch]):
 
     def _submit(self, requests: Iterable[BatchRequest]) -> None:
         for request in requests:
-            with group_signals_blocked():  # also in a worker that this starts
+            with safe_path(), group_signals_blocked():  # also in a worker that this starts
                 try:
                     future = self._executor.submit(self._make, request)
                 except BrokenProcessPool as error:  # handled when it is this batch's turn
@@ -178,7 +179,8 @@ class Prefetcher(Iterator[Batch]):
             self._pending.append((request, future))
 
     def _start_workers(self) -> None:
-        self._executor = pool = self._pool()
+        with safe_path():  # of the tracker that counts the pool's semaphores
+            self._executor = pool = self._pool()
         self._workers = pool._processes  # Python 3.14 has the public method `kill_workers`
 
     def _replace_workers(self) -> None:

@@ -1,5 +1,6 @@
 """Loads pretrained networks, from a weights folder, a run, or a file of foreign weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from resjax.train.load_weights import load_weights
 from resjax.train.progress import Warn, print_warning
 from resjax.transfer import surgery
 from resjax.transfer.weights import Weights
+from resjax.user_code import trust
 
 
 def load_pretrained(
@@ -24,6 +26,7 @@ def load_pretrained(
     classes: int | None = None,
     channels: int | None = None,
     backbone: bool = False,
+    code: Sequence[str] = (),
     warn: Warn = print_warning,
     **overrides: Any,
 ) -> tuple[ResNet, Variables]:
@@ -35,6 +38,8 @@ def load_pretrained(
       classes: number of classes; if it differs from that of the weights, the head is random.
       channels: of the images; if it differs, the first convolution is adapted.
       backbone: whether to leave out the head, which `method="features"` does not need.
+      code: modules of your own that the weights may name, such as ["my_blocks"]; others are not
+        imported.
       warn: called with a report of which arrays were copied, if `overrides` change the network.
       **overrides: fields of `resjax.build`, such as `loop="scan"` or `dtype="bfloat16"`. If they
         change depth or blocks, arrays with the same path and shape are copied, the others random.
@@ -48,6 +53,7 @@ def load_pretrained(
     """
     if backbone and classes is not None:
         raise UserError(f"classes={classes} and backbone=True: a backbone has no classes")
+    trust(code)
     weights = load_weights(path, which, warn)
     if architecture := {name: overrides.pop(name) for name in ARCHITECTURE if name in overrides}:
         weights, merged = surgery.for_network(weights, **architecture)

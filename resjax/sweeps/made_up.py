@@ -20,6 +20,7 @@ from resjax.config import Config, to_dict
 from resjax.data.datasets import open_dataset
 from resjax.data.subsets import class_indices
 from resjax.errors import one_line
+from resjax.machine import safe_path
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
 
 MEASUREMENTS = 20  # per split of a run, at most
@@ -133,7 +134,7 @@ def _metrics_of_tasks(configs: Sequence[Config]) -> dict[str, Metrics]:
     """
     by_depth = sorted(configs, key=lambda config: config.model.depth or 0, reverse=True)
     tasks = {_task_of(config): config for config in by_depth}  # the shallowest network of each
-    with ProcessPoolExecutor(1, get_context("spawn"), _hide_accelerators) as pool:
+    with safe_path(), ProcessPoolExecutor(1, get_context("spawn"), _hide_accelerators) as pool:
         try:
             return {
                 task: KNOWN.get(config.task.name) or pool.submit(_find_metrics, config).result()

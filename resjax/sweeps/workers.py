@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError, one_line
-from resjax.machine import available_cores, core_ids, pin_to_cores, use_threads
+from resjax.machine import available_cores, core_ids, pin_to_cores, safe_path, use_threads
 from resjax.run_files import recorded_threads
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
 from resjax.train.progress import Listener, Progress
@@ -186,7 +186,7 @@ class Worker:
         self._threads = threads
         arguments = link, self._resources._replace(threads=threads), self._save_on
         process = context.Process(target=_serve, args=arguments, daemon=True)
-        with group_signals_blocked():  # until the process handles them
+        with safe_path(), group_signals_blocked():  # until the process handles them
             process.start()
         self._process = process
         link.close()  # only then does the end of the process close the pipe

@@ -27,6 +27,7 @@ from resjax.transfer.weights import (
     is_weights_folder,
     unflatten,
 )
+from resjax.user_code import require_trusted
 
 EMA = "ema/", "average/"  # prefixes of the EMA's arrays; runs of resjax 0.1 have the second
 
@@ -53,6 +54,7 @@ def load_weights(
       UserError: there are no weights, they are damaged, or an array is not finite.
     """
     weights = _load(source, which, warn, options or Options())
+    require_trusted([weights.model.get("block"), weights.model.get("shortcut")], str(source))
     if fault := describe_fault(flatten(weights.variables)):
         raise UserError(f"{source}: {fault}; the weights are unusable")
     return weights

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from resjax.config import Config, from_dict, to_dict
+from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.disk import report_disk_errors
 from resjax.errors import UserError
 from resjax.machine import threads
@@ -34,6 +34,7 @@ from resjax.train.signals import Stopped, StopRequest
 from resjax.train.state import TrainState
 from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trainer_for
 from resjax.transfer.weights import describe_run
+from resjax.user_code import require_trusted
 
 DIVERGED = "diverged.json"  # says when and why a run ended, if it is not finite
 
@@ -354,6 +355,7 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
         require_kind(workdir, "run")
         raise UserError(f"{workdir} is not a run folder: it has no config.json")
     config = from_dict(content)
+    require_trusted(code_names(config), str(workdir))
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
     trainer = trainer_for(config)

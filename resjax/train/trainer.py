@@ -23,7 +23,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Key
 
-from resjax.config import Config, from_dict, to_dict
+from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.normalization import normalize
 from resjax.diagnostics import Context, find_diagnostics, measure
@@ -41,6 +41,7 @@ from resjax.train.parallel import make_backend
 from resjax.train.sources import make_source
 from resjax.train.state import TrainState, order_key, run_key, step_key
 from resjax.train.step import Metrics
+from resjax.user_code import trust
 from resjax.xla.compile_options import step_compile
 
 
@@ -85,6 +86,7 @@ class Trainer:
         Raises:
           UserError: data, devices or options do not allow the config.
         """
+        trust(code_names(config))  # a config from a file has been checked
         self.config = config
         self.backend = make_backend(config)
         self.source = make_source(config, self.backend)

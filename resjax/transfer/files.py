@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +129,7 @@ def _read_npz(archive: Archive) -> dict[str, np.ndarray]:
     for name in archive.sizes:
         content = io.BytesIO(archive.read(name))
         try:
+            _require_whole(content)
             array = np.lib.format.read_array(content, allow_pickle=False)
             if array.dtype.kind not in "biufc":
                 raise ValueError(f"holds {array.dtype}, not numbers")
@@ -135,6 +137,22 @@ def _read_npz(archive: Archive) -> dict[str, np.ndarray]:
             raise UserError(f"{archive.path}: {name[:80]!r}: {one_line(error, 160)}") from error
         arrays[name.removesuffix(".npy")] = array
     return arrays
+
+
+def _require_whole(content: io.BytesIO) -> None:
+    """Raises ValueError unless an .npy file holds the numbers that its header claims."""
+    version = np.lib.format.read_magic(content)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"has version {version} of the format")
+    shape, _, dtype = read_header(content)
+    expected, left = prod(shape) * dtype.itemsize, len(content.getbuffer()) - content.tell()
+    if not dtype.hasobject and expected != left:
+        raise ValueError(f"expected {expected} bytes got {left}")
+    content.seek(0)
 
 
 def _read_safetensors(path: Path) -> Arrays:

@@ -34,6 +34,7 @@ from resjax.transfer.naming import (
 from resjax.transfer.recognition import UnknownNetworkError, recognize
 from resjax.transfer.surgery import backbone
 from resjax.transfer.weights import Weights, flatten, from_description, unflatten
+from resjax.user_code import require_trusted
 
 # Heads of classifiers, and those of self-supervised training, by their names in all libraries.
 HEADS = re.compile(
@@ -180,7 +181,12 @@ def _recognize_as_told(source: str, file: Arrays, options: Options) -> Network:
 
 def _description(file: Arrays) -> dict[str, Any] | None:
     text = file.metadata.get("header", {}).get("resjax")
-    return json.loads(text) if text else None
+    if not text:
+        return None
+    description: dict[str, Any] = json.loads(text)
+    model = description["model"]
+    require_trusted([model.get("block"), model.get("shortcut")], "its metadata")
+    return description
 
 
 def _shown(translated: Translated, options: Options) -> tuple[dict[str, np.ndarray], Any]:
@@ -190,6 +196,8 @@ def _shown(translated: Translated, options: Options) -> tuple[dict[str, np.ndarr
         fields = recognize(arrays, averages=translated.averages, shortcut=shortcut)
     except UnknownNetworkError as error:
         raise UserError(f"is not a known ResNet: {error}") from error
+    except (ValueError, LookupError, ZeroDivisionError) as error:  # of shapes that none has
+        raise UserError("is not a known ResNet: its arrays have other shapes") from error
     return (assumptions.carried_first(arrays) if shortcut == "pad_center" else arrays), fields
 
 

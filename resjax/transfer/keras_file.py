@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resjax.errors import UserError, one_line
+from resjax.machine import module_search_path
 from resjax.transfer.zipped import Archive
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # within a .keras file
@@ -45,6 +46,7 @@ _OLD_NAMES = {
 
 _TRIAL = """
 import sys, pathlib
+sys.path[:] = sys.argv[2:]
 from resjax.transfer import keras_file
 sys.exit(keras_file.try_out(pathlib.Path(sys.argv[1])))
 """
@@ -71,7 +73,8 @@ def read(path: Path) -> KerasFile:
         raise UserError(
             f"{path}: Keras files need h5py; install it with pip install 'resjax[keras]'"
         ) from error
-    command = [sys.executable, "-c", _TRIAL, str(path)]
+    # Isolated (-I), so that it imports nothing from the current folder.
+    command = [sys.executable, "-I", "-c", _TRIAL, str(path.absolute()), *module_search_path()]
     limit = _SECONDS + _SECONDS_PER_BYTE * path.stat().st_size
     try:
         trial = subprocess.run(command, capture_output=True, timeout=limit)

@@ -100,6 +100,7 @@ def translate(arrays: Arrays) -> Translated | None:
     return Translated(naming, naming.convert(ours), left_over, averages)
 
 
+NUMBER = r"([0-9]{1,4})"  # of a stage, a block or a layer
 STATISTICS = r"running_mean$|moving_mean$"  # which group norms lack
 
 
@@ -107,7 +108,7 @@ def _path(naming: Naming, name: str, array: np.ndarray) -> str | None:
     """Returns our path of an array, or None."""
     module, _, leaf = name.rpartition(naming.separator)
     rows = (row.split() for row in naming.modules.strip().splitlines() if row)
-    patterns = ((re.escape(theirs).replace(r"\#", r"(\d+)"), ours) for theirs, ours in rows)
+    patterns = ((re.escape(theirs).replace(r"\#", NUMBER), ours) for theirs, ours in rows)
     matches = (
         (re.fullmatch(pattern, module.removeprefix("resnet.")), ours) for pattern, ours in patterns
     )
@@ -136,8 +137,9 @@ def _reorder_axes(naming: Naming, path: str, array: np.ndarray) -> np.ndarray:
     """Returns the array with our order of axes: (h, w, in, out) or (in, out)."""
     if not path.endswith("/kernel"):
         return array
-    if naming.leaves is TORCH:
-        array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+    if naming.leaves is TORCH and order:
+        array = array.transpose(order)
     # The head may be a 1x1 convolution.
     return array[0, 0] if path == "params/head/kernel" and array.ndim == 4 else array
 

@@ -1,6 +1,7 @@
 """Recognizes the network that weights belong to by the names and shapes of their arrays."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,9 +65,8 @@ def recognize(
 def _blocks(shapes: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns the number of blocks in each stage."""
     found = [re.match(r"stage(\d+)/block(\d+)/", path) for path in shapes]
-    numbers = {(int(match[1]), int(match[2])) for match in found if match}
-    stages = max((stage for stage, _ in numbers), default=0)
-    return tuple(sum(stage == number for number, _ in numbers) for stage in range(1, stages + 1))
+    numbers = Counter(stage for stage, _ in {(int(m[1]), int(m[2])) for m in found if m})
+    return tuple(numbers[stage] for stage in range(1, max(numbers, default=0) + 1))
 
 
 def _depth(family: str, blocks: tuple[int, ...], layers: int) -> int:

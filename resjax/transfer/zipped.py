@@ -66,7 +66,8 @@ class Archive:
         if name not in self.sizes:
             raise UserError(f"{self.path}: is damaged: it lacks {name[:80]!r}")
         try:
-            return self._zip.read(name)
+            with self._zip.open(name) as member:  # reads no more than the size that was checked
+                return member.read(self.sizes[name])
         except _ERRORS as error:
             raise self.damaged(error) from error
 
