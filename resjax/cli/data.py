@@ -63,23 +63,16 @@ def prepare_dataset(args: Namespace) -> None:
 
 
 def show_dataset(args: Namespace) -> None:
-    """Draws training images beside their augmentations."""
+    """Draws training images as a run of the config reads them, beside their augmentations."""
     config = default_config() if args.config is None else load(args.config)
     resolved = resolve(override(config, args.overrides | {"data.name": args.name}))
     from resjax.data.augmentation import Augmentation
-    from resjax.data.datasets import load as load_data
-    from resjax.data.normalization import compute_statistics
     from resjax.data.sheet import sheet
+    from resjax.train.training_sample import training_sample
 
-    data = resolved.data
-    dataset = load_data(data.name)
-    figure = sheet(
-        dataset.train,
-        dataset.class_names,
-        compute_statistics(dataset.train.images, data.normalization, colors=data.pca_lighting > 0),
-        Augmentation.from_config(data),
-        resolved.seed,
-    )
+    sample, description = training_sample(resolved)
+    print(description, flush=True)
+    figure = sheet(sample, Augmentation.from_config(resolved.data), resolved.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out)
     print(f"sheet: {args.out}")

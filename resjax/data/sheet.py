@@ -4,11 +4,12 @@ It shows an augmentation that is too strong, a wrong label or swapped channels a
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,13 +22,21 @@ DRAWS = 7
 CELL = 1.1  # inches
 
 
-def sheet(
-    split: Split,
-    class_names: Sequence[str],
-    statistics: Statistics,
-    augmentation: Augmentation,
-    seed: int,
-) -> Figure:
+class Sample(NamedTuple):
+    """Training examples as training reads them."""
+
+    originals: Split  # `EXAMPLES` of them
+    crops: UInt8[np.ndarray, "draws n h w c"]  # `DRAWS` times the images, as training crops them
+    class_names: Sequence[str]
+    statistics: Statistics  # the normalization of training
+
+
+def choose(examples: int, seed: int) -> Int[np.ndarray, "n"]:
+    """Returns the indices of `EXAMPLES` random examples; a small dataset repeats some."""
+    return np.resize(np.random.default_rng(seed).permutation(examples), EXAMPLES)
+
+
+def sheet(sample: Sample, augmentation: Augmentation, seed: int) -> Figure:
     """Draws one example per row: the original image, then `DRAWS` augmented versions.
 
     Normalization is undone for display, except that a subtracted mean image does not move with an
@@ -35,19 +44,15 @@ def sheet(
     of a mixed image lists its classes and their shares.
 
     Args:
-      split: the images and labels.
-      class_names: by label.
-      statistics: the normalization of training.
-      augmentation: the augmentation of training.
-      seed: selects the examples and seeds the augmentation.
+      sample: the examples.
+      augmentation: of training, after the crops.
+      seed: of the augmentation.
     """
-    order = np.random.default_rng(seed).permutation(len(split.labels))
-    chosen = np.resize(order, EXAMPLES)
-    images, labels = split.images[chosen], split.labels[chosen]
+    (images, labels), crops, class_names, statistics = sample
     targets = jax.nn.one_hot(labels, len(class_names))
 
     @jax.jit
-    def augmented(key: Array) -> tuple[Array, Array]:
+    def augmented(key: Array, images: Array) -> tuple[Array, Array]:
         batch_key, image_key = jax.random.split(key)
         keys = jax.random.split(image_key, EXAMPLES)
         batch = {"image": images, "label": targets}
@@ -61,8 +66,9 @@ def sheet(
     for row, image, label in zip(axes[:, 0], images, labels, strict=True):
         draw_image(row, image / 255, class_names[label])
     keys = jax.random.split(jax.random.key(seed), DRAWS)
-    for column, key in zip(axes[:, 1:].T, keys, strict=True):
-        for cell, image, target in zip(column, *jax.device_get(augmented(key)), strict=True):
+    for column, key, cropped in zip(axes[:, 1:].T, keys, crops, strict=True):
+        drawn = jax.device_get(augmented(key, cropped))
+        for cell, image, target in zip(column, *drawn, strict=True):
             draw_image(cell, image, shares(target, class_names) if augmentation.mixes else "")
     return figure
 
@@ -70,7 +76,7 @@ def sheet(
 def draw_image(axes: Axes, image: Float[np.ndarray, "h w c"], title: str) -> None:
     """Draws an image with values in [0, 1] and 1 or 3 channels, without interpolation."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=7)
+    axes.set_title(title, fontsize=7, parse_math=False)
     axes.axis("off")
 
 

@@ -6,6 +6,7 @@ Both are the same to the trainer, and in both a batch is a function of the seed 
 """
 
 import copy
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -14,11 +15,12 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, UInt8
 
 from resjax.config import Config, Data
 from resjax.data import crops, datasets
 from resjax.data.cache import cached_arrays
+from resjax.data.examples import Split
 from resjax.data.normalization import Statistics, compute_statistics
 from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.data.stream import eval_batches, stream
@@ -111,22 +113,7 @@ class Resident(BatchSource):
 
     def __init__(self, config: Config, backend: Backend):
         super().__init__(config, backend)
-        data = config.data
-        for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
-            if value not in ("none", "center"):
-                raise UserError(
-                    f"data.{name}={value} needs data.feed=stream: it crops images on the host"
-                )
-        dataset = datasets.load(
-            data.name,
-            data.train_split,
-            data.test_split,
-            image_size=data.image_size,
-            on_bad_image=data.on_bad_image,
-            classes=data.classes,
-            per_class=data.per_class,
-            subset_seed=data.subset_seed,
-        )
+        data, dataset = config.data, load_dataset(config.data)
         height, width, channels = dataset.train.images.shape[1:]
         self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
         self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
@@ -265,6 +252,19 @@ class Streamed(BatchSource):
             "processes": jax.process_count(),
         }
 
+    def sample(
+        self, indices: Int[np.ndarray, "n"], draws: int, seed: int
+    ) -> tuple[Split, UInt8[np.ndarray, "draws n h w c"]]:
+        """Returns training examples as for evaluation, and `draws` times as training crops them."""
+        chosen, count = Chosen(self._opened.train, indices), len(indices)
+        reading = {"batch_size": count, "process": 0, "processes": 1, "workers": 0}
+        with eval_batches(chosen, **self._reading("center") | reading) as batches:
+            (original,) = batches
+        crop = self._reading(self._data.train_crop) | reading
+        with stream(chosen, lambda _, size: np.arange(size), seed=seed, **crop) as batches:
+            crops = np.stack([batch.images for batch in itertools.islice(batches, draws)])
+        return Split(original.images, original.labels), crops
+
     def _eval_batch_size(self) -> int:
         """Returns the size, at most the test split, rounded up to a multiple of the devices."""
         devices = self._backend.devices
@@ -289,22 +289,45 @@ class Streamed(BatchSource):
         """Returns images spread evenly over the training split, cropped as for evaluation."""
         count = min(SAMPLE, len(self._opened.train))
         reading = self._reading("center") | {"process": 0, "processes": 1}  # the same on every host
-        spread = Spread(self._opened.train, count)
+        spread = Chosen(self._opened.train, np.arange(count) * len(self._opened.train) // count)
         with eval_batches(spread, batch_size=min(64, count), **reading) as batches:
             return np.concatenate([batch.images[batch.weights > 0] for batch in batches])
 
 
-class Spread:
-    """`count` examples, evenly spread over all."""
+class Chosen:
+    """Some of the examples."""
 
-    def __init__(self, examples: datasets.Examples, count: int):
-        self._examples, self._count = examples, count
+    def __init__(self, examples: datasets.Examples, indices: Int[np.ndarray, "n"]):
+        self._examples, self._indices = examples, indices
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> datasets.Example:
-        return self._examples[index * len(self._examples) // self._count]
+        return self._examples[int(self._indices[index])]
+
+
+def load_dataset(data: Data) -> datasets.Dataset:
+    """Loads the dataset of a config, for devices.
+
+    Raises:
+      UserError: the dataset is missing or damaged, or the config crops images on the host.
+    """
+    for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
+        if value not in ("none", "center"):
+            raise UserError(
+                f"data.{name}={value} needs data.feed=stream: it crops images on the host"
+            )
+    return datasets.load(
+        data.name,
+        data.train_split,
+        data.test_split,
+        image_size=data.image_size,
+        on_bad_image=data.on_bad_image,
+        classes=data.classes,
+        per_class=data.per_class,
+        subset_seed=data.subset_seed,
+    )
 
 
 def make_source(config: Config, backend: Backend) -> BatchSource:
@@ -314,7 +337,7 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
       UserError: fields for reading images contradict each other, the dataset is missing or damaged,
         or its training split is smaller than a batch.
     """
-    source = _open_source(config, backend)
+    source = open_source(config, backend)
     size, examples = config.data.batch_size, source.examples["train"]
     if size > examples:
         chosen = " after data.classes and data.per_class"
@@ -327,19 +350,29 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
     return source
 
 
-def _open_source(config: Config, backend: Backend) -> BatchSource:
-    data = config.data
+def open_source(config: Config, backend: Backend) -> BatchSource:
+    """Does what `make_source` does, for any size of a batch."""
+    opened = find_stream(config.data, backend.devices)
+    return Streamed(config, backend, opened) if opened else Resident(config, backend)
+
+
+def find_stream(data: Data, devices: int) -> datasets.OpenDataset | None:
+    """Returns the dataset of a config if it is streamed, or None if it is resident.
+
+    Raises:
+      UserError: the dataset is missing or damaged, or a stream cannot be cut to a subset.
+    """
     if data.feed == "device":
-        return Resident(config, backend)
+        return None
     opened = datasets.open_dataset(data.name, data.train_split, data.test_split)
-    if data.feed == "auto" and _fits(data, opened, backend.devices):
-        return Resident(config, backend)
+    if data.feed == "auto" and _fits(data, opened, devices):
+        return None
     if data.classes or data.per_class:
         raise UserError(
             f"data.classes and data.per_class cannot choose from {data.name} as a stream, whose "
             "labels are not known before all is read; set data.feed=device"
         )
-    return Streamed(config, backend, opened)
+    return opened
 
 
 def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:

@@ -5,10 +5,13 @@ import pytest
 from PIL import Image
 
 from resjax.cli import main
+from resjax.config import default_config, override, resolve
 from resjax.data.augmentation import Augmentation
 from resjax.data.datasets import Split
 from resjax.data.normalization import compute_statistics
-from resjax.data.sheet import DRAWS, EXAMPLES, sheet
+from resjax.data.sheet import DRAWS, EXAMPLES, Sample, choose, sheet
+from resjax.errors import UserError
+from resjax.train.training_sample import training_sample
 
 NAMES = tuple("abcde")
 
@@ -19,13 +22,11 @@ def split_of(channels, count=12):
 
 
 def drawn(split, augmentation, seed=0, normalization="channel"):
-    return sheet(
-        split,
-        NAMES,
-        compute_statistics(split.images, normalization, colors=True),
-        augmentation,
-        seed,
-    )
+    statistics = compute_statistics(split.images, normalization, colors=True)
+    chosen = choose(len(split.labels), seed)
+    originals = Split(split.images[chosen], split.labels[chosen])
+    sample = Sample(originals, np.stack([originals.images] * DRAWS), NAMES, statistics)
+    return sheet(sample, augmentation, seed)
 
 
 def cells(figure):
@@ -82,7 +83,10 @@ def test_a_dataset_smaller_than_the_sheet_repeats_images():
 def test_data_show_writes_the_sheet_of_a_config(tmp_path, capsys):
     out = tmp_path / "new" / "sheet.png"
     assert main(["data", "show", "digits", f"--out={out}", "--config.data.mixup=1"]) == 0
-    assert capsys.readouterr().out == f"sheet: {out}\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "digits: 1,437 training images, 360 test images, 10 classes",
+        f"sheet: {out}",
+    ]
     with Image.open(out) as image:
         assert np.asarray(image.convert("L")).std() > 20
 
@@ -105,3 +109,68 @@ def test_a_mistake_is_refused_in_one_line(typed, message, capsys):
     assert err.startswith("resjax: error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+# The fields of the data that a sheet honors.
+
+
+def photo(side):
+    """Red above blue: where an image is cropped shows in its colors."""
+    image = np.zeros((side, side, 3), np.uint8)
+    image[: side // 2, :, 0] = image[side // 2 :, :, 2] = 255
+    return image
+
+
+@pytest.fixture
+def sampled(write_folder):
+    """The sample of a folder with images of several sizes, for overrides."""
+    files = {
+        f"train/{c}/{n}.png": photo(20 + 4 * n) for c in ("cat", "dog", "owl") for n in range(4)
+    }
+    files |= {"test/dog/1.png": photo(24), "train/cat/bad.png": b"no image"}
+    root = write_folder(files)
+
+    def sampled(**overrides):
+        fields = {"data.name": f"folder:{root}", "data.image_size": 16}
+        fields |= {f"data.{name}": value for name, value in overrides.items()}
+        return training_sample(resolve(override(default_config(), fields)))
+
+    return sampled
+
+
+def test_images_of_several_sizes_are_shown_in_the_size_of_training(sampled):
+    sample, description = sampled(on_bad_image="skip")
+    assert sample.crops.shape == (DRAWS, EXAMPLES, 16, 16, 3)
+    assert sample.class_names == ("cat", "dog", "owl")
+    assert "12 training images, 1 test images, 3 classes" in description
+    assert (sample.crops == sample.originals.images).all()
+    for overrides, message in (
+        ({}, "bad.png: cannot be decoded"),
+        ({"image_size": None, "on_bad_image": "skip"}, "set data.image_size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampled(**overrides)
+
+
+def test_only_the_chosen_classes_and_examples_are_shown(sampled):
+    sample, _ = sampled(on_bad_image="skip", classes=("owl", "dog"), per_class=1)
+    assert sample.class_names == ("owl", "dog")
+    assert sorted(sample.originals.labels) == [0] * 4 + [1] * 4
+    assert len({image.tobytes() for image in sample.originals.images}) <= 2
+    sample, _ = sampled(on_bad_image="skip", train_split="train[:1]+train[-1:]")
+    assert set(sample.originals.labels) == {0, 2}
+
+
+def test_every_draw_of_a_stream_has_its_own_crop(sampled):
+    sample, _ = sampled(on_bad_image="skip", train_crop="random_resized")
+    assert sample.crops.shape == (DRAWS, EXAMPLES, 16, 16, 3)
+    assert len({draw[0].tobytes() for draw in sample.crops}) > DRAWS // 2
+    with pytest.raises(UserError, match=r"needs data\.feed=stream"):
+        sampled(train_crop="random_resized", feed="device")
+
+
+def test_the_normalization_is_that_of_the_config(sampled):
+    sample, _ = sampled(on_bad_image="skip", normalization="pixel_mean")
+    assert sample.statistics.mean.shape == (16, 16, 3)
+    with pytest.raises(UserError, match=r"needs transfer\.weights"):
+        sampled(normalization="weights")
