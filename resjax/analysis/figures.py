@@ -31,6 +31,7 @@ from scipy.optimize import isotonic_regression
 from resjax.analysis.runs import primary_metrics
 from resjax.disk import write_atomically
 from resjax.run_files import Metric
+from resjax.text import printable
 
 COLUMN_WIDTH = 3.3
 """Width of one column of a two-column paper, in inches."""
@@ -40,6 +41,9 @@ TEXT_WIDTH = 6.9
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Colors without an order, the most distinct first; yellow is too light for lines."""
+
+LONGEST_TEXT = 60
+"""Characters of a text from the data in a figure; a longer one loses its middle."""
 
 _DASHES = (0, (3, 2))
 _CROSS = "diverged"
@@ -101,6 +105,15 @@ def panels(count: int, width: float = TEXT_WIDTH, height: float = 2.5) -> tuple[
     for lowest in axes[max(count - columns, 0) : count]:
         lowest.tick_params(labelbottom=True)
     return figure, axes[:count]
+
+
+def plain(value: Any) -> str:
+    """Returns the text of a value for a figure: short, on one line, and never a formula."""
+    text = printable(str(value))
+    if len(text) > LONGEST_TEXT:
+        half = LONGEST_TEXT // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return text.replace("$", r"\$")
 
 
 class LineEnd(NamedTuple):
@@ -260,7 +273,7 @@ def metric_curves(
     ends: list[list[LineEnd]] = []
     means: list[MeanCurve] = []
     for axes, title in zip(grid, titles, strict=True):
-        axes.set_title(str(title))
+        axes.set_title(plain(title))
         ends.append([])
         for name, color in palette.items():
             chosen = curves[(curves[panel] == title) & (curves[series] == name)]
@@ -343,7 +356,7 @@ def layer_profile(
             ends.append(LineEnd(*curve.end, label.format(name), color))
     axes.set_yscale("log" if log else "linear")
     axes.set_xlabel("layer, from the input to the output")
-    axes.set_ylabel(value.replace("_", " "))
+    axes.set_ylabel(plain(value.replace("_", " ")))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     label_ends(axes, ends)
     return figure
@@ -375,6 +388,8 @@ def metric_limits(finals: Sequence[float], metric: Metric) -> tuple[float, float
         top = 1.5 * max(finals)
     else:
         return None
+    if not math.isfinite(top):
+        return None
     low = -0.012 * top  # a line at the best value remains visible beside the axis
     return (low, top) if metric.lower_is_better else (1 - top, 1 - low)
 
@@ -383,7 +398,7 @@ def set_metric_axis(axes: Axes, metric: Metric, prefix: str = "") -> None:
     """Formats the vertical axis for a metric: fractions in per cent, the unit in the label."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{metric.scale * value:g}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.set_ylabel(f"{prefix}{metric.label}")
+    axes.set_ylabel(plain(f"{prefix}{metric.label}"))
 
 
 def set_step_axis(axes: Axes, last: int) -> None:
@@ -415,7 +430,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     for end, position in zip(ends, positions, strict=True):
         red, green, blue = to_rgb(end.color)
         axes.annotate(
-            end.label,
+            plain(end.label),
             xy=(end.x, float(np.clip(end.y, low, high))),
             xytext=(1 + 9 * points / box.width, float(position)),
             textcoords="axes fraction",

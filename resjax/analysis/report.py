@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from resjax.analysis import figures as draw
 from resjax.analysis.experiment_figures import Experiment, load_experiment
 from resjax.analysis.runs import (
+    Warn,
     describe,
     load_curves,
     load_layers,
@@ -35,7 +36,7 @@ from resjax.analysis.runs import (
 )
 from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError
-from resjax.run_files import read_json_object
+from resjax.run_files import DamagedFileError, read_json_object
 from resjax.text import csv_cell, user_path
 
 POINTS = 300
@@ -57,6 +58,7 @@ def write_report(
     paths: Paths,
     experiment: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    warn: Warn = lambda _: None,
 ) -> Path:
     """Writes report.html, runs.csv and figures/, and returns the path of the page.
 
@@ -65,15 +67,18 @@ def write_report(
         experiment: The experiment file, which describes and draws the runs; by default the one
             that `find_experiment` finds or, without it, curves of all settings.
         out: The folder to write to; by default that of `default_out`.
+        warn: Called with what is left out because its files are damaged; the page says it too.
 
     Raises:
         FileNotFoundError, ValueError: if `load_runs`, `load_curves` or `load_layers` raises them.
         FiguresError: if the experiment cannot draw its figures; the report is written nevertheless.
     """
-    roots = _roots(paths)
+    roots, left_out = _roots(paths), list[str]()
     root = default_out(roots) if out is None else Path(out)
-    runs = load_runs(*roots)
-    curves, layers = load_curves(runs), load_layers(runs)
+    runs = load_runs(*roots, warn=left_out.append)
+    curves, layers = load_curves(runs, left_out.append), load_layers(runs, left_out.append)
+    for problem in left_out:
+        warn(problem)
     source = find_experiment(roots) if experiment is None else Path(experiment)
     described, figures, failure = _draw(source, root, roots, runs, curves)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
@@ -86,6 +91,7 @@ def write_report(
             measured=html.escape(_measured(runs)),
             training_metric=training_metric(runs),
             status=html.escape(_status(roots, runs)),
+            left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
             style=_asset("report.css"),
             script=_asset("report.js"),
             figures=_figures(figures, root),
@@ -159,9 +165,10 @@ def _refresh_copies(roots: list[Path], experiment: Path) -> None:
 
 
 def _plan(root: Path) -> dict[str, Any]:
-    """Returns the content of a folder's sweep.json; {} without one."""
-    file = root / "sweep.json"
-    return read_json_object(file) if file.exists() else {}
+    """Returns the content of a folder's sweep.json; {} without a readable one."""
+    with suppress(DamagedFileError, OSError):
+        return read_json_object(root / "sweep.json")
+    return {}
 
 
 @draw.style()
@@ -169,12 +176,14 @@ def overview(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of all settings in one panel for each primary metric."""
     if curves.empty:
         return {}
-    series = runs[["folder"]].assign(panel="all runs", series=describe(runs, varying(runs)))
+    series = runs[["folder"]].copy()
+    series["(panel)"] = "all runs"  # no metric has such a name
+    series["(series)"] = describe(runs, varying(runs))
     curves = curves.merge(series, on="folder")
     metrics = primary_metrics(curves)
     return {
         "curves" if len(metrics) == 1 else f"{metric.name}_curves": draw.metric_curves(
-            curves, metric.name, panel="panel", series="series"
+            curves, metric.name, panel="(panel)", series="(series)"
         )
         for metric in metrics
     }
@@ -227,7 +236,8 @@ def training_metric(runs: pd.DataFrame) -> str:
 
 def _status(roots: list[Path], runs: pd.DataFrame) -> str:
     diverged, finished = runs["diverged"], runs["finished"]
-    planned = max(sum(len(_plan(root).get("runs", ())) for root in roots), len(runs))
+    listed = [_plan(root).get("runs") for root in roots]
+    planned = max(sum(len(each) for each in listed if isinstance(each, list)), len(runs))
     text = f"{finished.sum()} of {planned} runs finished"
     if to_the_end := (finished & diverged).sum():
         text += f", {to_the_end} of them diverged"
@@ -316,7 +326,7 @@ def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
 
 def _runs(runs: pd.DataFrame) -> str:
     columns: dict[str, Iterable[str]] = {"run": runs["folder"]}
-    columns |= {name: map(_text, runs[name]) for name in (*varying(runs), "seed")}
+    columns |= {name: map(_text, runs[name]) for name in (*varying(runs), "seed") if name in runs}
     columns["status"] = status(runs)
     if runs["diverged"].any():
         columns["diverged at step"] = map(_number, runs["diverged_step"])

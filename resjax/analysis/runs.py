@@ -6,11 +6,12 @@ diagnostics and, once the run has finished, `summary.json`. A sweep folder holds
 fractions in every table; only reports and figures show them in per cent.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,15 +43,44 @@ PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
 """The columns with the primary metric of each run, in the order of the fields of `Metric`."""
 
 
+FILES = (
+    "config.json",
+    "provenance.json",
+    "summary.json",
+    "diverged.json",
+    "metrics.jsonl",
+    "layers.jsonl",
+)
+"""The files of a run folder that are read."""
+
+ROW = (
+    *("folder", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
+    *(*PRIMARY, "commit", "start"),
+)
+"""The columns of a run that are neither in its config, but for the seed, nor in its summary."""
+
+Warn = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+class OutsideError(UserError, ValueError):
+    """A file of a run is a link to a place outside of the folder that is loaded."""
+
+
 class NoRunsError(UserError, ValueError):
     """A folder from which runs are loaded contains none."""
 
 
-def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
+def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.DataFrame:
     """Loads one row per run from a run folder, a sweep folder, any folder above, or several.
 
     If a path has a `sweep.json`, the runs that it lists are loaded in its order. Otherwise every
-    run folder at or below the path is loaded, in the natural order of names (8 before 20).
+    run folder at or below the path is loaded, in the natural order of names (8 before 20). Nothing
+    outside of the paths is read.
+
+    Args:
+        paths: Folders.
+        warn: Called with what is wrong with a run, which is then left out; by default it is raised.
 
     Returns:
         A table with the columns
@@ -74,14 +104,16 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
     for root in map(user_path, paths):
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such folder")
-        found = _run_folders(root)
+        found = _run_folders(root, warn)
         if not found:
             kind = folder_kind(root)
             what = f"is a {kind} folder with no runs" if kind else "no runs here"
             raise NoRunsError(f"{root}: {what} (a run is a folder with a config.json)")
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
-    rows = [_row(folder) for folder in folders.values()]
+    rows = [row for folder in folders.values() for row in _read(_row, folder, warn)]
+    if not rows:
+        raise NoRunsError(f"{', '.join(map(str, paths))}: no run can be read")
     runs = pd.DataFrame(rows)
     kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
     names = ["steps", "train_loss", "test_loss", "best_test_step"]
@@ -91,11 +123,17 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
     return runs.reindex(columns=columns).astype(dict.fromkeys(names, float))
 
 
-def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+def load_curves(
+    source: str | os.PathLike[str] | pd.DataFrame, warn: Warn | None = None
+) -> pd.DataFrame:
     """Loads all measurements of the runs in `source`, a path or a table of `load_runs`.
 
     An incomplete last line, which a run may be writing, is ignored. A run that was interrupted and
     resumed may have measured a step twice; the later measurement counts.
+
+    Args:
+        source: The runs.
+        warn: As for `load_runs`.
 
     Returns:
         A tidy table: `folder`, `step`, `split` ("train" or "test"), `loss`, the primary metrics of
@@ -105,11 +143,12 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     Raises:
         FileNotFoundError, ValueError: as `load_runs`; a damaged line is named by file and number.
     """
-    runs = source if isinstance(source, pd.DataFrame) else load_runs(source)
+    runs = source if isinstance(source, pd.DataFrame) else load_runs(source, warn=warn)
     lines = [
         {"folder": folder, **line}
         for folder in runs["folder"]
-        for line in read_measurements(Path(folder) / "metrics.jsonl")
+        for read in _read(_measurements, Path(folder), warn)
+        for line in read
     ]
     names = [metric.name for metric in primary_metrics(runs)]
     first = ["folder", "step", "split", "loss", *names, "learning_rate"]
@@ -122,8 +161,10 @@ def load_curves(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     return curves.merge(described, on="folder")
 
 
-def load_layers(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
-    """Loads what diagnostics measured in the layers of the runs in `source`, as in `load_curves`.
+def load_layers(
+    source: str | os.PathLike[str] | pd.DataFrame, warn: Warn | None = None
+) -> pd.DataFrame:
+    """Loads what diagnostics measured in the layers of the runs in `source`, as `load_curves` does.
 
     Returns:
         A tidy table: `folder`, `step`, `layer` ("stage1/block2/Conv_0/kernel"), and one column per
@@ -133,10 +174,10 @@ def load_layers(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     Raises:
         FileNotFoundError, ValueError: as `load_curves`.
     """
-    runs = source if isinstance(source, pd.DataFrame) else load_runs(source)
+    runs = source if isinstance(source, pd.DataFrame) else load_runs(source, warn=warn)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for folder in runs["folder"]:
-        for line in read_layers(Path(folder) / "layers.jsonl"):
+        for line in itertools.chain(*_read(_layers, Path(folder), warn)):
             # Diagnostics may have a line each, and a resumed run may repeat a step: later counts.
             row = rows.setdefault((folder, line["step"], line["layer"]), {"folder": folder})
             row.update(line)
@@ -224,16 +265,56 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def _run_folders(root: Path) -> list[Path]:
+def _run_folders(root: Path, warn: Warn | None) -> list[Path]:
     plan = root / "sweep.json"
     if plan.exists():
-        try:
-            folders = [root / run["folder"] for run in read_json_object(plan)["runs"]]
-        except (KeyError, TypeError):
-            raise DamagedFileError(plan, "no list of runs with folders") from None
-        # A planned run has no folder until it starts.
-        return [folder for folder in folders if (folder / "config.json").exists()]
-    return sorted((config.parent for config in root.rglob("config.json")), key=_natural_order)
+        for planned in _read(_planned_folders, plan, warn):
+            # A planned run has no folder until it starts.
+            listed = [each for each in planned if (each / "config.json").exists() or each.is_file()]
+            return [folder for folder in listed for _ in _read(_require_inside(root), folder, warn)]
+    found = sorted((config.parent for config in root.rglob("config.json")), key=_natural_order)
+    return [folder for folder in found for _ in _read(_require_inside(root), folder, warn)]
+
+
+def _planned_folders(plan: Path) -> list[Path]:
+    try:
+        return [plan.parent / run["folder"] for run in read_json_object(plan)["runs"]]
+    except (KeyError, TypeError):
+        raise DamagedFileError(plan, "no list of runs with folders") from None
+
+
+def _require_inside(root: Path) -> Callable[[Path], None]:
+    """Returns a function that refuses a run of which a file lies outside of `root`."""
+    allowed = root.resolve()
+
+    def require(folder: Path) -> None:
+        if folder.is_file():
+            raise DamagedFileError(folder, "a file and not a run folder")
+        for path in (folder, *(folder / name for name in FILES)):
+            if not path.resolve().is_relative_to(allowed):
+                raise OutsideError(
+                    f"{path} is in {path.resolve().parent}, outside of {root}, and is not read; "
+                    "load that folder itself"
+                )
+
+    return require
+
+
+def _read(read: Callable[[Path], Result], path: Path, warn: Warn | None) -> Iterator[Result]:
+    """Yields what a function reads; nothing, after a warning, if the files are not as they must be.
+
+    Without `warn`, raises instead.
+    """
+    try:
+        yield read(path)
+    except UserError as error:
+        if warn is None:
+            raise
+        warn(str(error))
+    except OSError as error:
+        if warn is None:
+            raise
+        warn(f"{error.filename or path}: {error.strerror}")
 
 
 def _natural_order(path: Path) -> list[Any]:
@@ -247,6 +328,7 @@ def _row(folder: Path) -> dict[str, Any]:
     summary = read_summary(files["summary"]) if files["summary"].exists() else {}
     divergence = find_divergence(folder)
     [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
+    _require_no_columns(files["summary"], summary, {*map(str, config), *ROW})
     texts = {name: provenance.get(name) for name in ("commit", "start")}
     if changes := schedule_changes(provenance):  # such a run is not one of its number of steps
         texts_of = (f"at step {step}, {a} to {b} steps" for step, (a, b) in changes)
@@ -262,6 +344,28 @@ def _row(folder: Path) -> dict[str, Any]:
         **dict(zip(PRIMARY, primary_metric(provenance, files["provenance"]), strict=True)),
         **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     }
+
+
+def _measurements(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = read_measurements(path)
+    for line in lines:
+        _require_no_columns(path, line, {"folder", "diverged", *PRIMARY})
+    return lines
+
+
+def _layers(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "layers.jsonl"
+    lines = read_layers(path)
+    for line in lines:
+        _require_no_columns(path, line, {"folder"})
+    return lines
+
+
+def _require_no_columns(path: Path, values: Iterable[str], columns: Collection[str]) -> None:
+    """Refuses a value that is named as another column of its table."""
+    if twice := [name for name in values if name in columns]:
+        raise DamagedFileError(path, f"a value is named {twice[0]}, which is another column")
 
 
 def _hashable(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resjax.cli.arguments import existing
-from resjax.cli.output import print_table
+from resjax.cli.output import notify, print_table
 from resjax.text import user_path
 
 
@@ -37,10 +37,12 @@ def write_report(
     out = report.default_out(folders) if out is None else out
     failure = None
     try:
-        report.write_report(folders, experiment, out)
+        report.write_report(
+            folders, experiment, out, lambda problem: notify(f"left out: {problem}")
+        )
     except report.FiguresError as error:  # the report is written
         failure = error
-    runs = load_runs(*folders)
+    runs = load_runs(*folders, warn=lambda _: None)  # the report has warned
     summary = report.summary_columns(runs)
     header = [name.rpartition(".")[2] for name in summary]
     print_table(header, zip(*summary.values(), strict=True))

@@ -4,6 +4,7 @@ A run is identified by its config, so launching again skips finished runs and re
 A run that fails leaves its traceback in `error.txt`; the other runs go on.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -178,10 +179,11 @@ def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
 def _finished(run: RunStatus) -> Progress | None:
     """Returns the end of a run that an earlier launch finished with the same config."""
     provenance = run.folder / "provenance.json"
-    with suppress(UserError, ValueError):  # a damaged file is reported when the run is trained
+    # A damaged file is reported when the run is trained.
+    with suppress(UserError, ValueError, OSError):
         same = records.read_json(run.folder / "config.json") == to_dict(run.config)
         if same and (summary := records.read_summary(run.folder / "summary.json")):
-            steps, rate = summary["steps"], summary["images_per_second"]
+            steps, rate = summary["steps"], summary.get("images_per_second", math.nan)
             primary = primary_metric(records.read_json(provenance) or {}, provenance)
             return Progress(steps, steps, summary, rate, primary)
     return None

@@ -42,7 +42,7 @@ class RunStatus:
         if self.started is not None:
             self.ended = time.monotonic()
         self.state, self.error = state, error
-        with suppress(DamagedFileError):  # the report names it
+        with suppress(DamagedFileError, OSError):  # the report names it
             diverged = find_divergence(self.folder)
             if diverged and (state != "failed" or diverged.reason in " ".join(error.split())):
                 self.state = "diverged" if state == "failed" else f"{state}, diverged"

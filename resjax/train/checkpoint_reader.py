@@ -50,7 +50,9 @@ class CheckpointReader:
         """Returns the steps of all checkpoints in ascending order, whether intact or not."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        names = (path.name for path in self.folder.iterdir())
+        # Other digits than ASCII's, or zeros before a number, name no checkpoint of ours.
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def restore_latest(self, template: StateTemplate | None) -> Restored | None:
         """Restores the newest checkpoint that passes verification, or returns None without one.

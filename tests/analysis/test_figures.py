@@ -146,6 +146,15 @@ def test_each_network_has_a_panel_and_each_depth_a_label(make_sweep: Maker) -> N
         assert sorted(text.get_text() for text in axes.texts) == ["20", "56", "8"]
 
 
+def test_a_text_from_the_data_is_drawn_as_it_is_and_short() -> None:
+    figure = Figure()
+    text = figure.text(0, 0, draw.plain(r"$\frac{1}{2}$"))
+    figure.draw_without_rendering()
+    assert text._preprocess_math(text.get_text()) == (r"$\frac{1}{2}$", False)
+    assert draw.plain("a" * 50 + "b" * 50) == "a" * 30 + "…" + "b" * 30
+    assert draw.plain("\x1b[31m") == r"\x1b[31m"
+
+
 def test_labels_do_not_overlap_on_paper(make_sweep: Maker) -> None:
     figure = drawn(make_sweep(depths=(20, 32, 44, 56, 110)))
     figure.draw_without_rendering()

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,6 +153,96 @@ def test_an_experiment_file_with_a_syntax_error_is_named(
     (root / "experiment.py").write_text("def figures(:\n")
     assert main(["report", str(root)]) == 2
     assert f"{root / 'experiment.py'}:1: invalid syntax" in capsys.readouterr().err
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def link_outside(run: Path) -> None:
+    outside = run.parents[2] / "provenance.json"
+    (run / "provenance.json").rename(outside)
+    (run / "provenance.json").symlink_to(outside)
+
+
+def replace_by(kind: str, name: str = "") -> Callable[[Path], None]:
+    """Returns a function that puts a file or a folder where a run has its folder, or a file."""
+
+    def replace(run: Path) -> None:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.touch() if kind == "file" else path.mkdir()
+
+    return replace
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "a file and not a run folder": replace_by("file"),
+    "config.json: Is a directory": replace_by("folder", "config.json"),
+    "summary.json: damaged, not a summary": lambda run: edit(run / "summary.json", steps=None),
+    "a value is named seed, which": lambda run: edit(run / "summary.json", seed=5),
+    "diverged.json: damaged, not a step": lambda run: (run / "diverged.json").write_text("{}"),
+    "provenance.json is in ": link_outside,
+}
+NO_CURVE: dict[str, Callable[[Path], object]] = {
+    "metrics.jsonl: Is a directory": replace_by("folder", "metrics.jsonl"),
+    "a value is named folder, which": lambda run: (run / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train", "loss": 1, "error": 1, "folder": 1}\n'
+    ),
+}
+
+
+def test_each_odd_run_is_named_and_the_others_are_reported(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = list((ODD | NO_CURVE).values())
+    seeds = tuple(range(len(faults) + 2))
+    root = make_sweep(depths=(8,), shortcuts=("pad",), seeds=seeds, points=3)
+    for seed, fault in enumerate(faults):
+        fault(root / "runs" / f"depth8-pad-seed{seed}")
+    plan = json.loads((root / "sweep.json").read_text())
+    plan["runs"].append({"folder": "../elsewhere", "overrides": {}})
+    (root / "sweep.json").write_text(json.dumps(plan))
+    shutil.copytree(root / "runs" / f"depth8-pad-seed{seeds[-1]}", root.parent / "elsewhere")
+    assert main(["report", str(root)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    page = Page(root / "report.html")
+    for text in (*ODD, *NO_CURVE, "elsewhere is in "):
+        assert sum(text in line and "resjax: left out: " in line for line in told) == 1, text
+        assert text in page.text["header"]
+    whole = [f"runs/depth8-pad-seed{seed}" for seed in seeds[len(ODD) :]]
+    assert [row[0] for row in page.tables["runs"][1:]] == whole
+    assert [bool(run["test"]["values"]) for run in page.data["runs"]] == [False, False, True, True]
+
+
+def test_runs_that_are_all_damaged_are_one_line(
+    make_run: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("run")
+    (folder / "config.json").write_text("{")
+    assert main(["report", str(folder)]) == 2
+    assert "no run can be read" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_leaves_the_runs(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_sweep(depths=(8,), points=3)
+    (root / "sweep.json").write_text('{"runs": 3}')
+    assert main(["report", str(root)]) == 0
+    assert "sweep.json: damaged, no list of runs" in capsys.readouterr().err
+    assert len(Page(root / "report.html").tables["runs"]) == 7
+
+
+def test_text_of_runs_is_no_formula_in_a_figure_and_is_short(make_sweep: Maker) -> None:
+    names = (r"$\frac{", r"$\frac{$", "x" * 5000, "\x1b[31m\n")
+    root = make_sweep(depths=(8,), shortcuts=names[:2], seeds=(0,), points=3)
+    for run, name in zip(sorted((root / "runs").iterdir()), names[2:], strict=True):
+        config = json.loads((run / "config.json").read_text())
+        edit(run / "config.json", data=config["data"] | {"name": name})
+    page = Page(write_report(root))
+    assert names[0] in [row[1] for row in page.tables["runs"]]
+    assert (root / "figures" / "curves.pdf").exists()
 
 
 def test_a_report_that_cannot_be_written_is_one_line_and_may_go_elsewhere(

@@ -122,6 +122,24 @@ def test_a_failed_run_is_reported_and_the_others_go_on(planned, trained, tmp_pat
     assert ["Traceback" in path.read_text() for path in reports] == [True, True]
 
 
+def test_an_odd_file_concerns_its_run_alone(planned, trained, tmp_path, capsys):
+    launch(planned(), tmp_path / "w", "resjax sweep")
+    fieldless, file, folder, whole = folders(tmp_path / "w")
+    summary = json.loads((fieldless / "summary.json").read_text())
+    del summary["images_per_second"]
+    records.write_json(fieldless / "summary.json", summary)
+    shutil.rmtree(file)
+    file.touch()
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    capsys.readouterr()
+    assert launch(planned(), tmp_path / "w", "resjax sweep") == 2
+    states = dict(line.split("  ")[:2] for line in capsys.readouterr().out.splitlines())
+    assert states[fieldless.name] == states[whole.name] == "skipped"
+    assert states[file.name].startswith("failed: ")
+    assert states[folder.name].startswith("failed: ")
+
+
 def test_an_error_that_cannot_be_written_down_ends_neither_the_launch_nor_its_count(
     planned, trained, tmp_path, capsys
 ):

@@ -182,3 +182,9 @@ def test_sha256sum_accepts_the_list_of_files(checkpoints, tmp_path):
         if path.is_file() and path.name != CHECKSUMS
     }
     subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=folder, check=True)
+
+
+def test_a_folder_with_other_digits_or_leading_zeros_is_no_checkpoint(tmp_path):
+    for name in ("3", "٣", "²", "007", "+4", "1" * 200):
+        (tmp_path / name).mkdir()
+    assert CheckpointReader(tmp_path).steps() == [3, int("1" * 200)]
