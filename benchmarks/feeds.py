@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -257,15 +258,21 @@ def memory(plan: Plan) -> dict[str, Any]:
 def used_mebibytes() -> float:
     """Returns the memory of this process, its workers and their batches in shared memory.
 
-    A page that several processes share counts once (PSS).
+    On Linux a page that several processes share counts once (PSS).
     """
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    kibibytes = sum(
-        int(found[1])
-        for process in processes
-        if (found := re.search(r"Pss: *(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text()))
-    )
-    return kibibytes / 2**10 + shutil.disk_usage(SHARED_MEMORY).used / 2**20
+    shared = shutil.disk_usage(SHARED_MEMORY).used if SHARED_MEMORY.is_dir() else 0
+    return sum(map(_kibibytes, processes)) / 2**10 + shared / 2**20
+
+
+def _kibibytes(process: int | None) -> int:
+    """Returns the memory of a process: its PSS, or its RSS where the system has no /proc."""
+    smaps = Path(f"/proc/{process}/smaps_rollup")
+    if smaps.exists():
+        found = re.search(r"Pss: *(\d+)", smaps.read_text())
+        return int(found[1]) if found else 0
+    command = ["ps", "-o", "rss=", "-p", str(process)]
+    return int(subprocess.run(command, capture_output=True, text=True).stdout or 0)
 
 
 PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {

@@ -72,7 +72,7 @@ def verify_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
       DamagedError: a file is missing, has changed, or is not listed.
     """
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         files = {str(path.relative_to(folder)): path for path in _files(folder)}
         if missing := sorted((listed.keys() | {*unlisted}) - files.keys()):

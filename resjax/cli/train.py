@@ -58,7 +58,7 @@ def run(args: Namespace) -> None:
     enable_compilation_cache()
     trainer = trainer_for(config)  # the last check that can refuse, before anything is written
     with (
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         distributed.exit_when_peer_is_lost(),
         stop_on_signals(together=joins, notify=notify, save_on=args.save_on) as stop,
     ):

@@ -142,7 +142,7 @@ def _release(
     return Release(partial(READERS[format], **options), archives, optional)
 
 
-_TABLE = tomllib.loads(resources.files("resjax.data").joinpath("archives.toml").read_text())
+_TABLE = tomllib.loads(resources.files("resjax.data").joinpath("archives.toml").read_text("utf-8"))
 # By TFDS's name; the first release is the one that is downloaded.
 RELEASES = {name: [_release(**entry) for entry in entries] for name, entries in _TABLE.items()}
 

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -52,7 +53,7 @@ def list_prepared() -> Iterator[PreparedSet]:
         if folder != _newest(folder.parent):
             continue
         try:
-            info = json.loads((folder / "dataset_info.json").read_text())
+            info = json.loads((folder / "dataset_info.json").read_bytes())
             images = {
                 split["name"]: sum(map(int, split.get("shardLengths", ())))
                 for split in info["splits"]
@@ -82,7 +83,7 @@ def find_prepared(name: str) -> Path:
     configs = [inner.name for inner in sorted(root.glob("*/")) if _newest(inner)]
     if configs and not version:
         default = root / ".config" / "metadata.json"  # TFDS's record of the default
-        chosen = json.loads(default.read_text())["default_config_name"] if default.exists() else ""
+        chosen = json.loads(default.read_bytes())["default_config_name"] if default.exists() else ""
         if chosen in configs or len(configs) == 1:
             return find_prepared(f"{path}/{chosen if chosen in configs else configs[0]}")
         raise DataError(f"{path} has several configurations; name one: {path}/{configs[0]}, ...")
@@ -193,7 +194,8 @@ def _shards(folder: Path, split: str) -> tuple[list["_Shard"], list[int]]:
     instructions = _builder(folder).info.splits[split].file_instructions
     # All shards stay open. ImageNet's 1,024 are more files than the default limit of most systems.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
+    with suppress(OSError, ValueError):  # macOS refuses what is near "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + len(instructions), hard), hard))
     shards = [_Shard(os.fspath(instruction.filename)) for instruction in instructions]
     return shards, list(accumulate(instruction.take for instruction in instructions))
 

@@ -131,7 +131,7 @@ class Prefetcher(Iterator[Batch]):
         self._requests = requests
         self._folder = tempfile.TemporaryDirectory(
             prefix=f"resjax-{os.getpid()}-",
-            dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None,
+            dir=SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None,
         )
         self._executor: futures.Executor
         self._make: Callable[[BatchRequest], Batch | StoredBatch] = make

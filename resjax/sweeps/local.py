@@ -165,7 +165,7 @@ def _train_in_workers(queue: RunQueue, number: int, stop: StopRequest) -> int:
 
 def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "experiment.py", plan.experiment.read_text())
+    write_atomically(workdir / "experiment.py", plan.experiment.read_bytes())
     runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
     content = {
         "experiment": experiment_name(plan.experiment),

@@ -307,7 +307,7 @@ def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """Returns the names of the classes of ILSVRC 2012 in its order, as torchvision writes them."""
-    text = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text()
+    text = resources.files("resjax.transfer").joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
 
 
@@ -319,7 +319,7 @@ def apply_options(weights: Weights, options: Options) -> Weights:
     """
     if file := options.class_names:
         try:
-            names = tuple(file.read_text().splitlines())
+            names = tuple(file.read_text("utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as text") from error
         if len(names) != (classes := weights.model["classes"]):

@@ -2,7 +2,8 @@
 
 JAX's key of an entry holds the program, its options, the version of XLA and the device, for a CPU
 with its instruction set, so hosts that share a home folder do not load each other's code. It does
-not hold the number of cores, among which XLA divides work when it compiles; the folder's name does.
+not hold the number of threads, among which XLA divides work when it compiles; the folder's name
+does.
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import filelock
 import jax
 
-from resjax.machine import available_cores
+from resjax.machine import threads
 
 MAX_BYTES = 2**30
 """The size at which JAX removes the entries that were not used for longest."""
@@ -49,7 +50,7 @@ def enable_compilation_cache() -> None:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of programs for this number of cores, among the user's caches.
+    """Returns the folder of programs for this number of threads, among the user's caches.
 
     Raises:
       RuntimeError: this user has no home folder.
@@ -58,7 +59,7 @@ def cache_folder() -> Path:
         caches = Path(chosen)
     else:
         caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return caches / "resjax" / f"xla-{available_cores()}-cores"
+    return caches / "resjax" / f"xla-{threads()}-threads"
 
 
 def _remove_incomplete(folder: Path) -> None:

@@ -300,7 +300,9 @@ with stream(ArrayExamples(split, "black"), order, batch_size=7, seed=0, workers=
 
 def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")  # of a zombie, where nobody reaps orphans
+        return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
 

@@ -16,7 +16,7 @@ print(jax.jit(lambda x: 2 * x)(jax.numpy.ones(3)))
 
 
 def entries(caches):
-    return {path.name: path for path in caches.glob("resjax/xla-*-cores/*-cache")}
+    return {path.name: path for path in caches.glob("resjax/xla-*-threads/*-cache")}
 
 
 @pytest.fixture
