@@ -91,6 +91,16 @@ def unrolled_paths(params: Any) -> dict[str, tuple[str, ...]]:
     return paths
 
 
+def unrolled_shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of the unrolled network by path, from either layout."""
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(variables)}
+    return {
+        path: shapes[name] if paths == (name,) else shapes[name][1:]
+        for name, paths in unrolled_paths(variables).items()
+        for path in paths
+    }
+
+
 def _map_stages(change: Callable[[Variables], Variables], variables: Variables) -> Variables:
     return {
         collection: {

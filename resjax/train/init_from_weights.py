@@ -12,7 +12,7 @@ from resjax.config import Config, Transfer
 from resjax.data.normalization import Statistics
 from resjax.disk import digest
 from resjax.errors import UserError, first_few
-from resjax.models.layout import Variables, path_name, scanned, unrolled_paths
+from resjax.models.layout import Variables, path_name, scanned, unrolled_shapes
 from resjax.train.checkpoint_reader import differences
 from resjax.train.load_weights import load_weights
 from resjax.transfer.importing import imagenet_classes
@@ -166,11 +166,5 @@ def provenance(config: Config, initial: Weights | None) -> dict[str, Any]:
 
 
 def _shapes(variables: Variables, ignored: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each array of the unrolled layout by path, from either layout."""
-    sizes = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(variables)}
-    return {
-        path: sizes[name] if paths == (name,) else sizes[name][1:]
-        for name, paths in unrolled_paths(variables).items()
-        for path in paths
-        if not path.startswith(ignored)
-    }
+    shapes = unrolled_shapes(variables)
+    return {path: shape for path, shape in shapes.items() if not path.startswith(ignored)}

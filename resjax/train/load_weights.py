@@ -20,14 +20,12 @@ from resjax.transfer.importing import Options, apply_options, import_weights
 from resjax.transfer.surgery import with_channels
 from resjax.transfer.weights import (
     Weights,
-    describe_fault,
     describe_run,
-    flatten,
     from_description,
     is_weights_folder,
+    require_usable,
     unflatten,
 )
-from resjax.user_code import require_trusted
 
 EMA = "ema/", "average/"  # prefixes of the EMA's arrays; runs of resjax 0.1 have the second
 
@@ -54,9 +52,10 @@ def load_weights(
       UserError: there are no weights, they are damaged, or an array is not finite.
     """
     weights = _load(source, which, warn, options or Options())
-    require_trusted([weights.model.get("block"), weights.model.get("shortcut")], str(source))
-    if fault := describe_fault(flatten(weights.variables)):
-        raise UserError(f"{source}: {fault}; the weights are unusable")
+    try:
+        require_usable(weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     return weights
 
 

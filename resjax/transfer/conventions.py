@@ -90,8 +90,14 @@ def of_hugging_face(config: Mapping[str, Any], channels: int) -> tuple[Statistic
 
 
 def _statistics(given: tuple[Any, Any], channels: int) -> Statistics:
-    """Returns statistics for a number of channels: the mean of RGB's for any other than three."""
-    mean, std = (np.asarray(values, np.float32) for values in given)
+    """Returns statistics for a number of channels: the mean of RGB's for any other than three.
+
+    Raises:
+      ValueError: they are those of another number of channels.
+    """
+    mean, std = (np.asarray(values, np.float32).reshape(-1) for values in given)
+    if len(mean) != len(std) or len(mean) not in (1, 3, channels):
+        raise ValueError(f"statistics of {len(mean)} and {len(std)} channels")
     if len(mean) != channels:
         mean, std = np.full(channels, mean.mean()), np.full(channels, std.mean())
     return Statistics(mean.astype(np.float32), std.astype(np.float32))

@@ -14,13 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from resjax.data.normalization import Statistics
 from resjax.disk import digest
 from resjax.errors import UserError, first_few
 from resjax.models.presets import ARCHITECTURE, architecture
-from resjax.models.resnet import build
 from resjax.transfer import assumptions, conventions, sources
 from resjax.transfer.files import Arrays, file_in, read_arrays
 from resjax.transfer.naming import (
@@ -33,8 +32,15 @@ from resjax.transfer.naming import (
 )
 from resjax.transfer.recognition import UnknownNetworkError, recognize
 from resjax.transfer.surgery import backbone
-from resjax.transfer.weights import Weights, flatten, from_description, unflatten
-from resjax.user_code import require_trusted
+from resjax.transfer.weights import (
+    Preprocessing,
+    Weights,
+    from_description,
+    network_shapes,
+    reading,
+    require_network,
+    unflatten,
+)
 
 # Heads of classifiers, and those of self-supervised training, by their names in all libraries.
 HEADS = re.compile(
@@ -183,10 +189,11 @@ def _description(file: Arrays) -> dict[str, Any] | None:
     text = file.metadata.get("header", {}).get("resjax")
     if not text:
         return None
-    description: dict[str, Any] = json.loads(text)
-    model = description["model"]
-    require_trusted([model.get("block"), model.get("shortcut")], "its metadata")
-    return description
+    with reading("what its metadata say of the network"):
+        description: dict[str, Any] = json.loads(text)
+        model = dict(description["model"])
+        require_network(model)
+        return {**description, "model": model}
 
 
 def _shown(translated: Translated, options: Options) -> tuple[dict[str, np.ndarray], Any]:
@@ -205,12 +212,13 @@ def _facts(source: str, file: Arrays, options: Options) -> dict[str, Any]:
     """Returns what everything but the arrays says about them, and what the user does."""
     config = file.metadata.get("config", {})
     names = source, str(config.get("architecture", "")), file.metadata.get("architecture", "")
-    return {
-        **assumptions.from_names(*names),
-        **assumptions.from_other_arrays(file.arrays, options.prefix),
-        **assumptions.from_config(config),
-        **options.hidden.known(),
-    }
+    with reading("its config.json"):
+        return {
+            **assumptions.from_names(*names),
+            **assumptions.from_other_arrays(file.arrays, options.prefix),
+            **assumptions.from_config(config),
+            **options.hidden.known(),
+        }
 
 
 def _with_preprocessing(path: Path, file: Arrays, network: Network) -> Weights:
@@ -223,18 +231,20 @@ def _with_preprocessing(path: Path, file: Arrays, network: Network) -> Weights:
     if network.description:
         return from_description({**network.description, "model": model}, variables, source)
     config = file.metadata.get("config", {})
-    channels = _channels(network.arrays)
-    if timm := config.get("pretrained_cfg"):
-        statistics, preprocessing = conventions.of_timm(timm, channels)
-    elif processor := file.metadata.get("preprocessor"):
-        statistics, preprocessing = conventions.of_hugging_face(processor, channels)
-    else:
-        small = model["stem"] == "cifar"
-        statistics, preprocessing = conventions.of_library(
-            network.library, path.name, channels, small=small
-        )
-    names = _class_names(config, model["classes"])
+    with reading("its config.json or preprocessor_config.json"):
+        statistics, preprocessing = _preprocessing(path, file, network)
+        names = _class_names(config, model["classes"])
     return Weights(model, variables, statistics, preprocessing, names, source)
+
+
+def _preprocessing(path: Path, file: Arrays, network: Network) -> tuple[Statistics, Preprocessing]:
+    config, channels = file.metadata.get("config", {}), _channels(network.arrays)
+    if timm := config.get("pretrained_cfg"):
+        return conventions.of_timm(timm, channels)
+    if processor := file.metadata.get("preprocessor"):
+        return conventions.of_hugging_face(processor, channels)
+    small = network.model["stem"] == "cifar"
+    return conventions.of_library(network.library, path.name, channels, small=small)
 
 
 def _channels(arrays: Mapping[str, np.ndarray]) -> int:
@@ -244,10 +254,7 @@ def _channels(arrays: Mapping[str, np.ndarray]) -> int:
 def _require_complete(translated: Translated, model: Mapping[str, Any], without_head: bool) -> None:
     """Raises UserError if an array is missing, left over, or has a wrong shape."""
     arrays = translated.arrays
-    network = build({**model, "loop": "unroll"})
-    images = jax.ShapeDtypeStruct((1, 64, 64, _channels(arrays)), np.float32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    shapes = {path: array.shape for path, array in flatten(variables).items()}
+    shapes = network_shapes(model, _channels(arrays))
     missing = [path for path in shapes if path not in arrays]
     wrong = [
         f"{path} is {arrays[path].shape} and should be {shape}"

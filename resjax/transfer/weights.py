@@ -6,26 +6,33 @@ the digests of both.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import Config
+from resjax.config.schema import FIELDS
 from resjax.data.crops import usual_shorter_side
 from resjax.data.decoding import Interpolation
 from resjax.data.normalization import Statistics
 from resjax.disk import DamagedError, verify_checksums, write_atomically, write_checksums
-from resjax.errors import UserError
-from resjax.models.layout import Variables
+from resjax.errors import UserError, first_few, one_line
+from resjax.models.layout import Variables, unrolled_shapes
+from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.models.resnet import ResNet, build
+from resjax.run_files import read_json_object
+from resjax.user_code import require_trusted
 
 ARRAYS = "weights.safetensors"
 # Model fields that change how a network is trained or compiled, but not what it computes.
+LARGEST_SIDE = 1 << 14  # of an image in pixels
 TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
 
 
@@ -42,6 +49,17 @@ class Preprocessing:
     channels: int = 3
     interpolation: Interpolation = "bilinear"
     squash: bool = False  # resize both sides to `shorter_side`, which changes the aspect ratio
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a field, which may come from a file, has a value that none has."""
+        for name in ("size", "shorter_side", "channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= LARGEST_SIDE:
+                raise ValueError(f"{name} must be a whole number from 1 to {LARGEST_SIDE:,}")
+        if self.shorter_side < self.size:
+            raise ValueError(f"a square of {self.size} needs a shorter side of as much")
+        if self.interpolation not in get_args(Interpolation) or not isinstance(self.squash, bool):
+            raise ValueError("interpolation or squash has an unknown value")
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ def describe_run(
     if height == width:
         resized = streamed and config.data.image_size is not None
         shorter_side = usual_shorter_side(height) if resized else height
-        preprocessing = Preprocessing(height, shorter_side, channels)
+        preprocessing = Preprocessing(int(height), int(shorter_side), int(channels))
     model = {k: v for k, v in asdict(config.model).items() if k not in TRAINING_ONLY}
     if config.task.name != "classification":
         class_names = ()
@@ -136,23 +154,91 @@ def from_description(
     """Returns weights from what `describe` or `describe_run` returned, and their arrays.
 
     Raises:
-      UserError: the images are not square, so no preprocessing leads to them.
+      UserError: the description is damaged, or the images are not square, so no preprocessing
+        leads to them.
     """
-    if description["preprocessing"] is None:
-        raise UserError(
-            "was trained on images that are not square, which weights cannot describe; train on "
-            "square ones, such as with data.image_size"
+    with reading("the description"):
+        if description["preprocessing"] is None:
+            raise UserError(
+                "was trained on images that are not square, which weights cannot describe; train "
+                "on square ones, such as with data.image_size"
+            )
+        arrays = description.get("statistics", description)  # older exports have them at the top
+        mean, std = (np.asarray(arrays[name], np.float32) for name in ("mean", "std"))
+        return Weights(
+            model=dict(description["model"]),
+            variables=variables,
+            statistics=Statistics(mean, std),
+            preprocessing=Preprocessing(**description["preprocessing"]),
+            class_names=tuple(description["class_names"]),
+            source=dict(source),
         )
-    arrays = description.get("statistics", description)  # older exports have them at the top
-    mean, std = (np.asarray(arrays[name], np.float32) for name in ("mean", "std"))
-    return Weights(
-        model=description["model"],
-        variables=variables,
-        statistics=Statistics(mean, std),
-        preprocessing=Preprocessing(**description["preprocessing"]),
-        class_names=tuple(description["class_names"]),
-        source=source,
-    )
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns errors from values of a wrong type, in a file of a known format, into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{what} is damaged ({one_line(error, 160)})") from error
+
+
+def require_network(model: Mapping[str, Any]) -> None:
+    """Checks the fields of a network, which may come from anywhere, before it is built.
+
+    Raises:
+      UserError: there is no such network, or its code is not ours and the user has not named it.
+    """
+    require_trusted([model.get("block"), model.get("shortcut")], "the description")
+    with reading("the description"):
+        for name, value in model.items():
+            if name != "classes":
+                FIELDS[f"model.{name}"].check(value, f"model.{name}")
+        architecture(**{name: model[name] for name in ARCHITECTURE if name in model})
+        classes = model["classes"]
+        if not isinstance(classes, int) or not 0 <= classes <= LARGEST_SIDE**2:
+            raise ValueError("classes must be a whole number")
+
+
+def network_shapes(model: Mapping[str, Any], channels: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of a network by path, in the unrolled layout."""
+    network = build({**model, "loop": "scan"})
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
+    return unrolled_shapes(jax.eval_shape(network.init, jax.random.key(0), images))
+
+
+def require_usable(weights: Weights) -> None:
+    """Checks weights that may come from anywhere.
+
+    Raises:
+      UserError: as `require_network`; the arrays are not those of the network or not finite, or
+        images cannot be normalized or classified as described.
+    """
+    model, images, statistics = weights.model, weights.preprocessing, weights.statistics
+    require_network(model)
+    arrays = flatten(weights.variables)
+    with reading("the description"):
+        if not all(isinstance(name, str) for name in weights.class_names):
+            raise ValueError("a class name is not text")
+        if len(weights.class_names) not in (0, model["classes"]):
+            raise ValueError(
+                f"it names {len(weights.class_names):,} of {model['classes']:,} classes"
+            )
+        shape = (images.size, images.size, images.channels)
+        for array in statistics[:2]:
+            if np.broadcast_shapes(array.shape, shape) != shape:
+                raise ValueError(f"statistics of shape {array.shape} for images of {shape}")
+        if not (np.isfinite(statistics.mean).all() and (statistics.std > 0).all()):
+            raise ValueError("a mean is not finite, or a standard deviation is not above 0")
+        expected = network_shapes(model, images.channels)
+        shapes = {path: np.shape(array) for path, array in arrays.items()}
+        if other := [path for path in shapes | expected if shapes.get(path) != expected.get(path)]:
+            raise ValueError(f"the arrays are those of another network: {first_few(other, 2)}")
+    if fault := describe_fault(arrays):
+        raise UserError(f"{fault}; the weights are unusable")
 
 
 def is_weights_folder(path: Path) -> bool:
@@ -184,20 +270,26 @@ def load(folder: Path) -> Weights:
     Raises:
       UserError: it is not a weights folder, or is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     if not is_weights_folder(folder):
         raise UserError(f"{folder} is not a weights folder: it has no {DESCRIPTION}")
     try:
         verify_checksums(folder)
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+        description = read_json_object(folder / DESCRIPTION)
         arrays = load_file(folder / ARRAYS)
-    except DamagedError as error:
-        raise UserError(f"{folder} is damaged: {error}; import the weights again") from error
+    except (DamagedError, SafetensorError, FileNotFoundError) as error:
+        reason = one_line(error) if isinstance(error, SafetensorError) else error
+        raise UserError(f"{folder} is damaged: {reason}; import the weights again") from error
     if "statistics/mean" in arrays:  # as resjax 0.1 wrote them
         mean, std = arrays.pop("statistics/mean"), arrays.pop("statistics/std")
         description["statistics"] = {"mean": mean, "std": std}
-    return from_description(description, unflatten(arrays), description["source"])
+    try:
+        variables = unflatten(arrays)
+        return from_description(description, variables, description.get("source", {}))
+    except UserError as error:
+        raise UserError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def summarize(weights: Weights) -> str:

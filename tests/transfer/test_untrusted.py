@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -10,17 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import resjax
 from resjax import user_code
 from resjax.cli import main
+from resjax.disk import write_checksums
 from resjax.errors import UserError
 from resjax.inference.images import each_image, find_images
 from resjax.transfer import keras_file
 from resjax.transfer.exporting import export_torchvision
 from resjax.transfer.weights import save
 
+TIMM = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 EVIL = "open('executed', 'w').close()\n"
 
 
@@ -81,7 +85,7 @@ def test_a_weights_folder_imports_no_module(command, kind, weights, folder, caps
 def test_metadata_of_an_export_import_no_module(weights, folder, capsys):
     (folder / "evil.py").write_text(EVIL)
     assert main(["import", as_export(weights), "--out=out"]) == 2
-    assert "its metadata: names 'evil:Block'" in capsys.readouterr().err
+    assert "names 'evil:Block'" in capsys.readouterr().err
     assert not (folder / "executed").exists()
 
 
@@ -120,6 +124,119 @@ def test_no_child_process_searches_the_current_folder(folder, foreign, monkeypat
         workers=1,
     )
     assert not (folder / "executed").exists()
+
+
+# Descriptions.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"model": value} for value in (None, [], "basic", 3)),
+        *({"model": {name: value}} for name in ("depth", "width", "block", "classes", "x")
+          for value in (None, -1, "y", [1], {})),
+        *({"model": {"stem_pool": value}} for value in (-1, "y", [1], {})),
+        {"model": {"depth": 11}},
+        {"model": {"classes": 7}},
+        *({"preprocessing": value} for value in ([], "x", 3, {"size": 0})),
+        *({"preprocessing": {name: value}}
+          for name in ("size", "shorter_side", "channels", "squash", "interpolation", "x")
+          for value in (None, -1, 1.5, "y", 10**9)),
+        *({"statistics": value} for value in (None, [], 3, {})),
+        *({"statistics": {name: value}} for name in ("mean", "std")
+          for value in (None, "x", [0.5] * 100, [[1.0, "a"]], {}, [float("nan")] * 3)),
+        {"statistics": {"std": [1.0, 0.0, 1.0]}},
+        {"statistics": {"std": [1.0, -1.0, 1.0]}},
+        *({"class_names": value} for value in (None, 3, "abcdef", [1, 2, 3, 4, 5], ["a"])),
+        *({"source": value} for value in (3, "x", [1])),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["folder", "export"])
+def test_a_description_of_wrong_types_or_values_is_one_line(change, kind, weights, folder, capsys):
+    if kind == "folder":
+        described = Path(as_folder(weights)) / "weights.json"
+        described.write_text(changed(described.read_text(), change))
+        write_checksums(Path("weights"))
+        source = "weights"
+    else:
+        source = "w.safetensors"
+        export_torchvision(weights, Path(source))
+        with safe_open(source, "numpy") as file:
+            text = changed(file.metadata()["resjax"], change)
+        save_file(load_file(source), source, {"resjax": text})
+    if kind == "export" and "source" in change:
+        return  # an export has none
+    code, told = main(["import", source, "--out=out"]), capsys.readouterr().err
+    assert code == 2, told
+    assert told.splitlines()[-1].startswith("resjax: error: ")
+    assert "Traceback" not in told
+    assert source in told
+
+
+def changed(text, change):
+    """A description with another value, or with other values inside of one."""
+    described = json.loads(text)
+    for name, value in change.items():
+        whole = not isinstance(value, dict) or not value
+        described[name] = value if whole else described[name] | value
+    return json.dumps(described)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"architecture": "r", "pretrained_cfg": value} for value in (
+            3, [1], "x", {"input_size": [3, 9, 9]},
+            TIMM | {"mean": [0.5] * 100}, TIMM | {"std": [0] * 3},
+            TIMM | {"crop_pct": 0}, TIMM | {"crop_pct": "x"}, TIMM | {"input_size": 3},
+            TIMM | {"input_size": [3, 10**9, 10**9]}, TIMM | {"mean": None})),
+        *({"architecture": "r", "model_args": value} for value in (3, [1], {"output_stride": [8]})),
+        *({"model_type": "resnet", "hidden_act": value} for value in (3, None, [])),
+        *({"model_type": "resnet", "id2label": value} for value in (
+            dict.fromkeys("abcde", "x"),)),
+        {"model_type": "resnet", "label_names": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_of_wrong_types_or_values_is_one_line(config, weights, folder, capsys):
+    export_torchvision(weights, Path("w.safetensors"))
+    save_file(load_file("w.safetensors"), "w.safetensors")
+    Path("config.json").write_text(json.dumps(config))
+    code, told = main(["import", "w.safetensors", "--out=out"]), capsys.readouterr().err
+    assert code == 2, told
+    assert told.splitlines()[-1].startswith("resjax: error: ")
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [{"size": value} for value in ("x", [], {"shortest_edge": "y"}, {"shortest_edge": 0}, -1)]
+    + [{"size": 32, "crop_pct": value} for value in (0, "x", [])]
+    + [{"image_std": [0, 0, 0]}, {"image_mean": "x"}, {"image_mean": [0.5] * 100}]
+    + [{"resample": []}],
+    ids=str,
+)  # fmt: skip
+def test_a_processor_of_wrong_types_or_values_is_one_line(processor, weights, folder, capsys):
+    export_torchvision(weights, Path("w.safetensors"))
+    save_file(load_file("w.safetensors"), "w.safetensors")
+    Path("preprocessor_config.json").write_text(json.dumps(processor))
+    code, told = main(["import", "w.safetensors", "--out=out"]), capsys.readouterr().err
+    assert code == 2, told
+    assert told.splitlines()[-1].startswith("resjax: error: ")
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_modes_of_the_users_umask(umask, weights, folder):
+    before = os.umask(umask)
+    try:
+        as_folder(weights)
+        export_torchvision(weights, Path("w.safetensors"))
+    finally:
+        os.umask(before)
+    files = [Path("w.safetensors"), *Path("weights").iterdir()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
 # Memory and time.
