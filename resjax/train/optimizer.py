@@ -112,7 +112,7 @@ def with_schedule(
     def update(
         updates: Any, state: ScheduledState, params: Any = None, *, step: Any, **extra: Any
     ) -> tuple[Any, ScheduledState]:
-        rate = jnp.asarray(schedule(step), jnp.float32)
+        rate = jnp.asarray(schedule(step), float)
         warm = state.warmup
         if warm is not None:
             rate = rate * jnp.where(warm.done, 1.0, WARMUP_FACTOR)
