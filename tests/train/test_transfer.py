@@ -26,6 +26,7 @@ from resjax.train.trainer import Dispatch, Trainer, trainer_for
 from resjax.train.verify import verify
 from resjax.transfer import weights
 from resjax.transfer.importing import imagenet_classes
+from resjax.transfer.surgery import backbone
 from resjax.transfer.weights import Preprocessing, Weights, flatten
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
@@ -165,9 +166,7 @@ def wrong(tmp_path, what):
         weights.save(random_weights(classes=1000), folder)
         return configured(folder)
     if what == "no head":
-        given = random_weights()
-        del given.variables["params"]["head"]
-        weights.save(given, folder)
+        weights.save(backbone(random_weights()), folder)
         return configured(folder)
     weights.save(random_weights(), folder)
     return configured(folder, model__width=8)
