@@ -125,7 +125,8 @@ class Data:
     trivial_augment: bool = False
     """Apply one operation of TrivialAugment (wide) to every training image."""
     cutout: NonNegative = 0
-    """Side in pixels of a square of zeros at a random place of every training image."""
+    """Side in pixels of a square of zeros at a random place of every training image. An odd side is
+    exact; the code of DeVries & Taylor 2017 makes it one pixel smaller."""
     random_erasing: Annotated[float, Bounds(ge=0, le=1)] = 0.0
     """Probability of erasing a random rectangle of a training image."""
     mixup: Strength = 0.0

@@ -296,7 +296,8 @@ def mixing_weights(
     alpha = jnp.where(pastes, cutmix, mixup)
     share = jax.random.beta(share_key, alpha, alpha)
     sides = jnp.sqrt(1 - share) * jnp.array([height, width])
-    pasted = box_mask(random_pixel(place_key, height, width), sides.astype(int), height, width)
+    even = sides.astype(int) // 2 * 2  # the paper's code goes half a side from the center, twice
+    pasted = box_mask(random_pixel(place_key, height, width), even, height, width)
     return jnp.where(pastes, 1.0 - pasted, share)
 
 

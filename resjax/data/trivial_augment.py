@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, UInt8
 
 LEVELS = 256  # values of a byte
 STRENGTHS = 31  # per operation
@@ -44,7 +44,22 @@ WIDE = {
     "equalize": Range(),
 }
 OPERATIONS = tuple(WIDE)
-_STRENGTHS = np.array([np.linspace(low, high, STRENGTHS) for low, high, _ in WIDE.values()])
+
+
+def strengths(operation: Range) -> Float32[np.ndarray, "strengths"]:
+    """Returns the strengths of an operation as PyTorch's `linspace` rounds them.
+
+    It counts from the nearer end, with steps in float32, so that the middle translation is of
+    15.999999 pixels, which are truncated to 15.
+    """
+    low, high = np.float32(operation[:2])
+    step = float((high - low) / np.float32(STRENGTHS - 1))
+    index = np.arange(STRENGTHS)
+    from_low, from_high = low + step * index, high - step * index[::-1]
+    return np.where(index < STRENGTHS // 2, from_low, from_high).astype(np.float32)
+
+
+_STRENGTHS = np.array([strengths(operation) for operation in WIDE.values()])
 _SIGNED = np.array([operation.signed for operation in WIDE.values()])
 
 Pixels = Int[Array, "h w c"]  # 0 to 255
@@ -64,7 +79,7 @@ def trivial_augment(
         operation_key, strength_key, sign_key = jax.random.split(key, 3)
         operation = jax.random.randint(operation_key, (), 0, len(WIDE))
         strength = jax.random.randint(strength_key, (), 0, STRENGTHS)
-        magnitude = jnp.asarray(_STRENGTHS, jnp.float32)[operation, strength]
+        magnitude = jnp.asarray(_STRENGTHS)[operation, strength]
         negative = jnp.asarray(_SIGNED)[operation] & jax.random.bernoulli(sign_key)
         return operate(image, operation, jnp.where(negative, -magnitude, magnitude))
 

@@ -283,6 +283,21 @@ def test_shares_are_distributed_as_in_the_papers():
     assert ks_2samp(pasted, expected).pvalue > 0.01
 
 
+def test_a_pasted_box_has_the_sides_of_the_papers_code():
+    # It goes half a side, rounded down, from the center both ways.
+    height, width = 7, 9
+    draw = quick(jax.vmap(mixing_weights, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
+    seen = set()
+    for weights in np.asarray(draw(keys(0, 2000), height, width, 0.0, 1.0)):
+        rows, columns = np.flatnonzero((weights == 0).any(1)), np.flatnonzero((weights == 0).any(0))
+        seen.add((len(rows), len(columns)))
+        for inside, side in ((rows, height), (columns, width)):
+            if len(inside) and inside[0] > 0 and inside[-1] < side - 1:
+                assert len(inside) % 2 == 0
+    assert (6, 8) in seen
+    assert not any(rows == height or columns == width for rows, columns in seen)
+
+
 def test_with_both_half_of_the_batches_use_cutmix():
     draw = quick(jax.vmap(mixing_weights, in_axes=(0, *[None] * 4)), static_argnums=(1, 2, 3, 4))
     weights = np.asarray(draw(keys(0, 1000), 8, 8, 1.0, 1.0))

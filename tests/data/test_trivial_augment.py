@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 from sklearn.datasets import load_digits
 
 from resjax.data.trivial_augment import OPERATIONS, STRENGTHS, WIDE, operate, trivial_augment
+from resjax.data.trivial_augment import strengths as trivial_augment_strengths
 from resjax.xla.compile_options import quick_compile
 
 ENHANCEMENTS = {
@@ -23,9 +24,8 @@ apply = jax.jit(
 
 
 def strengths(name):
-    low, high, signed = WIDE[name]
-    positive = np.linspace(low, high, STRENGTHS)
-    return np.concatenate([positive, -positive]) if signed else positive
+    positive = trivial_augment_strengths(WIDE[name]).astype(float)
+    return np.concatenate([positive, -positive]) if WIDE[name].signed else positive
 
 
 def affine(name, magnitude, height, width):
@@ -131,7 +131,7 @@ def test_the_space_equals_torchvisions():
         assert signed == WIDE[name].signed
         ours = strengths(name)[:STRENGTHS]
         ours = np.round(ours) if name == "posterize" else ours
-        np.testing.assert_allclose(ours, magnitudes.numpy(), atol=1e-5)
+        np.testing.assert_array_equal(ours, magnitudes.numpy())
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -153,3 +153,13 @@ def test_operations_equal_torchvisions_on_tensors_within_one_level(image, name):
         if name in WARPS:
             far &= from_border(image, name, strength) > 1e-3
         assert not far.any()
+
+
+@pytest.mark.parametrize(("strength", "pixels"), [(0, 0), (14, 14), (15, 15), (16, 17), (30, 32)])
+def test_a_translation_moves_as_many_pixels_as_torchvisions(strength, pixels):
+    image = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None], (2, 64, 1))
+    magnitude = trivial_augment_strengths(WIDE["translate_x"])[strength : strength + 1]
+    (moved,) = apply(image, OPERATIONS.index("translate_x"), magnitude)
+    expected = np.zeros_like(image)
+    expected[:, pixels:] = image[:, : 64 - pixels]
+    np.testing.assert_array_equal(moved, expected)
