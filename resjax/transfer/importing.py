@@ -334,6 +334,10 @@ def apply_options(weights: Weights, options: Options) -> Weights:
         weights = replace(weights, class_names=names)
     if size := options.image_size:
         images = weights.preprocessing
+        if weights.statistics.mean.shape[:-1] not in ((), (size, size)):
+            raise UserError(
+                f"--image-size={size}: the weights subtract a mean image of {images.size} pixels"
+            )
         shorter_side = round(images.shorter_side * size / images.size)
         images = replace(images, size=size, shorter_side=shorter_side)
         weights = replace(weights, preprocessing=images)

@@ -230,7 +230,7 @@ def test_statistics_of_a_mean_image_need_images_of_its_size(tmp_path):
             given.model,
             given.variables,
             Statistics(mean, np.ones((), np.float32)),
-            given.preprocessing,
+            Preprocessing(9, 9, 1),
         ),
         tmp_path / "w",
     )

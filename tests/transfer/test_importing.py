@@ -412,6 +412,16 @@ def test_options_about_foreign_files_do_not_apply_to_our_own(weights, tmp_path, 
     assert main(command) == 0
 
 
+def test_weights_with_a_mean_image_keep_their_image_size(weights, tmp_path, capsys):
+    mean = np.full((32, 32, 3), 0.5, np.float32)
+    given = replace(weights, statistics=weights.statistics._replace(mean=mean))
+    folders.save(given, tmp_path / "w")
+    command = ["import", str(tmp_path / "w"), f"--out={tmp_path / 'out'}"]
+    assert main([*command, "--image-size=64"]) == 2
+    assert "subtract a mean image of 32 pixels" in capsys.readouterr().err
+    assert main([*command, "--image-size=32"]) == 0
+
+
 def test_a_missing_file_is_one_line(tmp_path, capsys):
     assert main(["import", str(tmp_path / "none.pth"), f"--out={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
