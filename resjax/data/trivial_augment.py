@@ -52,7 +52,7 @@ def strengths(operation: Range) -> Float32[np.ndarray, "strengths"]:
     It counts from the nearer end, with steps in float32, so that the middle translation is of
     15.999999 pixels, which are truncated to 15.
     """
-    low, high = np.float32(operation[:2])
+    low, high = np.float32(operation.weakest), np.float32(operation.strongest)
     step = float((high - low) / np.float32(STRENGTHS - 1))
     index = np.arange(STRENGTHS)
     from_low, from_high = low + step * index, high - step * index[::-1]
