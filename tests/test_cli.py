@@ -134,6 +134,14 @@ def test_evaluate_takes_the_checkpoint_like_predict_too(tmp_path, capsys):
     assert refusal(capsys, *typed, "--which=best") == refusal(capsys, *typed, "--checkpoint=best")
 
 
+def test_a_name_that_the_system_refuses_is_one_line(capsys):
+    long = 300 * "x"
+    assert f"error: {long}: File name too long" in refusal(capsys, "config", long)
+    assert f"{long}: File name too long" in refusal(capsys, "report", long)
+    typed = ("train", CONFIG, "--workdir=x", f"--config.transfer.weights={long}")
+    assert f"error: {long}: File name too long" in refusal(capsys, *typed)
+
+
 def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -208,7 +216,8 @@ def test_config_shows_value_meaning_type_bounds_and_default_of_every_field(capsy
     for path in FIELDS:
         assert f" {path} = " in f" {shown}"
     depth = "Weight layers as the papers count them: 6n + 2 for CIFAR networks of basic blocks."
-    assert f"model.depth = 56 {depth} (an integer or None, at least 1; default: None)" in shown
+    kind = "an integer or None, at least 1 and at most 10000; default: None"
+    assert f"model.depth = 56 {depth} ({kind})" in shown
     assert "data.flip = false Mirror training images" in shown
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from resjax.config import (
     to_dict,
 )
 from resjax.config.fields import documentation
-from resjax.config.schema import SECTIONS
+from resjax.config.schema import FIELDS, SECTIONS
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE
 
@@ -189,6 +190,9 @@ def test_an_overridden_config_is_locked_but_for_its_dicts():
         ("optimizer.warmup_steps", 64_000, "must be below train.steps=64000"),
         ("data.name", "cifar", "data.name: no dataset 'cifar'; did you mean 'cifar10'?"),
         ("model.depth", 57, "model: depth 57 is not 6n + 2"),
+        ("transfer.weights", "", "transfer.weights=: has no value; None leaves it open"),
+        ("data.name", "folder:", "data.name: folder: lacks a path"),
+        ("data.name", "tfds:", "data.name: tfds: lacks a name"),
         ("model.shortcut", "pads", "model: unknown shortcut 'pads'; did you mean 'pad'?"),
         ("model.name", "resnet5", "did you mean 'resnet50'?"),
     ],
@@ -462,3 +466,31 @@ def test_a_class_that_is_not_a_block_or_shortcut_is_refused_with_the_missing_fie
 ):
     with pytest.raises(UserError, match=f"lacks the fields {lacking};"):
         resolve(override(default_config(), {field: named}))
+
+
+WORDS = ["", "abc", "None", "true", "nan", "a:b", ":", "(", "(" * 250, "1or2", "%s", "{0}", "a\nb"]
+NUMBERS = ["-1", "1.5", "1,2", "1e400", "1" + "0" * 30, "{'a': 1}", "\x1b[31m", "\0"]
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_a_field_takes_a_value_or_refuses_it_in_one_line_that_names_its_section(path):
+    field, taken = FIELDS[path], []
+    bounds = field.bounds
+    outside = [bounds.ge - 1, bounds.gt, bounds.le + 1, bounds.lt]
+    wrong = [f"{number:.12g}" for number in outside if math.isfinite(number)]
+    for text in (*WORDS, *NUMBERS, *wrong):
+        try:
+            resolve(override(default_config(), {path: text}))
+            taken.append(text)
+        except UserError as error:
+            message = str(error).replace(text, "").replace(repr(text), "")
+            assert message.isprintable(), text
+            assert path.partition(".")[0] in message, text
+    names = field.type in (str, tuple) and field.item is not float
+    assert names or not {*taken} & {"abc", "a:b", *wrong}, taken
+
+
+def test_the_largest_numbers_are_those_of_jax():
+    assert "must be below 2147483648" in refusal(lambda: resolved(train__steps=2**31))
+    assert "must be below 1e+38" in refusal(lambda: resolved(optimizer__learning_rate=10**400))
+    assert "must be at least 1 and at most 10000" in refusal(lambda: resolved(model__depth=2**40))

@@ -7,6 +7,7 @@ of the user's files only; a fault in resjax keeps its traceback.
 """
 
 import argparse
+import errno
 import shlex
 import signal
 import sys
@@ -29,6 +30,7 @@ from resjax.cli import (
     verify,
 )
 from resjax.cli.arguments import Parser, add_command, split_overrides
+from resjax.cli.output import notify
 from resjax.errors import UserError
 from resjax.terminal import standard_streams
 from resjax.text import printable
@@ -50,6 +52,9 @@ COMMANDS = {
     "data": data,
     "config": config,
 }
+
+
+REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if lacking := _lacking_device():
                 print(f"resjax: error: {lacking}", file=sys.stderr)
                 return 2
+            if isinstance(error, OSError) and error.errno in REFUSED_BY_THE_SYSTEM:
+                notify(f"error: {error.filename or 'a file'}: {error.strerror}")
+                return 2
             if not (text := describe(error)):
                 raise
-            print(f"resjax: error in {text}", file=sys.stderr)
+            notify(f"error in {text}")
             return 1
 
 

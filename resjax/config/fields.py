@@ -5,6 +5,7 @@ import inspect
 import math
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import pairwise
@@ -43,6 +44,9 @@ WORDS = {
     (tuple, str): "names, as in a,b",
     (tuple, int | str): "names or numbers, as in cat,dog or 5,6",
 }
+
+LARGEST = {int: 2**31, float: 1e38}
+"""The limits of numbers in JAX's int32 and float32."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,15 @@ class Field:
         if self.type is str and isinstance(value, str):
             if self.choices and value not in self.choices:
                 raise UserError(f"{path}={value}: unknown{nearest(value, self.choices)}")
+            if not value and self.optional:
+                raise UserError(f"{path}=: has no value; None leaves it open")
             return value
         number = {int: Integral, float: Real}.get(self.type)
         if number and isinstance(value, number) and not isinstance(value, bool):
-            if self.type(value) not in self.bounds:
+            if value not in self.bounds:
                 raise UserError(f"{path}={value}: must be {self.bounds}")
+            if not abs(value) < LARGEST[self.type]:
+                raise UserError(f"{path}={value}: must be below {LARGEST[self.type]:.12g}")
             return self.type(value)
         raise UserError(f"{path}={value!r}: expected {self}")
 
@@ -145,8 +153,11 @@ def _parse_literal(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):  # an unhashable key is a TypeError
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd literals, such as 1or2
+            return ast.literal_eval(text)
+    # An unhashable key is a TypeError; the last two are brackets nested too deeply.
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         if "," not in text:
             return text
         return tuple(_parse_literal(item.strip()) for item in text.split(",") if item.strip())

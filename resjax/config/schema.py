@@ -31,7 +31,7 @@ class Model:
     """A published architecture, such as cifar_resnet56; the other fields change it."""
     family: str | None = None
     """The layout of stages and depths: cifar, wide or imagenet."""
-    depth: Positive | None = None
+    depth: Annotated[int, Bounds(ge=1, le=10_000)] | None = None
     """Weight layers as the papers count them: 6n + 2 for CIFAR networks of basic blocks."""
     block: str | None = None
     """A block by name, or your own class as package.module:Class."""

@@ -51,8 +51,11 @@ DATASETS = {
 
 def invalid_name(name: str) -> str | None:
     """Returns what is wrong with a dataset's name, or None if it is valid."""
-    if name in DATASETS or name.startswith(USER_DATA):
+    if name in DATASETS:
         return None
+    if name.startswith(USER_DATA):
+        kind, _, which = name.partition(":")
+        return None if which else f"{name} lacks {'a name' if kind == 'tfds' else 'a path'}"
     near = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}"
     return f"no dataset {name!r}; {hint} (your own data: tfds:NAME, folder:PATH, npz:PATH)"

@@ -30,10 +30,9 @@ class Classification(Task):
     primary: ClassVar[Metric] = Metric("error", lower_is_better=True, unit="fraction")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing}: must be at least 0 and below 1"
-            )
+        share = self.label_smoothing
+        if not (isinstance(share, (int, float)) and 0 <= share < 1):
+            raise ValueError(f"label_smoothing={share!r}: must be a number from 0 to below 1")
 
     def head(self) -> nn.Module:
         return ClassificationHead(len(self.dataset.class_names))

@@ -212,9 +212,11 @@ def _factory(config: OptimizerConfig) -> Factory:
             function = import_name(config.name)
         except ImportError as error:
             raise UserError(f"optimizer.name={config.name}: {error}") from error
+        if not callable(function):
+            raise UserError(f"optimizer.name={config.name}: is not a function")
     elif _is_optimizer(getattr(optax, config.name, None)):
         function = getattr(optax, config.name)
-    if not callable(function):
+    if function is None:
         known = [*OURS, *(name for name in vars(optax) if _is_optimizer(getattr(optax, name)))]
         raise UserError(
             f"optimizer.name={config.name}: Optax has no such optimizer"
