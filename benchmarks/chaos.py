@@ -8,6 +8,9 @@ benchmarks/results/; `report` writes docs/chaos.md from them. `make chaos` does 
 
 - kills: sends SIGKILL to a run at random moments until it finishes, then compares all arrays and
   metrics.jsonl with those of a run that was not interrupted.
+- boundaries: sends SIGKILL to a run before each change that Python makes in its checkpoints/ in
+  turn; after each kill every checkpoint must be whole. `resjax verify` must find the same in a run
+  that is in training.
 - damage: flips a bit in a checkpoint, truncates or deletes one of its files, and restores it with
   resjax and with Orbax alone.
 - files: replaces files of a run folder by examples from hypothesis, then runs every command.
@@ -58,6 +61,7 @@ from resjax.train import checkpoints, loop
 from resjax.train.checkpoint_reader import CheckpointReader, named_arrays, read_checkpoint
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.trainer import Trainer
+from resjax.train.verify import verify
 
 ERROR = Metric("error", unit="fraction")
 QUICKSTART = ROOT / "configs" / "quickstart.py"
@@ -80,6 +84,7 @@ class Plan(NamedTuple):
 
     kills: int = 100
     steps: int = 1500  # of a run that is killed
+    boundary_kills: int = 200
     flips: int = 200
     truncations: int = 50
     deletions: int = 50
@@ -168,6 +173,101 @@ def moment(run: Path) -> str:
     files = [path.stat().st_mtime for path in run.glob("metrics.jsonl")]
     lock = (run / "lock").stat().st_ctime
     return "training" if files and files[0] >= lock else "compiling or restoring"
+
+
+KILL_AT_CHANGE = """
+import atexit, os, signal, sys
+left = first = int(os.environ["KILL_AT_CHANGE"])
+
+def changes(event, arguments):
+    if event in ("os.remove", "os.rmdir") and arguments[1] != -1:  # by shutil.rmtree
+        return True
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return False
+    names = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+    return event in names and "/checkpoints/" in str(arguments[0])
+
+def count(event, arguments):
+    global left
+    if changes(event, arguments):
+        left -= 1
+        if left == 0:
+            print("killed before", event, file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+atexit.register(lambda: print("changes", first - left, file=sys.stderr))
+sys.addaudithook(count)
+from resjax.cli import main
+sys.exit(main())
+"""
+
+
+def boundaries(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Kills runs before each change in their checkpoints in turn."""
+    fields = {"train.steps": plan.steps}
+    reference = folder / "reference"
+    code, errors = run_until_change(reference, 10**9, fields)
+    if code:
+        raise RuntimeError(errors)
+    saves = -(-plan.steps // small_config().train.checkpoint_every)
+    per_save = int(errors.split("changes ")[1].split()[0]) // saves
+    kinds: Counter[str] = Counter()
+    runs = different = refused = lost = 0
+    while sum(kinds.values()) < plan.boundary_kills:
+        run, newest = folder / f"run{runs}", 0
+        while True:
+            # In the second save of the process, so that there is work between two kills.
+            code, errors = run_until_change(
+                run, per_save + 1 + sum(kinds.values()) % per_save, fields
+            )
+            if code == 0:
+                break
+            if code != -signal.SIGKILL:
+                raise RuntimeError(errors)
+            kinds[errors.split("killed before ")[1].split()[0]] += 1
+            steps = whole_checkpoints(run)
+            refused += sum(not whole for whole in steps.values())
+            lost += max(steps, default=0) < newest
+            newest = max(steps, default=0)
+        runs += 1
+        different += result(run) != result(reference)
+        shutil.rmtree(run)
+    return {
+        "kills": sum(kinds.values()),
+        "per_save": per_save,
+        "kinds": dict(kinds),
+        "runs": runs,
+        "different": different,
+        "refused": refused,
+        "lost": lost,
+        "live": verify_in_training(folder / "live", fields),
+    }
+
+
+def run_until_change(run: Path, number: int, fields: dict[str, Any]) -> tuple[int, str]:
+    """Trains until a change in checkpoints/ or to the end; returns exit code and error output."""
+    words = [sys.executable, "-c", KILL_AT_CHANGE, *command(run, **fields)[3:]]
+    environment = os.environ | {"KILL_AT_CHANGE": str(number)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stderr
+
+
+def whole_checkpoints(run: Path) -> dict[int, bool]:
+    """Returns for each step in a run's checkpoints/ whether its checkpoint passes verification."""
+    reader = CheckpointReader(run / "checkpoints")
+    return {step: reader.restore_step(step, None) is not None for step in reader.steps()}
+
+
+def verify_in_training(run: Path, fields: dict[str, Any]) -> dict[str, int]:
+    """Verifies a run again and again while it trains."""
+    process = start(run, **fields)
+    times = damaged = 0
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists():
+            damaged += sum(finding.damaged for finding in verify(run))
+            times += 1
+    wait(process)
+    return {"times": times, "damaged": damaged}
 
 
 class Damage(NamedTuple):
@@ -522,6 +622,7 @@ def one_round(folder: Path, state: Any) -> dict[str, float]:
 
 PARTS: dict[str, Callable[[Plan, Path], dict[str, Any]]] = {
     "kills": kills,
+    "boundaries": boundaries,
     "damage": damage,
     "files": files,
     "processes": processes,
@@ -570,6 +671,20 @@ def shown_kills(part: dict[str, Any]) -> str:
         f"{part['kills']} SIGKILLs ({moments}) in {part['runs']} runs, each of which takes "
         f"{part['seconds']:.0f} s without interruption. Runs that ended differently: "
         f"{part['different']}.\n"
+    )
+
+
+def shown_boundaries(part: dict[str, Any]) -> str:
+    """Killed at every boundary of a save"""
+    kinds = ", ".join(f"{count} before {kind}" for kind, count in sorted(part["kinds"].items()))
+    live = part["live"]
+    return (
+        f"{part['kills']} SIGKILLs ({kinds}), spread evenly over the {part['per_save']} changes "
+        "that Python makes in checkpoints/ during a save, with a whole save and the training before"
+        f" it between two kills, in {part['runs']} runs. Checkpoints refused: {part['refused']}. "
+        "Kills after which the newest checkpoint was older than before: "
+        f"{part['lost']}. Runs that ended differently: {part['different']}. Verified "
+        f"{live['times']} times in training, a run was found damaged {live['damaged']} times.\n"
     )
 
 
@@ -648,6 +763,7 @@ def shown_cost(part: dict[str, Any]) -> str:
 
 SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
     "kills": shown_kills,
+    "boundaries": shown_boundaries,
     "damage": shown_damage,
     "files": shown_files,
     "processes": shown_processes,

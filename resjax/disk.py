@@ -55,9 +55,10 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def write_checksums(folder: Path) -> None:
-    """Writes the list of a folder's files and their digests."""
-    lines = [f"{digest(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
+def write_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
+    """Writes the list of a folder's files and their digests, without those that are `unlisted`."""
+    names = {str(path.relative_to(folder)): path for path in _files(folder)}
+    lines = [f"{digest(path)}  {name}\n" for name, path in names.items() if name not in unlisted]
     write_atomically(folder / CHECKSUMS, "".join(lines))
 
 
@@ -66,7 +67,7 @@ def verify_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
 
     Args:
       folder: that `write_checksums` listed.
-      unlisted: files that must exist, but may have been written after the list.
+      unlisted: files that must exist, but are written after the list, with any content.
 
     Raises:
       DamagedError: a file is missing, has changed, or is not listed.
@@ -80,7 +81,7 @@ def verify_checksums(folder: Path, unlisted: Collection[str] = ()) -> None:
         if unexpected := sorted(files.keys() - listed.keys() - {*unlisted}):
             raise DamagedError(f"unexpected file {unexpected[0]}")
         for name, expected in listed.items():
-            if digest(files[name]) != expected:
+            if name not in unlisted and digest(files[name]) != expected:
                 raise DamagedError(f"{name} changed since it was saved")
     except FileNotFoundError as error:
         raise DamagedError(f"{CHECKSUMS} is missing") from error

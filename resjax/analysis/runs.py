@@ -272,7 +272,9 @@ def _run_folders(root: Path, warn: Warn | None) -> list[Path]:
             # A planned run has no folder until it starts.
             listed = [each for each in planned if (each / "config.json").exists() or each.is_file()]
             return [folder for folder in listed for _ in _read(_require_inside(root), folder, warn)]
-    found = sorted((config.parent for config in root.rglob("config.json")), key=_natural_order)
+    # Unlike Path.rglob, os.walk bears that a run in training deletes folders meanwhile.
+    walked = (Path(folder) for folder, _, files in os.walk(root) if "config.json" in files)
+    found = sorted(walked, key=_natural_order)
     return [folder for folder in found for _ in _read(_require_inside(root), folder, warn)]
 
 

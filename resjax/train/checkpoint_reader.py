@@ -22,7 +22,8 @@ from resjax.run_files import Metric, parse_measurement
 from resjax.train.distributed import all_processes
 from resjax.train.progress import Warn
 
-WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # after the files are listed
+# Orbax writes these after all others, and no array depends on them: times, and the folder's path.
+WRITTEN_AT_COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"
 
 StateTemplate = Callable[[int], Any]
 """Maps a step to the pytree that its checkpoint holds: arrays, or `jax.ShapeDtypeStruct`s with

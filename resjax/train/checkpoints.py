@@ -1,7 +1,9 @@
 """Saves a run's checkpoints with Orbax while training continues, with a digest of every array.
 
-Orbax commits a checkpoint atomically. A checkpoint that fails verification on resume is moved away,
-never deleted, and the newest one that passes is restored.
+Orbax commits a checkpoint by renaming its folder, which then holds the list of its digests already,
+and an old one is renamed before it is deleted. So at any instant every checkpoint in the folder is
+whole. One that fails verification on resume is moved away, never deleted, and the newest one that
+passes is restored.
 """
 
 import errno
@@ -19,6 +21,7 @@ from resjax.disk import describe_disk_error, unused_path, write_checksums
 from resjax.errors import UserError
 from resjax.run_files import Metric
 from resjax.train.checkpoint_reader import (
+    WRITTEN_AT_COMMIT,
     CheckpointReader,
     Restored,
     StateTemplate,
@@ -32,6 +35,7 @@ from resjax.train.progress import Warn
 KEEP_LATEST = 2  # beside the best
 SAVE_TIMEOUT_SECONDS = 10**6  # Orbax measures it with a clock that may jump
 SPARE_BYTES = 2**20  # for what a checkpoint holds beside its arrays
+TRASH = "deleted"  # the folder for checkpoints that are being deleted
 RETRY_SECONDS = 60.0  # between a failed save and the next attempt
 
 
@@ -44,7 +48,7 @@ class CheckpointManager(CheckpointReader):
         self._primary = primary
         self._costs: Mapping[int, float] = {}
         self._retry_at: float | None = None
-        self._saving: int | None = None  # step whose list of files is not complete yet
+        self._saving: int | None = None  # the step of the newest save
         self._manager = self._open()
 
     def save(self, state: Any, step: int, record: Mapping[str, Any]) -> None:
@@ -101,10 +105,12 @@ class CheckpointManager(CheckpointReader):
 
     def _open(self) -> "_Manager":
         self._retry_at = None
+        self._empty_trash()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             lightweight_initialize=True,  # reads no checkpoint, which may be damaged
             cleanup_tmp_directories=True,  # of saves that were killed
+            todelete_subdir=TRASH,
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=SAVE_TIMEOUT_SECONDS, post_finalization_callback=self._before_commit
             ),
@@ -136,14 +142,15 @@ class CheckpointManager(CheckpointReader):
         """Lists the files before the commit, so that no checkpoint appears without its list."""
         if is_main_process():
             (uncommitted,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            write_checksums(uncommitted)
+            write_checksums(uncommitted, unlisted=WRITTEN_AT_COMMIT)
 
     def _finish(self) -> None:
-        """Waits for the commit, and then lists the files that Orbax wrote at the commit too."""
         self._manager.wait_until_finished()
-        step, self._saving = self._saving, None
-        if step in self.steps() and is_main_process():  # it is not there if the save failed
-            write_checksums(self.folder / str(step))
+        self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        if is_main_process():
+            shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Preserves the newest checkpoints and the best: this object is Orbax's policy.

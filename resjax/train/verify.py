@@ -1,10 +1,12 @@
 """Verifies runs and weights folders on disk: every checkpoint and every other file.
 
 All arrays of each checkpoint are read and compared with their digests. The newest intact checkpoint
-holds the config and the metrics, so these files are compared with what was written.
+holds the config and the metrics, so these files are compared with what was written. The run may be
+in training meanwhile.
 """
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +49,8 @@ def verify(root: Path) -> list[Finding]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    folders = sorted((root, *(path for path in root.rglob("*") if path.is_dir())))
+    # Unlike Path.rglob, os.walk bears that a run in training deletes folders meanwhile.
+    folders = sorted(Path(folder) for folder, _, _ in os.walk(root))
     weights = [folder for folder in folders if is_weights_folder(folder)]
     runs = [
         folder
@@ -80,11 +83,13 @@ def _verify_run(run: Path) -> list[Finding]:
     notes: list[Finding] = []
     intact: dict[int, dict[str, Any]] = {}  # records by step
     checkpoints = (run / "checkpoints").resolve()
+    finished = (run / "summary.json").exists()  # before the rest is read, as it is written last
     for step in CheckpointReader(checkpoints).steps():
         try:
             arrays, intact[step] = read_checkpoint(checkpoints / str(step))
         except DamagedError as error:
-            findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {error}"))
+            if (checkpoints / str(step)).is_dir():  # a run in training deletes old ones
+                findings.append(Finding(run / "checkpoints" / str(step), f"damaged: {error}"))
             continue
         network = {name: arrays[name] for name in arrays if not name.startswith("opt_state/")}
         if fault := describe_fault(network):  # as saved: the run diverged
@@ -96,7 +101,9 @@ def _verify_run(run: Path) -> list[Finding]:
     findings += _verify_lines(run / "layers.jsonl", read_layers, mark)[1]
     mark = newest and records.text_mark(newest["metrics"])
     lines, damages = _verify_lines(run / "metrics.jsonl", read_measurements, mark)
-    findings += [*damages, *_verify_summary(run / "summary.json", lines, intact)]
+    findings += damages
+    if finished:
+        findings += _verify_summary(run / "summary.json", lines, intact)
     steps = ", ".join(map(str, intact)) or "none"
     held = f"intact: {len(lines)} lines of metrics; checkpoints: {steps}"
     return [*notes, *(findings or [Finding(run, held, damaged=False)])]

@@ -1,6 +1,8 @@
 """A pytree is saved with its digests and restored bit by bit; the best checkpoint stays."""
 
 import json
+import os
+import shutil
 import subprocess
 from typing import Any, NamedTuple
 
@@ -12,7 +14,13 @@ import pytest
 from resjax.disk import CHECKSUMS
 from resjax.errors import UserError
 from resjax.run_files import Metric
-from resjax.train.checkpoint_reader import CheckpointReader, evaluation_costs, named_arrays
+from resjax.train import checkpoints as saving
+from resjax.train.checkpoint_reader import (
+    CheckpointReader,
+    evaluation_costs,
+    named_arrays,
+    read_checkpoint,
+)
 from resjax.train.checkpoints import KEEP_LATEST, CheckpointManager
 
 ERROR, ACCURACY = Metric("error"), Metric("accuracy", lower_is_better=False)
@@ -173,13 +181,75 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_differences(checkpo
     )
 
 
+def snapshots(monkeypatch, folder, kept):
+    """Copies `folder` before each change that Python makes in it, as a SIGKILL would leave it."""
+
+    def hooked(owner, name):
+        change = getattr(owner, name)
+
+        def snapshot_and_change(*arguments, **keywords):
+            if any(str(folder) in str(argument) for argument in arguments):
+                copy = kept / str(len(list(kept.iterdir())))
+                shutil.copytree(folder, copy, ignore_dangling_symlinks=True)
+                moments.append(f"{name} {' '.join(map(str, arguments[:2]))}")
+            return change(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, snapshot_and_change)
+
+    moments = []
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "open"):
+        hooked(os, name)
+    return moments
+
+
+def test_at_every_instant_of_a_save_every_checkpoint_is_whole(tmp_path, monkeypatch):
+    folder, kept = tmp_path / "run" / "checkpoints", tmp_path / "kept"
+    folder.parent.mkdir()
+    kept.mkdir()
+    manager = CheckpointManager(folder, ERROR)
+    manager.save_and_wait(state_at(2), 2, RECORD)
+    moments = snapshots(monkeypatch, folder, kept)
+    for step in (4, 6, 8):
+        manager.save_and_wait(state_at(step), step, RECORD)
+    manager.close()
+    monkeypatch.undo()
+    found, newest = [], 2
+    for copy in sorted(kept.iterdir(), key=lambda path: int(path.name)):
+        reader = CheckpointReader(copy)
+        for step in reader.steps():
+            read_checkpoint(reader.folder / str(step))
+        found.append(reader.steps())
+        assert reader.steps()[-1] >= newest  # nothing that was committed is lost
+        newest = reader.steps()[-1]
+    assert [2, 4, 6] in found  # between a commit and the deletion of what it makes superfluous
+    for what in ("rename", "replace"):
+        assert any(moment.startswith(what) for moment in moments)
+    assert len(moments) > 30
+    for leftover in (copy for copy in kept.iterdir() if (copy / saving.TRASH).exists()):
+        CheckpointManager(leftover, ERROR).close()
+        assert not (leftover / saving.TRASH).exists()
+
+
+def test_files_that_orbax_writes_at_the_commit_may_hold_anything(checkpoints):
+    for step in (2, 4):
+        checkpoints.save_and_wait(state_at(step), step, RECORD)
+        for name in saving.WRITTEN_AT_COMMIT:
+            (checkpoints.folder / str(step) / name).write_bytes(b"\xff" * step)
+    restored = CheckpointManager(checkpoints.folder, ERROR)
+    assert bits(restored.restore_latest(state_at).state) == bits(state_at(4))
+    for step in (6, 8):
+        restored.save_and_wait(state_at(step), step, RECORD)
+    restored.close()
+    assert restored.steps() == [6, 8]
+
+
 def test_sha256sum_accepts_the_list_of_files(checkpoints, tmp_path):
     checkpoints.save_and_wait(state_at(2), 2, RECORD)
     folder = tmp_path / "checkpoints" / "2"
     assert {line.split("  ")[1] for line in (folder / CHECKSUMS).read_text().splitlines()} == {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name != CHECKSUMS
+        if path.is_file() and path.name != CHECKSUMS and path.parent != folder
     }
     subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=folder, check=True)
 
