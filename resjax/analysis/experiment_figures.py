@@ -55,11 +55,10 @@ def load_experiment(file: Path) -> Experiment:
     """Executes an experiment file, as a script that leaves no module and no bytecode behind.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      UserError: the file raises.
+      UserError: there is no such file, or it raises.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such experiment file")
+        raise UserError(f"{file}: no such experiment file")
     with _errors_in(file):
         names = runpy.run_path(str(file), run_name="experiment")
     title, _, claim = (names.get("__doc__") or file.stem).strip().partition("\n")

@@ -113,12 +113,19 @@ def checkpoint(text: str) -> str:
     return text
 
 
+def path(text: str) -> Path:
+    """An argument type: the path of a file or folder. An unset `$DIR` is not the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return user_path(text)
+
+
 def existing(text: str) -> Path:
     """An argument type: the path of a file or folder that exists."""
-    path = user_path(text)
-    if not path.exists():
+    found = path(text)
+    if not found.exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
-    return path
+    return found
 
 
 def weights_source(text: str) -> str:
@@ -130,12 +137,12 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
     """Returns the type of `--out`: a writable file, with one of these suffixes or any."""
 
     def parse(text: str) -> Path:
-        path = user_path(text)
-        if suffixes and path.suffix not in suffixes:
+        file = path(text)
+        if suffixes and file.suffix not in suffixes:
             ends = " or ".join(suffixes)
             raise argparse.ArgumentTypeError(f"{text}: the name must end in {ends}")
-        require_writable(path.parent, "--out")
-        return path
+        require_writable(file.parent, "--out")
+        return file
 
     return parse
 
@@ -151,7 +158,7 @@ def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
 def _workdir(text: str) -> Path:
     if encodable(text) != text:  # which JAX and Orbax cannot open
         raise argparse.ArgumentTypeError(f"{encodable(text)}: the name is not UTF-8")
-    return user_path(text)
+    return path(text)
 
 
 def add_save_on(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +207,7 @@ def modules(text: str) -> tuple[str, ...]:
 def add_images(parser: argparse.ArgumentParser, number: str) -> None:
     """Adds images and how they are batched; see `batching`."""
     add = parser.add_argument
-    add("images", type=user_path, nargs=number, metavar="IMAGE", help="an image file or a folder")
+    add("images", type=path, nargs=number, metavar="IMAGE", help="an image file or a folder")
     add("--on-bad-image", choices=("error", "skip"), default="error", help="if one is damaged")
     add("--batch-size", type=integer(1), default=64, metavar="N", help="images per batch")
     add("--workers", type=integer(0), default=0, metavar="N", help="decoding processes; 0 is none")

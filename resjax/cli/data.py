@@ -4,10 +4,9 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from resjax.cli.arguments import CONFIG_HELP, add_command, output_file
+from resjax.cli.arguments import CONFIG_HELP, add_command, output_file, path
 from resjax.cli.output import print_table
 from resjax.config import default_config, load, override, resolve
-from resjax.text import user_path
 
 if TYPE_CHECKING:
     from resjax.data.prepared import PreparedSet
@@ -19,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     prepare = add_command(commands, "prepare", prepare_dataset.__doc__, prepare_dataset)
     prepare.add_argument("name", metavar="NAME", help="such as cifar10, or tfds:NAME")
     archives = "the folder with its archives (default: download them)"
-    prepare.add_argument("--from", dest="source", type=user_path, metavar="DIR", help=archives)
+    prepare.add_argument("--from", dest="source", type=path, metavar="DIR", help=archives)
     show = add_command(commands, "show", show_dataset.__doc__, show_dataset)
     add = show.add_argument
     add("name", metavar="NAME", help="such as digits")

@@ -7,19 +7,19 @@ hub:OWNER/NAME or https://...
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import fields
 
-from resjax.cli.arguments import add_code, integer, require_writable, weights_source
+from resjax.cli.arguments import add_code, integer, path, require_writable, weights_source
 from resjax.cli.output import notify
-from resjax.text import printable_lines, user_path
+from resjax.text import printable_lines
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", type=weights_source, metavar="WEIGHTS")
-    add("--out", type=user_path, required=True, metavar="DIR", help="the weights folder to write")
+    add("--out", type=path, required=True, metavar="DIR", help="the weights folder to write")
     add("--backbone", action="store_true", help="leave out the head")
     add("--prefix", default="", help="of the network's names in a larger file: backbone.body.")
     add("--key", default="", help="of the state dict in a checkpoint of PyTorch: state_dict_ema")
-    add("--class-names", type=user_path, metavar="FILE", help="a text file, one name per line")
+    add("--class-names", type=path, metavar="FILE", help="a text file, one name per line")
     add("--image-size", type=integer(1), metavar="N", help="side in pixels (default: as published)")
     add_code(parser)
     hidden = parser.add_argument_group("what the file may not show")

@@ -7,9 +7,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from resjax.cli.arguments import existing
+from resjax.cli.arguments import existing, path
 from resjax.cli.output import notify, print_table
-from resjax.text import user_path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("folders", type=existing, nargs="+", metavar="DIR", help=folders)
     add("--experiment", type=existing, metavar="FILE", help="the experiment whose figures to draw")
     out = "the folder to write to (default: DIR, or the folder that holds several)"
-    add("--out", type=user_path, metavar="DIR", help=out)
+    add("--out", type=path, metavar="DIR", help=out)
 
 
 def run(args: Namespace) -> None:

@@ -8,13 +8,19 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
+from resjax.cli.arguments import (
+    add_config,
+    add_save_on,
+    add_workdir,
+    integer,
+    path,
+    require_writable,
+)
 from resjax.cli.output import notify
 from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import require_kind
-from resjax.text import user_path
 from resjax.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("experiment", type=user_path, metavar="EXPERIMENT", help="experiments/X.py")
+    add("experiment", type=path, metavar="EXPERIMENT", help="experiments/X.py")
     add_config(parser)
     add_workdir(parser, "the sweep folder")
     add_save_on(parser)

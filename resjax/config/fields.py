@@ -102,9 +102,10 @@ class Field:
             return value
         number = {int: Integral, float: Real}.get(self.type)
         if number and isinstance(value, number) and not isinstance(value, bool):
-            if value not in self.bounds:
+            size: Any = value
+            if size not in self.bounds:
                 raise UserError(f"{path}={value}: must be {self.bounds}")
-            if not abs(value) < LARGEST[self.type]:
+            if not abs(size) < LARGEST[self.type]:
                 raise UserError(f"{path}={value}: must be below {LARGEST[self.type]:.12g}")
             return self.type(value)
         raise UserError(f"{path}={value!r}: expected {self}")

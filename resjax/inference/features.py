@@ -21,7 +21,6 @@ from resjax.errors import UserError, one_line
 from resjax.inference.images import Function, each_image, find_images, require_finite
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables
-from resjax.models.presets import nearest
 from resjax.text import encodable
 from resjax.transfer.weights import Weights
 
@@ -106,8 +105,7 @@ def embedding(weights: Weights, stage: str | None = None) -> Function:
     names = ["stem", *(f"stage{index + 1}" for index in range(len(model.stages)))]
     chosen = names[-1] if stage is None else stage
     if chosen not in names:
-        known = ", ".join(names)
-        raise UserError(f"no stage {chosen!r}{nearest(chosen, names)}; the network has {known}")
+        raise UserError(f"no stage {chosen!r}; the network has {', '.join(names)}")
 
     @jax.jit
     def means(variables: Variables, images: UInt8[Array, "n h w c"]) -> Float[Array, "n d"]:

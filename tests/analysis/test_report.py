@@ -13,6 +13,7 @@ import pytest
 
 from resjax.analysis.report import POINTS, write_report
 from resjax.cli import main
+from resjax.errors import UserError
 
 Maker = Callable[..., Path]
 
@@ -117,7 +118,7 @@ def test_an_experiment_file_elsewhere_can_be_chosen(make_sweep: Maker, tmp_path:
 
 
 def test_a_missing_experiment_file_is_named(make_sweep: Maker, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.py: no such experiment file"):
+    with pytest.raises(UserError, match=r"none\.py: no such experiment file"):
         write_report(make_sweep(points=5), tmp_path / "none.py")
 
 
