@@ -90,7 +90,7 @@ def _git(*arguments: str) -> str | None:
     try:
         for command in (["ls-files", "--error-unmatch", __file__], arguments):
             done = subprocess.run(
-                ["git", *command],
+                ["git", "--no-optional-locks", *command],  # a kill must leave no lock
                 cwd=Path(__file__).parent,
                 capture_output=True,
                 text=True,
