@@ -26,6 +26,9 @@ NAMES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     # torchvision.models.detection sets the epsilon of its COCO_V1 weights to zero.
     (r"(rcnn|retinanet)_resnet50_fpn_coco-", {"bn_epsilon": 0.0}),
 )
+# Networks whose arrays fit ours and that cannot be made here, by their names: mmdetection's copies
+# of Caffe's ResNets take BGR images that are not divided by a standard deviation.
+OTHERS = ((r"resnet\d+_(caffe|msra)", "Caffe's ResNets, which take BGR images, are not supported"),)
 # The heads of torchvision's DeepLabV3 and FCN, beside the names of the backbone.
 DILATED_HEADS = r"classifier\.0\.(convs\.0\.0\.weight|weight)"
 
@@ -88,7 +91,14 @@ def from_other_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str
 
 
 def from_names(*names: str) -> dict[str, Any]:
-    """Returns what the names of the network and of its file mean."""
+    """Returns what the names of the network and of its file mean.
+
+    Raises:
+      UserError: a name is that of a network that `resjax.build` cannot make.
+    """
+    for pattern, reason in OTHERS:
+        if any(re.search(pattern, name, re.IGNORECASE) for name in names):
+            raise UserError(f"is named as another network: {reason}")
     found: dict[str, Any] = {}
     for pattern, facts in NAMES:
         if any(re.search(pattern, name, re.IGNORECASE) for name in names):

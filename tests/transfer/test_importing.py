@@ -308,6 +308,11 @@ def test_a_config_beside_a_file_of_any_format_is_read(write, parity, make_weight
     assert found.model["block_options"]["stride_in_1x1"]
 
 
+def test_a_file_named_as_a_network_that_cannot_be_made_is_refused(variant):
+    with pytest.raises(UserError, match="Caffe's ResNets, which take BGR images"):
+        import_weights(variant("average", "resnet50_caffe-788b5fa3.pth"))
+
+
 def test_a_config_of_something_else_is_no_description(file, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"data": {"name": "digits"}, "model": {}}))
     import_weights(file())
