@@ -22,7 +22,9 @@ from resjax.inference.images import Function, each_image, find_images, require_f
 from resjax.inference.loading import on_device
 from resjax.models.layout import Variables
 from resjax.text import encodable
+from resjax.transfer.files import read_npz
 from resjax.transfer.weights import Weights
+from resjax.transfer.zipped import EXPANSION, Archive, bound
 
 
 class Features(NamedTuple):
@@ -134,7 +136,11 @@ def load_features(path: Path) -> Features:
     """
     read = _format(path).read
     try:
-        return read(path)
+        found = read(path)
+        _require_consistent(found)
+        return found
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
     # NumPy and Arrow raise these for files that are damaged or have other content.
@@ -153,12 +159,13 @@ def _write_npz(found: Features) -> bytes:
 
 
 def _read_npz(path: Path) -> Features:
-    with path.open("rb") as file, np.load(file) as arrays:
-        found = Features(arrays["features"], tuple(arrays["origins"].tolist()))
-        if "labels" not in arrays:
-            return found
-        names = tuple(arrays["class_names"].tolist())
-        return found._replace(labels=arrays["labels"], class_names=names)
+    with path.open("rb") as file:
+        arrays = read_npz(Archive(path, file), "biufcU")
+    found = Features(arrays["features"], tuple(arrays["origins"].tolist()))
+    if "labels" not in arrays:
+        return found
+    names = tuple(arrays["class_names"].tolist())
+    return found._replace(labels=arrays["labels"], class_names=names)
 
 
 def _write_parquet(found: Features) -> bytes:
@@ -184,6 +191,7 @@ def _read_parquet(path: Path) -> Features:
     from pyarrow import parquet
 
     with path.open("rb") as file:  # because Arrow's own errors have no errno
+        _require_bounded(parquet.ParquetFile(file).metadata, path)
         table = parquet.read_table(file).combine_chunks()
     flat = table["features"].combine_chunks().flatten().to_numpy()
     values = flat.reshape(len(table), -1)
@@ -192,6 +200,28 @@ def _read_parquet(path: Path) -> Features:
         return found
     names = tuple(table["class"].combine_chunks().dictionary.to_pylist())
     return found._replace(labels=table["label"].to_numpy(), class_names=names)
+
+
+def _require_bounded(metadata: Any, path: Path) -> None:
+    """Raises ValueError if a parquet file would fill far more memory than its size."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    values = sum(
+        group.column(index).num_values for group in groups for index in range(group.num_columns)
+    )
+    if 4 * values > bound(path):
+        raise ValueError(f"{values:,} values would fill more than {EXPANSION} times its size")
+
+
+def _require_consistent(found: Features) -> None:
+    values, labels = found.values, found.labels
+    if values.ndim != 2 or values.dtype.kind != "f" or len(found.origins) != len(values):
+        raise ValueError("its features are not one row of numbers per image")
+    if labels is None:
+        return
+    if labels.shape != values.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError("its labels are not one whole number per image")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(found.class_names):
+        raise ValueError(f"it has labels beyond its {len(found.class_names):,} classes")
 
 
 class Format(NamedTuple):

@@ -120,18 +120,23 @@ def _read_zip(archive: Archive, key: str) -> Arrays:
         arrays, config = keras_file.read(archive.path)
         return Arrays(arrays, "keras", {"config": config})
     if archive.sizes and all(name.endswith(".npy") for name in archive.sizes):
-        return Arrays(_read_npz(archive), "npz")
+        return Arrays(read_npz(archive), "npz")
     raise UserError(f"{archive.path}: is a zip archive without weights from torch, Keras or NumPy")
 
 
-def _read_npz(archive: Archive) -> dict[str, np.ndarray]:
+def read_npz(archive: Archive, kinds: str = "biufc") -> dict[str, np.ndarray]:
+    """Returns the arrays of NumPy's .npz file, whose types are of these kinds.
+
+    Raises:
+      UserError: it is damaged, or would fill far more memory than its size.
+    """
     arrays = {}
     for name in archive.sizes:
         content = io.BytesIO(archive.read(name))
         try:
             _require_whole(content)
             array = np.lib.format.read_array(content, allow_pickle=False)
-            if array.dtype.kind not in "biufc":
+            if array.dtype.kind not in kinds:
                 raise ValueError(f"holds {array.dtype}, not numbers")
         except (ValueError, MemoryError, OverflowError) as error:
             raise UserError(f"{archive.path}: {name[:80]!r}: {one_line(error, 160)}") from error

@@ -85,6 +85,9 @@ def test_pandas_reads_the_parquet_file(tmp_path):
     assert frame["class"].tolist() == ["dog", "cat"]
 
 
+REFUSED = "is not a file of `resjax features`|damaged zip archive"
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_a_file_with_other_content_is_one_line(tmp_path, suffix):
     path = tmp_path / f"f{suffix}"
@@ -92,11 +95,11 @@ def test_a_file_with_other_content_is_one_line(tmp_path, suffix):
         load_features(path)
     for content in (b"", b"no features at all"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is not a file of `resjax features`"):
+        with pytest.raises(UserError, match=REFUSED):
             load_features(path)
     save_features(Features(np.ones((3, 2), np.float32), ("a", "b", "c")), path)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match="is not a file of `resjax features`"):
+    with pytest.raises(UserError, match=REFUSED):
         load_features(path)
     other = {"x": [1, 2]}
     if suffix == ".npz":
@@ -105,6 +108,36 @@ def test_a_file_with_other_content_is_one_line(tmp_path, suffix):
         pd.DataFrame(other).to_parquet(path)
     with pytest.raises(UserError, match="is not a file of `resjax features`"):
         load_features(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (Features(np.ones((2, 2), np.float32), ("a", "b"), np.array([0, 2]), ("x", "y")), "beyond"),
+        (
+            Features(np.ones((2, 2), np.float32), ("a", "b"), np.array([0, -1]), ("x", "y")),
+            "beyond",
+        ),
+        (Features(np.ones((2, 2), np.int64), ("a", "b")), "one row of numbers per image"),
+    ],
+)
+def test_features_that_contradict_themselves_are_refused(found, told, tmp_path):
+    save_features(found, tmp_path / "f.npz")
+    with pytest.raises(UserError, match=told):
+        load_features(tmp_path / "f.npz")
+
+
+def test_features_that_would_fill_memory_are_refused(tmp_path):
+    from pyarrow import parquet, table
+
+    zeros = np.zeros(1 << 25, np.float32)
+    parquet.write_table(table({"features": zeros, "origin": zeros}), tmp_path / "f.parquet")
+    assert (tmp_path / "f.parquet").stat().st_size < 1 << 20
+    with pytest.raises(UserError, match="would fill more than 16 times its size"):
+        load_features(tmp_path / "f.parquet")
+    np.savez_compressed(tmp_path / "f.npz", features=zeros, origins=zeros)
+    with pytest.raises(UserError, match="would fill more than 16 times its size"):
+        load_features(tmp_path / "f.npz")
 
 
 def test_the_command_writes_features(run, digits, tmp_path, capsys):
