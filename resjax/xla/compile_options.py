@@ -34,7 +34,11 @@ def step_compile() -> dict[str, Any] | None:
     Problem: XLA hands convolutions to YNNPACK, whose convolutions use one thread inside a loop (jax
     0.10). Effect of XLA's own: a step of ResNet-20 is a fifth faster on two cores and a tenth
     slower on one, where YNNPACK stays. From jax 0.11 on ResNet-20 is as fast with either, and
-    narrower networks are a tenth faster with XLA's.
+    narrower networks are a tenth faster with XLA's. Only sums stay with YNNPACK; without them a
+    step of ResNet-20 is a sixth slower, and the sums are less exact.
+
+    Problem: such a sum drops NaN if a maximum with a constant precedes it (jax 0.10), also with
+    XLA's default options. So networks have no such maximum: see `resjax.models.resnet.relu`.
     """
     if jax.default_backend() != "cpu":
         return None

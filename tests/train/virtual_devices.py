@@ -18,6 +18,7 @@ from resjax.config import default_config, override, resolve
 from resjax.data.ordering import batch_indices
 from resjax.diagnostics import per_layer
 from resjax.errors import UserError
+from resjax.models.normalization import BatchNorm
 from resjax.run_files import Metric
 from resjax.train import parallel, trainer
 from resjax.train.checkpoints import CheckpointManager
@@ -133,6 +134,25 @@ def one_epoch(backend_name):
     return {"gathered": np.concatenate(list(map(np.ravel, batches))).tolist(), "held": held}
 
 
+def norm_error(backend_name):
+    """Returns the largest error of BN over all devices, at a mean of 10,000 deviations."""
+    images = np.random.default_rng(0).normal(1e4, 1, (16, 4, 4, 3)).astype(np.float32)
+    backend = parallel.make_backend(configured({"parallel.backend": backend_name}))
+    norm = BatchNorm(use_running_average=False, **backend.norm_options())
+    variables = norm.init(jax.random.key(0), images)
+
+    def normalize(images):
+        return norm.apply(variables, images, mutable=["batch_stats"])[0]
+
+    if backend_name == "jit":
+        found = jax.jit(normalize)(backend.shard_dataset(images))
+    else:
+        found = jax.pmap(normalize, backend.AXIS)(backend.shard_dataset(images))
+    exact = images.astype(np.float64) - images.mean((0, 1, 2), dtype=np.float64)
+    exact /= np.sqrt((exact**2).mean((0, 1, 2)) + 1e-5)
+    return float(np.abs(np.reshape(found, exact.shape) - exact).max())
+
+
 def resume(trainer, state, folder):
     """Returns the losses of the last ten steps, from a checkpoint after the tenth."""
     checkpoints = CheckpointManager(folder, Metric("error"))
@@ -159,6 +179,9 @@ def main():
     if request.get("cluster"):
         join(Cluster(*request["cluster"]))
     answer = {f"epoch of {name}": one_epoch(name) for name in request.get("epochs", ())}
+
+    for name in request.get("norms", ()):
+        answer[f"error of BN under {name}"] = norm_error(name)
 
     def configure(overrides):
         return configured(request["run"] | overrides)
