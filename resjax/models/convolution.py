@@ -23,24 +23,26 @@ def conv(
     kernel_size: int | tuple[int, int],
     strides: int = 1,
     *,
-    dilation: int = 1,
+    padding: Any = None,
+    kernel_dilation: int = 1,
     use_bias: bool = False,
     kernel_init: Any = he_normal,
     standardize: bool = False,
     **options: Any,
 ) -> nn.Conv:
-    """Returns a convolution padded by half its kernel: stride 1 preserves height and width.
+    """Returns Flax's convolution, padded so that stride 1 preserves height and width.
 
     Args:
       features: output channels.
       kernel_size: side, or (height, width), in pixels.
       strides: in both directions, in pixels.
-      dilation: distance of the kernel's taps, in pixels.
+      padding: as of `flax.linen.Conv`; None pads by half of the dilated kernel.
+      kernel_dilation: distance of the kernel's taps, in pixels.
       use_bias: adds a bias; published networks have a norm instead.
       kernel_init: initializer of the kernel.
       standardize: normalizes each filter to mean 0 and variance 1 (Qiao et al. 2019, arXiv
         1903.10520).
-      **options: of `flax.linen.Conv`, such as `feature_group_count`, `dtype` or `name`.
+      **options: the other keywords of `flax.linen.Conv`, such as `feature_group_count` or `name`.
 
     Raises:
       ImpossibleNetworkError: `features` is less than 1.
@@ -48,15 +50,13 @@ def conv(
     if features < 1:
         raise ImpossibleNetworkError(f"a convolution needs 1 channel or more, not {features}")
     height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    spans = [kernel_dilation * (side - 1) for side in (height, width)]
     return nn.Conv(
         features,
         (height, width),
         strides,
-        padding=[
-            (dilation * (side - 1) // 2, dilation * (side - 1) - dilation * (side - 1) // 2)
-            for side in (height, width)
-        ],
-        kernel_dilation=dilation,
+        padding=[(span // 2, span - span // 2) for span in spans] if padding is None else padding,
+        kernel_dilation=kernel_dilation,
         use_bias=use_bias,
         kernel_init=kernel_init,
         conv_general_dilated=_standardized if standardize else convolution,

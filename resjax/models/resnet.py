@@ -276,7 +276,7 @@ def dilated(block: Any, dilation: int) -> Any:
     """Returns the bound block with convolutions that are dilated, around the same pixels."""
     if dilation == 1:
         return block
-    return partial(block, conv=partial(block.keywords["conv"], dilation=dilation))
+    return partial(block, conv=partial(block.keywords["conv"], kernel_dilation=dilation))
 
 
 def rematerialize(block: Any, scan: bool) -> Any:

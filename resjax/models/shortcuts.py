@@ -46,7 +46,13 @@ def scale_branch(added: Any, factor: Array) -> Scaled:
 
 
 class Shortcut(nn.Module):
-    """Declares the fields of every shortcut; the network binds `conv` and `norm`."""
+    """Declares the fields of every shortcut; the network binds `conv` and `norm`.
+
+    Attributes:
+      features: output channels.
+      strides: from the block's input to what is added, in both directions.
+      conv, norm: as in `resjax.models.blocks.Block`; with pre-activation, `norm` does nothing.
+    """
 
     features: int
     strides: int = 1

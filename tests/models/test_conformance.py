@@ -9,6 +9,7 @@ import pytest
 from resjax.models import conformance
 from resjax.models.conformance import CLAIMS, SHORTCUT_CLAIMS, check_block, check_shortcut
 from resjax.models.presets import BLOCKS, SHORTCUTS
+from resjax.models.resnet import build
 
 
 @pytest.fixture
@@ -105,6 +106,39 @@ def test_a_block_with_only_the_fields_in_the_readme_works(my_module, parent):
                 return y + self.shortcut(self.features, self.strides)(x)
     """)
     check_block("my_module:MyBlock")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_conv_and_norm_take_the_keywords_that_the_docstring_of_block_lists(my_module, norm):
+    my_module("""
+        import jax
+        from flax import linen as nn
+
+        from resjax.models.blocks import Block
+
+
+        class MyBlock(Block):
+            @nn.compact
+            def __call__(self, x):
+                ones, channels = nn.initializers.ones, x.shape[-1]
+                y = self.conv(channels, 3, self.strides, feature_group_count=channels)(x)
+                y = self.norm(use_bias=False, name="unshifted")(y)
+                y = self.norm(use_scale=False, name="unscaled")(y)
+                y = self.conv(self.features, (3, 3), kernel_dilation=2, kernel_init=ones)(y)
+                y = self.conv(self.features, 3, padding="SAME", use_bias=True, bias_init=ones)(y)
+                return self.norm(last=True)(y) + self.shortcut(self.features, self.strides)(x)
+    """)
+    model = build({}, block="my_module:MyBlock", depth=8, width=32, norm=norm)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+    block = variables["params"]["stage1"]["block1"]
+    assert {name: set(layer) for name, layer in block.items()} == {
+        "Conv_0": {"kernel"},
+        "unshifted": {"scale"},
+        "unscaled": {"bias"},
+        "Conv_1": {"kernel"},
+        "Conv_2": {"kernel", "bias"},
+        f"{'Batch' if norm == 'batch' else 'Group'}Norm_0": {"scale", "bias"},
+    }
 
 
 def breaking(body):
