@@ -37,7 +37,7 @@ def convolution(
     x: Array,
     kernel: Array,
     window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: str | Sequence[tuple[int, int]],
     *,
     lhs_dilation: Sequence[int] = (1, 1),
     rhs_dilation: Sequence[int] = (1, 1),
@@ -47,6 +47,8 @@ def convolution(
     """Returns `lax.conv_general_dilated`, with gradients that are fast on this platform."""
     dense = {feature_group_count, *lhs_dilation, *rhs_dilation} == {1}
     if jax.default_backend() == "cpu" and dense and not _as_written.get():
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
         return _with_fast_gradients(x, kernel, tuple(window_strides), tuple(padding))
     return lax.conv_general_dilated(
         x,
@@ -71,7 +73,7 @@ def _with_fast_gradients(
     padding: Padding,
 ) -> Float[Array, "n h2 w2 o"]:
     """Convolves with gradients that are convolutions in the layout that is fast on CPU."""
-    if kernel.shape[:2] == (1, 1) and strides != (1, 1):
+    if kernel.shape[:2] == (1, 1) and strides != (1, 1) and not any(map(any, padding)):
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # other pixels have no effect
     return _fast_convolution(x, kernel, strides, padding)
 

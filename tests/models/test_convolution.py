@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -125,6 +126,16 @@ def test_a_dilated_kernel_is_not_treated_as_dense():
     spread[::2, ::2] = kernel
     y = jit(partial(ours, stride=1, kernel_dilation=2))(x, kernel)
     close(y, in_numpy(x, spread, 1))  # the padding is that of a side of 5
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1, ((0, 2), (1, 0))])
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_padding_may_be_given_as_in_flax(side, stride, padding):
+    x = np.random.default_rng(0).normal(size=(1, 7, 6, 2)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(side, side, 2, 2)).astype(np.float32)
+    theirs = nn.Conv(2, (side, side), stride, padding=padding, use_bias=False)
+    expected = theirs.apply({"params": {"kernel": kernel}}, x)
+    close(jit(partial(ours, stride=stride, padding=padding))(x, kernel), expected)
 
 
 def test_kernels_start_with_the_variance_of_he_et_al_and_no_truncation():
