@@ -11,7 +11,7 @@ import pickle
 import tarfile
 import tomllib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -20,10 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resjax.data.examples import DataError
+from resjax.data.npz import memory_bound
 from resjax.download import download
 from resjax.errors import one_line
 
 Columns = Mapping[str, Any]  # features of a split by name: arrays or lists of one length
+
+
+EXPANSION = 16  # the most that an archive may grow; the published ones reach 5
 
 
 class Content(NamedTuple):
@@ -193,8 +197,8 @@ def _find(folder: Path, url: str) -> Path | None:
 
 def _verified_members(path: Path, expected: Members) -> dict[str, bytes]:
     try:
-        members = {name: data for name, data in _unpack(path) if name in expected}
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        members = dict(_unpack(path, expected))
+    except (OSError, EOFError, ValueError, MemoryError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path}: cannot be unpacked, it is damaged: {one_line(error)}") from error
     if lacks := expected.keys() - members.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(lacks))}")
@@ -209,13 +213,42 @@ def _verified_members(path: Path, expected: Members) -> dict[str, bytes]:
     return members
 
 
-def _unpack(path: Path) -> Iterator[tuple[str, bytes]]:
+def _unpack(path: Path, expected: Container[str]) -> Iterator[tuple[str, bytes]]:
     if path.name.endswith(".tar.gz"):
-        with tarfile.open(path) as archive:
+        with _unzipped(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
             for member in archive:
-                if file := archive.extractfile(member):
-                    yield PurePosixPath(member.name).name, file.read()
+                name = PurePosixPath(member.name).name
+                # A sparse file claims any size, and a link has no content of its own.
+                if name in expected and member.isreg() and not member.issparse():
+                    content = archive.extractfile(member)
+                    yield name, content.read() if content else b""
     elif path.suffix == ".gz":
-        yield path.stem, gzip.decompress(path.read_bytes())
+        with _unzipped(path) as file:
+            yield path.stem, file.read()
     else:
         yield path.name, path.read_bytes()
+
+
+def _unzipped(path: Path) -> io.BufferedReader:
+    """Opens the content of a gzip file, but reads no more of it than the file's size justifies."""
+    return io.BufferedReader(_Bounded(path))
+
+
+class _Bounded(io.RawIOBase):
+    def __init__(self, path: Path):
+        self._path, self._left = path, memory_bound(path, EXPANSION)
+        self._file = gzip.GzipFile(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise DataError(f"{self._path}: grows to more than {EXPANSION} times its size; refused")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -4,19 +4,20 @@ Without a test part, the last fifth of each class becomes the test split, in the
 or rows, so that neighbors (frames of a video, digits by one writer) mostly stay together.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resjax.data.examples import DataError, Example, Source, Split, array_source
 from resjax.data.image_files import Skipped, find_layout, image_files, read_image
-from resjax.errors import one_line
+from resjax.data.npz import read_npz
+from resjax.errors import first_few
 from resjax.text import printable
 
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "class_names")
 HELD_OUT = "the last fifth of each class is the test split"
 
 
@@ -100,8 +101,8 @@ def open_npz(path: Path) -> Source:
     Raises:
       DataError: the file is missing or damaged, or its arrays are different.
     """
-    arrays = _arrays(path)
-    class_names = arrays.get("class_names")
+    arrays, found = read_npz(path, ARRAYS)
+    class_names: Any = arrays.get("class_names")
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         splits = {
             name: _split(path, arrays, f"x_{name}", f"y_{name}") for name in ("train", "test")
@@ -114,33 +115,25 @@ def open_npz(path: Path) -> Source:
         splits = {name: Split(whole.images[i], whole.labels[i]) for name, i in parts}
     else:
         raise DataError(
-            f"{path}: contains {', '.join(arrays) or 'nothing'}; it needs x_train, y_train, x_test "
+            f"{path}: contains {first_few(found) or 'nothing'}; it needs x_train, y_train, x_test "
             "and y_test, or images and labels"
         )
-    labels = np.concatenate([split.labels for split in splits.values()])
+    if class_names is not None and class_names.ndim != 1:
+        raise DataError(f"{path}: class_names has shape {class_names.shape}; it must be a list")
+    labels = np.unique(np.concatenate([split.labels for split in splits.values()]))
     classes = int(labels.max()) + 1 if class_names is None else len(class_names)
-    if labels.min() < 0:
-        raise DataError(f"{path}: a label is {labels.min()}; classes are numbered from 0")
     if labels.max() >= classes:
         raise DataError(f"{path}: a label is {labels.max()}, but class_names has {classes}")
-    if class_names is None and len(missing := np.setdiff1d(np.arange(classes), labels)):
+    if class_names is None and len(labels) < classes:
+        missing = np.flatnonzero(labels != np.arange(len(labels)))[0]
         raise DataError(
-            f"{path}: no label is {missing[0]}, but one is {classes - 1}; number the classes from "
+            f"{path}: no label is {missing}, but one is {classes - 1}; number the classes from "
             "0, or name them in an array class_names"
         )
-    names = map(str, range(classes) if class_names is None else class_names)
-    return array_source(str(path), splits, tuple(names))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    # NumPy raises these for damaged files, other files and pickled objects.
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as an .npz file: {one_line(error)}") from error
+    class_names = range(classes) if class_names is None else class_names
+    notes = () if "x_train" in arrays else (HELD_OUT,)
+    source = array_source(str(path), splits, tuple(printable(str(name)) for name in class_names))
+    return source._replace(notes=notes)
 
 
 def _split(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Split:
@@ -157,8 +150,12 @@ def _split(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Spli
             f"{path}: {y} is {labels.dtype} of shape {labels.shape}; it must be integers of "
             f"shape ({len(images)},)"
         )
-    if not len(images):
+    if not images.size:
         raise DataError(f"{path}: {x} is empty")
+    if labels.max() > (largest := np.iinfo(np.int32).max):
+        raise DataError(f"{path}: a label is {labels.max()}, more than {largest}")
+    if labels.min() < 0:
+        raise DataError(f"{path}: a label is {labels.min()}; classes are numbered from 0")
     return Split(images, labels.astype(np.int32))
 
 
