@@ -109,9 +109,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect to https, or to the same scheme and host."""
 
     def redirect_request(self, req: Any, *answer: Any) -> urllib.request.Request | None:
-        newurl = answer[-1]
+        response, *_, newurl = answer
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme != "https" and (new.scheme, new.hostname) != (old.scheme, old.hostname):
+            response.close()
             raise urllib.error.URLError(f"it redirects to {newurl}, which is not https")
         return super().redirect_request(req, *answer)
 

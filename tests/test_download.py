@@ -46,7 +46,7 @@ def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.sends, server.etag, server.ranges = len(CONTENT), '"1"', []
         server.url = f"http://127.0.0.1:{server.server_port}/file"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -100,7 +100,7 @@ def answering(monkeypatch, tmp_path):
         with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw) as server:
             server.daemon_threads, server.block_on_close = True, False
             port = server.server_address[1]
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             start = time.monotonic()
             with pytest.raises(UserError) as refused:
                 fetch(url.format(port=port), tmp_path / "file")
