@@ -17,6 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +47,7 @@ Order = Callable[[int, int], Int[np.ndarray, "count"]]  # first position, count 
 
 PREFETCH = 2  # batches per worker that wait or are being made
 TIMEOUT_SECONDS = 300.0  # for a batch
+DEATH_SECONDS = 2.0  # until all workers of a broken pool have ended
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -222,6 +224,9 @@ class Prefetcher(Iterator[Batch]):
 
     def _cause_of_death(self) -> str:
         """Returns the cause for the first worker; the executor ends the others with SIGTERM."""
+        last = time.monotonic() + DEATH_SECONDS
+        for worker in self._workers.values():
+            worker.join(max(last - time.monotonic(), 0))  # until then it has no exit code
         codes = {worker.exitcode or 0 for worker in self._workers.values()}
         code = min(codes - {0, -signal.SIGTERM}, default=-signal.SIGTERM)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
