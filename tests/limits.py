@@ -22,9 +22,10 @@ def main() -> None:
     name, megabytes, *paths = sys.argv[1:]
     module, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + int(megabytes) * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    if (statm := Path("/proc/self/statm")).is_file():  # macOS limits no process's memory
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        limit = used + int(megabytes) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     for path in paths:
         start, outcome = time.monotonic(), ""
         try:
