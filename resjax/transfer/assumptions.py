@@ -186,9 +186,8 @@ def describe(facts: Mapping[str, Any]) -> str:
         "dilated_stages": f"{_no(facts.get('dilated_stages'))} dilation (--dilated-stages)",
         "bn_epsilon": f"a BN epsilon of {facts.get('bn_epsilon')} (--bn-epsilon)",
     }
-    return "the file does not show, so it is assumed: " + ", ".join(
-        text for name, text in parts.items() if name in facts
-    )
+    assumed = ", ".join(text for name, text in parts.items() if name in facts)
+    return f"assumed, as the file does not show it: {assumed}; the options are `resjax import`'s"
 
 
 def _no(value: Any) -> Any:

@@ -281,7 +281,7 @@ def _explain_unknown(source: str, file: Arrays, options: Options) -> str:
     commands = [_command(source, file, options, prefix) for prefix in prefixes]
     if found := list(filter(None, commands)):
         others = f" (or with {first_few(found[1:], 3)})" if found[1:] else ""
-        return f"it holds more than a ResNet; import the ResNet with {found[0]}{others}"
+        return f"it holds more than a ResNet; `resjax import` reads it with {found[0]}{others}"
     if prefixes:
         try:
             _recognize_as_told(source, file, replace(options, prefix=prefixes[0]))

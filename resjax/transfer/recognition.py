@@ -91,9 +91,9 @@ def _stem(shapes: Mapping[str, Any], bit: bool) -> str:
 def _named_shortcut(given: str | None) -> str:
     if given is None:
         raise UnknownNetworkError(
-            "it has no projections, and its arrays do not show whether its shortcuts are padded "
-            "with zeros or missing; add --shortcut=pad (zeros after the channels, He et al.), "
-            "pad_center (on both sides, as in akamaster's pytorch_resnet_cifar10), or none"
+            "it has no projections, and its arrays do not show what its shortcuts are; give "
+            "`resjax import` --shortcut=pad (zeros after the channels, as in He et al.), "
+            "pad_center (zeros on both sides, as in akamaster's pytorch_resnet_cifar10), or none"
         )
     return "none" if given == "none" else "pad"
 

@@ -268,7 +268,7 @@ def test_what_is_assumed_is_said_with_the_option_that_changes_it(name, variant):
     told = []
     import_weights(variant(name), notify=told.append)
     (line,) = told
-    assert "the file does not show, so it is assumed: " in line
+    assert "assumed, as the file does not show it: " in line
     options = ["--stem-pool", "--antialias", "--bn-epsilon"]
     options += ["--v1", "--dilated-stages"] if name == "dilated" else []
     assert all(f"({option})" in line for option in options)
@@ -398,7 +398,7 @@ def test_an_export_without_its_metadata_is_imported_once_its_shortcut_is_named(
     path = tmp_path / "file.safetensors"
     export_torchvision(given, path)
     save_file(load_file(path), path)
-    with pytest.raises(UserError, match=r"add --shortcut=pad .*pad_center .* or none"):
+    with pytest.raises(UserError, match=r"--shortcut=pad .*pad_center .* or none"):
         import_weights(str(path))
     found = import_weights(str(path), Options(hidden=Hidden(shortcut="pad")))
     assert found.model == {**given.model, "bn_unbiased": True}
