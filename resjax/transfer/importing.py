@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ HEADS = re.compile(
     r"(resnet/)?(fc|head|linear|classifier|predictions"
     r"|projection_head|projector|predictor|prototypes)[./]"
 )
+
+TRIED = 4  # networks in one file, at most, for which a hint is tried
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,8 @@ def _require_complete(translated: Translated, model: Mapping[str, Any], without_
 def _explain_unknown(source: str, file: Arrays, options: Options) -> str:
     """Returns why the names are unknown, and the options that import a network in the file."""
     inside = {n.removeprefix(options.prefix): a for n, a in file.arrays.items()}
-    prefixes = [options.prefix + prefix for prefix in network_prefixes(inside) if prefix]
+    found_prefixes = (prefix for prefix in network_prefixes(inside) if prefix)
+    prefixes = [options.prefix + prefix for prefix in islice(found_prefixes, TRIED)]
     commands = [_command(source, file, options, prefix) for prefix in prefixes]
     if found := list(filter(None, commands)):
         others = f" (or with {first_few(found[1:], 3)})" if found[1:] else ""

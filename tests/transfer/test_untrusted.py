@@ -305,6 +305,12 @@ def many_names(path):
     save_file(dict.fromkeys(("conv1.weight", *names), conv), path)
 
 
+def many_networks(path):
+    conv = np.ones((1, 1, 1, 1), np.float32)
+    marks = "conv1.weight", "layer1.0.conv1.weight"
+    save_file({f"net{n}.{mark}": conv for n in range(10_000) for mark in marks}, path)
+
+
 def odd_shapes(path):
     names = ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight")
     save_file({name: np.ones((0, 2, 1), np.float32) for name in names}, path)
@@ -316,6 +322,7 @@ def nested_pickle(path):
 
 BOMBS = [
     *(lying_archive, claiming_archive, size_bomb, long_prefix, large_numbers, many_names),
+    many_networks,
     *(odd_shapes, nested_pickle),
 ]
 
