@@ -47,8 +47,18 @@ class Experiment(NamedTuple):
                     raise UserError(f"figures(): {name!r} cannot be the name of a file")
                 if len(name) > LONGEST_NAME:
                     raise UserError(f"figures(): the name {name[:20]!r}... is too long for a file")
-                figure.draw_without_rendering()  # what cannot be drawn fails here
         return dict(drawn)
+
+    def try_figures(self, folder: Path) -> None:
+        """Draws the figures of the runs in a folder, and keeps none.
+
+        Raises:
+          UserError: `figures` raises or returns something else, or a figure cannot be drawn.
+        """
+        runs = load_runs(folder)
+        for figure in self.figures(runs, load_curves(runs)).values():
+            with _errors_in(self.file):
+                figure.draw_without_rendering()
 
 
 def load_experiment(file: Path) -> Experiment:
@@ -63,16 +73,6 @@ def load_experiment(file: Path) -> Experiment:
         names = runpy.run_path(str(file), run_name="experiment")
     title, _, claim = (names.get("__doc__") or file.stem).strip().partition("\n")
     return Experiment(file, title.rstrip("."), claim, names.get("figures"))
-
-
-def try_figures(file: Path, folder: Path) -> None:
-    """Draws an experiment's figures from the runs of a folder, and keeps none.
-
-    Raises:
-      UserError: the experiment's `figures` raises, or returns something else.
-    """
-    runs = load_runs(folder)
-    load_experiment(file).figures(runs, load_curves(runs))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from resjax.analysis.runs import (
     varying,
 )
 from resjax.disk import report_disk_errors, write_atomically
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.run_files import DamagedFileError, read_json_object
 from resjax.text import csv_cell, user_path
 
@@ -80,10 +80,10 @@ def write_report(
     for problem in left_out:
         warn(problem)
     source = find_experiment(roots) if experiment is None else Path(experiment)
-    described, figures, failure = _draw(source, root, roots, runs, curves)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     with report_disk_errors(root, "mend that, or add --out=DIR to write elsewhere"):
         root.mkdir(parents=True, exist_ok=True)
+        described, figures, failure = _draw(source, root, roots, runs, curves)
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
@@ -94,7 +94,7 @@ def write_report(
             left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
             style=_asset("report.css"),
             script=_asset("report.js"),
-            figures=_figures(figures, root),
+            figures=figures,
             directions=html.escape(_directions(runs)),
             summary=_table(summary_columns(runs)),
             runs=_runs(table),
@@ -133,17 +133,29 @@ def _roots(paths: Paths) -> list[Path]:
 
 def _draw(
     file: Path | None, root: Path, roots: list[Path], runs: pd.DataFrame, curves: pd.DataFrame
-) -> tuple[Experiment, dict[str, Figure], FiguresError | None]:
-    """Returns the experiment, its figures or the default ones, and why its own failed."""
+) -> tuple[Experiment, str, FiguresError | None]:
+    """Returns the experiment, its figures or the default ones as HTML, and why its own failed."""
     failure, described = None, Experiment(Path(), root.resolve().name, "", None)
     try:
         if file is not None:
             described = load_experiment(file)
-            if figures := described.figures(runs, curves):
-                return described, figures, None
+        if described.draw is not None:
+            return described, _saved(described, described.figures(runs, curves), root), None
     except UserError as error:
         failure = FiguresError(f"{error}; {_advice(file, roots)}")
-    return described, overview(runs, curves) if described.draw is None or failure else {}, failure
+    return described, _figures(overview(runs, curves), root), failure
+
+
+def _saved(experiment: Experiment, figures: Mapping[str, Figure], root: Path) -> str:
+    """Saves an experiment's figures and returns them as HTML; one that cannot be drawn is named."""
+    try:
+        return _figures(figures, root)
+    except OSError:  # of the disk
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{experiment.file}: a figure cannot be drawn: {one_line(error)}"
+        ) from error
 
 
 def _advice(file: Path | None, roots: list[Path]) -> str:

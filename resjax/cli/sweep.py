@@ -80,7 +80,6 @@ def _try_figures(planned: Any) -> None:
       UserError: `figures` raises, or returns something else.
     """
     from resjax.analysis.experiment_figures import load_experiment
-    from resjax.analysis.runs import load_curves, load_runs
     from resjax.sweeps.made_up import NothingMadeUpError, made_up_runs
 
     experiment = load_experiment(planned.experiment)
@@ -88,8 +87,7 @@ def _try_figures(planned: Any) -> None:
         return
     try:
         with made_up_runs({run.name: run.config for run in planned.runs}) as folder:
-            runs = load_runs(folder)
-            experiment.figures(runs, load_curves(runs))
+            experiment.try_figures(folder)
     except (NothingMadeUpError, OSError) as error:
         notify(f"figures() of {experiment.file} is not tried before training: {error}")
     except UserError as error:

@@ -147,6 +147,17 @@ def test_an_error_in_figures_names_the_line_and_what_to_type_and_keeps_the_repor
     assert f"executes {root / 'experiment.py'}" in capsys.readouterr().out
 
 
+def test_a_figure_that_cannot_be_drawn_is_an_error_of_its_experiment(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_sweep(points=2, seeds=(0,))
+    broken = EXPERIMENT.replace("return {", r'figure.suptitle("$\frac{$")' + "\n    return {")
+    (root / "experiment.py").write_text(broken)
+    assert main(["report", str(root)]) == 2
+    assert f"{root / 'experiment.py'}: a figure cannot be drawn: " in capsys.readouterr().err
+    assert (root / "figures" / "curves.svg").exists()
+
+
 def test_an_experiment_file_with_a_syntax_error_is_named(
     make_sweep: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
