@@ -15,6 +15,9 @@ from resjax.errors import UserError
 
 LARGEST_STEP = 2**53
 
+SCHEMA_VERSION = 2
+"""Of the config.json that is written today; version 1 has no entry `schema_version`."""
+
 
 RENAMED_FIELDS = {
     "data.subset": "data.subset_seed",
@@ -126,6 +129,7 @@ def schedule_changes(provenance: Mapping[str, Any]) -> list[tuple[int, tuple[int
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config in which fields with an earlier version's names have today's."""
     renamed = copy.deepcopy(dict(config))
+    renamed.pop("schema_version", None)  # is no field
     for old, new in RENAMED_FIELDS.items():
         section, _, name = old.partition(".")
         fields = renamed.get(section)

@@ -1,11 +1,13 @@
 """The schema, the ways to set its fields, and the one-line message of every mistake."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from resjax import tasks
 from resjax.config import (
+    FIRST_FIELDS,
     Config,
     checks,
     default_config,
@@ -434,6 +437,78 @@ def test_two_configs_share_a_digest_if_and_only_if_they_are_equal(one, other):
 
 def test_a_preset_and_its_fields_are_the_same_run():
     assert digest(resolved(model__name="cifar_resnet56")) == digest(resolved(model__depth=56))
+
+
+# Computed before there were fields beside those of schema version 1.
+EARLIER_DIGESTS = {
+    "9beae3e7": {},
+    "6c7724f1": {"model__depth": 56, "model__shortcut": "none", "seed": 2},
+    "f1297e3b": {"model__name": "resnet50"},
+}
+
+
+@pytest.mark.parametrize("earlier", EARLIER_DIGESTS)
+def test_a_new_field_with_its_default_renames_no_run_and_strands_none(earlier):
+    config = resolved(**EARLIER_DIGESTS[earlier])
+    assert digest(config) == earlier
+    content = to_dict(config)
+    then = {
+        section: {name: fields[name] for name in FIRST_FIELDS[section].split()}
+        for section, fields in content.items()
+        if section in FIRST_FIELDS
+    }
+    assert from_dict({"seed": config.seed, **then}) == config
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_that_is_not_at_its_default_changes_the_digest(field):
+    section, _, name = field.partition(".")
+    content = to_dict(resolved())
+    if section == "sweep" or field == "model.name":
+        return
+    other = object()
+    values = (2, 0.5, True, False, {"a": 1.0}, [0.3, 0.4], [1, 2], ["a:b"], "cat:Dog")
+    for value in (*FIELDS[field].choices, *values):
+        changed = json.loads(json.dumps(content))
+        if name:
+            changed[section][name] = value
+        else:
+            changed[section] = value
+        with suppress(UserError, ValueError):
+            other = from_dict(changed)
+            if other != resolved():
+                break
+    assert digest(other) != digest(resolved())
+
+
+def test_an_invented_field_is_part_of_the_digest_only_with_another_value(monkeypatch):
+    before = {value: digest(resolved(model__remat=value)) for value in (False, True)}
+    names = FIRST_FIELDS["model"].replace(" remat", "")  # as if it had come later
+    monkeypatch.setitem(FIRST_FIELDS, "model", names)
+    invented = {value: digest(resolved(model__remat=value)) for value in (False, True)}
+    assert invented[False] != before[False]
+    assert invented[True] == before[True]
+    content = to_dict(resolved())
+    del content["model"]["remat"]
+    canonical = {
+        **content,
+        "model": {k: v for k, v in content["model"].items() if k in names.split()},
+    }
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    assert invented[False] == hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("version", [3, "2", 0])
+def test_a_config_of_a_later_version_is_refused(version):
+    with pytest.raises(UserError, match=f"schema_version={version!r}, and this resjax knows"):
+        from_dict({"schema_version": version, **to_dict(resolved())})
+
+
+def test_running_variances_of_earlier_runs_from_weights_stay_biased():
+    content = to_dict(resolved())
+    del content["model"]["bn_unbiased"]
+    content["transfer"]["weights"] = "weights"
+    assert from_dict(content).model.bn_unbiased is False
 
 
 def test_the_sweep_section_is_not_part_of_a_runs_identity():

@@ -21,7 +21,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from resjax.config.schema import Task as Task
 from resjax.config.schema import Transfer as Transfer
 from resjax.errors import UserError
 from resjax.models.presets import ARCHITECTURE, architecture
-from resjax.run_files import rename_fields
+from resjax.run_files import SCHEMA_VERSION, rename_fields
 from resjax.text import user_path
 from resjax.user_code import trust
 
@@ -150,15 +151,70 @@ def from_dict(content: Mapping[str, Any]) -> Config:
     """Reads what `to_dict` returned, or an older version of resjax wrote.
 
     Raises:
-      UserError: `content` is not a valid config.
+      UserError: `content` is not a valid config, or a later version wrote it.
     """
-    return _build(Config, rename_fields(content))
+    version = content.get("schema_version", 1)
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise UserError(
+            f"the config has schema_version={version!r}, and this resjax knows those up to "
+            f"{SCHEMA_VERSION}; use the resjax that wrote it, or a later one"
+        )
+    return _build(Config, _with_later_fields(rename_fields(content)))
+
+
+FIRST_FIELDS = {
+    "model": "family depth block block_options shortcut shortcut_options width widen stem norm "
+    "standardize loop dtype zero_init_residual stochastic_depth bn_momentum bn_epsilon remat",
+    "data": "name train_split test_split classes per_class subset_seed batch_size eval_batch_size "
+    "feed workers image_size on_bad_image train_crop eval_crop crop_padding flip color_jitter "
+    "pca_lighting trivial_augment cutout random_erasing mixup cutmix normalization",
+    "task": "name options",
+    "train": "steps log_every eval_every checkpoint_every nonfinite accumulation_steps",
+    "optimizer": "name options learning_rate momentum nesterov beta2 weight_decay weight_decay_on "
+    "schedule schedule_options boundaries clip_norm ema_decay decay_factor warmup_steps",
+    "transfer": "weights head freeze thaw frozen_norm layer_decay first_rate",
+    "diagnostics": "every names options",
+    "parallel": "backend shard_parameters bn_devices",
+}
+"""The fields of schema version 1, by section. A digest leaves out any later field whose value is
+that of runs of that version, so that a new field renames no run."""
+
+
+def _with_later_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """Adds fields that did not exist when a run wrote `content`, where today's default differs."""
+    model, transfer = content.get("model"), content.get("transfer")
+    if isinstance(model, dict) and "stem" in model:  # a network that `resolve` has filled
+        with suppress(ValueError, TypeError):  # an invalid config is refused in its own words
+            filled = architecture(**{name: model.get(name) for name in ARCHITECTURE})
+            content["model"] = filled | model
+        if isinstance(transfer, dict) and transfer.get("weights") is not None:
+            content["model"].setdefault("bn_unbiased", False)
+    return content
 
 
 def digest(config: Config) -> str:
     """Returns a run's identity: eight hexadecimal digits that change with any field."""
-    canonical = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    content = to_dict(config)
+    first = _select(content, lambda section, name: name in FIRST_FIELDS.get(section, "").split())
+    then = to_dict(from_dict(first))
+    later = _select(content, lambda section, name: then[section][name] != content[section][name])
+    identity = {"seed": config.seed} | {
+        section: first.get(section, {}) | later.get(section, {}) for section in first | later
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _select(
+    content: dict[str, Any], chosen: Callable[[str, str], bool]
+) -> dict[str, dict[str, Any]]:
+    """Returns the fields, by section and name, that are `chosen`; no section is empty."""
+    selected = {
+        section: {name: value for name, value in fields.items() if chosen(section, name)}
+        for section, fields in content.items()
+        if section in SECTIONS
+    }
+    return {section: fields for section, fields in selected.items() if fields}
 
 
 def _build(section: Any, values: Any, prefix: str = "") -> Any:

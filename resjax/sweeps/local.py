@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from resjax.config import Config, to_dict
+from resjax.config import Config, from_dict
 from resjax.data import datasets
 from resjax.disk import describe_disk_error, report_disk_errors, write_atomically
 from resjax.errors import UserError
@@ -181,7 +181,8 @@ def _finished(run: RunStatus) -> Progress | None:
     provenance = run.folder / "provenance.json"
     # A damaged file is reported when the run is trained.
     with suppress(UserError, ValueError, OSError):
-        same = records.read_json(run.folder / "config.json") == to_dict(run.config)
+        saved = records.read_json(run.folder / "config.json")
+        same = saved is not None and from_dict(saved) == run.config
         if same and (summary := records.read_summary(run.folder / "summary.json")):
             steps, rate = summary["steps"], summary.get("images_per_second", math.nan)
             primary = primary_metric(records.read_json(provenance) or {}, provenance)

@@ -49,13 +49,19 @@ def require_compatible(saved: dict[str, Any], config: Config, workdir: Path) -> 
     Raises:
       UserError: it may not continue under `config`.
     """
-    with suppress(UserError):  # an invalid config differs in its own words
-        saved = to_dict(from_dict(saved))  # of an earlier version, with names and fields of today
+    saved = of_today(saved)
     if differences := config_differences(saved, to_dict(config)):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}); choose another "
             f"--workdir. Fields that may change: {', '.join(MAY_CHANGE)}"
         )
+    return saved
+
+
+def of_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's config with the names and fields of today; an invalid one as it is."""
+    with suppress(UserError):
+        return to_dict(from_dict(saved))
     return saved
 
 

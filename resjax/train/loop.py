@@ -19,7 +19,7 @@ from resjax.disk import report_disk_errors
 from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
-from resjax.run_files import recorded_threads, require_kind
+from resjax.run_files import SCHEMA_VERSION, recorded_threads, require_kind
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -220,7 +220,8 @@ class Run:
                 layers = records.recover_layers(path, record["layers"], step, self._warn)
             for name in ("summary.json", DIVERGED):  # the run goes on
                 (self.workdir / name).unlink(missing_ok=True)
-            records.write_json(self.workdir / "config.json", to_dict(self.config))
+            config = {"schema_version": SCHEMA_VERSION, **to_dict(self.config)}
+            records.write_json(self.workdir / "config.json", config)
             provenance = {
                 "primary_metric": self.trainer.task.primary._asdict(),
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),

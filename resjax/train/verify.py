@@ -24,7 +24,7 @@ from resjax.run_files import (
 )
 from resjax.train import records
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
-from resjax.train.identity import config_differences
+from resjax.train.identity import config_differences, of_today
 from resjax.transfer.weights import describe_fault, flatten, is_weights_folder, load
 
 RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")  # each marks a run
@@ -118,7 +118,11 @@ def _verify_json(run: Path, newest: dict[str, Any] | None) -> Iterator[Finding]:
             continue
         if content is None:
             yield Finding(run / name, "missing")
-        elif newest and name == "config.json" and config_differences(newest["config"], content):
+        elif (
+            newest
+            and name == "config.json"
+            and config_differences(of_today(newest["config"]), of_today(content))
+        ):
             yield Finding(run / name, "damaged: the newest checkpoint has another config")
     try:
         read_divergence(run)
