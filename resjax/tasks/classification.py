@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from resjax.errors import UserError
 from resjax.models.heads import ClassificationHead
 from resjax.tasks.base import Batch, Metric, Sums, Task, weighted_sum
 
@@ -30,6 +31,9 @@ class Classification(Task):
     primary: ClassVar[Metric] = Metric("error", lower_is_better=True, unit="fraction")
 
     def __post_init__(self) -> None:
+        if len(self.dataset.class_names) < 2:
+            only = "".join(f", {name!r}" for name in self.dataset.class_names)
+            raise UserError(f"the data have one class{only}; classification needs two or more")
         share = self.label_smoothing
         if not (isinstance(share, (int, float)) and 0 <= share < 1):
             raise ValueError(f"label_smoothing={share!r}: must be a number from 0 to below 1")

@@ -121,6 +121,8 @@ def test_an_unknown_task_or_option_is_one_line_that_names_it():
         make_task(TaskConfig("classification", {"smoothing": 0.1}), DIGITS)
     with pytest.raises(UserError, match="label_smoothing=2: must be at least 0"):
         make_task(TaskConfig("classification", {"label_smoothing": 2}), DIGITS)
+    with pytest.raises(UserError, match="the data have one class, 'cat'; classification needs"):
+        make_task(TaskConfig("classification"), DatasetInfo(("cat",), (8, 8, 1)))
     with pytest.raises(UserError, match=r"task.name=no_module:Task"):
         make_task(TaskConfig("no_module:Task"), DIGITS)
     with pytest.raises(UserError, match=r"task.name=json:loads: is no class derived from"):
