@@ -119,7 +119,7 @@ def test_check_task_says_which_claim_does_not_hold(monkeypatch, task, message):
 def test_an_unknown_task_or_option_is_one_line_that_names_it():
     with pytest.raises(UserError, match=r"task.options.smoothing: .*label_smoothing"):
         make_task(TaskConfig("classification", {"smoothing": 0.1}), DIGITS)
-    with pytest.raises(UserError, match="label_smoothing=2: must be at least 0"):
+    with pytest.raises(UserError, match="label_smoothing=2: must be a number from 0"):
         make_task(TaskConfig("classification", {"label_smoothing": 2}), DIGITS)
     with pytest.raises(UserError, match="the data have one class, 'cat'; classification needs"):
         make_task(TaskConfig("classification"), DatasetInfo(("cat",), (8, 8, 1)))
