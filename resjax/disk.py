@@ -113,10 +113,17 @@ def describe_disk_error(error: BaseException) -> str:
 def report_disk_errors(
     folder: Path, advice: str = "fix that and launch the same command again"
 ) -> Iterator[None]:
-    """Turns errors of the disk into one line; what was written before stays."""
+    """Turns errors of the disk into one line; what was written before stays.
+
+    Libraries report a full disk as a RuntimeError too. A pipe that is closed is no disk.
+    """
     try:
         yield
-    except OSError as error:
+    except BrokenPipeError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) not in str(error):
+            raise
         raise UserError(
             f"{folder}: cannot write there: {describe_disk_error(error)}; {advice}"
         ) from error

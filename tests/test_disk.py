@@ -1,5 +1,6 @@
 """A file is the old one or the new one, and a changed file is noticed."""
 
+import errno
 import os
 
 import pytest
@@ -8,11 +9,13 @@ from resjax.disk import (
     CHECKSUMS,
     DamagedError,
     atomic_file,
+    report_disk_errors,
     unused_path,
     verify_checksums,
     write_atomically,
     write_checksums,
 )
+from resjax.errors import UserError
 
 
 def test_content_replaces_what_was_there(tmp_path):
@@ -80,3 +83,24 @@ def test_an_unused_path_has_the_next_free_number(tmp_path):
         path = unused_path(tmp_path, "run")
         assert path == tmp_path / expected
         path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        RuntimeError(f"RESOURCE_EXHAUSTED: trace; {os.strerror(errno.ENOSPC)}"),
+    ],
+)
+def test_a_disk_error_of_any_library_is_one_line_that_names_the_folder(error, tmp_path):
+    with pytest.raises(UserError) as raised, report_disk_errors(tmp_path):
+        raise error
+    assert f"{tmp_path}: cannot write there: {error.args[-1].rpartition('; ')[2]}" in str(
+        raised.value
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of another kind"), BrokenPipeError()])
+def test_an_error_that_is_not_of_the_disk_does_not_blame_the_folder(error, tmp_path):
+    with pytest.raises(type(error)), report_disk_errors(tmp_path):
+        raise error

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
 from resjax.config import load, override, resolve
+from resjax.disk import report_disk_errors
 from resjax.machine import threads, use_threads
 from resjax.run_files import recorded_threads, require_kind
 from resjax.train.signals import stop_on_signals
@@ -91,9 +92,11 @@ def _profile(trainer: Any, steps: int, folder: Path, out: TextIO) -> None:
     """Prints the ten operations that take most of a step's time."""
     from resjax.train.profiling import profile
 
+    with report_disk_errors(folder):
+        operations = profile(trainer, steps, folder)[:10]
     rows = [
         (operation.name, f"{1e3 * operation.seconds / steps:.3f} ms", f"{operation.share:.1%}")
-        for operation in profile(trainer, steps, folder)[:10]
+        for operation in operations
     ]
     print_table(("operation", "per step", "share"), rows, out)
     print(f"trace, for Perfetto or XProf: {folder}", file=out)

@@ -37,13 +37,13 @@ def locked(folder: Path, warn: Warn = lambda _: None) -> Iterator[None]:
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     file, refusal = None, None
-    if is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = _acquire(folder / FILE_NAME, warn)
-        except UserError as error:
-            refusal = error
     try:
+        if is_main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = _acquire(folder / FILE_NAME, warn)
+            except UserError as error:
+                refusal = error
         if not all_processes(refusal is None):
             raise refusal or UserError(f"{folder} is in use; see the message of process 0")
         with nullcontext() if file is None else _heartbeat(file):
@@ -53,9 +53,9 @@ def locked(folder: Path, warn: Warn = lambda _: None) -> Iterator[None]:
             with suppress(OSError):  # the folder may be gone
                 (folder / FILE_NAME).unlink()
             os.close(file)
-            for path in created:
-                with suppress(OSError):  # not empty: something was written
-                    path.rmdir()
+        for path in created if is_main_process() else ():
+            with suppress(OSError):  # not empty: something was written
+                path.rmdir()
 
 
 def _acquire(path: Path, warn: Warn) -> int:
@@ -82,8 +82,12 @@ def _acquire(path: Path, warn: Warn) -> int:
                     raise _refusal(path, holder)
             warn(f"{_name(holder)} ended without releasing {path}, which is taken over")
         content = {"host": socket.gethostname(), "process": os.getpid(), "boot": _boot_id()}
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(content).encode(), 0)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(content).encode(), 0)
+        except OSError:  # the disk is full
+            path.unlink()
+            raise
     except BaseException:
         os.close(file)
         raise

@@ -1,5 +1,6 @@
 """Only one process uses a run folder, and the lock of a dead process is taken over."""
 
+import errno
 import json
 import os
 import subprocess
@@ -53,6 +54,16 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path):
     assert len(warnings) == 1
     assert f"process {holder.pid}" in warnings[0]
     assert "taken over" in warnings[0]
+
+
+def test_a_full_disk_leaves_no_lock_and_no_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"), locked(tmp_path / "a" / "run"):
+        pass
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_released_lock_leaves_nothing_behind_and_can_be_taken_again(tmp_path):
