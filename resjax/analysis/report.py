@@ -26,6 +26,7 @@ from resjax.analysis.experiment_figures import Experiment, load_experiment
 from resjax.analysis.runs import (
     Warn,
     describe,
+    is_inside,
     load_curves,
     load_layers,
     load_runs,
@@ -123,8 +124,9 @@ def default_out(paths: Paths) -> Path:
 def find_experiment(paths: Paths) -> Path | None:
     """Returns the copy of the experiment in a sweep folder, if all of several have the same."""
     copies = [root / "experiment.py" for root in _roots(paths)]
-    texts = {copy.read_bytes() if copy.is_file() else None for copy in copies}
-    return copies[0] if len(texts) == 1 and copies[0].is_file() else None
+    inside = [copy.is_file() and is_inside(copy, copy.parent) for copy in copies]
+    same = all(inside) and len({copy.read_bytes() for copy in copies}) == 1
+    return copies[0] if same else None
 
 
 def _roots(paths: Paths) -> list[Path]:
@@ -178,8 +180,9 @@ def _refresh_copies(roots: list[Path], experiment: Path) -> None:
 
 def _plan(root: Path) -> dict[str, Any]:
     """Returns the content of a folder's sweep.json; {} without a readable one."""
+    file = root / "sweep.json"
     with suppress(DamagedFileError, OSError):
-        return read_json_object(root / "sweep.json")
+        return read_json_object(file) if is_inside(file, root) else {}
     return {}
 
 

@@ -267,7 +267,7 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
 
 def _run_folders(root: Path, warn: Warn | None) -> list[Path]:
     plan = root / "sweep.json"
-    if plan.exists():
+    if plan.exists() and is_inside(plan, root):
         for planned in _read(_planned_folders, plan, warn):
             # A planned run has no folder until it starts.
             listed = [each for each in planned if (each / "config.json").exists() or each.is_file()]
@@ -287,19 +287,23 @@ def _planned_folders(plan: Path) -> list[Path]:
 
 def _require_inside(root: Path) -> Callable[[Path], None]:
     """Returns a function that refuses a run of which a file lies outside of `root`."""
-    allowed = root.resolve()
 
     def require(folder: Path) -> None:
         if folder.is_file():
             raise DamagedFileError(folder, "a file and not a run folder")
         for path in (folder, *(folder / name for name in FILES)):
-            if not path.resolve().is_relative_to(allowed):
+            if not is_inside(path, root):
                 raise OutsideError(
                     f"{path} is in {path.resolve().parent}, outside of {root}, and is not read; "
                     "load that folder itself"
                 )
 
     return require
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Returns whether a path leads, through all links, to a place in the folder `root`."""
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def _read(read: Callable[[Path], Result], path: Path, warn: Warn | None) -> Iterator[Result]:

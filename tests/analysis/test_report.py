@@ -227,6 +227,18 @@ def test_each_odd_run_is_named_and_the_others_are_reported(
     assert [bool(run["test"]["values"]) for run in page.data["runs"]] == [False, False, True, True]
 
 
+def test_an_experiment_or_plan_that_is_a_link_to_another_folder_is_not_read(
+    make_sweep: Maker, tmp_path: Path
+) -> None:
+    root = make_sweep(depths=(8,), points=2)
+    (tmp_path / "experiment.py").write_text("raise SystemExit('executed')")
+    (root / "sweep.json").rename(tmp_path / "sweep.json")
+    for name in ("experiment.py", "sweep.json"):
+        (root / name).symlink_to(tmp_path / name)
+    assert main(["report", str(root)]) == 0
+    assert "sweep" not in dict(Page(root / "report.html").tables["provenance"])
+
+
 def test_runs_that_are_all_damaged_are_one_line(
     make_run: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
