@@ -21,9 +21,9 @@ def available_cores() -> int:
 
 
 def threads() -> int:
-    """Returns on how many threads XLA computes on CPU, which decides how it divides sums.
+    """Returns the number of XLA's threads on CPU, which decides how it divides sums.
 
-    That is the environment variable NPROC or else the number of cores that this process may use.
+    It is the environment variable NPROC or else the number of cores that this process may use.
     """
     text = os.environ.get("NPROC", "")
     return int(text) if text.isdecimal() and int(text) else available_cores()

@@ -16,7 +16,7 @@ from resjax.errors import UserError
 LARGEST_STEP = 2**53
 
 SCHEMA_VERSION = 2
-"""Of the config.json that is written today; version 1 has no entry `schema_version`."""
+"""The version of config.json that is written today; version 1 has no entry `schema_version`."""
 
 
 RENAMED_FIELDS = {
@@ -61,8 +61,15 @@ class Metric(NamedTuple):
         return " ± ".join(numbers) or "–"
 
 
+class ScheduleChange(NamedTuple):
+    """A run's number of steps changed, and with it the rates of steps that it had trained."""
+
+    step: int  # number of steps that it had trained
+    steps: tuple[int, int]  # of the whole run, before and after
+
+
 class Divergence(NamedTuple):
-    """Where and why a run ended whose loss is not finite."""
+    """When and why a run diverged."""
 
     step: int  # of the first metrics that are not finite
     reason: str  # on one line
@@ -101,7 +108,7 @@ def folder_kind(folder: Path) -> str | None:
 
 
 def require_kind(folder: Path, kind: str) -> None:
-    """Raises UserError if a folder is marked as one of another kind; names the kind."""
+    """Raises a UserError that names the kind of a folder if it is marked as another kind."""
     found = folder_kind(folder)
     if found in (kind, None):
         return
@@ -111,18 +118,14 @@ def require_kind(folder: Path, kind: str) -> None:
     raise UserError(f"{folder} is a {found} folder, not a {kind} folder{hint}")
 
 
-def schedule_changes(provenance: Mapping[str, Any]) -> list[tuple[int, tuple[int, int]]]:
-    """Returns where a run's learning-rate schedule changed because its number of steps did.
-
-    Each change is the step and the numbers of steps before and after; entries of another form are
-    left out.
-    """
+def schedule_changes(provenance: Mapping[str, Any]) -> list[ScheduleChange]:
+    """Returns the changes that a provenance.json records, without entries of another form."""
     entries = provenance.get("schedule_changes")
     changes = []
     for entry in entries if isinstance(entries, list) else ():
         match entry:
             case {"step": int(step), "steps": [int(before), int(after)]}:
-                changes.append((step, (before, after)))
+                changes.append(ScheduleChange(step, (before, after)))
     return changes
 
 
@@ -173,7 +176,7 @@ def read_summary(path: Path) -> dict[str, float]:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """Returns on how many threads a run began to compute on CPU; None if no file says so."""
+    """Returns the number of CPU threads with which a run began; None if no file says so."""
     with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
         threads = read_json_object(folder / "provenance.json").get("threads")
         return threads if type(threads) is int and threads > 0 else None

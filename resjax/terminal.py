@@ -28,7 +28,7 @@ def standard_streams() -> Iterator[Callable[[], None]]:
 
     Characters that the encoding of a stream lacks are written in ASCII. What cannot be written to
     stderr is dropped, and after `keep_going` to stdout too; `keep_going` also ignores SIGHUP.
-    Before, stdout is the command's product: a reader that is gone raises BrokenPipeError, and
+    Until then, stdout is the command's product: a reader that is gone raises BrokenPipeError, and
     anything else, such as a full disk, UserError.
 
     Streams that a caller has replaced, such as a test, stay as they are.

@@ -53,7 +53,7 @@ _trusted: set[str] = set()  # modules that the user has named in this process
 
 
 def trust(names: Iterable[str]) -> None:
-    """Lets files name code of these modules, or of those in names such as `my_blocks:Block`."""
+    """Allows files to name code in these modules; a name such as `my_blocks:Block` counts too."""
     _trusted.update(name.partition(":")[0] for name in names)
 
 

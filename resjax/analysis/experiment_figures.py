@@ -1,6 +1,6 @@
-"""What an experiment file says and draws: its title, its claim and its `figures`.
+"""Loads experiment files: their title, their claim and their `figures`.
 
-The file is the user's, so an error in it is one line that names the file and the line.
+The file is the user's, so an error in it becomes one line that names the file and the line.
 """
 
 import runpy
@@ -50,7 +50,7 @@ class Experiment(NamedTuple):
         return dict(drawn)
 
     def try_figures(self, folder: Path) -> None:
-        """Draws the figures of the runs in a folder, and keeps none.
+        """Draws the figures of the runs in a folder and discards them.
 
         Raises:
           UserError: `figures` raises or returns something else, or a figure cannot be drawn.

@@ -94,14 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _writes_files(arguments: argparse.Namespace) -> bool:
-    """Returns whether a command's product is files, so that it goes on without a terminal."""
+    """Returns whether a command writes files, so that it goes on without a terminal."""
     names = arguments.command, getattr(arguments, "data_command", None)
     always = names[0] in ("train", "sweep", "report") or names == ("data", "prepare")
     return always or getattr(arguments, "out", None) is not None
 
 
 def _lacking_device() -> UserError | None:
-    """Returns why JAX does not start, which fails any command that computes."""
+    """Returns why JAX does not start, if that is why a command failed."""
     if "jax" in sys.modules:
         from resjax.xla.devices import require_devices
 

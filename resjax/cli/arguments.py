@@ -19,13 +19,13 @@ CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors, with a hint at what was meant."""
+    """An argument parser that raises UserErrors, with a hint at what was meant."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"`{self.prog}`: {message}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses an unknown or abbreviated option before argparse misses a required one."""
+        """Refuses unknown and abbreviated options before argparse reports missing ones."""
         for word in args or ():
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 break
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown {kind} {word.partition('=')[0]}{self._hint(kind, word)}")
 
     def _hint(self, kind: str, word: str) -> str:
-        """Returns which option, field of the config or argument a word was meant to be."""
+        """Returns a hint at the option, config field or argument that a word was meant to be."""
         if self._subparsers:
             return "; options follow the command"
         typed, equals, value = word.partition("=")
@@ -163,7 +163,7 @@ def _workdir(text: str) -> Path:
 
 def add_save_on(parser: argparse.ArgumentParser) -> None:
     """Adds `--save-on`: the signals after which a run saves and goes on."""
-    signals = "signals on which a run saves and goes on, of HUP, USR1, USR2; others end it, saved"
+    signals = "signals (HUP, USR1, USR2) on which a run saves and goes on; others save and end it"
     parser.add_argument(
         "--save-on", type=signal_names, default="HUP", metavar="NAMES", help=f"{signals} (HUP)"
     )
@@ -191,7 +191,7 @@ def add_which(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def add_code(parser: argparse.ArgumentParser) -> None:
-    """Adds `--code`, without which no file makes a command import a module."""
+    """Adds `--code`: the modules that a file may name and a command may then import."""
     code = "modules of your own that the file may name, such as my_blocks"
     parser.add_argument("--code", type=modules, default=(), metavar="M,...", help=code)
 

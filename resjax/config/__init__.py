@@ -176,12 +176,12 @@ FIRST_FIELDS = {
     "diagnostics": "every names options",
     "parallel": "backend shard_parameters bn_devices",
 }
-"""The fields of schema version 1, by section. A digest leaves out any later field whose value is
-that of runs of that version, so that a new field renames no run."""
+"""The fields of schema version 1, by section. A digest leaves out every later field that has the
+value it implicitly had then, so that a new field renames no run."""
 
 
 def _with_later_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Adds fields that did not exist when a run wrote `content`, where today's default differs."""
+    """Adds fields that an older run lacks, if today's default is not what it trained with."""
     model, transfer = content.get("model"), content.get("transfer")
     if isinstance(model, dict) and "stem" in model:  # a network that `resolve` has filled
         with suppress(ValueError, TypeError):  # an invalid config is refused in its own words

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
-# Pillow has forty decoders, of which some run other programs (EPS starts Ghostscript) or are old.
+# Some of Pillow's forty decoders start other programs (Ghostscript for EPS) or are old.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
 WHITE_IS_ZERO = 0  # a value of the second
@@ -80,7 +80,7 @@ def _formats() -> list[str]:
 def _conversion(
     image: "Image.Image", origin: str
 ) -> Callable[[np.ndarray], UInt8[np.ndarray, "h w"]] | None:
-    """Returns a function to 8 bits from the pixels of an image with more, else None."""
+    """Returns a function that converts pixels to 8 bits, or None if they have 8 bits already."""
     if not image.mode.startswith(("F", "I")):
         return None
     tags = getattr(image, "tag_v2", {})

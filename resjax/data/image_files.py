@@ -1,4 +1,4 @@
-"""Which files of a tree are images, and of which class and part.
+"""Finds the images in a tree of folders, and their classes and parts.
 
 A file is an image if its suffix says so (.jpg, .png, ..., in any case), at any depth below the
 folder of its class. Hidden files and folders and those of file managers and NAS systems are
@@ -47,7 +47,7 @@ FAULTS_OF_A_FILE = (
 
 
 class Skipped:
-    """The files and folders of a tree that were left out, by the reason."""
+    """The files and folders of a tree that were left out, by reason."""
 
     def __init__(self, root: Path):
         self._root = root
@@ -57,7 +57,7 @@ class Skipped:
         self._names.setdefault(reason, []).append(os.path.relpath(path, self._root))
 
     def add_entry(self, entry: "os.DirEntry[str]", reason: str) -> None:
-        """Adds an entry because its name is hidden or no image's, or else for `reason`."""
+        """Adds an entry as hidden, as no image by its name, or else for `reason`."""
         if not _is_hidden(entry.name):
             self.add(reason if _is_image(entry.name) else NO_IMAGE, entry.path)
         elif entry.is_dir() or _is_image(entry.name):  # nobody misses .DS_Store
@@ -87,7 +87,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(root: Path, skipped: Skipped) -> Layout:
-    """Returns which folders in `root` hold the images of which class and part.
+    """Returns the folders in `root` that hold the images of each part and class.
 
     Raises:
       DataError: there is no folder, or the names of the folders contradict each other.
@@ -123,7 +123,7 @@ def find_layout(root: Path, skipped: Skipped) -> Layout:
 
 
 def part_of(name: str) -> str | None:
-    """Returns which part a folder's name means: `train`, `test`, `validation` or None."""
+    """Returns the part that a folder's name means: `train`, `test`, `validation` or None."""
     match = _PART.fullmatch(name)
     return (match[1] or "validation").lower() if match else None
 

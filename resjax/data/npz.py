@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Collection
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def memory_bound(path: Path, expansion: int = EXPANSION) -> int:
 
 
 def read_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns those of the arrays `names` that a file holds, and the names of all its arrays.
+    """Reads the arrays with these names, as far as they exist, and returns the names of all too.
 
     Raises:
       DataError: the file is missing or damaged, holds objects, or would fill the memory.
@@ -39,10 +40,14 @@ def read_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
                     f"{path}: {size / 1e6:,.0f} MB in a file of {path.stat().st_size / 1e6:,.1f} "
                     "MB; if that is right, save it with numpy.savez, uncompressed"
                 )
-            return {name: _read(archive, member) for name, member in wanted.items()}, list(members)
+            arrays = {}
+            for name, member in wanted.items():
+                with archive.open(member) as file:
+                    arrays[name] = read_array(file, member.file_size)
+            return arrays, list(members)
     except DataError:
         raise
-    # NumPy and zipfile raise these for damaged files and other files.
+    # NumPy and zipfile raise these for files that are damaged or of another format.
     except (
         *(OSError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError),
         *(NotImplementedError, SyntaxError, zipfile.BadZipFile, zlib.error),
@@ -50,20 +55,23 @@ def read_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
         raise DataError(f"{path}: cannot be read as an .npz file: {one_line(error)}") from error
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Reads an .npy file of `size` bytes.
+
+    Raises:
+      ValueError: it holds objects, or not the numbers that its header claims, for which NumPy would
+        allocate memory.
+    """
+    version = np.lib.format.read_magic(file)
     read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in read_header:
-            raise ValueError(f"{member.filename}: unknown version {version}")
-        shape, _, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename}: holds objects")
-        # NumPy allocates what the header claims.
-        if (claimed := prod(shape) * dtype.itemsize) != member.file_size - file.tell():
-            raise ValueError(f"{member.filename}: not of the {claimed:,} bytes that it claims")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"has version {version} of the format")
+    shape, _, dtype = read_header(file)
+    expected, left = prod(shape) * dtype.itemsize, size - file.tell()
+    if not dtype.hasobject and expected != left:
+        raise ValueError(f"expected {expected} bytes got {left}")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)

@@ -203,7 +203,7 @@ def _read_parquet(path: Path) -> Features:
 
 
 def _require_bounded(metadata: Any, path: Path) -> None:
-    """Raises ValueError if a parquet file would fill far more memory than its size."""
+    """Raises ValueError if a parquet file would fill more memory than `bound` allows."""
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     values = sum(
         group.column(index).num_values for group in groups for index in range(group.num_columns)

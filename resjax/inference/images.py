@@ -17,7 +17,7 @@ from resjax.data.image_files import Skipped, image_files
 from resjax.data.stream import eval_batches
 from resjax.data.user_data import FileExamples
 from resjax.errors import UserError
-from resjax.train.progress import Warn, print_warning
+from resjax.train.progress import print_warning
 from resjax.transfer.pixels import MODES, preprocess
 from resjax.transfer.weights import Preprocessing
 
@@ -32,12 +32,10 @@ class Outputs(NamedTuple):
     decoded: Bool[np.ndarray, "examples"]  # False for those that were skipped
 
 
-def find_images(paths: Iterable[Path], warn: Warn = print_warning) -> FileExamples:
+def find_images(paths: Iterable[Path]) -> FileExamples:
     """Returns the image files at `paths`, and those below folders in sorted order.
 
-    Args:
-      paths: image files, and folders, of which `resjax.data.image_files` finds the images.
-      warn: called with the files and folders that were skipped, and why.
+    Prints a warning that names the files and folders that `resjax.data.image_files` skips.
 
     Raises:
       UserError: a path does not exist, or a folder contains no images.
@@ -51,7 +49,7 @@ def find_images(paths: Iterable[Path], warn: Warn = print_warning) -> FileExampl
         if not files:
             raise UserError(f"{path}: contains no images (.jpg, .png, ...)")
         if str(skipped):
-            warn(f"{path}: skipped {skipped}")
+            print_warning(f"{path}: skipped {skipped}")
         found += map(str, files)
     return FileExamples(Path(), found, [0] * len(found))
 

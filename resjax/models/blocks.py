@@ -70,7 +70,7 @@ def blur(x: Images) -> Images:
 
 
 def antialiased(x: Images, kind: str, strides: int) -> Images:
-    """Returns the images with the stride that the convolution before leaves to a low-pass filter.
+    """Returns the images after the low-pass filter that strides in place of the convolution before.
 
     Raises:
       ImpossibleNetworkError: there is no such filter, or the stride is not 1 or 2.

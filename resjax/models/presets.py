@@ -265,7 +265,7 @@ def nearest(word: object, choices: Iterable[str]) -> str:
 
 
 def nearest_network(name: str) -> str:
-    """Returns a hint at a network of `PRESETS`: of the same kind and the nearest depth, if any is.
+    """Returns a hint at a network of `PRESETS`, if possible of the same kind and nearest depth.
 
     If networks of that kind exist in every valid depth, the hint names the nearest of these too.
     """

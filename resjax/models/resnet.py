@@ -273,7 +273,7 @@ def make_norm(*, kind: Any, last: bool = False, zero_last: bool = False, **optio
 
 
 def dilated(block: Any, dilation: int) -> Any:
-    """Returns the bound block with convolutions that are dilated, around the same pixels."""
+    """Returns the bound block with dilated convolutions."""
     if dilation == 1:
         return block
     return partial(block, conv=partial(block.keywords["conv"], kernel_dilation=dilation))

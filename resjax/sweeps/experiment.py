@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def description(self) -> str:
-        """Says which runs there are, and where each keyword comes from, on a line each."""
+        """The number of runs, and each keyword with its source on a line of its own."""
         runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
         lines = [f"  {_sourced(name, keyword)}" for name, keyword in self.keywords.items()]
         return "\n".join([f"{self.experiment}: {runs}", *lines])
@@ -110,7 +110,7 @@ def plan(
 
 
 def experiment_name(experiment: Path) -> str:
-    """Returns the name of an experiment: its file's, also of the copy in a sweep folder."""
+    """Returns the name of an experiment: that of its file, even for the copy in a sweep folder."""
     plan = experiment.with_name("sweep.json")
     if experiment.name == "experiment.py" and plan.exists():
         return str(read_json_object(plan).get("experiment"))

@@ -71,7 +71,7 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
                 show_end(run)
         waiting = [run for run in runs if run.state == "waiting"]
         queue = RunQueue(waiting, show_end)
-        # The number of waiting runs must not decide how many cores each of them has.
+        # The number of cores per run must not depend on how many runs are waiting.
         workers = min(default_workers() if workers is None else workers, len(runs))
         began = {recorded_threads(run.folder) for run in waiting}
         if waiting and (workers > 1 or began - {None, threads()}):

@@ -127,10 +127,10 @@ def _task_of(config: Config) -> str:
 
 
 def _metrics_of_tasks(configs: Sequence[Config]) -> dict[str, Metrics]:
-    """Returns the metrics of each task; those of a user's are found in a process of its own.
+    """Returns the metrics of each task; a user's task is traced in another process.
 
-    That process sees no accelerator: JAX in this one would take the memory of those on which the
-    workers train.
+    That process sees no accelerator. JAX in this one would take the memory of the accelerators on
+    which the workers train.
     """
     by_depth = sorted(configs, key=lambda config: config.model.depth or 0, reverse=True)
     tasks = {_task_of(config): config for config in by_depth}  # the shallowest network of each

@@ -52,7 +52,7 @@ class CheckpointReader:
         if not self.folder.is_dir():
             return []
         names = (path.name for path in self.folder.iterdir())
-        # Other digits than ASCII's, or zeros before a number, name no checkpoint of ours.
+        # Orbax writes no leading zeros, and no digits but those of ASCII.
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def restore_latest(self, template: StateTemplate | None) -> Restored | None:
@@ -87,7 +87,7 @@ class CheckpointReader:
         return found
 
     def _best(self, costs: Mapping[int, float], primary: Metric) -> int:
-        """Returns the step of the lowest cost, the first of equal ones.
+        """Returns the first step with the lowest cost.
 
         Raises:
           UserError: no evaluation was finite, or no checkpoint of that step exists.

@@ -69,7 +69,7 @@ class History:
         self.images_per_second = 0.0
 
     def add(self, step: int, split: str, metrics: Metrics) -> None:
-        """Adds the metrics of a dispatch, means over its steps, or of an evaluation, at a step."""
+        """Adds the metrics of an evaluation, or the means over a dispatch, that ended at a step."""
         self._pending.append(Pending(step, split, metrics))
 
     def add_layers(self, step: int, diagnostics: Any) -> None:

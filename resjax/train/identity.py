@@ -1,21 +1,21 @@
 """Decides whether a run may continue under a config: most fields must be those it began with.
 
-The number of steps may change. Where the learning rate depends on it, steps that are trained would
-have had other rates, so the result is not that of a run of the new length: the user must want that.
+The number of steps may change. If the learning rate depends on it, the steps already trained had
+other rates than in a run of the new length, so the result is another, and the user must consent.
 """
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resjax import run_files
 from resjax.config import Config, from_dict, to_dict
 from resjax.errors import UserError
+from resjax.run_files import DamagedFileError, ScheduleChange, schedule_changes
 from resjax.train import records
 from resjax.train.optimizer import learning_rate
 
@@ -65,18 +65,6 @@ def of_today(saved: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-class ScheduleChange(NamedTuple):
-    """A run's number of steps changed, and with it the rates of steps that it had trained."""
-
-    step: int  # number of steps that it had trained
-    steps: tuple[int, int]  # of the whole run, before and after
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """The change as provenance.json holds it."""
-        return {"step": self.step, "steps": list(self.steps)}
-
-
 def schedule_change(saved: dict[str, Any], config: Config, trained: int) -> ScheduleChange | None:
     """Returns how `config` changes the schedule of the first `trained` steps of a run, if it does.
 
@@ -107,7 +95,7 @@ def require_schedule(
             "none to train; choose another --workdir"
         )
     change = schedule_change(saved, config, trained)
-    if change is None or consent or change in recorded_changes(workdir):
+    if change is None or consent or change in _recorded_changes(workdir):
         return change
     old, new = (float(_rates(config, each, trained)[-1]) for each in change.steps)
     raise UserError(
@@ -118,11 +106,9 @@ def require_schedule(
     )
 
 
-def recorded_changes(workdir: Path) -> list[ScheduleChange]:
-    """Returns the changes of the schedule that a run's provenance.json holds."""
-    with suppress(run_files.DamagedFileError):
-        provenance = records.read_json(workdir / "provenance.json") or {}
-        return [ScheduleChange(*each) for each in run_files.schedule_changes(provenance)]
+def _recorded_changes(workdir: Path) -> list[ScheduleChange]:
+    with suppress(DamagedFileError):
+        return schedule_changes(records.read_json(workdir / "provenance.json") or {})
     return []
 
 

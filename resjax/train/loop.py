@@ -226,9 +226,7 @@ class Run:
                 "primary_metric": self.trainer.task.primary._asdict(),
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
-            records.write_provenance(
-                self.workdir / "provenance.json", step, provenance, change and change.entry
-            )
+            records.write_provenance(self.workdir / "provenance.json", step, provenance, change)
         return state, metrics, layers
 
     def _warn_of_other_threads(self) -> None:

@@ -32,17 +32,9 @@ LAMB_EPSILON = 1e-6  # You et al. 2019
 
 OURS = ("sgd", "lars", "lamb", "adamw")
 
-# Optimizers of Optax that update each number by itself; the layout of arrays is nothing to them.
+# Optimizers of Optax that update each number by itself, whatever the layout of the arrays.
 ELEMENTWISE = (
-    "adabelief",
-    "adagrad",
-    "adam",
-    "adamax",
-    "lion",
-    "nadam",
-    "nadamw",
-    "radam",
-    "rmsprop",
+    *("adabelief", "adagrad", "adam", "adamax", "lion", "nadam", "nadamw", "radam", "rmsprop"),
 )
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]

@@ -44,7 +44,7 @@ class Backend:
     AXES = ("data", "shard")
 
     def __init__(self, config: ParallelConfig, part_size: int):
-        """Finds the devices; `part_size` is the images of a pass forward, over all of them."""
+        """Finds the devices; `part_size` is the global number of images per forward pass."""
         self.devices = jax.device_count()
         self._shards = config.shard_parameters
         if self.devices % self._shards:

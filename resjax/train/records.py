@@ -42,7 +42,10 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def write_provenance(
-    path: Path, step: int, sources: Mapping[str, Any], change: Mapping[str, Any] | None = None
+    path: Path,
+    step: int,
+    sources: Mapping[str, Any],
+    change: run_files.ScheduleChange | None = None,
 ) -> None:
     """Writes provenance.json; a run that continues from `step` adds to the file's list `resumed`.
 
@@ -59,8 +62,8 @@ def write_provenance(
             resumed = resumed if isinstance(resumed, list) else []
             content = {**first, "resumed": [*resumed, {"step": step, **content}]}
     if change is not None:
-        changes = [each for each in content.get("schedule_changes", ()) if each != change]
-        content["schedule_changes"] = [*changes, change]
+        changes = [each for each in run_files.schedule_changes(content) if each != change]
+        content["schedule_changes"] = [each._asdict() for each in (*changes, change)]
     write_json(path, content)
 
 

@@ -255,7 +255,7 @@ class Streamed(BatchSource):
     def sample(
         self, indices: Int[np.ndarray, "n"], draws: int, seed: int
     ) -> tuple[Split, UInt8[np.ndarray, "draws n h w c"]]:
-        """Returns training examples as for evaluation, and `draws` times as training crops them."""
+        """Returns training examples as evaluation crops them, and `draws` random training crops."""
         chosen, count = Chosen(self._opened.train, indices), len(indices)
         reading = {"batch_size": count, "process": 0, "processes": 1, "workers": 0}
         with eval_batches(chosen, **self._reading("center") | reading) as batches:
@@ -351,7 +351,7 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
 
 
 def open_source(config: Config, backend: Backend) -> BatchSource:
-    """Does what `make_source` does, for any size of a batch."""
+    """Returns the source of a config, as `make_source`, for a batch of any size."""
     opened = find_stream(config.data, backend.devices)
     return Streamed(config, backend, opened) if opened else Resident(config, backend)
 

@@ -1,7 +1,8 @@
-"""What a network computes and the names and shapes of its arrays do not show.
+"""Facts about a network that the names and shapes of its arrays do not show.
 
-The user's word goes first, then what a config beside the file says, then what the name of the
-network or file means, then the library's default. A default is reported, because it may be wrong.
+The user's options take precedence over a config beside the file, the config over the name of the
+network or file, and the name over the library's default. A default is reported, because it may be
+wrong.
 """
 
 import re
@@ -16,7 +17,7 @@ from resjax.errors import UserError
 KERAS_EPSILON = 1.001e-5  # of keras.applications.resnet
 OUTPUT_STRIDES = {32: 0, 16: 1, 8: 2}  # timm's, by the stages that are dilated
 
-# Names of networks and files, and what they mean.
+# What the names of networks and files imply.
 NAMES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     # timm: resnetaa50, seresnextaa101d_32x8d, resnetblur50.
     (r"res(net|next)aa\d", {"antialias": "average", "stem_pool": "average"}),
@@ -26,9 +27,17 @@ NAMES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     # torchvision.models.detection sets the epsilon of its COCO_V1 weights to zero.
     (r"(rcnn|retinanet)_resnet50_fpn_coco-", {"bn_epsilon": 0.0}),
 )
-# Networks whose arrays fit ours and that cannot be made here, by their names: mmdetection's copies
-# of Caffe's ResNets take BGR images that are not divided by a standard deviation.
+# Names of networks whose arrays fit ours, but which cannot be built here: mmdetection's copies of
+# Caffe's ResNets take BGR images that are not divided by a standard deviation.
 OTHERS = ((r"resnet\d+_(caffe|msra)", "Caffe's ResNets, which take BGR images, are not supported"),)
+# Facts in words.
+ASSUMED = {
+    "stem_pool": "{} pooling after the stem",
+    "bn_epsilon": "a BN epsilon of {}",
+    "antialias": "{} anti-aliasing",
+    "v1": "stride in the {} convolution",
+    "dilated_stages": "{} dilation",
+}
 # The heads of torchvision's DeepLabV3 and FCN, beside the names of the backbone.
 DILATED_HEADS = r"classifier\.0\.(convs\.0\.0\.weight|weight)"
 
@@ -60,7 +69,7 @@ class Hidden:
 
 
 def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a config.json of Hugging Face or timm says.
+    """Returns the facts in a config.json of Hugging Face or timm.
 
     Raises:
       UserError: it describes a network that `resjax.build` cannot make.
@@ -83,7 +92,7 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_other_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Returns what the arrays around a backbone, whose names begin with `prefix`, mean."""
+    """Returns the facts that the other arrays of a file imply about the backbone below `prefix`."""
     around = (
         re.fullmatch(DILATED_HEADS, name) and array.ndim == 4 for name, array in arrays.items()
     )
@@ -91,7 +100,7 @@ def from_other_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str
 
 
 def from_names(*names: str) -> dict[str, Any]:
-    """Returns what the names of the network and of its file mean.
+    """Returns the facts that the names of the network and of its file imply.
 
     Raises:
       UserError: a name is that of a network that `resjax.build` cannot make.
@@ -107,7 +116,7 @@ def from_names(*names: str) -> dict[str, Any]:
 
 
 def defaults(library: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the library's networks are, unless something else says otherwise."""
+    """Returns the facts that hold for the networks of a library unless something contradicts."""
     facts: dict[str, Any] = {"stem_pool": "none" if fields["stem"] == "cifar" else "max"}
     facts["bn_epsilon"] = KERAS_EPSILON if library == "Keras" else 1e-5
     if not fields["block"].startswith("preact"):
@@ -118,10 +127,10 @@ def defaults(library: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply(fields: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `resjax.build` with the facts that concern such a network.
+    """Returns the fields of `resjax.build` with the facts that apply to such a network.
 
     Raises:
-      UserError: a fact that is not a default concerns no such network.
+      UserError: a fact that is not a default does not apply to such a network.
     """
     block, options = fields["block"], dict(fields["block_options"])
     changed: dict[str, Any] = {
@@ -160,13 +169,9 @@ def carried_first(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             carried = order + (width - len(order)) // 2
             order = np.concatenate([carried, np.setdiff1d(np.arange(width), carried)])
         _reorder(changed, f"params/{name}/Conv_{last}/kernel", 3, order)
-        for leaf in (
-            "params/{}/scale",
-            "params/{}/bias",
-            "batch_stats/{}/mean",
-            "batch_stats/{}/var",
-        ):
-            _reorder(changed, leaf.format(f"{name}/BatchNorm_{last}"), 0, order)
+        for kind, leaves in (("params", ("scale", "bias")), ("batch_stats", ("mean", "var"))):
+            for leaf in leaves:
+                _reorder(changed, f"{kind}/{name}/BatchNorm_{last}/{leaf}", 0, order)
     _reorder(changed, "params/head/kernel", 0, order)
     return changed
 
@@ -178,17 +183,14 @@ def _reorder(arrays: dict[str, np.ndarray], path: str, axis: int, order: np.ndar
 
 def describe(facts: Mapping[str, Any]) -> str:
     """Returns one line about facts that were assumed, each with the option that changes it."""
-    parts = {
-        "v1": ("stride in the 3x3 convolution", "stride in the first 1x1")[bool(facts.get("v1"))]
-        + f" ({'--no-v1' if facts.get('v1') else '--v1'})",
-        "stem_pool": f"{_no(facts.get('stem_pool'))} pooling after the stem (--stem-pool)",
-        "antialias": f"{_no(facts.get('antialias'))} anti-aliasing (--antialias)",
-        "dilated_stages": f"{_no(facts.get('dilated_stages'))} dilation (--dilated-stages)",
-        "bn_epsilon": f"a BN epsilon of {facts.get('bn_epsilon')} (--bn-epsilon)",
-    }
-    assumed = ", ".join(text for name, text in parts.items() if name in facts)
-    return f"assumed, as the file does not show it: {assumed}; the options are `resjax import`'s"
-
-
-def _no(value: Any) -> Any:
-    return "no" if value in (0, "none") else value
+    parts = []
+    for name, value in facts.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "v1":
+            value, option = ("first 1x1", "--no-v1") if value else ("3x3", "--v1")
+        shown = "no" if value in (0, "none") else value
+        parts.append(f"{ASSUMED[name].format(shown)} ({option})")
+    return (
+        f"assumed, as the file does not show it: {', '.join(parts)}; the options are "
+        "`resjax import`'s"
+    )

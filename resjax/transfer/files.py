@@ -7,13 +7,13 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
+from resjax.data.npz import read_array
 from resjax.disk import describe_disk_error
 from resjax.errors import UserError, one_line
 from resjax.transfer import keras_file, torch_file
@@ -23,7 +23,7 @@ Format = Literal["safetensors", "torch", "keras", "npz"]
 
 # The files of Hugging Face and timm beside a weights file, by their key in `metadata`.
 METADATA_FILES = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
-# What only the config.json of a network has; other programs write files of that name too.
+# Keys that only the config.json of a network has; other programs write files of that name too.
 CONFIG_KEYS = {"architecture", "architectures", "model_type", "pretrained_cfg", "depths"}
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"  # as Hugging Face and timm wrote before safetensors
@@ -77,7 +77,7 @@ def read_arrays(path: Path, key: str = "") -> Arrays:
 
 
 def _read_file(path: Path, key: str) -> Arrays:
-    """Reads a file, and what stands beside it."""
+    """Reads a file and the configs beside it."""
     found = _read_content(path, key)
     if key and found.format != "torch":
         raise UserError(f"{path}: --key={key} is for checkpoints of PyTorch")
@@ -132,32 +132,15 @@ def read_npz(archive: Archive, kinds: str = "biufc") -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name in archive.sizes:
-        content = io.BytesIO(archive.read(name))
+        content = archive.read(name)
         try:
-            _require_whole(content)
-            array = np.lib.format.read_array(content, allow_pickle=False)
+            array = read_array(io.BytesIO(content), len(content))
             if array.dtype.kind not in kinds:
                 raise ValueError(f"holds {array.dtype}, not numbers")
         except (ValueError, MemoryError, OverflowError) as error:
             raise UserError(f"{archive.path}: {name[:80]!r}: {one_line(error, 160)}") from error
         arrays[name.removesuffix(".npy")] = array
     return arrays
-
-
-def _require_whole(content: io.BytesIO) -> None:
-    """Raises ValueError unless an .npy file holds the numbers that its header claims."""
-    version = np.lib.format.read_magic(content)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise ValueError(f"has version {version} of the format")
-    shape, _, dtype = read_header(content)
-    expected, left = prod(shape) * dtype.itemsize, len(content.getbuffer()) - content.tell()
-    if not dtype.hasobject and expected != left:
-        raise ValueError(f"expected {expected} bytes got {left}")
-    content.seek(0)
 
 
 def _read_safetensors(path: Path) -> Arrays:
@@ -177,7 +160,7 @@ def _read_safetensors(path: Path) -> Arrays:
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """Returns the files that describe a network, those of them that the folder has."""
+    """Returns the configs of a network that exist in a folder."""
     paths = {key: folder / name for key, name in METADATA_FILES.items()}
     found = {key: _json(path) for key, path in paths.items() if path.is_file()}
     if not CONFIG_KEYS & found.get("config", {}).keys():

@@ -54,11 +54,11 @@ TRIED = 4  # networks in one file, at most, for which a hint is tried
 
 @dataclass(frozen=True)
 class Options:
-    """What the user knows of a file and the file does not tell.
+    """What the user knows about a file that the file does not say.
 
     Attributes:
       prefix: prefix of the network's names, such as `backbone.body.`; other arrays are ignored.
-      key: of a state dict in a checkpoint of PyTorch, such as `state_dict_ema`.
+      key: the key of the state dict in a checkpoint of PyTorch, such as `state_dict_ema`.
       hidden: what the arrays do not show.
       without_head: whether to import the backbone alone.
       class_names: a text file with one class name per line.
@@ -73,7 +73,7 @@ class Options:
     image_size: int | None = None
 
     def require_own(self, source: Any) -> None:
-        """Raises UserError if an option concerns foreign files only."""
+        """Raises UserError if an option is set that applies to foreign files only."""
         if self.prefix or self.key or self.hidden.known():
             raise UserError(
                 f"{source}: resjax wrote it, so it describes its network; only --backbone, "
@@ -82,7 +82,7 @@ class Options:
 
 
 class Network(NamedTuple):
-    """The network whose arrays a file holds, all of them and no others."""
+    """A network that was recognized in a file."""
 
     library: str
     arrays: dict[str, np.ndarray]  # by our paths
@@ -98,7 +98,7 @@ def import_weights(
 
     Args:
       source: a file or folder; `https://...` or `hub:OWNER/NAME`, which are downloaded once.
-      options: what the file does not tell.
+      options: what the file does not say.
       notify: called with notes of one line, such as what was assumed of the network.
 
     Raises:
@@ -119,7 +119,7 @@ def import_weights(
 
 
 def _without_wrappers(file: Arrays) -> Arrays:
-    """Removes from all names what wrappers, and a script around a network, put before them."""
+    """Removes a prefix that all names share, such as `module.` or `model.`."""
     notes, arrays = list(file.notes), file.arrays
     for prefixes in (wrapper_prefixes, network_prefixes):
         prefix, *others = prefixes(arrays) or [""]
@@ -130,13 +130,13 @@ def _without_wrappers(file: Arrays) -> Arrays:
 
 
 def _recognize(source: str, file: Arrays, options: Options) -> Network:
-    """Returns the network of a file, and of nothing else in it.
+    """Returns the network in a file.
 
     Raises:
-      UserError: there is none; where --backbone would help, the message says so.
+      UserError: there is none; if --backbone would help, the message says so.
     """
     try:
-        return _recognize_as_told(source, file, options)
+        return _recognize_with(source, file, options)
     except UserError as error:
         if options.without_head or not _works(source, file, replace(options, without_head=True)):
             raise
@@ -145,12 +145,12 @@ def _recognize(source: str, file: Arrays, options: Options) -> Network:
 
 def _works(source: str, file: Arrays, options: Options) -> bool:
     try:
-        return bool(_recognize_as_told(source, file, options))
+        return bool(_recognize_with(source, file, options))
     except UserError:
         return False
 
 
-def _recognize_as_told(source: str, file: Arrays, options: Options) -> Network:
+def _recognize_with(source: str, file: Arrays, options: Options) -> Network:
     arrays = {
         name.removeprefix(options.prefix): array
         for name, array in file.arrays.items()
@@ -192,7 +192,7 @@ def _description(file: Arrays) -> dict[str, Any] | None:
     text = file.metadata.get("header", {}).get("resjax")
     if not text:
         return None
-    with reading("what its metadata say of the network"):
+    with reading("the description of the network in its metadata"):
         description: dict[str, Any] = json.loads(text)
         model = dict(description["model"])
         require_network(model)
@@ -212,7 +212,7 @@ def _shown(translated: Translated, options: Options) -> tuple[dict[str, np.ndarr
 
 
 def _facts(source: str, file: Arrays, options: Options) -> dict[str, Any]:
-    """Returns what everything but the arrays says about them, and what the user does."""
+    """Returns the facts that names, other arrays, the config and the user give."""
     config = file.metadata.get("config", {})
     names = source, str(config.get("architecture", "")), file.metadata.get("architecture", "")
     with reading("its config.json"):
@@ -288,7 +288,7 @@ def _explain_unknown(source: str, file: Arrays, options: Options) -> str:
         return f"it holds more than a ResNet; `resjax import` reads it with {found[0]}{others}"
     if prefixes:
         try:
-            _recognize_as_told(source, file, replace(options, prefix=prefixes[0]))
+            _recognize_with(source, file, replace(options, prefix=prefixes[0]))
         except UserError as error:
             return f"what begins with {prefixes[0]!r} in it: {error}"
     libraries = ", ".join(dict.fromkeys(naming.library for naming in NAMINGS))

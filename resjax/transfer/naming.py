@@ -49,12 +49,12 @@ class Translated(NamedTuple):
     averages: bool  # shortcuts average before they project, so their convolution is second
 
 
-# What wrappers put before every name: DataParallel and torch.compile.
+# The prefixes that DataParallel and torch.compile add to every name.
 _WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")
 
 
 def without_wrappers(name: str) -> str:
-    """Returns a name without what DataParallel and torch.compile put before it."""
+    """Returns a name without the prefixes that DataParallel and torch.compile add."""
     return name[_WRAPPERS.match(name).end() :]  # type: ignore[union-attr]
 
 
@@ -63,13 +63,13 @@ def is_counter(name: str) -> bool:
 
 
 def wrapper_prefixes(arrays: Arrays) -> list[str]:
-    """Returns what wrappers put before names: one prefix, if it is the same for all."""
+    """Returns the distinct prefixes that wrappers added to the names."""
     names = [name for name in arrays if not is_counter(name)]
     return list({name.removesuffix(without_wrappers(name)) for name in names})
 
 
 def network_prefixes(arrays: Arrays) -> list[str]:
-    """Returns what precedes the names of each network of a known library, in the file's order."""
+    """Returns the prefix of each network of a known library, in the file's order."""
     found = []
     for name in arrays:
         for naming in NAMINGS:

@@ -12,7 +12,6 @@ a row of pickles followed by the storages (pytorch/pytorch `torch/serialization.
 import io
 import mmap
 import pickle
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import ml_dtypes  # noqa: F401 - NumPy's bfloat16
 import numpy as np
 
 from resjax.errors import UserError, first_few, one_line
+from resjax.text import printable
 from resjax.transfer.naming import without_wrappers
 from resjax.transfer.zipped import Archive, bound
 
@@ -134,7 +134,7 @@ class _StandIn:
 
 
 class _Namespace(_StandIn):
-    """Stands for argparse's options of a training script, which name the network."""
+    """Stands for a training script's options of argparse, which name the network."""
 
     __slots__ = ("options",)
     options: Any
@@ -389,7 +389,7 @@ def _unpickle(pickled: Any, path: Path) -> tuple[Any, _Unpickler]:
 def _state_dict(
     checkpoint: Any, read: Callable[[str], bytes], ignored: Iterable[str], path: Path, key: str
 ) -> StateDict:
-    names = _printable(first_few(name[:100] for name in ignored))
+    names = printable(first_few(name[:100] for name in ignored))
     found = {".".join(keys): tensors for keys, tensors in _mappings_of_tensors(checkpoint)}
     if not found:
         what = f" but objects of {names}" if names else ""
@@ -397,16 +397,16 @@ def _state_dict(
             f"{path}: holds no tensors by name{what}; save torch.save(model.state_dict(), ...)"
         )
     if key and key not in found:
-        known = _printable(first_few(filter(None, found)))
+        known = printable(first_few(filter(None, found)))
         raise UserError(
             f"{path}: holds no tensors under {key!r}; it has: {known or 'one dictionary'}"
         )
     chosen = key or max(found, key=lambda each: _likelihood(each, found[each]))
     tensors, notes = found[chosen], []
     if chosen:
-        notes.append(f"its weights are those under {_printable(chosen)!r}")
+        notes.append(f"its weights are those under {printable(chosen)!r}")
     modules = {without_wrappers(name) for name in tensors}
-    for other in (_printable(each) for each in found if each != chosen):
+    for other in (printable(each) for each in found if each != chosen):
         if modules & {without_wrappers(name) for name in found.get(other, ())}:
             notes.append(f"it also holds weights under {other!r} (--key={other})")
     if names:
@@ -424,10 +424,6 @@ def _state_dict(
     )
 
 
-def _printable(text: str) -> str:
-    return re.sub(r"[^\x20-\x7e]", "?", text)
-
-
 def _architecture(checkpoint: Any) -> str:
     """Returns the network's name, as PyTorch's ImageNet example, timm or torchvision save it."""
     fields = checkpoint if isinstance(checkpoint, dict) else {}
@@ -436,7 +432,7 @@ def _architecture(checkpoint: Any) -> str:
     options = options if isinstance(options, dict) else {}
     for name in (fields.get("arch"), options.get("model"), options.get("arch")):
         if isinstance(name, str):
-            return _printable(name[:100])
+            return printable(name[:100])
     return ""
 
 

@@ -31,8 +31,8 @@ from resjax.run_files import read_json_object
 from resjax.user_code import require_trusted
 
 ARRAYS = "weights.safetensors"
-# Model fields that change how a network is trained or compiled, but not what it computes.
 LARGEST_SIDE = 1 << 14  # of an image in pixels
+# Model fields that change how a network is trained or compiled, but not what it computes.
 TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
 
 
@@ -51,7 +51,7 @@ class Preprocessing:
     squash: bool = False  # resize both sides to `shorter_side`, which changes the aspect ratio
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field, which may come from a file, has a value that none has."""
+        """Raises ValueError if a field, which may come from a file, has an impossible value."""
         for name in ("size", "shorter_side", "channels"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= LARGEST_SIDE:
@@ -177,7 +177,7 @@ def from_description(
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns errors from values of a wrong type, in a file of a known format, into UserErrors."""
+    """Turns the errors that values of a wrong type in a file cause into UserErrors."""
     try:
         yield
     except UserError:
@@ -309,11 +309,7 @@ def summarize(weights: Weights) -> str:
 
 
 def describe_fault(arrays: Mapping[str, Any]) -> str:
-    """Returns which array of a network holds a number that no training can have left; "" if none.
-
-    Args:
-      arrays: by path: parameters must be finite, and variances not negative either.
-    """
+    """Returns which array is not finite, or is a variance and negative; "" if none is."""
     for path, array in arrays.items():
         host = np.asarray(array)
         if not np.isfinite(host).all():

@@ -6,11 +6,11 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from resjax.data.npz import memory_bound
 from resjax.errors import UserError, one_line
 
-# The memory that a file may fill: a multiple of its size, or a minimum. Weights hardly compress, so
-# a file that exceeds it is a bomb.
-EXPANSION, FLOOR = 16, 1 << 26
+# The memory that a file may fill, as a multiple of its size: weights hardly compress.
+EXPANSION = 16
 
 # What the standard library raises for archives that are damaged or not supported.
 _ERRORS = (
@@ -28,7 +28,7 @@ _ERRORS = (
 
 def bound(path: Path) -> int:
     """Returns how many bytes the arrays of a file may fill."""
-    return max(EXPANSION * path.stat().st_size, FLOOR)
+    return memory_bound(path, EXPANSION)
 
 
 class Archive:

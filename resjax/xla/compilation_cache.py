@@ -1,9 +1,9 @@
 """One cache of compiled programs for a user and machine, so that no work folder compiles anew.
 
-JAX's key of an entry holds the program, its options, the version of XLA and the device, for a CPU
-with its instruction set, so hosts that share a home folder do not load each other's code. It does
-not hold the number of threads, among which XLA divides work when it compiles; the folder's name
-does.
+JAX's key of an entry contains the program, its options, the version of XLA and the device (for a
+CPU, its instruction set), so hosts that share a home folder do not load each other's code. The key
+lacks the number of threads, among which XLA divides work when it compiles, so the folder is named
+after it.
 """
 
 import os
@@ -20,7 +20,7 @@ MAX_BYTES = 2**30
 """The size at which JAX removes the entries that were not used for longest."""
 
 MIN_SECONDS = 0.1
-"""The compile time from which on a program is cached."""
+"""Programs that compile faster are not cached."""
 
 
 def enable_compilation_cache() -> None:

@@ -1,4 +1,4 @@
-"""What to do when JAX does not start on the devices that JAX_PLATFORMS names."""
+"""Explains why JAX does not start on the devices that JAX_PLATFORMS names."""
 
 import difflib
 import os

@@ -23,16 +23,8 @@ def chaos(script: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture(scope="module")
 def few(chaos: ModuleType) -> Any:
     """Returns a plan with few failures of each kind."""
-    return chaos.Plan(
-        kills=1,
-        boundary_kills=3,
-        steps=120,
-        flips=4,
-        truncations=2,
-        deletions=2,
-        inputs=2,
-        rounds=1,
-    )
+    damages = {"flips": 4, "truncations": 2, "deletions": 2, "inputs": 2}
+    return chaos.Plan(kills=1, boundary_kills=3, steps=120, rounds=1, **damages)
 
 
 def run_in_process(part: str, plan: Any, folder: Path) -> Any:

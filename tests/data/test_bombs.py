@@ -80,7 +80,11 @@ def test_no_file_of_features_fills_the_memory(tmp_path, read_within):
     table = pa.table({"x": pa.DictionaryArray.from_arrays(np.zeros(10**8, np.int8), once)})
     parquet.write_table(table, tmp_path / "f.parquet", row_group_size=10**8)
     paths = sorted(tmp_path.iterdir())
-    require_one_line_each(read_within("resjax.inference.features:load_features", paths, MEGABYTES))
+    found = read_within("resjax.inference.features:load_features", paths, MEGABYTES)
+    require_one_line_each(found)
+    assert all(
+        "would fill more than 16 times its size" in each["outcome"] for each in found.values()
+    )
 
 
 def deflated(content):

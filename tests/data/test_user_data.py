@@ -61,6 +61,11 @@ def test_a_folder_may_contain_a_test_part(write_folder, name):
         (["train/a/1.png", "test/b/1.png"], "images/test/b: the training part has no such class"),
         (["train/a/1.png"], "has no test split, only train; set data.train_split and"),
         (["1.png"], "images: contains no folder"),
+        (["train/a/1.png", "Training/a/1.png"], "are both named train; rename one"),
+        (["archive/train/a/1.png", "archive/test/a/1.png"], "did you mean folder:.*images/archive"),
+        (["test/a/1.png", "val/a/1.png"], "contains test, val, but no train"),
+        (["a/train/1.png", "a/test/1.png", "b/1.png"], "a contains train, but .*b does not"),
+        (["train/a/1.png", "test/1.png"], "test: contains no folder; put the images of each class"),
     ],
 )
 def test_another_layout_is_an_error(write_folder, tree, message):
@@ -276,23 +281,6 @@ def test_a_pipe_is_no_image_and_a_broken_link_an_unreadable_one(write_folder):
     with pytest.raises(DataError, match=r"a/2\.png: cannot be read: No such file"):
         load(name)
     assert load(name, on_bad_image="skip").skipped == 1
-
-
-@pytest.mark.parametrize(
-    ("tree", "message"),
-    [
-        (["train/a/1.png", "Training/a/1.png"], "are both named train; rename one"),
-        (["archive/train/a/1.png", "archive/test/a/1.png"], "did you mean folder:.*images/archive"),
-        (["test/a/1.png", "val/a/1.png"], "contains test, val, but no train"),
-        (["a/train/1.png", "a/test/1.png", "b/1.png"], "a contains train, but .*b does not"),
-        (["train/a/1.png", "test/1.png"], "test: contains no folder; put the images of each class"),
-    ],
-)
-def test_contradicting_names_are_an_error(write_folder, tree, message):
-    root = write_folder(files(*tree))
-    with pytest.raises(DataError, match=message) as refused:
-        open_dataset(f"folder:{root}")
-    assert "\n" not in str(refused.value)
 
 
 # Some of the classes.

@@ -127,19 +127,6 @@ def test_features_that_contradict_themselves_are_refused(found, told, tmp_path):
         load_features(tmp_path / "f.npz")
 
 
-def test_features_that_would_fill_memory_are_refused(tmp_path):
-    from pyarrow import parquet, table
-
-    zeros = np.zeros(1 << 25, np.float32)
-    parquet.write_table(table({"features": zeros, "origin": zeros}), tmp_path / "f.parquet")
-    assert (tmp_path / "f.parquet").stat().st_size < 1 << 20
-    with pytest.raises(UserError, match="would fill more than 16 times its size"):
-        load_features(tmp_path / "f.parquet")
-    np.savez_compressed(tmp_path / "f.npz", features=zeros, origins=zeros)
-    with pytest.raises(UserError, match="would fill more than 16 times its size"):
-        load_features(tmp_path / "f.npz")
-
-
 def test_the_command_writes_features(run, digits, tmp_path, capsys):
     typed = ["features", f"--checkpoint={run}", f"--out={tmp_path / 'new' / 'f.parquet'}"]
     assert main([*typed, "--data=digits", "--split=test[:50]", "--stage=stage2"]) == 0

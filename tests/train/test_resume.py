@@ -15,8 +15,9 @@ import resjax
 from resjax.config import Config, Optimizer, to_dict
 from resjax.config.schema import Train
 from resjax.errors import UserError
+from resjax.run_files import ScheduleChange
 from resjax.train import checkpoints
-from resjax.train.identity import ScheduleChange, schedule_change
+from resjax.train.identity import schedule_change
 from resjax.train.loop import evaluate, train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.verify import verify

@@ -81,4 +81,4 @@ if __name__ == "__main__":
         "schedules": {name: rates(schedule) for name, schedule in SCHEDULES.items()},
     }
     rounded = json.loads(json.dumps(content), parse_float=lambda text: float(f"{float(text):.9g}"))
-    FILE.write_text(json.dumps(rounded, indent=1) + "\n")
+    FILE.write_text(json.dumps(rounded) + "\n")

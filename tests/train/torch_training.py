@@ -186,4 +186,4 @@ if __name__ == "__main__":
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "cases": {name: train(OVERRIDES | fields) for name, fields in CASES.items()},
     }
-    FILE.write_text(json.dumps(content, indent=1) + "\n")
+    FILE.write_text(json.dumps(content) + "\n")

@@ -46,12 +46,10 @@ def as_folder(weights):
 
 
 def as_export(weights):
-    export_torchvision(weights, Path("w.safetensors"))
-    path, (size,) = (
-        Path("w.safetensors"),
-        struct.unpack("<Q", Path("w.safetensors").read_bytes()[:8]),
-    )
+    path = Path("w.safetensors")
+    export_torchvision(weights, path)
     content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
     header = content[8 : 8 + size].replace(b'\\"basic\\"', b'\\"evil:Block\\"')
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
     return "w.safetensors"
@@ -154,6 +152,8 @@ def test_no_child_process_searches_the_current_folder(folder, foreign, monkeypat
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["folder", "export"])
 def test_a_description_of_wrong_types_or_values_is_one_line(change, kind, weights, folder, capsys):
+    if kind == "export" and "source" in change:
+        pytest.skip("an export has none")
     if kind == "folder":
         described = Path(as_folder(weights)) / "weights.json"
         described.write_text(changed(described.read_text(), change))
@@ -165,13 +165,7 @@ def test_a_description_of_wrong_types_or_values_is_one_line(change, kind, weight
         with safe_open(source, "numpy") as file:
             text = changed(file.metadata()["resjax"], change)
         save_file(load_file(source), source, {"resjax": text})
-    if kind == "export" and "source" in change:
-        return  # an export has none
-    code, told = main(["import", source, "--out=out"]), capsys.readouterr().err
-    assert code == 2, told
-    assert told.splitlines()[-1].startswith("resjax: error: ")
-    assert "Traceback" not in told
-    assert source in told
+    require_one_line(source, capsys)
 
 
 def changed(text, change):
@@ -184,46 +178,41 @@ def changed(text, change):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("name", "content"),
     [
-        *({"architecture": "r", "pretrained_cfg": value} for value in (
+        *(("config.json", {"architecture": "r", "pretrained_cfg": value}) for value in (
             3, [1], "x", {"input_size": [3, 9, 9]},
             TIMM | {"mean": [0.5] * 100}, TIMM | {"std": [0] * 3},
             TIMM | {"crop_pct": 0}, TIMM | {"crop_pct": "x"}, TIMM | {"input_size": 3},
             TIMM | {"input_size": [3, 10**9, 10**9]}, TIMM | {"mean": None})),
-        *({"architecture": "r", "model_args": value} for value in (3, [1], {"output_stride": [8]})),
-        *({"model_type": "resnet", "hidden_act": value} for value in (3, None, [])),
-        *({"model_type": "resnet", "id2label": value} for value in (
-            dict.fromkeys("abcde", "x"),)),
-        {"model_type": "resnet", "label_names": 5},
+        *(("config.json", {"architecture": "r", "model_args": value})
+          for value in (3, [1], {"output_stride": [8]})),
+        *(("config.json", {"model_type": "resnet", "hidden_act": value})
+          for value in (3, None, [])),
+        ("config.json", {"model_type": "resnet", "id2label": dict.fromkeys("abcde", "x")}),
+        ("config.json", {"model_type": "resnet", "label_names": 5}),
+        *(("preprocessor_config.json", {"size": value})
+          for value in ("x", [], {"shortest_edge": "y"}, {"shortest_edge": 0}, -1)),
+        *(("preprocessor_config.json", {"size": 32, "crop_pct": value}) for value in (0, "x", [])),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}),
+        ("preprocessor_config.json", {"image_mean": "x"}),
+        ("preprocessor_config.json", {"image_mean": [0.5] * 100}),
+        ("preprocessor_config.json", {"resample": []}),
     ],
     ids=str,
 )  # fmt: skip
-def test_a_config_of_wrong_types_or_values_is_one_line(config, weights, folder, capsys):
+def test_a_config_of_wrong_types_or_values_is_one_line(name, content, weights, folder, capsys):
     export_torchvision(weights, Path("w.safetensors"))
     save_file(load_file("w.safetensors"), "w.safetensors")
-    Path("config.json").write_text(json.dumps(config))
-    code, told = main(["import", "w.safetensors", "--out=out"]), capsys.readouterr().err
-    assert code == 2, told
-    assert told.splitlines()[-1].startswith("resjax: error: ")
-    assert "Traceback" not in told
+    Path(name).write_text(json.dumps(content))
+    require_one_line("w.safetensors", capsys)
 
 
-@pytest.mark.parametrize(
-    "processor",
-    [{"size": value} for value in ("x", [], {"shortest_edge": "y"}, {"shortest_edge": 0}, -1)]
-    + [{"size": 32, "crop_pct": value} for value in (0, "x", [])]
-    + [{"image_std": [0, 0, 0]}, {"image_mean": "x"}, {"image_mean": [0.5] * 100}]
-    + [{"resample": []}],
-    ids=str,
-)  # fmt: skip
-def test_a_processor_of_wrong_types_or_values_is_one_line(processor, weights, folder, capsys):
-    export_torchvision(weights, Path("w.safetensors"))
-    save_file(load_file("w.safetensors"), "w.safetensors")
-    Path("preprocessor_config.json").write_text(json.dumps(processor))
-    code, told = main(["import", "w.safetensors", "--out=out"]), capsys.readouterr().err
+def require_one_line(source, capsys):
+    code, told = main(["import", source, "--out=out"]), capsys.readouterr().err
     assert code == 2, told
     assert told.splitlines()[-1].startswith("resjax: error: ")
+    assert source in told
     assert "Traceback" not in told
 
 
@@ -320,11 +309,10 @@ def nested_pickle(path):
     path.write_bytes(pickle.dumps({"a": 1}, 2))
 
 
-BOMBS = [
+BOMBS = (
     *(lying_archive, claiming_archive, size_bomb, long_prefix, large_numbers, many_names),
-    many_networks,
-    *(odd_shapes, nested_pickle),
-]
+    *(many_networks, odd_shapes, nested_pickle),
+)
 
 
 def test_no_file_fills_memory_or_time(tmp_path, read_within):
