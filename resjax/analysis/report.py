@@ -116,13 +116,13 @@ def write_report(
 
 
 def default_out(paths: Paths) -> Path:
-    """Returns the folder of a report: that of the runs or, for several, the one that holds all."""
+    """Returns the folder of a report: that of the runs or, of several, their common parent."""
     roots = _roots(paths)
     return roots[0] if len(roots) == 1 else Path(os.path.commonpath([r.absolute() for r in roots]))
 
 
 def find_experiment(paths: Paths) -> Path | None:
-    """Returns the copy of the experiment in a sweep folder, if all of several have the same."""
+    """Returns the copy of the experiment in the sweep folders, if all of them have the same."""
     copies = [root / "experiment.py" for root in _roots(paths)]
     inside = [copy.is_file() and is_inside(copy, copy.parent) for copy in copies]
     same = all(inside) and len({copy.read_bytes() for copy in copies}) == 1
@@ -161,7 +161,7 @@ def _saved(experiment: Experiment, figures: Mapping[str, Figure], root: Path) ->
 
 
 def _advice(file: Path | None, roots: list[Path]) -> str:
-    """Says what to type after an experiment's figures failed."""
+    """Returns what to type after an experiment's figures failed."""
     original = next((source for root in roots if (source := _plan(root).get("file"))), file)
     folders = shlex.join(map(str, roots))
     return (
@@ -171,7 +171,7 @@ def _advice(file: Path | None, roots: list[Path]) -> str:
 
 
 def _refresh_copies(roots: list[Path], experiment: Path) -> None:
-    """Replaces the copies in sweep folders of an experiment that has been mended since."""
+    """Replaces the copies of an experiment in sweep folders by its file, which was mended."""
     for root in roots:
         copy = root / "experiment.py"
         if copy.is_file() and _plan(root).get("experiment") == experiment.stem:
@@ -220,7 +220,7 @@ def _kind(experiment: Experiment) -> str:
 
 
 def _measured(runs: pd.DataFrame) -> str:
-    """Says between which settings the metrics lie, to stand beside the claim."""
+    """Returns the range of each metric and the settings at its ends."""
     results = summarize(runs)
     results = results[results["seeds"] > 0]
     if results.empty:
@@ -240,7 +240,7 @@ def _measured(runs: pd.DataFrame) -> str:
 
 
 def training_metric(runs: pd.DataFrame) -> str:
-    """Says what the training metric of a run is."""
+    """Returns a sentence that explains the training metric."""
     every = set(runs["train.log_every"].dropna() if "train.log_every" in runs else ())
     steps = f"{every.pop():.0f}" if len(every) == 1 else "train.log_every"
     return (

@@ -42,14 +42,9 @@ NO_EFFECT = ("train.checkpoint_every", "data.eval_batch_size", "data.workers")
 PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
 """The columns with the primary metric of each run, in the order of the fields of `Metric`."""
 
-
 FILES = (
-    "config.json",
-    "provenance.json",
-    "summary.json",
-    "diverged.json",
-    "metrics.jsonl",
-    "layers.jsonl",
+    *("config.json", "provenance.json", "summary.json", "diverged.json"),
+    *("metrics.jsonl", "layers.jsonl"),
 )
 """The files of a run folder that are read."""
 
@@ -57,14 +52,14 @@ ROW = (
     *("folder", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
     *(*PRIMARY, "commit", "start"),
 )
-"""The columns of a run that are neither in its config, but for the seed, nor in its summary."""
+"""The columns of a run that come neither from its summary nor, except for the seed, its config."""
 
 Warn = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 class OutsideError(UserError, ValueError):
-    """A file of a run is a link to a place outside of the folder that is loaded."""
+    """A file of a run is a link that leads out of the folder that is loaded."""
 
 
 class NoRunsError(UserError, ValueError):
@@ -286,7 +281,7 @@ def _planned_folders(plan: Path) -> list[Path]:
 
 
 def _require_inside(root: Path) -> Callable[[Path], None]:
-    """Returns a function that refuses a run of which a file lies outside of `root`."""
+    """Returns a function that refuses a run if one of its files lies outside of `root`."""
 
     def require(folder: Path) -> None:
         if folder.is_file():
@@ -307,7 +302,7 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def _read(read: Callable[[Path], Result], path: Path, warn: Warn | None) -> Iterator[Result]:
-    """Yields what a function reads; nothing, after a warning, if the files are not as they must be.
+    """Yields what a function reads; warns and yields nothing if the files are damaged.
 
     Without `warn`, raises instead.
     """
@@ -355,23 +350,21 @@ def _row(folder: Path) -> dict[str, Any]:
 def _measurements(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = read_measurements(path)
-    for line in lines:
-        _require_no_columns(path, line, {"folder", "diverged", *PRIMARY})
+    _require_no_columns(path, itertools.chain(*lines), {"folder", "diverged", *PRIMARY})
     return lines
 
 
 def _layers(folder: Path) -> list[dict[str, Any]]:
     path = folder / "layers.jsonl"
     lines = read_layers(path)
-    for line in lines:
-        _require_no_columns(path, line, {"folder"})
+    _require_no_columns(path, itertools.chain(*lines), {"folder"})
     return lines
 
 
-def _require_no_columns(path: Path, values: Iterable[str], columns: Collection[str]) -> None:
-    """Refuses a value that is named as another column of its table."""
-    if twice := [name for name in values if name in columns]:
-        raise DamagedFileError(path, f"a value is named {twice[0]}, which is another column")
+def _require_no_columns(path: Path, names: Iterable[str], columns: Collection[str]) -> None:
+    """Raises DamagedFileError if a value has the name of another column of its table."""
+    if twice := next((name for name in names if name in columns), None):
+        raise DamagedFileError(path, f"a value is named {twice}, which is another column")
 
 
 def _hashable(value: Any) -> Any:

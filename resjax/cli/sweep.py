@@ -39,7 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def _describe_data(planned: "Plan") -> set[str]:
-    """Describes the datasets of a sweep; a missing one is an error before anything trains."""
+    """Returns a line about each dataset of a sweep.
+
+    Raises:
+      UserError: a dataset is not on this machine.
+    """
     from resjax.data.datasets import open_dataset
 
     data = (run.config.data for run in planned.runs)
@@ -56,8 +60,7 @@ def run(args: Namespace) -> int:
     require_writable(args.workdir)
     print(planned.description, flush=True)
     _try_figures(planned)
-    for description in sorted(_describe_data(planned)):
-        print(description, flush=True)
+    print(*sorted(_describe_data(planned)), sep="\n", flush=True)
     from resjax.sweeps.local import launch
 
     with stop_on_signals(notify=notify, save_on=args.save_on) as stop:

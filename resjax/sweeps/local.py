@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 
 from resjax.config import Config, from_dict
-from resjax.data import datasets
 from resjax.disk import describe_disk_error, report_disk_errors, write_atomically
 from resjax.errors import UserError
 from resjax.machine import threads
@@ -51,11 +50,9 @@ def launch(
       stop: a request to stop, which is checked between dispatches.
 
     Raises:
-      UserError: a dataset is not on this machine, or another launch is running in `workdir`.
+      UserError: another launch is running in `workdir`, or it cannot be written.
       Stopped: stopping was requested; says how many of the runs under way have saved.
     """
-    for name in {run.config.data.name for run in plan.runs}:
-        datasets.open_dataset(name)
     with report_disk_errors(workdir), locked(workdir, print_warning):
         _write_sweep(plan, workdir, command)
         return _launch(plan, workdir, workers, stop or StopRequest())

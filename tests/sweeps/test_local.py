@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from resjax.cli import main
 from resjax.config import default_config, override, to_dict
 from resjax.errors import UserError
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
@@ -233,8 +234,11 @@ def test_a_disk_that_refuses_is_an_error_in_one_line(planned, trained, tmp_path,
         launch(planned(), tmp_path / "w", "resjax sweep")
 
 
-def test_a_missing_dataset_is_refused_before_anything_is_written(planned, trained, tmp_path):
-    with pytest.raises(UserError, match="not prepared"):
-        launch(planned(data__name="imagenet2012"), tmp_path / "w", "resjax sweep")
+def test_a_missing_dataset_is_refused_before_anything_is_written(trained, tmp_path, capsys):
+    (tmp_path / "depth.py").write_text(SWEEP)
+    (tmp_path / "config.py").write_text("from resjax.config import default_config as get_config")
+    typed = ["sweep", str(tmp_path / "depth.py"), f"--config={tmp_path / 'config.py'}"]
+    assert main([*typed, f"--workdir={tmp_path / 'w'}", "--config.data.name=imagenet2012"]) == 2
+    assert "not prepared" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
     assert not trained.runs

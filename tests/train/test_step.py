@@ -81,7 +81,7 @@ class Pair(nn.Module):
 
 def start(model, images, tx, **fields):
     """Returns the state at step 0 of a loop of one's own."""
-    variables = model.init(jax.random.key(0), images)
+    variables = jit(model.init)(jax.random.key(0), images)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -131,12 +131,8 @@ def test_the_train_step_works_in_a_loop_of_ones_own_with_any_network_and_optimiz
         new, output = step(new, BATCH, jax.random.key(number))
         losses.append(float(output.gradients.loss))
     assert losses[-1] < 0.1 * losses[0]
-    sums = eval_step(
-        new.variables,
-        {"image": IMAGES, "label": np.arange(8) % 2, "weight": np.ones(8, np.float32)},
-        model=model,
-        task=TASK,
-    )
+    batch = {"image": IMAGES, "label": np.arange(8) % 2, "weight": np.ones(8, np.float32)}
+    sums = jit(partial(eval_step, model=model, task=TASK))(new.variables, batch)
     assert TASK.metrics(jax.device_get(sums)).keys() == {"loss", "error"}
 
 
