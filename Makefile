@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow chaos figures lint lock clean help
+.PHONY: demo test test-slow mutants chaos figures lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -21,6 +21,9 @@ test: lint  ## check style, types and layers, then run the tests
 
 test-slow: $(READY)  ## run every test, those of minutes too
 	$(BIN)/pytest -q -m "" $(PARALLEL)
+
+mutants: $(READY)  ## put small faults into a copy of the code; say which ones no test finds
+	$(BIN)/python tests/mutants.py
 
 chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write docs/chaos.md (an hour)
 	$(BIN)/python benchmarks/chaos.py measure

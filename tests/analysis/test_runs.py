@@ -11,6 +11,8 @@ import pytest
 
 import resjax
 from resjax.analysis.runs import (
+    NO_EFFECT,
+    REPEATS,
     describe,
     load_curves,
     load_runs,
@@ -19,6 +21,7 @@ from resjax.analysis.runs import (
     summarize,
     varying,
 )
+from resjax.config.schema import FIELDS
 from resjax.run_files import Metric
 
 Maker = Callable[..., Path]
@@ -186,6 +189,17 @@ def test_runs_with_different_draws_of_examples_form_a_group(make_sweep: Maker) -
     runs["data.subset_seed"] = runs["seed"]
     assert varying(runs) == ["model.depth", "model.shortcut"]
     assert (summarize(runs)["seeds"] == 3).all()
+
+
+def test_every_field_that_changes_results_separates_groups(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    free = {*REPEATS, *NO_EFFECT, "seed", "sweep", "model.name"}
+    for field in FIELDS.keys() - free:
+        if not field.startswith("diagnostics."):
+            told = runs.assign(**{field: range(len(runs))})
+            assert field in varying(told)
+            assert (summarize(told)["seeds"] == 1).all()
+    assert set(REPEATS) == {"data.subset_seed"}
 
 
 def test_means_and_sample_deviations_are_over_seeds(make_sweep: Maker) -> None:

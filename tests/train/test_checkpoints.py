@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resjax.disk import CHECKSUMS
+from resjax.disk import CHECKSUMS, DamagedError, write_checksums
 from resjax.errors import UserError
 from resjax.run_files import Metric
 from resjax.train import checkpoints as saving
@@ -252,6 +252,21 @@ def test_sha256sum_accepts_the_list_of_files(checkpoints, tmp_path):
         if path.is_file() and path.name != CHECKSUMS and path.parent != folder
     }
     subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=folder, check=True)
+
+
+def test_an_array_that_is_not_the_saved_one_is_found_by_its_digest_alone(checkpoints, tmp_path):
+    checkpoints.save_and_wait(state_at(2), 2, RECORD)
+    checkpoints.save_and_wait(state_at(4, seed=1), 4, RECORD)
+    newest, other = (tmp_path / "checkpoints" / step for step in ("4", "2"))
+    shutil.rmtree(newest / "state")
+    shutil.copytree(other / "state", newest / "state")  # sound files with other numbers
+    write_checksums(newest, saving.WRITTEN_AT_COMMIT)
+    with pytest.raises(DamagedError, match="changed since it was saved"):
+        read_checkpoint(newest)
+    said = []
+    restored = CheckpointReader(tmp_path / "checkpoints", said.append).restore_latest(state_at)
+    assert restored.step == 2
+    assert "4 is damaged" in said[0]
 
 
 def test_a_folder_with_other_digits_or_leading_zeros_is_no_checkpoint(tmp_path):

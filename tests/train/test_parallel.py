@@ -175,6 +175,10 @@ same = partial(pytest.approx, rel=1e-4)
 def test_twenty_steps_have_the_same_losses(measured, way, reference):
     assert len(measured[way]["losses"]) == 10
     assert measured[way]["losses"] == same(measured[reference]["losses"])
+    for found, expected in zip(
+        measured[way]["statistics"], measured[reference]["statistics"], strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["stream, jit", "stream, pmap"])

@@ -60,6 +60,10 @@ def measure(trainer, state, folder):
     return {
         "losses": [trainer.metric_values(metrics)["loss"], *until_saved, *after],
         "test": trainer.metric_values(trainer.evaluate(state)) if folder else {},
+        "statistics": [
+            np.asarray(leaf).ravel().tolist()
+            for leaf in jax.tree.leaves(trainer.backend.unreplicate(state).batch_stats)
+        ],
         "moved": moved,
         "donated": donated,
         "placed": [

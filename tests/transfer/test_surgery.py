@@ -33,6 +33,16 @@ def test_a_new_head_leaves_the_backbone_unchanged(weights, grey, zero):
         assert after[name] is before[name]
 
 
+def test_a_new_head_is_drawn_with_its_key(weights):
+    heads = [
+        surgery.new_head(weights, 200, jax.random.key(seed)).variables["params"]["head"]["kernel"]
+        for seed in (1, 2, 1)
+    ]
+    assert not np.array_equal(heads[0], heads[1])
+    np.testing.assert_array_equal(heads[0], heads[2])
+    assert heads[0].std() == pytest.approx((2 / len(heads[0])) ** 0.5, rel=0.1)  # He et al. 2015
+
+
 def test_a_backbone_outputs_the_input_of_the_head(weights, grey):
     images = np.repeat(grey, 3, -1) / np.float32(255)
     head = weights.variables["params"]["head"]

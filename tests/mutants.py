@@ -1,0 +1,261 @@
+"""Puts small faults into a copy of the code, one at a time, and tells which ones no test finds.
+
+    python tests/mutants.py            # all of them (an hour on two cores)
+    python tests/mutants.py NAME...    # those whose name contains one of these
+
+A fault is an edit of one place, and the tests that must fail with it. A mistake that a test did not
+notice belongs in this list. `tests/test_mutants.py` checks that every edit still applies.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fault(NamedTuple):
+    """An edit: `old`, which the file contains once, becomes `new`.
+
+    Attributes:
+      name: what is wrong.
+      file: relative to the root.
+      old, new: of the edit.
+      tests: arguments of pytest, one of whose tests must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+WIRING = "tests/train/test_wiring.py"
+NORM = "tests/models/test_normalization.py"
+FAULTS = (
+    Fault(
+        "every step draws with the same key",
+        "resjax/train/state.py",
+        "return jax.random.fold_in(jax.random.split(key)[1], step)",
+        "return jax.random.split(key)[1]",
+        f"{WIRING} -k draws_of_its_own",
+    ),
+    Fault(
+        "every step of a dispatch draws with the same key",
+        "resjax/train/step.py",
+        "    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:\n"
+        "        state, output = step(state, batch, step_key(state.key, state.step))",
+        "    first = state.step\n\n"
+        "    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:\n"
+        "        state, output = step(state, batch, step_key(state.key, first))",
+        f"{WIRING} -k three_dispatches",
+    ),
+    Fault(
+        "all images of a batch are augmented with one key",
+        "resjax/train/step.py",
+        "image_keys = jax.random.split(image_key, (parts, part_size))",
+        "image_keys = jnp.broadcast_to(image_key, (parts, part_size))",
+        f"{WIRING} -k draws_of_its_own",
+    ),
+    Fault(
+        "training has no key for dropout",
+        "resjax/train/step.py",
+        '            rngs={"dropout": key},\n',
+        "",
+        f"{WIRING} -k draws_of_its_own",
+    ),
+    Fault(
+        "under pmap all devices draw the same masks",
+        "resjax/train/parallel.py",
+        "return jax.random.wrap_key_data(jax.random.key_data(key), impl=self._sharded_draws)",
+        "return key",
+        "tests/train/test_parallel.py -k masks",
+    ),
+    Fault(
+        "gradients are not clipped",
+        "resjax/train/optimizer.py",
+        "return optax.chain(*clip, scheduled)",
+        "return optax.chain(scheduled)",
+        f"{WIRING} -k clip_norm",
+    ),
+    Fault(
+        "the factors of the learning rate are not passed on",
+        "resjax/train/trainer.py",
+        "tx = make_optimizer(self.config, self.phases[: number + 1], factors)",
+        "tx = make_optimizer(self.config, self.phases[: number + 1], {})",
+        f"{WIRING} -k layer_decay",
+    ),
+    Fault(
+        "first_rate is not passed on",
+        "resjax/train/freezing.py",
+        "if transfer.first_rate is not None:",
+        "if False:",
+        f"{WIRING} -k first_rate",
+    ),
+    Fault(
+        "under pmap running statistics are not averaged",
+        "resjax/train/step.py",
+        "params, moving, loss = backend.mean((own.params, moving, own.loss))",
+        "params, loss = backend.mean((own.params, own.loss))",
+        "tests/train/test_parallel.py -k twenty_steps",
+    ),
+    Fault(
+        "digests of arrays are not compared",
+        "resjax/train/checkpoint_reader.py",
+        "if describe_array(arrays[name]) != saved[name]]",
+        "if False]",
+        "tests/train/test_checkpoints.py -k digest_alone",
+    ),
+    Fault(
+        "a run of another weight decay is taken for the same",
+        "resjax/train/identity.py",
+        'MAY_CHANGE = (\n    "train.steps",\n',
+        'MAY_CHANGE = (\n    "train.steps",\n    "optimizer.weight_decay",\n',
+        f"{WIRING} -k continues",
+    ),
+    Fault(
+        "the order of a stream ignores the seed",
+        "resjax/train/sources.py",
+        "EpochOrder(order_key(run_key(jax.random.key(seed))), self.examples",
+        "EpochOrder(order_key(run_key(jax.random.key(0))), self.examples",
+        f"{WIRING} -k order_of_the_images",
+    ),
+    Fault(
+        "random crops have a quarter of the area or more",
+        "resjax/data/crops.py",
+        "AREA = (0.08, 1.0)",
+        "AREA = (0.25, 1.0)",
+        "tests/data/test_crops.py",
+    ),
+    Fault(
+        "random erasing draws near squares only",
+        "resjax/data/augmentation.py",
+        "ERASED_RATIO = (0.3, 3.3)",
+        "ERASED_RATIO = (0.9, 1.1)",
+        "tests/data/test_augmentation.py -k erased",
+    ),
+    Fault(
+        "a new head ignores its key",
+        "resjax/transfer/surgery.py",
+        "jax.random.key(0) if key is None else key, shape",
+        "jax.random.key(0), shape",
+        "tests/transfer/test_surgery.py -k with_its_key",
+    ),
+    Fault(
+        "runs of other data.per_class are averaged together",
+        "resjax/analysis/runs.py",
+        'REPEATS = ("data.subset_seed",)',
+        'REPEATS = ("data.subset_seed", "data.per_class")',
+        "tests/analysis/test_runs.py -k separates_groups",
+    ),
+    Fault(
+        "BN's variance cancels",
+        "resjax/models/normalization.py",
+        "    shifted = _single(x) - shift\n",
+        "    shift = 0 * shift\n    shifted = _single(x) - shift\n",
+        f"{NORM} -k ten_times",
+    ),
+    Fault(
+        "devices subtract pixels of their own",
+        "resjax/models/normalization.py",
+        "(shift,) = _shared((_single(pixel),), devices)",
+        "shift = _single(pixel)",
+        f"{NORM} -k ten_times",
+    ),
+    Fault(
+        "running variances are never unbiased",
+        "resjax/models/resnet.py",
+        "            unbiased=self.bn_unbiased,\n",
+        "",
+        "tests/train/test_torch_training.py -k plain",
+    ),
+    Fault(
+        "imported networks have Flax's running variance",
+        "resjax/transfer/importing.py",
+        'fields["bn_unbiased"] = True',
+        'fields["bn_unbiased"] = False',
+        "tests/transfer/test_importing.py -k are_recognized",
+    ),
+    Fault(
+        "relu loses NaN",
+        "resjax/models/resnet.py",
+        "return jnp.where(x <= 0, 0, x)",
+        "return nn.relu(x)",
+        "tests/test_nonfinite.py -k evaluation",
+    ),
+    Fault(
+        "an image with a logit of NaN belongs to class 0",
+        "resjax/tasks/classification.py",
+        "_any_nan(logits) | (logits.argmax(-1) != label)",
+        "(logits.argmax(-1) != label)",
+        "tests/test_nonfinite.py -k logit",
+    ),
+    Fault(
+        "momentum is not Nesterov's",
+        "resjax/train/optimizer.py",
+        "momentum = optax.trace(config.momentum, config.nesterov)",
+        "momentum = optax.trace(config.momentum)",
+        f"{WIRING} -k nesterov",
+    ),
+    Fault(
+        "label smoothing is lost",
+        "resjax/tasks/classification.py",
+        "optax.smooth_labels(label, self.label_smoothing)",
+        "label",
+        f"{WIRING} -k task.options",
+    ),
+)
+
+
+def survives(fault: Fault, tree: Path) -> str:
+    """Returns how a fault survives its tests in a copy of the code; "" if they find it."""
+    path = tree / fault.file
+    whole = path.read_text("utf-8")
+    path.write_text(whole.replace(fault.old, fault.new), "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *fault.tests.split()], cwd=tree, env=environment, capture_output=True
+        )
+    finally:
+        path.write_text(whole, "utf-8")
+    # Any other code is a mistake in this list, such as tests that do not exist.
+    return {0: "no test fails", 1: ""}.get(done.returncode, done.stdout.decode()[-400:])
+
+
+def copy_code(tree: Path) -> None:
+    """Copies the files that git knows, and new ones that it does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+
+
+def main(names: Iterable[str]) -> int:
+    chosen = [fault for fault in FAULTS if any(name in fault.name for name in names or [""])]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy_code(Path(folder))
+        for fault in chosen:
+            how = survives(fault, Path(folder))
+            survivors += bool(how)
+            print(f"{'SURVIVES: ' + how if how else 'found':14} {fault.name}", flush=True)
+    print(f"{len(chosen)} faults, {survivors} survive")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
