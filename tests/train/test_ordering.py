@@ -7,7 +7,6 @@ import pytest
 from resjax.train.loop import train
 
 RUN = {
-    "model.stochastic_depth": 0,
     "data.batch_size": 100,  # 14.37 batches per epoch
     "data.mixup": 1.0,
     "data.workers": 0,
@@ -19,6 +18,7 @@ RUN = {
 }
 
 
+@pytest.mark.usefixtures("regression")  # compiles in no time
 def test_a_stream_trains_on_the_batches_of_a_resident_dataset(configure, tmp_path):
     curves = []
     for feed, lengths in {"device": (20,), "stream": (10, 20)}.items():  # resumes in mid-epoch

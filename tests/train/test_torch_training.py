@@ -59,12 +59,16 @@ def in_float64(trainer):
 
 
 def start(trainer, draw):
-    """The state at step 0 in float64, with parameters by formula."""
+    """The state at step 0 in float64, with parameters by formula; compiles nothing."""
 
-    def widen(leaf):
-        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    def first(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        dtype = jnp.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        return np.full(leaf.shape, layout.path_name(path).endswith("/var"), dtype)
 
-    state = jax.tree.map(widen, trainer.init(0))
+    shapes = jax.eval_shape(trainer._init_state, jax.random.key(0))
+    state = jax.tree.map_with_path(first, shapes)
     unrolled = layout.unrolled({"params": state.params})["params"]
     params = jax.tree.map_with_path(
         lambda path, leaf: jnp.asarray(draw(layout.path_name(path), leaf.shape)), unrolled
