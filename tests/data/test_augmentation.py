@@ -1,7 +1,9 @@
 """Augmentation yields other views of the same images, deterministically, with the right shares."""
 
+import itertools
 from functools import partial
 from itertools import permutations
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,8 @@ from resjax.data.augmentation import (
 )
 from resjax.data.normalization import compute_statistics, normalize
 from resjax.xla.compile_options import quick_compile
+
+TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
 
 quick = partial(jax.jit, compiler_options=quick_compile())
 crop = quick(pad_crop, static_argnames="padding")
@@ -120,41 +124,49 @@ def test_images_are_erased_with_the_given_probability(erased):
     assert erased.any((1, 2)).mean() == pytest.approx(0.4, abs=0.03)
 
 
-def test_erased_rectangles_are_distributed_as_torchvisions(erased):
-    found = np.array([rectangle(where) for where in erased if where.any()])
-    area = found[:, 2] * found[:, 3] / (32 * 48)
-    assert 0.015 < area.min() < 0.03 < 0.3 < area.max() < 0.35
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("torchvision.transforms").RandomErasing
-    torch.manual_seed(0)
-    drawn = [
-        theirs.get_params(torch.ones(1, 32, 48), (0.02, 0.33), (0.3, 3.3), [0.0])[:4]
-        for _ in range(4000)
-    ]
-    expected = np.array(drawn)
-    for of in (lambda r: r[:, 2] * r[:, 3], lambda r: r[:, 2] / r[:, 3], lambda r: r[:, 0]):
-        assert ks_2samp(of(found), of(expected)).pvalue > 0.01
+@pytest.fixture(scope="module")
+def rectangles(erased):
+    return np.array([rectangle(where) for where in erased if where.any()])
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_color_changes_equal_torchvisions_in_every_order(photos, order):
-    torch = pytest.importorskip("torch")
-    functional = pytest.importorskip("torchvision.transforms.functional")
-    changes = (
-        functional.adjust_brightness,
-        functional.adjust_contrast,
-        functional.adjust_saturation,
-    )
-    for image in (photos[0], photos[20, ..., :1]):
-        for factors in ((0.6, 1.4, 0.2), (1.3, 0.5, 1.7), (1.0, 1.0, 1.0)):
-            image = np.float32(image / 255)
-            expected = torch.from_numpy(image.transpose(2, 0, 1).copy())
-            for which in order:
-                expected = changes[which](expected, factors[which])
-            found = adjust_colors(image, np.array(factors), np.array(order))
-            np.testing.assert_allclose(
-                found, expected.numpy().transpose(1, 2, 0), atol=0.5 / 255
-            )  # 0.2989 or 0.299 of red
+def area(sides):
+    return sides[:, 0] * sides[:, 1]
+
+
+def ratio(sides):
+    return np.log(sides[:, 0] / sides[:, 1])
+
+
+def test_erased_rectangles_are_distributed_as_torchvisions(rectangles):
+    expected = TORCHVISION["erased"]
+    for of in (area, ratio):
+        assert ks_2samp(of(rectangles[:, 2:]), of(expected[:, 2:])).pvalue > 0.01
+    for place in (0, 1):
+        assert ks_2samp(rectangles[:, place], expected[:, place]).pvalue > 0.01
+
+
+def test_erased_rectangles_have_the_areas_and_ratios_of_the_paper(rectangles):
+    """Areas from 2 to 33 %, log-uniform ratios from 0.3 to 3.3, drawn again until one fits."""
+    generator, (height, width) = np.random.default_rng(1), (32, 48)
+    areas = height * width * generator.uniform(0.02, 0.33, 40_000)
+    ratios = np.exp(generator.uniform(np.log(0.3), np.log(3.3), 40_000))
+    sides = np.stack([np.round(np.sqrt(areas * ratios)), np.round(np.sqrt(areas / ratios))], -1)
+    sides = sides[(sides < (height, width)).all(-1)]
+    for of in (area, ratio):
+        assert ks_2samp(of(rectangles[:, 2:]), of(sides)).pvalue > 0.01
+    # A rectangle of a small area always fits, so that its ratio has a closed form.
+    small = rectangles[area(rectangles[:, 2:]) < 0.1 * height * width, 2:]
+    bounds = np.log(0.3), np.log(3.3) - np.log(0.3)
+    assert kstest(ratio(small), "uniform", bounds).statistic < 0.1  # sides are whole pixels
+
+
+@pytest.mark.parametrize("name", ["photo", "digit"])
+def test_color_changes_equal_torchvisions_in_every_order(name):
+    image = np.float32(TORCHVISION[f"image, {name}"] / 255)
+    drawn = itertools.product(permutations(range(3)), TORCHVISION["factors"])
+    for (order, factors), expected in zip(drawn, TORCHVISION[f"colors, {name}"], strict=True):
+        found = adjust_colors(image, np.array(factors), np.array(order))
+        np.testing.assert_allclose(found, expected, atol=0.6 / 255)  # 0.2989 or 0.299 of red
 
 
 def test_a_factor_of_0_gives_black_gray_or_grayscale(photos):

@@ -1,15 +1,16 @@
-"""Crops equal torchvision's, if it is installed, and Pillow's."""
+"""Crops equal torchvision's and Pillow's."""
 
 import io
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 
 from resjax.data.crops import (
     Box,
@@ -22,7 +23,12 @@ from resjax.data.crops import (
     ten_crop,
 )
 
+TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
 SIDES = st.integers(1, 3000)
+
+
+def sizes(name: str) -> list[tuple[int, int]]:
+    return [(width, height) for width, height in TORCHVISION[name].tolist()]
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -50,28 +56,39 @@ def test_a_random_box_lies_within_the_image(width: int, height: int, seed: int) 
     assert 0 <= box.top < box.bottom <= height
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (600, 200)])
-def test_random_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    image, draws = Image.new("L", size), 2000
-    theirs = [
-        transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
-        for _ in range(draws)
-    ]
+def box_features(params: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Area, ratio and place of boxes (top, left, height, width)."""
+    top, left, height, width = np.array(params, float).T
+    # The position as a fraction of its range.
+    row = top / np.maximum(size[1] - height, 1)
+    column = left / np.maximum(size[0] - width, 1)
+    return np.stack([width * height, np.log(width / height), row, column])
+
+
+def random_boxes(size: tuple[int, int], draws: int = 2000) -> np.ndarray:
     boxes = [random_box(generator(seed), *size) for seed in range(draws)]
-    ours = [(b.top, b.left, b.bottom - b.top, b.right - b.left) for b in boxes]
+    return np.array([(b.top, b.left, b.bottom - b.top, b.right - b.left) for b in boxes])
 
-    def features(params: list[tuple[float, ...]]) -> np.ndarray:
-        top, left, height, width = np.array(params, float).T
-        # The position as a fraction of its range.
-        row = top / np.maximum(size[1] - height, 1)
-        column = left / np.maximum(size[0] - width, 1)
-        return np.stack([width * height, np.log(width / height), row, column])
 
-    for one, other in zip(features(ours), features(theirs), strict=True):
+@pytest.mark.parametrize("size", sizes("box_sizes"))
+def test_random_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+    ours = box_features(random_boxes(size), size)
+    theirs = box_features(TORCHVISION[f"boxes, {size}"], size)
+    for one, other in zip(ours, theirs, strict=True):
         assert ks_2samp(one, other).pvalue > 1e-3
+
+
+def test_random_boxes_have_areas_from_8_percent_and_ratios_from_3_to_4() -> None:
+    """What fits in any ratio, up to 3/4 of a square's area, has distributions in closed form."""
+    size = 1000, 1000
+    area, ratio, row, column = box_features(random_boxes(size), size)
+    fits = area < 0.75e6
+    assert area.min() < 0.09e6
+    assert kstest(area[fits] / 1e6, "uniform", (0.08, 0.67)).pvalue > 0.01
+    third = math.log(4 / 3)
+    assert kstest(ratio[fits], "uniform", (-third, 2 * third)).pvalue > 0.01
+    for place in (row[fits], column[fits]):
+        assert kstest(place, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (400, 20)])
@@ -87,12 +104,11 @@ def test_an_image_too_elongated_for_any_crop_is_cropped_at_its_center(
     assert abs(box.top - (height - box.bottom)) <= 1
 
 
-def test_a_crop_is_resampled_like_torchvisions() -> None:
-    functional = pytest.importorskip("torchvision.transforms.functional")
+def test_a_crop_is_resampled_like_a_cut_image() -> None:
     image, box = photo(500, 375), Box(40, 30, 340, 330)
-    theirs = np.asarray(functional.resized_crop(image, 30, 40, 300, 300, [224, 224]))
-    # At the edges ours uses neighbors that torchvision crops first.
-    difference = np.abs(resampled(image, box, 224).astype(int) - theirs)[2:-2, 2:-2]
+    cut = image.crop((40, 30, 340, 330)).resize((224, 224), Image.Resampling.BILINEAR)
+    # At the edges ours uses neighbors that a cut image does not have.
+    difference = np.abs(resampled(image, box, 224).astype(int) - np.asarray(cut))[2:-2, 2:-2]
     assert difference.max() <= 1
 
 
@@ -150,24 +166,19 @@ def test_every_scale_and_position_occurs() -> None:
     assert (left + span).max() > 251
 
 
-SIZES = [(500, 375), (375, 500), (256, 256), (333, 257), (100, 60)]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_center_crop_equals_torchvisions(size: tuple[int, int]) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
+@pytest.mark.parametrize("size", sizes("sizes"))
+def test_center_and_ten_crops_lie_where_torchvisions_do(size: tuple[int, int]) -> None:
+    (width, height, _), *corners = TORCHVISION[f"crops, {size}"].tolist()
     image = photo(*size)
-    theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
-    ours = resize_and_center_crop(image, generator(), size=224)
-    assert (ours == np.asarray(theirs(image))).all()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_ten_crops_equal_torchvisions(size: tuple[int, int]) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
-    image = photo(*size)
-    theirs = transforms.Compose([transforms.Resize(256), transforms.TenCrop(224)])
-    assert (ten_crop(image, generator(), size=224) == np.stack(theirs(image))).all()
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    center, *ten = (
+        whole[top : top + 224, left : right + 1]
+        if left < right
+        else whole[top : top + 224, right : left + 1][:, ::-1]
+        for left, top, right in corners
+    )
+    assert (resize_and_center_crop(image, generator(), size=224) == center).all()
+    assert (ten_crop(image, generator(), size=224) == np.stack(ten)).all()
 
 
 def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image() -> None:

@@ -215,3 +215,25 @@ def test_the_statistics_of_a_prepared_set_are_computed_once(
                 cropped | {"data.name": "tfds:shapes", "data.image_size": 12, "data.feed": "stream"}
             )
         )
+
+
+def test_the_order_of_a_stream_and_its_crops_follow_the_seed(configure, cropped):
+    def batches(seed, **overrides):
+        fields = {**cropped, "data.feed": "stream", "data.batch_size": 4, **overrides}
+        drawn = source_of(configure(fields)).training(seed, 0)
+        arrays = [jax.device_get(next(drawn)) for _ in range(5)]
+        drawn.close()
+        return [batch["image"][0] for batch in arrays]
+
+    def images(batches):
+        return [image.tobytes() for batch in batches for image in batch]
+
+    first, again, other = (images(batches(seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert len(set(first)) == 20  # an epoch
+    assert sorted(first) == sorted(other)  # the same images, uncropped,
+    assert first != other  # in another order
+    first, other = (
+        images(batches(seed, **{"data.train_crop": "random_resized"})) for seed in (0, 1)
+    )
+    assert not set(first) & set(other)
