@@ -24,6 +24,7 @@ from resjax.train.checkpoint_reader import CheckpointReader
 from resjax.train.freezing import Phase
 from resjax.train.loop import train
 from resjax.train.signals import Stopped, StopRequest
+from resjax.xla.compile_options import quick_compile
 
 SHAPES = {"conv": {"kernel": (3, 3, 2, 4)}, "norm": {"scale": (4,), "bias": (4,)}}
 
@@ -502,11 +503,13 @@ def rates_by_errors(trainer, errors):
     """Returns the rate of each step if the training error of step i is `errors[i]`."""
     arrays, _ = trainer.source.example_arrays()
     images, chosen = arrays["image"][:16], np.arange(16).reshape(1, 16)
-    step = jax.jit(lambda state, arrays, *rest: trainer.train_step(0, arrays)(state, *rest))
+    jit = partial(jax.jit, compiler_options=quick_compile())
+    step = jit(lambda state, arrays, *rest: trainer.train_step(0, arrays)(state, *rest))
+    apply = jit(trainer.model.apply)
     state, found = trainer.init(0), []
     for error in errors:
         scaled = images / 255 - trainer.statistics.mean
-        right = trainer.model.apply(state.variables, scaled).argmax(-1)
+        right = apply(state.variables, scaled).argmax(-1)
         labeled = {"image": images, "label": (right + error) % 10}
         state, output = step(state, labeled, chosen, jax.random.key(0))
         assert trainer.metric_values({"sums": output.sums})["error"] == error
