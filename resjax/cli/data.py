@@ -71,7 +71,8 @@ def show_dataset(args: Namespace) -> None:
 
     sample, description = training_sample(resolved)
     print(description, flush=True)
-    figure = sheet(sample, Augmentation.from_config(resolved.data), resolved.seed)
+    augmentation = Augmentation.from_config(resolved.data, sample.crops.shape[2:])
+    figure = sheet(sample, augmentation, resolved.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out)
     print(f"sheet: {args.out}")

@@ -101,7 +101,7 @@ class Data:
     feed: Literal["auto", "device", "stream"] = "auto"
     """device: the dataset lies in device memory. stream: the host reads and decodes batches ahead.
     auto: device if the dataset fits into a quarter of the devices' memory."""
-    workers: NonNegative | None = None
+    workers: Annotated[int, Bounds(ge=0, le=1024)] | None = None
     """Decoding processes per host for a stream; 0 decodes in a thread, None is one per core."""
     image_size: Positive | None = None
     """Side in pixels to which images are resized; None leaves them as they are."""

@@ -5,6 +5,7 @@ Draws for a whole batch (how two images mix) use one key that all devices share.
 """
 
 import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from resjax.data.normalization import Statistics, scale, standardize
 from resjax.data.trivial_augment import GRAY, trivial_augment
+from resjax.errors import UserError
 
 Images = Float[Array, "n h w c"]
 Batch = dict[str, Array]
@@ -37,8 +39,18 @@ class Augmentation(NamedTuple):
     cutmix: float = 0.0
 
     @classmethod
-    def from_config(cls, data: Any) -> Self:
-        """Returns the augmentation that the section `data` of a config describes."""
+    def from_config(cls, data: Any, image_shape: Sequence[int]) -> Self:
+        """Returns the augmentation of images (h, w, c) that a config's section `data` describes.
+
+        Raises:
+          UserError: it would leave nothing of an image.
+        """
+        side = min(image_shape[:2])
+        for name, most in (("crop_padding", side - 1), ("cutout", side)):
+            if (pixels := getattr(data, name)) > most:
+                raise UserError(
+                    f"data.{name}={pixels}: must be at most {most} for images of {side} pixels"
+                )
         return cls(*(getattr(data, name) for name in cls._fields))
 
     @property

@@ -97,7 +97,7 @@ class Trainer:
         self.statistics = init_from_weights.normalization_statistics(
             config, self.initial_weights, self.source.statistics, self.image_shape
         )
-        self.augmentation = Augmentation.from_config(config.data)
+        self.augmentation = Augmentation.from_config(config.data, self.image_shape)
         self._require_mixable_labels()
         self.model = self._network()
         # Jitted, so that it is traced once for all uses.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp, kstest
 
+from resjax.config import Data
 from resjax.data.augmentation import (
     Augmentation,
     adjust_colors,
@@ -29,6 +30,7 @@ from resjax.data.augmentation import (
     swap_neighbors,
 )
 from resjax.data.normalization import compute_statistics, normalize
+from resjax.errors import UserError
 from resjax.xla.compile_options import quick_compile
 
 TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
@@ -424,10 +426,19 @@ def test_disabled_augmentations_add_no_operations(photos):
     assert str(traced[0]) == str(traced[1])
 
 
+@pytest.mark.parametrize(
+    ("field", "most"), [("crop_padding", 5), ("cutout", 6)], ids=["crop_padding", "cutout"]
+)
+def test_an_augmentation_that_leaves_nothing_of_an_image_is_refused(field, most):
+    Augmentation.from_config(Data(**{field: most}), (6, 9, 3))
+    message = rf"data\.{field}={most + 1}: must be at most {most} for images of 6 pixels"
+    with pytest.raises(UserError, match=message):
+        Augmentation.from_config(Data(**{field: most + 1}), (6, 9, 3))
+
+
 def test_from_config_reads_the_fields_of_data():
-    from resjax.config import Data
 
     config = Data(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
     expected = Augmentation(crop_padding=4, flip=True, color_jitter=(0.4, 0.3, 0.2), mixup=0.5)
-    assert Augmentation.from_config(config) == expected
-    assert Augmentation.from_config(Data()) == Augmentation()
+    assert Augmentation.from_config(config, (8, 8, 1)) == expected
+    assert Augmentation.from_config(Data(), (8, 8, 1)) == Augmentation()
