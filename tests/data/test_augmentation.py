@@ -407,7 +407,8 @@ def test_padding_cutout_and_erasing_fill_with_the_mean_image(photos):
     white = np.full((50, 8, 8, 3), 255, np.uint8)
     found = compute_statistics(np.concatenate([white, 0 * white]), "channel")
     augmentation = Augmentation(crop_padding=2, cutout=3, random_erasing=1.0)
-    batch = augment(keys(0, 50), jax.random.key(0), {"image": white}, found, augmentation)
+    function = quick(lambda *given: augment(*given, found, augmentation))
+    batch = function(keys(0, 50), jax.random.key(0), {"image": white})
     assert set(np.unique(batch["image"])) == {0.0, 1.0}
 
 

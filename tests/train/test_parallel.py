@@ -64,7 +64,10 @@ PMAP = {
     "pmap, bn in pairs": {**USE_PMAP, "parallel.bn_devices": 2},
     "pmap, frozen and accumulated": {**USE_PMAP, **FROZEN},
 }
-STREAM = {"data.feed": "stream", "data.workers": 0, **PARTS}
+UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
+PLAIN = {"data.crop_padding": 0, "data.flip": False, "data.random_erasing": 0.0, **UNMIXED}
+"""Without augmentation, which takes as long to compile as the network."""
+STREAM = {"data.feed": "stream", "data.workers": 0, **PARTS, **PLAIN}
 STREAMS = {
     "one": {"stream": STREAM},
     "jit": {"stream, jit": STREAM},
@@ -75,11 +78,7 @@ OWN_BLOCK = {
     "model.width": 4,
     "model.block": "own_blocks:Gated",
     "model.stochastic_depth": 0.0,
-    "data.crop_padding": 0,
-    "data.flip": False,
-    "data.random_erasing": 0.0,
-    "data.mixup": 0.0,
-    "data.cutmix": 0.0,
+    **PLAIN,
 }
 """A network of a user's blocks, three in each stage, in which nothing is random."""
 SCAN, UNROLL = OWN_BLOCK | {"model.loop": "scan"}, OWN_BLOCK | {"model.loop": "unroll"}
@@ -94,7 +93,6 @@ DIAGNOSTICS = {
     "pmap": {"pmap": SCAN | USE_PMAP, "pmap, accumulated": SCAN | PARTS | USE_PMAP},
 }
 EVERY_WAY = (*ONE, *JIT, *PMAP)
-UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
 REFUSED = {
     "batch": {"data.batch_size": 36, **UNMIXED},
     "batch of too few": {"data.batch_size": 4, **UNMIXED},
@@ -131,13 +129,13 @@ def measured(tmp_path_factory):
         "pmap": {"devices": 8, "ways": PMAP, "saves": "pmap"},
     }
     for name, streams in STREAMS.items():
-        requests[name] |= {"diagnostics": DIAGNOSTICS[name]}
-        draws = {name: USE_PMAP if name == "pmap" else {}}
+        over_devices = [name] if name in ("jit", "pmap") else []
         requests[name] |= {
-            "draws": draws,
+            "diagnostics": DIAGNOSTICS[name],
+            "draws": {name: PLAIN | (USE_PMAP if name == "pmap" else {})},
             "streams": streams,
-            "epochs": [name] if name in ("jit", "pmap") else [],
-            "norms": [name] if name in ("jit", "pmap") else [],
+            "epochs": over_devices,
+            "norms": over_devices,
         }
     processes = {name: subprocess.Popen(program, **pipes) for name in requests}
     try:

@@ -12,6 +12,7 @@ from resjax.errors import UserError
 from resjax.train import sources
 from resjax.train.loop import train
 from resjax.train.parallel import make_backend
+from resjax.xla.compile_options import quick_compile
 
 STREAM = {"data.feed": "stream", "data.workers": 0}
 
@@ -153,12 +154,13 @@ def test_the_evaluation_of_ten_crops_uses_their_mean_logits(regression, cropped)
     trainer = regression(**cropped, **{"data.eval_crop": "ten", "data.eval_batch_size": 4})
     state = trainer.init(0)
     found = trainer.metric_values(trainer.evaluate(state))
+    apply = jax.jit(trainer.model.apply, compiler_options=quick_compile())
     losses, count = 0.0, 0
     for batch in trainer.source.evaluation():
         arrays = (batch[name][0] for name in ("image", "label", "weight"))
         for ten, label, weight in zip(*arrays, strict=True):
             normal = (ten / 255 - trainer.statistics.mean) / trainer.statistics.std
-            logits = trainer.model.apply(state.variables, normal).mean(0)
+            logits = apply(state.variables, normal).mean(0)
             losses -= weight * jax.nn.log_softmax(logits)[label]
             count += weight
     assert ten.shape == (10, 16, 16, 3)

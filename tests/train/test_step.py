@@ -362,7 +362,7 @@ def one_update(trainer):
         labels = arrays["label"][chosen]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    return jax.tree.map(jnp.subtract, new.params, state.params), jax.grad(loss)(state.params)
+    return jax.tree.map(jnp.subtract, new.params, state.params), jit(jax.grad(loss))(state.params)
 
 
 def test_the_step_clips_the_global_norm_of_the_gradient(regression):

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from resjax.transfer import weights
 from resjax.transfer.importing import imagenet_classes
 from resjax.transfer.surgery import backbone
 from resjax.transfer.weights import Preprocessing, Weights, flatten
+from resjax.xla.compile_options import quick_compile
 
 STEPS_AN_EPOCH = 1437 / 16  # of the digits
 TIMES = ("seconds", "compile_seconds", "images_per_second")
@@ -41,6 +43,7 @@ SMALL = {
     "optimizer.schedule": "constant",
     "optimizer.ema_decay": 0.9,
 }
+jit = partial(jax.jit, compiler_options=quick_compile())
 THAW = 5  # the step at which stage 3 thaws
 
 
@@ -48,7 +51,7 @@ def random_weights(depth=8, classes=10, channels=1, seed=0, **fields):
     """Of a narrow network, with statistics that are no network's first ones."""
     model = {"family": "cifar", "depth": depth, "width": 4, "classes": classes, **fields}
     images = np.zeros((1, 8, 8, channels), np.float32)
-    drawn = build({**model, "loop": "unroll"}).init(jax.random.key(seed), images)
+    drawn = jit(build({**model, "loop": "unroll"}).init)(jax.random.key(seed), images)
     random = np.random.default_rng(seed)
     variables = {
         "params": jax.tree.map(np.asarray, drawn["params"]),
@@ -362,13 +365,14 @@ def test_a_layer_at_rest_normalises_as_in_evaluation_in_either_layout(loop, rema
     variables = scanned(given.variables) if loop == "scan" else given.variables
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     everywhere = build(fields, norm_options={"frozen": lambda path: True})
-    logits, moved = everywhere.apply(variables, images, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(logits, build(fields).apply(variables, images), rtol=1e-4, atol=1e-5)
+    training = {"train": True, "mutable": ["batch_stats"]}
+    logits, moved = jit(partial(everywhere.apply, **training))(variables, images)
+    evaluated = jit(build(fields).apply)(variables, images)
+    np.testing.assert_allclose(logits, evaluated, rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], variables["batch_stats"])
     seen = []
-    build(fields, norm_options={"frozen": lambda path: bool(seen.append("/".join(path)))}).apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )
+    seeing = build(fields, norm_options={"frozen": lambda path: bool(seen.append("/".join(path)))})
+    jax.eval_shape(partial(seeing.apply, **training), variables, images)
     own = unrolled_paths(variables["batch_stats"])
     assert set(seen) == {path.rpartition("/")[0] for path in own}
 

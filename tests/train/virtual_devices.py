@@ -24,6 +24,7 @@ from resjax.train import parallel, trainer
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import Cluster, join
 from resjax.train.trainer import Dispatch, StepRunner, Trainer
+from resjax.xla.compile_options import quick_compile
 
 EXAMPLES = 75  # which eight devices cannot divide
 PAIR = Dispatch(0, 2)
@@ -179,6 +180,7 @@ def configured(overrides):
 
 def main():
     request = json.loads(input())
+    trainer.step_compile = quick_compile  # the programs run for a few steps
     jax.config.update("jax_num_cpu_devices", request["devices"])
     if request.get("cluster"):
         join(Cluster(*request["cluster"]))
