@@ -137,27 +137,20 @@ def _draw(
     file: Path | None, root: Path, roots: list[Path], runs: pd.DataFrame, curves: pd.DataFrame
 ) -> tuple[Experiment, str, FiguresError | None]:
     """Returns the experiment, its figures or the default ones as HTML, and why its own failed."""
-    failure, described = None, Experiment(Path(), root.resolve().name, "", None)
+    fault, described = "", Experiment(Path(), root.resolve().name, "", None)
     try:
         if file is not None:
             described = load_experiment(file)
         if described.draw is not None:
-            return described, _saved(described, described.figures(runs, curves), root), None
+            return described, _figures(described.figures(runs, curves), root), None
     except UserError as error:
-        failure = FiguresError(f"{error}; {_advice(file, roots)}")
-    return described, _figures(overview(runs, curves), root), failure
-
-
-def _saved(experiment: Experiment, figures: Mapping[str, Figure], root: Path) -> str:
-    """Saves an experiment's figures and returns them as HTML; one that cannot be drawn is named."""
-    try:
-        return _figures(figures, root)
+        fault = str(error)
     except OSError:  # of the disk
         raise
     except Exception as error:
-        raise UserError(
-            f"{experiment.file}: a figure cannot be drawn: {one_line(error)}"
-        ) from error
+        fault = f"{file}: a figure cannot be drawn: {one_line(error)}"
+    failure = FiguresError(f"{fault}; {_advice(file, roots)}") if fault else None
+    return described, _figures(overview(runs, curves), root), failure
 
 
 def _advice(file: Path | None, roots: list[Path]) -> str:

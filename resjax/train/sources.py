@@ -337,7 +337,8 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
       UserError: fields for reading images contradict each other, the dataset is missing or damaged,
         or its training split is smaller than a batch.
     """
-    source = open_source(config, backend)
+    opened = find_stream(config.data, backend.devices)
+    source = Streamed(config, backend, opened) if opened else Resident(config, backend)
     size, examples = config.data.batch_size, source.examples["train"]
     if size > examples:
         chosen = " after data.classes and data.per_class"
@@ -348,12 +349,6 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
             f"the largest batch is {examples // unit * unit or f'below the smallest one, {unit}'}"
         )
     return source
-
-
-def open_source(config: Config, backend: Backend) -> BatchSource:
-    """Returns the source of a config, as `make_source`, for a batch of any size."""
-    opened = find_stream(config.data, backend.devices)
-    return Streamed(config, backend, opened) if opened else Resident(config, backend)
 
 
 def find_stream(data: Data, devices: int) -> datasets.OpenDataset | None:
