@@ -43,6 +43,7 @@ def run_in_process(part: str, plan: Any, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow  # tests/train/test_resume.py checks the same without processes
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     chaos: ModuleType, few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_kill_at_any_boundary_of_a_save_leaves_whole_checkpoints(
     assert found["live"]["damaged"] == 0
 
 
+@pytest.mark.slow  # tests/train/test_checkpoints.py checks the same without processes
 def test_damage_is_reported_and_the_previous_checkpoint_restored(few: Any, tmp_path: Path) -> None:
     outcomes = run_in_process("damage", few, tmp_path)["outcomes"]
     times = {"bit flipped": 4, "file truncated": 2, "file deleted": 2}
@@ -74,6 +76,7 @@ def test_damage_is_reported_and_the_previous_checkpoint_restored(few: Any, tmp_p
         assert sum(found.values()) == times[kind]
 
 
+@pytest.mark.slow  # tests/train/test_verify.py checks the same without processes
 def test_a_damaged_file_ends_in_one_line_and_no_traceback(
     chaos: ModuleType, few: Any, tmp_path: Path
 ) -> None:
