@@ -49,14 +49,11 @@ FAULTS = (
     Fault(
         "every step of a dispatch draws with the same key",
         "resjax/train/step.py",
-        "    def take_step(state: TrainState, index: Any) -> tuple[TrainState, Metrics]:\n"
-        "        batch = jax.tree.map(lambda stacked: stacked[index], batches)\n"
-        "        return _step_metrics(step, state, batch)",
+        "    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:\n"
+        "        state, output = step(state, batch, step_key(state.key, state.step))",
         "    first = state.step\n\n"
-        "    def take_step(state: TrainState, index: Any) -> tuple[TrainState, Metrics]:\n"
-        "        batch = jax.tree.map(lambda stacked: stacked[index], batches)\n"
-        "        keyed = lambda s, b, _: step(s, b, step_key(s.key, first))\n"
-        "        return _step_metrics(keyed, state, batch)",
+        "    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:\n"
+        "        state, output = step(state, batch, step_key(state.key, first))",
         f"{WIRING} -k three_dispatches",
     ),
     Fault(

@@ -82,15 +82,3 @@ def all_processes(value: bool) -> bool:
     from jax.experimental.multihost_utils import process_allgather
 
     return bool(np.all(process_allgather(np.array(value))))
-
-
-def largest(value: float) -> float:
-    """Returns the largest of the processes' values; waits until all of them call this."""
-    import jax
-
-    if jax.process_count() == 1:
-        return value
-    import numpy as np
-    from jax.experimental.multihost_utils import process_allgather
-
-    return float(np.max(process_allgather(np.array(value))))

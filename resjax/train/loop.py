@@ -32,7 +32,6 @@ from resjax.train.memory import report_exhaustion, require_memory
 from resjax.train.progress import Listener, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.state import TrainState
-from resjax.train.step import Metrics, decode_metrics, encode_metrics
 from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trainer_for
 from resjax.transfer.weights import describe_run
 from resjax.user_code import require_trusted
@@ -57,7 +56,7 @@ def train(
       on_progress: called whenever metrics arrive.
       announce: called before training with lines for the user: the data, and what is compiled; then
         parameters, memory and compile time; then, if the run is resumed, its step.
-      stop: makes the run save and stop, within a dispatch if its steps are slow.
+      stop: makes the run save and stop after the current dispatch.
       warn: called with what the run survives: damaged checkpoints, a full disk.
       change_schedule: continue also if another `train.steps` changes the learning rates of steps
         that are trained; provenance.json and tables then say so.
@@ -131,14 +130,14 @@ class Run:
         primary = trainer.task.primary
         checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
         try:
-            state, metrics, layers, taken = self._restore(checkpoints, state)
+            state, metrics, layers = self._restore(checkpoints, state)
             announce(describe(trainer, dispatches, compile_seconds))
             step = int(trainer.backend.unreplicate(state.step))
             if step:
                 announce(f"continues from step {step:,} of {self.config.train.steps:,}")
             history = History(trainer, self.workdir, metrics, layers, step, on_progress, self._warn)
             try:
-                self._loop(checkpoints, history, state, step, taken)
+                self._loop(checkpoints, history, state, step)
             except BaseException:
                 with suppress(OSError):  # the first error says more
                     history.close()
@@ -163,9 +162,7 @@ class Run:
     def _dispatches(self) -> set[Dispatch]:
         """Returns all that is left of the run, and the dispatch that needs most memory."""
         saved = CheckpointReader(self.workdir / "checkpoints").steps()
-        first = saved[-1] if saved else 0
-        first -= first % self.config.train.log_every  # a stop may have interrupted a dispatch
-        return {max(plan(self.trainer, 0)), *plan(self.trainer, first)}
+        return {max(plan(self.trainer, 0)), *plan(self.trainer, saved[-1] if saved else 0)}
 
     def _what_compiles(self) -> str:
         """Returns what `_compile` compiles, in words."""
@@ -191,12 +188,11 @@ class Run:
 
     def _restore(
         self, checkpoints: CheckpointManager, state: TrainState
-    ) -> tuple[TrainState, str, str, Metrics | None]:
+    ) -> tuple[TrainState, str, str]:
         """Restores the newest checkpoint, and brings the files of the folder to its step.
 
         Returns:
-          The state; the texts of metrics.jsonl and layers.jsonl up to it; the metrics of the steps
-          of a dispatch that a stop interrupted.
+          The state, and the texts of metrics.jsonl and layers.jsonl up to it.
         """
         exists = bool(checkpoints.steps())
         restored: Restored | None = checkpoints.restore_latest(
@@ -231,20 +227,7 @@ class Run:
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
             records.write_provenance(self.workdir / "provenance.json", step, provenance, change)
-        return state, metrics, layers, self._taken(record, step)
-
-    def _taken(self, record: Mapping[str, Any], step: int) -> Metrics | None:
-        """Returns the metrics of the first steps of a dispatch that a checkpoint holds, if any.
-
-        They are of use only if dispatches end where they ended then.
-        """
-        content = record.get("interrupted")
-        if not content:
-            return None
-        taken = decode_metrics(content["metrics"])
-        first = step - len(jax.tree.leaves(taken)[0])
-        planned = plan(self.trainer, first)[0]
-        return taken if planned.steps == content["steps"] else None
+        return state, metrics, layers
 
     def _warn_of_other_threads(self) -> None:
         began = recorded_threads(self.workdir)
@@ -256,37 +239,23 @@ class Run:
             )
 
     def _loop(
-        self,
-        checkpoints: CheckpointManager,
-        history: History,
-        state: TrainState,
-        step: int,
-        taken: Metrics | None,
+        self, checkpoints: CheckpointManager, history: History, state: TrainState, step: int
     ) -> None:
         times, trainer = self.config.train, self.trainer
         every = self.config.diagnostics.every
         phase = trainer.phase_at(max(step - 1, 0))
-        first = step - (len(jax.tree.leaves(taken)[0]) if taken else 0)
         try:
             if times.nonfinite != "record":
                 _require_finite(trainer, state, step)
             with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
-                for dispatch in plan(trainer, first):
+                for dispatch in plan(trainer, step):
                     if dispatch.phase != phase:
                         phase = dispatch.phase
                         state = trainer.enter_phase(state, phase)
                     if every and step == 0:
                         history.add_layers(0, self._diagnose(state, phase, runner))
-                    metrics = None
-                    while metrics is None:
-                        state, metrics, taken = runner.run_until(
-                            self._interrupted, state, dispatch, taken
-                        )
-                        if taken is not None:
-                            step = first + len(jax.tree.leaves(taken)[0])
-                            part = {"steps": dispatch.steps, "metrics": encode_metrics(taken)}
-                            self._save_within(checkpoints, history, state, step, part)
-                    step = first = first + dispatch.steps
+                    state, metrics = runner.run(state, dispatch)
+                    step += dispatch.steps
                     history.add(step, "train", metrics)
                     last = step == times.steps
                     if every and step % every == 0:
@@ -316,31 +285,6 @@ class Run:
                 f"{f'step {steps[-1]}' if steps else 'none'}. Lower optimizer.learning_rate, or "
                 f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
-
-    def _interrupted(self) -> bool:
-        """Returns whether a signal wants a checkpoint before the dispatch ends."""
-        alone = jax.process_count() == 1  # several processes agree on a stop, but not on a save
-        return self._stop.requested() or (alone and self._stop.take_save_request())
-
-    def _save_within(
-        self,
-        checkpoints: CheckpointManager,
-        history: History,
-        state: TrainState,
-        step: int,
-        part: dict[str, Any],
-    ) -> None:
-        """Saves a state within a dispatch, with the metrics of the dispatch's steps so far."""
-        saved = self.trainer.backend.unreplicate(state)
-        if int(saved.step) != step:  # it stays where the loss was first not finite
-            raise NotFiniteError(f"the loss is not finite in step {int(saved.step) + 1}", step)
-        history.fetch()
-        record = {**self._record(history), "interrupted": part}
-        if self._stop.signal is None:
-            return checkpoints.save(saved, step, record)
-        checkpoints.save_and_wait(saved, step, record)
-        steps = self.config.train.steps
-        raise Stopped(self._stop.signal, f" at step {step} of {steps}, saved")
 
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)

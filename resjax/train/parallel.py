@@ -99,10 +99,6 @@ class Backend:
         sharding = self._sharding(None, self.AXES)
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
-    def place_small(self, tree: Any) -> Any:
-        """Places NumPy arrays, the same in every process, on all devices."""
-        return jax.device_put(tree, self._sharding())
-
     def unreplicate(self, state: Any) -> Any:
         """Returns a state as a checkpoint holds it, without the copies of `pmap`."""
         return state
@@ -122,13 +118,10 @@ class Backend:
         return jax.jit(init, out_shardings=layout)
 
     def compile_steps(self, function: Callable[..., Any]) -> Any:
-        """Compiles `function(state, arrays, bounds) -> (state, metrics)`; the state is donated.
+        """Compiles `function(state, arrays) -> (state, metrics)`; the state is donated."""
 
-        `bounds` is what `place_small` returns.
-        """
-
-        def constrained(state: Any, arrays: Any, bounds: Any) -> Any:
-            new, metrics = function(state, arrays, bounds)
+        def constrained(state: Any, arrays: Any) -> Any:
+            new, metrics = function(state, arrays)
             replicated = jax.tree.map(lambda _: self._sharding(), metrics)
             sharding = (self._state_sharding(new), replicated)
             return lax.with_sharding_constraint((new, metrics), sharding)
@@ -218,9 +211,6 @@ class Pmap(Backend):
 
         return jax.tree.map(own, tree)
 
-    def place_small(self, tree: Any) -> Any:
-        return jax.device_put(tree, NamedSharding(self._local, PartitionSpec()))
-
     def unreplicate(self, state: Any) -> Any:
         first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
         if jax.process_count() == 1:
@@ -249,9 +239,7 @@ class Pmap(Backend):
         return jax.pmap(init, self.AXIS)
 
     def compile_steps(self, function: Callable[..., Any]) -> Any:
-        return jax.pmap(
-            function, self.AXIS, in_axes=(0, 0, None), out_axes=(0, None), donate_argnums=0
-        )
+        return jax.pmap(function, self.AXIS, out_axes=(0, None), donate_argnums=0)
 
     def compile_measure(self, function: Callable[..., Any]) -> Any:
         return jax.pmap(function, self.AXIS, out_axes=None)

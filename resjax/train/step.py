@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Key
 
 from resjax.tasks import Task
@@ -303,24 +301,6 @@ Metrics = Mapping[str, Any]
 evaluation returns `sums`, and `ema_sums` if the state has an EMA."""
 
 
-def encode_metrics(metrics: Any) -> Any:
-    """Returns metrics of NumPy arrays as JSON holds them, to the bit."""
-    if isinstance(metrics, Mapping):
-        return {name: encode_metrics(value) for name, value in metrics.items()}
-    if isinstance(metrics, (tuple, list)):
-        return [encode_metrics(value) for value in metrics]
-    return {"dtype": str(metrics.dtype), "values": metrics.tolist()}
-
-
-def decode_metrics(content: Any) -> Any:
-    """Returns what `encode_metrics` encoded."""
-    if isinstance(content, list):
-        return tuple(map(decode_metrics, content))
-    if content.keys() == {"dtype", "values"}:
-        return np.asarray(content["values"], content["dtype"])
-    return {name: decode_metrics(value) for name, value in content.items()}
-
-
 def take_steps(step: Step, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
     """Takes as many steps as `batches` has along its first axis, in one scan.
 
@@ -328,51 +308,17 @@ def take_steps(step: Step, state: TrainState, batches: Any) -> tuple[TrainState,
       The new state; the metrics, averaged over the steps, with the last learning rate.
     """
 
-    state, stacked = scan(partial(_step_metrics, step), state, batches)
+    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        state, output = step(state, batch, step_key(state.key, state.step))
+        metrics = {
+            "sums": output.sums,
+            "learning_rate": output.learning_rate,
+            "skipped": output.skipped,
+        }
+        return state, {name: value for name, value in metrics.items() if value is not None}
+
+    state, stacked = scan(body, state, batches)
     return state, reduce_metrics(stacked, jnp.mean)
-
-
-def take_steps_between(
-    step: Step, state: TrainState, batches: Any, start: Any, end: Any
-) -> tuple[TrainState, Metrics]:
-    """Takes the steps from `start` to `end` of those that `take_steps` takes, to the same bits.
-
-    Args:
-      step, state, batches: as in `take_steps`; the state is that before `start`.
-      start, end: numbers, which may be traced: one program takes any part of the steps.
-
-    Returns:
-      The new state; the metrics of each step, stacked along axis 0, with zeros for other steps.
-    """
-
-    def take_step(state: TrainState, index: Any) -> tuple[TrainState, Metrics]:
-        batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        return _step_metrics(step, state, batch)
-
-    # Traced once: the loop needs the shapes of the metrics beforehand.
-    traced, (_, shapes) = jax.make_jaxpr(take_step, return_shape=True)(state, start)
-    structure = jax.tree.structure((state, shapes))
-    steps = len(jax.tree.leaves(batches)[0])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), shapes)
-
-    def body(index: Any, carry: Any) -> Any:
-        state, stacked = carry
-        leaves = jaxpr_as_fun(traced)(*jax.tree.leaves((state, index)))
-        state, metrics = jax.tree.unflatten(structure, leaves)
-        return state, jax.tree.map(lambda all, own: all.at[index].set(own), stacked, metrics)
-
-    return lax.fori_loop(start, end, body, (state, zeros))
-
-
-def _step_metrics(step: Step, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    """Takes a step and returns its metrics beside the new state."""
-    state, output = step(state, batch, step_key(state.key, state.step))
-    metrics = {
-        "sums": output.sums,
-        "learning_rate": output.learning_rate,
-        "skipped": output.skipped,
-    }
-    return state, {name: value for name, value in metrics.items() if value is not None}
 
 
 def reduce_metrics(stacked: Metrics, reduce: Callable[..., Array]) -> Metrics:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Key
@@ -36,10 +35,9 @@ from resjax.models.resnet import build
 from resjax.tasks import make_task
 from resjax.tasks.base import Batch
 from resjax.train import freezing, init_from_weights, step
-from resjax.train.distributed import largest
 from resjax.train.freezing import split
 from resjax.train.optimizer import make_optimizer
-from resjax.train.parallel import Backend, make_backend
+from resjax.train.parallel import make_backend
 from resjax.train.sources import make_source
 from resjax.train.state import TrainState, order_key, run_key, step_key
 from resjax.train.step import Metrics
@@ -190,19 +188,10 @@ class Trainer:
     # Compiled functions.
 
     def compile_dispatch(self, state: TrainState, dispatch: Dispatch) -> Executable:
-        """Compiles a dispatch at the first call; for a stream, a dispatch of one step.
-
-        The call is a `Steps`.
-        """
+        """Compiles a dispatch at the first call; for a stream, a dispatch of one step."""
         steps = 1 if self.source.streamed else dispatch.steps
-        key = (dispatch.phase, steps)
-        if key not in self._executables:
-            function = partial(self._take_steps, phase=dispatch.phase, steps=steps)
-            bounds = self.backend.place_small(np.array([0, steps], np.int32))
-            arrays = self.source.example_arrays()[0]
-            made = compile_for(self.backend.compile_steps(function), state, arrays, bounds)
-            self._executables[key] = made._replace(call=Steps(made.call, steps, self.backend))
-        return self._executables[key]
+        function = partial(self._take_steps, phase=dispatch.phase, steps=steps)
+        return self._compile((dispatch.phase, steps), self.backend.compile_steps, function, state)
 
     def compile_evaluation(self, state: TrainState) -> Executable:
         """Compiles the evaluation of the source's arrays at the first call.
@@ -237,7 +226,7 @@ class Trainer:
         call = self.compile_evaluation(state).call
         state = state._replace(opt_state=())
         results = [call(state, arrays) for arrays in self.source.evaluation()]
-        return results[0] if len(results) == 1 else _sum_metrics(_stack_metrics(results))
+        return results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def metric_values(self, metrics: Metrics) -> dict[str, float]:
         """Returns the metrics by name, from what a dispatch or an evaluation returned.
@@ -279,15 +268,10 @@ class Trainer:
         return program.tx.init(split(params, program.trainable)[0])
 
     def _take_steps(
-        self, state: TrainState, arrays: Any, bounds: Any, *, phase: int, steps: int
+        self, state: TrainState, arrays: Any, *, phase: int, steps: int
     ) -> tuple[TrainState, Metrics]:
-        start, end = bounds
-        train_step = self.train_step(phase, arrays)
-        first = state.step - start if steps > 1 else state.step
-        drawn = self.source.draw(arrays, order_key(state.key), first, steps)
-        if steps > 1:
-            return step.take_steps_between(train_step, state, drawn, start, end)
-        return step.take_steps(train_step, state, drawn)  # without a loop
+        drawn = self.source.draw(arrays, order_key(state.key), state.step, steps)
+        return step.take_steps(self.train_step(phase, arrays), state, drawn)
 
     def train_step(self, phase: int, arrays: Any) -> step.Step:
         """Returns the train step of a phase: (state, drawn batch, key) -> (state, output).
@@ -425,37 +409,6 @@ class Trainer:
         )
 
 
-class Steps:
-    """A compiled dispatch, of which any part can be taken."""
-
-    def __init__(self, program: Any, steps: int, backend: Backend):
-        self.program, self.steps, self._backend = program, steps, backend
-        self._bounds = lru_cache(lambda *bounds: backend.place_small(np.array(bounds, np.int32)))
-        self._mean = jax.jit(
-            partial(step.reduce_metrics, reduce=jnp.mean), compiler_options=step_compile()
-        )
-
-    def __call__(self, state: TrainState, arrays: Any) -> tuple[TrainState, Metrics]:
-        """Takes all steps; returns the new state and the means of their metrics."""
-        state, metrics = self.take(state, arrays, 0, self.steps)
-        return state, metrics if self.steps == 1 else self.reduce(metrics)
-
-    def take(
-        self, state: TrainState, arrays: Any, start: int, end: int
-    ) -> tuple[TrainState, Metrics]:
-        """Takes the steps from `start` to `end`; returns the new state and their stacked metrics.
-
-        The metrics of a single step are those of a program without a loop, and not stacked.
-        """
-        return self.program(state, arrays, self._bounds(start, end))
-
-    def reduce(self, stacked: Metrics) -> Metrics:
-        """Returns the means of stacked metrics, of arrays on the devices or in NumPy."""
-        if isinstance(jax.tree.leaves(stacked)[0], np.ndarray):
-            stacked = self._backend.place_small(stacked)
-        return self._mean(stacked)
-
-
 class StepRunner:
     """Takes a run's steps: hands the arrays of its source to compiled dispatches."""
 
@@ -464,79 +417,19 @@ class StepRunner:
         self._source = trainer.source.training(seed, first_step)
         self.arrays = next(self._source)
         """The arrays of the next step."""
-        self._step_seconds: float | None = None
 
     def run(self, state: TrainState, dispatch: Dispatch) -> tuple[TrainState, Metrics]:
         """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`."""
-        state, metrics, _ = self.run_until(lambda: False, state, dispatch)
-        assert metrics is not None
-        return state, metrics
-
-    def run_until(
-        self,
-        interrupted: Callable[[], bool],
-        state: TrainState,
-        dispatch: Dispatch,
-        taken: Metrics | None = None,
-    ) -> tuple[TrainState, Metrics | None, Metrics | None]:
-        """Takes the steps of a dispatch, or some of them if `interrupted` returns True meanwhile.
-
-        The device gets steps for `AT_ONCE_SECONDS` at a time. How the dispatch is divided has no
-        effect on its results.
-
-        Args:
-          interrupted: called after each part but the last.
-          state: which is donated.
-          dispatch: whose steps to take.
-          taken: from an earlier call that was interrupted: the metrics of the steps so far.
-
-        Returns:
-          The new state; the sums of the metrics, or None if interrupted; the metrics of the steps
-          so far, stacked along axis 0 in NumPy, or None if all are taken.
-        """
-        steps = self._trainer.compile_dispatch(state, dispatch).call
-        if dispatch.steps == 1 and not self._trainer.source.streamed:
-            return *steps(state, self.arrays), None
-        rows = [] if taken is None else [taken]
-        start = len(jax.tree.leaves(taken)[0]) if taken is not None else 0
-        while start < dispatch.steps:
-            began, end = time.monotonic(), start + self._steps_at_once(dispatch.steps - start)
-            state, part = self._take(steps, state, start, end)
-            rows.append(part)
-            start = end
-            if end < dispatch.steps:
-                jax.block_until_ready(part)
-                count = len(jax.tree.leaves(part)[0])
-                self._step_seconds = largest((time.monotonic() - began) / count)
-                if interrupted():
-                    return state, None, _concatenate(rows)
-        stacked = rows[0] if len(rows) == 1 else _concatenate(rows)
-        if self._trainer.source.streamed:
-            return state, _sum_metrics(stacked), None
-        return state, steps.reduce(stacked), None
-
-    def _steps_at_once(self, left: int) -> int:
-        if self._step_seconds is None:  # take one to see how long it takes
-            return 1
-        return min(left, max(1, int(AT_ONCE_SECONDS / self._step_seconds)))
-
-    def _take(
-        self, steps: Steps, state: TrainState, start: int, end: int
-    ) -> tuple[TrainState, Metrics]:
-        """Takes some steps; returns the new state, and their metrics stacked along axis 0."""
-        if not self._trainer.source.streamed:
-            state, stacked = steps.take(state, self.arrays, start, end)
-            if end - start < steps.steps:
-                stacked = jax.tree.map(lambda leaf: leaf[start:end], stacked)
-            return state, stacked
+        steps_per_call = 1 if self._trainer.source.streamed else dispatch.steps
+        call = self._trainer.compile_dispatch(state, dispatch).call
         results: list[Metrics] = []
-        for _ in range(start, end):
-            state, metrics = steps(state, self.arrays)
+        for _ in range(0, dispatch.steps, steps_per_call):
+            state, metrics = call(state, self.arrays)
             results.append(metrics)
             self.arrays = next(self._source)  # while the step runs
             if len(results) > 1:  # or batches would pile up on the device
                 jax.block_until_ready(results[-2])
-        return state, _stack_metrics(results)
+        return state, results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def __enter__(self) -> Self:
         return self
@@ -545,21 +438,9 @@ class StepRunner:
         self._source.close()
 
 
-AT_ONCE_SECONDS = 2.0
-"""Seconds of steps that the device gets at once, so that a signal does not wait much longer."""
-
-
-def _concatenate(rows: list[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *map(jax.device_get, rows))
-
-
 @jax.jit
-def _stack_metrics(results: list[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *each: jnp.stack(each), *results)
-
-
-@jax.jit
-def _sum_metrics(stacked: Metrics) -> Metrics:
+def _sum_dispatches(results: list[Metrics]) -> Metrics:
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *results)
     return step.reduce_metrics(stacked, jnp.sum)
 
 

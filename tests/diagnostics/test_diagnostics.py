@@ -141,9 +141,7 @@ def test_the_compiled_step_is_the_same_with_and_without_diagnostics():
     for overrides in (SMALL, RECORDED):
         trainer = trainer_for(configure(overrides))
         call = trainer.compile_dispatch(trainer.init(0), Dispatch(0, 2)).call
-        instructions = re.findall(
-            r"^ .*", call.program.as_text(), re.MULTILINE
-        )  # no source locations
+        instructions = re.findall(r"^ .*", call.as_text(), re.MULTILINE)  # no source locations
         programs.append([re.sub(r", metadata=\{[^}]*\}", "", line) for line in instructions])
     assert len(programs[0]) > 100
     assert programs[0] == programs[1]

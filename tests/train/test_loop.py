@@ -266,11 +266,11 @@ def test_what_is_compiled_is_told_before_it_is(configure, regression, tmp_path, 
 def test_metrics_are_fetched_while_the_next_dispatch_runs(config, tmp_path, monkeypatch):
     events = []
 
-    def run(runner, interrupted, state, dispatch, taken, run=loop.StepRunner.run_until):
+    def run(runner, state, dispatch, run=loop.StepRunner.run):
         events.append(f"run {dispatch.steps}")
-        return run(runner, interrupted, state, dispatch, taken)
+        return run(runner, state, dispatch)
 
-    monkeypatch.setattr(loop.StepRunner, "run_until", run)
+    monkeypatch.setattr(loop.StepRunner, "run", run)
     train(config, tmp_path, lambda progress: events.append(f"fetch {progress.step}"))
     assert events == [
         "run 3",

@@ -17,7 +17,6 @@ from resjax.config.schema import Train
 from resjax.errors import UserError
 from resjax.run_files import ScheduleChange
 from resjax.train import checkpoints
-from resjax.train import trainer as trainers
 from resjax.train.identity import schedule_change
 from resjax.train.loop import evaluate, train
 from resjax.train.signals import Stopped, StopRequest
@@ -258,77 +257,6 @@ def test_a_stopped_run_saves_and_continues(config, finished, tmp_path, at):
     train(config, tmp_path, seen.append)
     assert seen[0].step == saved + 2
     assert results(tmp_path) == results(finished)
-
-
-class SignalAt(StopRequest):
-    """A request that is made when a run asks for the given time."""
-
-    def __init__(self, asked, save=False):
-        super().__init__()
-        self._left, self._only_save = asked, save
-
-    def requested(self):
-        self._left -= 1
-        if self._left == 0 and self._only_save:
-            self._save = True
-        elif self._left == 0:
-            self.signal = signal.SIGTERM
-        return super().requested()
-
-
-FIVE = {
-    "train.log_every": 5,
-    "train.eval_every": 5,
-    "train.checkpoint_every": 0,
-    "optimizer.ema_decay": 0.9,
-    "train.nonfinite": "skip",
-}
-
-
-@pytest.fixture(params=["device", "stream"])
-def of_five(configure, regression, tmp_path, request):
-    """A config whose dispatches have five steps, and the results of an uninterrupted run of it."""
-    config = configure(FIVE | {"data.feed": request.param, "data.workers": 0})
-    train(config, tmp_path / "whole")
-    return config, (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-
-
-# A run asks after every step of a dispatch but the last, and after the dispatch.
-@pytest.mark.parametrize(("asked", "step"), [(1, 1), (3, 3), (7, 7)])
-def test_a_stop_within_a_dispatch_saves_there_and_changes_no_result(
-    of_five, tmp_path, monkeypatch, asked, step
-):
-    config, whole = of_five
-    monkeypatch.setattr(trainers, "AT_ONCE_SECONDS", 0.0)  # as if every step were slow
-    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {step} of 10, saved"):
-        train(config, tmp_path / "parts", stop=SignalAt(asked))
-    assert [each.name for each in (tmp_path / "parts" / "checkpoints").iterdir()] == [str(step)]
-    assert not any(finding.damaged for finding in verify(tmp_path / "parts"))
-    train(config, tmp_path / "parts")
-    assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == whole
-
-
-def test_a_save_request_within_a_dispatch_saves_there_and_the_run_goes_on(
-    of_five, tmp_path, monkeypatch
-):
-    config, whole = of_five
-    monkeypatch.setattr(trainers, "AT_ONCE_SECONDS", 0.0)
-    train(config, tmp_path / "parts", stop=SignalAt(3, save=True))
-    assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == whole
-    assert (tmp_path / "parts" / "checkpoints" / "3").is_dir()
-
-
-def test_after_a_stop_within_a_dispatch_the_interval_of_logging_may_change(
-    configure, of_five, tmp_path, monkeypatch
-):
-    config, _ = of_five
-    monkeypatch.setattr(trainers, "AT_ONCE_SECONDS", 0.0)
-    with pytest.raises(Stopped):
-        train(config, tmp_path / "parts", stop=SignalAt(3))
-    changed = replace(config, train=replace(config.train, log_every=10, eval_every=10))
-    train(changed, tmp_path / "parts")
-    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [10, 10]
 
 
 def test_a_stop_request_at_the_last_step_lets_the_run_finish(config, finished, tmp_path):

@@ -530,21 +530,6 @@ def test_a_dispatch_of_six_steps_equals_two_of_three_and_moves_nothing_to_or_fro
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(half))  # its memory is reused
 
 
-@pytest.mark.parametrize("ends", [(1, 3), (2, 3), (1, 2, 3)])
-def test_a_dispatch_that_is_taken_in_parts_has_the_same_bits(trainer, run_steps, ends):
-    arrays, _ = trainer.source.example_arrays()
-    whole, metrics = run_steps(trainer, trainer.init(0), 3)
-    steps = trainer.compile_dispatch(trainer.init(0), Dispatch(0, 3)).call
-    state, rows, start = trainer.init(0), [], 0
-    for end in ends:
-        state, stacked = steps.take(state, arrays, start, end)
-        rows.append(jax.tree.map(lambda leaf, a=start, b=end: np.asarray(leaf)[a:b], stacked))
-        start = end
-    equal(without_key(whole), without_key(state))
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    equal(trainer.metric_values(steps.reduce(joined)), metrics)
-
-
 def test_the_metrics_of_a_dispatch_are_the_means_of_its_steps(trainer, run_steps):
     _, together = run_steps(trainer, trainer.init(0), 3)
     state, alone = trainer.init(0), []

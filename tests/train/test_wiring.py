@@ -213,8 +213,7 @@ def test_an_option_changes_the_parameters(with_network, dataset, known, field):
             partial(trainer._take_steps, phase=0, steps=3), compiler_options=quick_compile()
         )
         state = trainer.init(trainer.config.seed)
-        bounds = np.array([0, 3], np.int32)
-        state, _ = take_steps(state, trainer.source.example_arrays()[0], bounds)
+        state, _ = take_steps(state, trainer.source.example_arrays()[0])
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
     if str(beside) not in known:
