@@ -238,7 +238,7 @@ def training_metric(runs: pd.DataFrame) -> str:
     steps = f"{every.pop():.0f}" if len(every) == 1 else "train.log_every"
     return (
         f"The training metric is the mean over the last {steps} steps, in training mode and on "
-        "augmented images."
+        "images as the config augments them."
     )
 
 

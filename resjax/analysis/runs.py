@@ -84,8 +84,9 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
         - the resolved config under dotted names: `seed`, `model.depth`, ...; beside it
           `train.schedule_change`, if a run went on with a schedule of another number of steps;
         - the summary: `train_NAME` (mean over the last `train.log_every` steps, in training mode
-          on augmented images) and `test_NAME` for each metric, `best_test_NAME` for the primary
-          metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the value;
+          on images as the config augments them) and `test_NAME` for each metric, `best_test_NAME`
+          for the primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the
+          value;
         - `finished` and `diverged` (bool): a run diverged if a metric is not finite at its end;
           `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;

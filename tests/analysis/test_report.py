@@ -375,7 +375,7 @@ def test_the_training_metric_is_explained_beside_its_numbers(
     make_sweep: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_sweep(depths=(8,), points=2, steps=320)
-    said = "the mean over the last 2 steps, in training mode and on augmented images"
+    said = "over the last 2 steps, in training mode and on images as the config augments them"
     assert main(["report", str(root)]) == 0
     assert said in capsys.readouterr().out
     assert said in Page(root / "report.html").text["summary"]
