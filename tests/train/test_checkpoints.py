@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -183,16 +185,22 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_differences(checkpo
 
 def snapshots(monkeypatch, folder, kept):
     """Copies `folder` before each change that Python makes in it, as a SIGKILL would leave it."""
+    one_at_a_time = threading.RLock()  # Orbax's threads change it too
+
+    def copy_file(source, target):
+        with suppress(FileNotFoundError):  # TensorStore has renamed it meanwhile
+            shutil.copy2(source, target)
 
     def hooked(owner, name):
         change = getattr(owner, name)
 
         def snapshot_and_change(*arguments, **keywords):
-            if any(str(folder) in str(argument) for argument in arguments):
-                copy = kept / str(len(list(kept.iterdir())))
-                shutil.copytree(folder, copy, ignore_dangling_symlinks=True)
+            if not any(str(folder) in str(argument) for argument in arguments):
+                return change(*arguments, **keywords)
+            with one_at_a_time:
+                shutil.copytree(folder, kept / str(len(moments)), copy_function=copy_file)
                 moments.append(f"{name} {' '.join(map(str, arguments[:2]))}")
-            return change(*arguments, **keywords)
+                return change(*arguments, **keywords)
 
         monkeypatch.setattr(owner, name, snapshot_and_change)
 
