@@ -125,7 +125,7 @@ def report_disk_errors(
         if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise UserError(
-            f"{folder}: cannot write there: {describe_disk_error(error)}; {advice}"
+            f"{folder}: cannot write to this folder: {describe_disk_error(error)}; {advice}"
         ) from error
 
 

@@ -150,7 +150,9 @@ def test_a_name_that_the_system_refuses_is_one_line(capsys):
 def test_a_workdir_that_is_a_file_is_refused_before_training(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
-        assert "cannot write there" in refusal(capsys, "train", CONFIG, f"--workdir={workdir}")
+        assert "cannot write to this folder" in refusal(
+            capsys, "train", CONFIG, f"--workdir={workdir}"
+        )
     assert not trained
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -95,7 +95,7 @@ def test_an_unused_path_has_the_next_free_number(tmp_path):
 def test_a_disk_error_of_any_library_is_one_line_that_names_the_folder(error, tmp_path):
     with pytest.raises(UserError) as raised, report_disk_errors(tmp_path):
         raise error
-    assert f"{tmp_path}: cannot write there: {error.args[-1].rpartition('; ')[2]}" in str(
+    assert f"{tmp_path}: cannot write to this folder: {error.args[-1].rpartition('; ')[2]}" in str(
         raised.value
     )
 

@@ -1,4 +1,4 @@
-"""What macOS lacks is not taken for granted: /proc, /sys, /dev/shm, and affinity to cores."""
+"""Commands work without the features of Linux that macOS lacks: /proc, /sys, /dev/shm, affinity."""
 
 import subprocess
 import sys

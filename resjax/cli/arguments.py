@@ -229,4 +229,6 @@ def require_writable(folder: Path, option: str = "--workdir") -> None:
         for path in missing:
             path.rmdir()
     except OSError as error:
-        raise UserError(f"{option}={folder}: cannot write there: {error.strerror}") from error
+        raise UserError(
+            f"{option}={folder}: cannot write to this folder: {error.strerror}"
+        ) from error

@@ -49,9 +49,11 @@ class Model:
     stem: str | None = None
     """The layers before the first stage: cifar, imagenet, deep (ResNet-D) or bit."""
     stem_pool: str | None = None
-    """What ends the stem: max, average, blur or none; by default none for cifar, max for others."""
+    """Pooling after the stem: max, average, blur or none. Defaults to none for the stem cifar, else
+    to max."""
     dilated_stages: NonNegative | None = None
-    """The last stages that dilate their convolutions instead of striding, as for segmentation."""
+    """Number of final stages that dilate their convolutions instead of striding, as segmentation
+    backbones do."""
     norm: str | None = None
     """batch or group."""
     standardize: bool | None = None

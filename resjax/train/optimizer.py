@@ -326,10 +326,10 @@ def trust_ratio(coefficient: float = 1.0, decay: float = 0.0) -> optax.GradientT
 
 
 def scale_by_nadam(beta1: float, beta2: float) -> optax.GradientTransformation:
-    """Adam whose first moment looks one step ahead: it counts the gradient once more.
+    """Rescales updates by Adam with Nesterov momentum, as timm's NAdamW does.
 
-    From table 1 of Choi et al. 2019, arXiv 1910.05446. Optax's `nesterov` also corrects the bias of
-    the two parts differently (Dozat 2016).
+    The formula is that of Choi et al. 2019, arXiv 1910.05446, table 1. Optax's `nesterov` uses the
+    bias correction of Dozat 2016 instead.
     """
     adam = optax.scale_by_adam(beta1, beta2)
 

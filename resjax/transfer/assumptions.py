@@ -17,7 +17,7 @@ from resjax.errors import UserError
 KERAS_EPSILON = 1.001e-5  # of keras.applications.resnet
 OUTPUT_STRIDES = {32: 0, 16: 1, 8: 2}  # timm's, by the stages that are dilated
 
-# What the names of networks and files imply.
+# Facts implied by the name of a network or file.
 NAMES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     # timm: resnetaa50, seresnextaa101d_32x8d, resnetblur50.
     (r"res(net|next)aa\d", {"antialias": "average", "stem_pool": "average"}),
@@ -30,7 +30,7 @@ NAMES: tuple[tuple[str, Mapping[str, Any]], ...] = (
 # Names of networks whose arrays fit ours, but which cannot be built here: mmdetection's copies of
 # Caffe's ResNets take BGR images that are not divided by a standard deviation.
 OTHERS = ((r"resnet\d+_(caffe|msra)", "Caffe's ResNets, which take BGR images, are not supported"),)
-# Facts in words.
+# Descriptions of the facts for messages.
 ASSUMED = {
     "stem_pool": "{} pooling after the stem",
     "bn_epsilon": "a BN epsilon of {}",

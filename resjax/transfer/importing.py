@@ -54,7 +54,7 @@ TRIED = 4  # networks in one file, at most, for which a hint is tried
 
 @dataclass(frozen=True)
 class Options:
-    """What the user knows about a file that the file does not say.
+    """Options for reading a foreign weights file.
 
     Attributes:
       prefix: prefix of the network's names, such as `backbone.body.`; other arrays are ignored.

@@ -76,7 +76,7 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
             download(url, path, announce, "name the file")
             write_checksums(folder)
         except OSError as error:
-            raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+            raise UserError(f"{folder}: cannot write to this folder: {error.strerror}") from error
     if not (found := digest(path)).startswith(expected):
         shutil.rmtree(folder)
         raise UserError(

@@ -276,7 +276,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_may_go_elsewhere(
     (folder / "figures").write_text("not a folder, as on a disk that refuses to make one")
     assert main(["report", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert f"{folder}: cannot write there: " in error
+    assert f"{folder}: cannot write to this folder: " in error
     assert "add --out=DIR" in error
     assert error.count("\n") == 1
     assert main(["report", str(folder), f"--out={tmp_path / 'new' / 'out'}"]) == 0

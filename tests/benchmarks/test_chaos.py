@@ -71,7 +71,7 @@ def test_damage_is_reported_and_the_previous_checkpoint_restored(few: Any, tmp_p
     times = {"bit flipped": 4, "file truncated": 2, "file deleted": 2}
     for kind, both in outcomes.items():
         found = both["resjax"]
-        # Of two files of Orbax's the content does not matter.
+        # No array depends on the two files that Orbax writes at the commit.
         assert found.keys() <= {"reported, previous checkpoint restored", "restored correctly"}
         assert sum(found.values()) == times[kind]
 

@@ -79,7 +79,7 @@ def test_random_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> 
 
 
 def test_random_boxes_have_areas_from_8_percent_and_ratios_from_3_to_4() -> None:
-    """What fits in any ratio, up to 3/4 of a square's area, has distributions in closed form."""
+    """Crops of up to 3/4 of a square fit at any aspect ratio, so their distribution is known."""
     size = 1000, 1000
     area, ratio, row, column = box_features(random_boxes(size), size)
     fits = area < 0.75e6

@@ -96,7 +96,7 @@ def test_data_show_writes_the_sheet_of_a_config(tmp_path, capsys):
     [
         (("digit", "--out=a.png"), "data.name: no dataset 'digit'; did you mean 'digits'?"),
         (("digits", "--out=a.docx"), "a.docx: the name must end in .png or .pdf or .svg"),
-        (("digits", "--out=/dev/null/a.png"), "--out=/dev/null: cannot write there"),
+        (("digits", "--out=/dev/null/a.png"), "--out=/dev/null: cannot write to this folder"),
         (("cifar10", "--out=a.png"), "'cifar10' is not prepared"),
         (("digits", "--out=a.png", "--config.data.cutou=1"), "did you mean data.cutout?"),
         (("digits",), "the following arguments are required: --out"),

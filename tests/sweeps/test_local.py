@@ -230,7 +230,9 @@ def test_a_disk_that_refuses_is_an_error_in_one_line(planned, trained, tmp_path,
 
     launch(planned(), tmp_path / "w", "resjax sweep")
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match=r"w: cannot write there: No space left on device; fix"):
+    with pytest.raises(
+        UserError, match=r"w: cannot write to this folder: No space left on device; fix"
+    ):
         launch(planned(), tmp_path / "w", "resjax sweep")
 
 

@@ -13,14 +13,6 @@ from resjax.train.loop import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
-FIELDS = {
-    "model.depth": 8,
-    "model.width": 4,
-    "data.batch_size": 8,
-    "train.steps": 2,
-    "train.log_every": 1,
-    "train.eval_every": 2,
-}
 EXPERIMENT = '''"""Depth."""
 from matplotlib.figure import Figure
 from resjax.sweeps import param
@@ -39,14 +31,14 @@ def columns(path):
     return [set(table) for table in (runs, load_curves(runs))]
 
 
-def test_made_up_runs_have_the_columns_of_real_ones(tmp_path, monkeypatch):
+def test_made_up_runs_have_the_columns_of_real_ones(tmp_path, monkeypatch, smallest):
     monkeypatch.syspath_prepend(ROOT / "tests" / "tasks")
     further = {
         "task.name": "angle_task:Angle",
         "optimizer.ema_decay": 0.9,
         "train.nonfinite": "skip",
     }
-    config = resolve(override(default_config(), FIELDS | further))
+    config = resolve(override(default_config(), smallest | further))
     train(config, tmp_path / "real")
     with made_up.made_up_runs({"run": config}) as folder:
         assert columns(folder) == columns(tmp_path / "real")
@@ -54,8 +46,8 @@ def test_made_up_runs_have_the_columns_of_real_ones(tmp_path, monkeypatch):
     assert not folder.exists()
 
 
-def test_the_metrics_of_our_own_tasks_are_those_that_tracing_finds(monkeypatch):
-    config = resolve(override(default_config(), FIELDS))
+def test_the_metrics_of_our_own_tasks_are_those_that_tracing_finds(monkeypatch, smallest):
+    config = resolve(override(default_config(), smallest))
     with made_up.made_up_runs({"run": config}) as known:
         expected = columns(known)
     monkeypatch.setattr(made_up, "KNOWN", {})

@@ -17,14 +17,6 @@ from resjax.sweeps import workers
 from resjax.sweeps.experiment import plan
 from resjax.sweeps.local import launch
 
-QUICK = {
-    "model.depth": 8,
-    "model.width": 4,
-    "data.batch_size": 8,
-    "train.steps": 2,
-    "train.log_every": 1,
-    "train.eval_every": 2,
-}
 BLOCKS = """
 import os, signal
 from resjax.models.blocks import BasicBlock
@@ -110,12 +102,12 @@ def test_macos_has_no_affinity_so_workers_share_all_cores(monkeypatch, gpus):
 
 
 @pytest.fixture
-def planned(tmp_path, monkeypatch):
+def planned(tmp_path, monkeypatch, smallest):
     """A plan of five runs: one kills its process, one raises, three train."""
     (tmp_path / "fragile.py").write_text(BLOCKS)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "sweep.py").write_text(SWEEP)
-    return plan(tmp_path / "sweep.py", override(default_config(), QUICK))
+    return plan(tmp_path / "sweep.py", override(default_config(), smallest))
 
 
 def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path, capsys):
@@ -133,13 +125,13 @@ def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path
 
 
 @pytest.fixture
-def seeds(tmp_path):
+def seeds(tmp_path, smallest):
     """Returns a function that plans small runs of some seeds."""
     (tmp_path / "sweep.py").write_text(
         "from resjax.sweeps import param\nsweep = lambda seeds: param('seed', seeds)\n"
     )
     return lambda *values: plan(
-        tmp_path / "sweep.py", override(default_config(), QUICK | {"sweep.seeds": values})
+        tmp_path / "sweep.py", override(default_config(), smallest | {"sweep.seeds": values})
     )
 
 
@@ -169,7 +161,7 @@ def test_a_run_goes_on_with_the_number_of_threads_with_which_it_began(seeds, tmp
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, smallest):
     """A process that sweeps two seeds, for a minute or more, in two workers."""
     (tmp_path / "sweep.py").write_text(
         "from resjax.sweeps import param\nsweep = lambda: param('seed', (0, 1))\n"
@@ -178,7 +170,7 @@ def sweep(tmp_path):
         "from resjax.config import default_config\nget_config = default_config\n"
     )
     long = {"train.steps": 50_000, "train.eval_every": 50_000, "train.checkpoint_every": 0}
-    fields = QUICK | long
+    fields = smallest | long
     typed = ["sweep", f"{tmp_path / 'sweep.py'}", f"--config={tmp_path / 'config.py'}"]
     typed += [f"--workdir={tmp_path / 'w'}", "--workers=2"]
     typed += [f"--config.{name}={value}" for name, value in fields.items()]

@@ -325,7 +325,7 @@ def test_a_run_folder_that_vanishes_is_not_created_again(config, tmp_path):
             os.rename(tmp_path / "run", tmp_path / "elsewhere")
 
     warnings = []
-    with pytest.raises(UserError, match=r"could not be saved|cannot write there"):
+    with pytest.raises(UserError, match=r"could not be saved|cannot write to this folder"):
         train(config, tmp_path / "run", vanish, warn=warnings.append)
     assert warnings
     assert not (tmp_path / "run").exists()
