@@ -56,6 +56,10 @@ help:  ## list these targets
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "resjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -c 'import sys, tomllib; \
+		known = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		unknown = {*"$(EXTRAS)".split(",")} - {"", *known}; \
+		unknown and sys.exit(f"EXTRAS: no extra {min(unknown)}; known: " + ", ".join(known))'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --requirement requirements.lock
 	$(INSTALL) --no-build-isolation $(if $(EXTRAS),--constraint requirements.lock,--no-deps) \

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -279,8 +279,10 @@ def copy_code(tree: Path) -> None:
             shutil.copy(ROOT / name, tree / name)
 
 
-def main(names: Iterable[str]) -> int:
+def main(names: Sequence[str]) -> int:
     chosen = [fault for fault in FAULTS if any(name in fault.name for name in names or [""])]
+    if not chosen:
+        sys.exit(f"no fault has a name with {' or '.join(names)}")
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_code(Path(folder))

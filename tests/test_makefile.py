@@ -1,6 +1,8 @@
 """What `make` installs and runs, from a dry run."""
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,14 @@ def test_without_extras_exactly_the_pinned_versions_are_installed():
     assert "--no-deps --editable '.'" in printed
     assert "cuda" not in printed
     assert "touch .venv/ready\n" in printed
+
+
+def test_an_unknown_extra_is_refused_before_anything_is_installed(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    made = ["make", "demo", "EXTRAS=tpu,cudaa", f"PYTHON={sys.executable}"]
+    ended = subprocess.run(made, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "EXTRAS: no extra cudaa; known: " in ended.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -22,7 +22,7 @@ def require_devices() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # without a GPU, JAX fails an assertion
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+        reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
         hints = [_hint(name) for name in platforms.split(",") if name]
         parts = [reason, *hints, "unset JAX_PLATFORMS to use what JAX finds"]
         text = "; ".join(filter(None, parts))
