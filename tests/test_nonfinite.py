@@ -24,6 +24,7 @@ NETWORKS = {
         **{"family": "cifar", "depth": 11, "width": 4, "block": "bottleneck", "stem": "deep"},
         **{"block_options": {"se_reduction": 4}, "shortcut": "project_avg"},
     },
+    "no norm": {"family": "cifar", "depth": 8, "width": 4, "norm": "none"},
     "group norm": {"family": "cifar", "depth": 8, "width": 32, "norm": "group", "stem": "bit"},
 }
 IMAGES = np.random.default_rng(0).normal(size=(16, 16, 16, 3)).astype(np.float32)

@@ -55,7 +55,7 @@ class Model:
     """Number of final stages that dilate their convolutions instead of striding, as segmentation
     backbones do."""
     norm: str | None = None
-    """batch or group."""
+    """batch, group, or none: a bias for each channel takes the place of every norm."""
     standardize: bool | None = None
     """Normalize every convolution filter to mean 0 and variance 1."""
     loop: Literal["auto", "unroll", "scan"] = "auto"

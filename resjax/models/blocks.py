@@ -31,9 +31,10 @@ class Block(nn.Module):
         so that stride 1 preserves height and width. It takes Flax's keywords: `use_bias=True`,
         `feature_group_count` (as many as channels: depthwise), `kernel_dilation`, `padding`,
         `kernel_init`, `bias_init`, `name`. The network sets `dtype`.
-      norm: `norm()(x)`, BN or, for model.norm=group, group normalization; `norm(last=True)` for the
-        norm that ends a branch, whose scale can start at zero (Goyal et al. 2017, arXiv
-        1706.02677). It takes `use_bias`, `use_scale` and `name`.
+      norm: `norm()(x)`, BN or what model.norm sets in its place: group normalization, or for `none`
+        a bias for each channel; `norm(last=True)` for the norm that ends a branch, whose scale can
+        start at zero (Goyal et al. 2017, arXiv 1706.02677). It takes `use_bias`, `use_scale` and
+        `name`.
       act: the nonlinearity, a function.
       shortcut: `shortcut(out_features, strides)(x)` returns what is added to the branch, an array
         or something that an array can be added to: write `y + shortcut(...)(x)`.

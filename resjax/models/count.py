@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
+from resjax.models.normalization import Bias
 from resjax.models.resnet import ResNet
 from resjax.xla.convolution import as_written
 
@@ -49,7 +50,7 @@ class Layer(NamedTuple):
     macs: int
 
 
-KINDS = (nn.Conv, nn.Dense, nn.BatchNorm)
+KINDS = (nn.Conv, nn.Dense, nn.BatchNorm, nn.GroupNorm, Bias)
 
 
 def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:

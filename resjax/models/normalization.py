@@ -1,4 +1,4 @@
-"""Batch normalization, over the whole batch or over equal groups of it; group normalization."""
+"""Batch norm over the whole batch or equal groups of it, group norm, and biases in their place."""
 
 from collections.abc import Callable
 from functools import partial
@@ -154,3 +154,27 @@ class GroupNorm(nn.GroupNorm):
                 "set a width that is a multiple"
             )
         return super().__call__(x)
+
+
+class Bias(nn.Module):
+    """Adds a learned number to each channel; it takes the place of a norm in networks without one.
+
+    Attributes:
+      use_bias: whether to add anything.
+      dtype: of the result.
+      bias_init: initializer of the numbers.
+      epsilon, scale_init, use_scale: of the norms, for blocks that set them; unused.
+    """
+
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    bias_init: Any = nn.initializers.zeros
+    epsilon: float = 0.0
+    scale_init: Any = None
+    use_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", self.bias_init, x.shape[-1:]).astype(self.dtype)

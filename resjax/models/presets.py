@@ -61,7 +61,7 @@ BOUND = {
 
 STEMS = ("cifar", "imagenet", "deep", "bit")
 STEM_POOLS = ("max", "average", "blur", "none")
-NORMS = ("batch", "group")
+NORMS = ("batch", "group", "none")
 NORM = {"norm": "batch", "standardize": False}
 CLASSES = {"cifar": 10, "wide": 10, "imagenet": 1000}  # of the data set that a family is for
 
@@ -314,6 +314,8 @@ def _check(fields: Mapping[str, Any]) -> None:
             "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "
             "ends in a convolution"
         )
+    if fields.get("zero_init_residual") and fields["norm"] == "none":
+        raise ValueError("zero_init_residual needs a norm, whose scale it sets; norm is none")
     if not 0 <= (rate := fields.get("stochastic_depth") or 0.0) < 1:
         raise ValueError(f"stochastic_depth must be at least 0 and less than 1, not {rate!r}")
     if rate and shortcut == "none":

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from resjax.models import heads, layout, presets, shortcuts
 from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
-from resjax.models.normalization import BatchNorm, GroupNorm
+from resjax.models.normalization import BatchNorm, Bias, GroupNorm
 
 Images = Float[Array, "n h w c"]
 
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         striding, as segmentation networks do (torchvision's `replace_stride_with_dilation`).
       loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `uses_scan`.
       dtype: of the computation; parameters and BN statistics stay float32.
-      norm: "batch" or "group".
+      norm: "batch", "group", or "none", which puts a `Bias` in the place of every norm.
       standardize: normalize each filter of a convolution to mean 0 and variance 1.
       zero_init_residual: start each block as its shortcut; its branch must end in a norm.
       stochastic_depth: rate at which the last block is dropped in training; block l of L is dropped
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
         )
         norm = partial(
             make_norm,
-            kind=batch_norm if self.norm == "batch" else GroupNorm,
+            kind={"batch": batch_norm, "group": GroupNorm, "none": Bias}[self.norm],
             zero_last=self.zero_init_residual,
             epsilon=self.bn_epsilon,
             dtype=self.dtype,

@@ -108,7 +108,7 @@ def test_a_block_with_only_the_fields_in_the_readme_works(my_module, parent):
     check_block("my_module:MyBlock")
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_conv_and_norm_take_the_keywords_that_the_docstring_of_block_lists(my_module, norm):
     my_module("""
         import jax
@@ -131,13 +131,17 @@ def test_conv_and_norm_take_the_keywords_that_the_docstring_of_block_lists(my_mo
     model = build({}, block="my_module:MyBlock", depth=8, width=32, norm=norm)
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
     block = variables["params"]["stage1"]["block1"]
+    norms = {
+        "batch": {"unshifted": {"scale"}, "BatchNorm_0": {"scale", "bias"}},
+        "group": {"unshifted": {"scale"}, "GroupNorm_0": {"scale", "bias"}},
+        "none": {"Bias_0": {"bias"}},
+    }
     assert {name: set(layer) for name, layer in block.items()} == {
         "Conv_0": {"kernel"},
-        "unshifted": {"scale"},
         "unscaled": {"bias"},
         "Conv_1": {"kernel"},
         "Conv_2": {"kernel", "bias"},
-        f"{'Batch' if norm == 'batch' else 'Group'}Norm_0": {"scale", "bias"},
+        **norms[norm],
     }
 
 

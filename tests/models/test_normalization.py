@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resjax
-from resjax.models.normalization import BatchNorm, GroupNorm
+from resjax.models.normalization import BatchNorm, Bias, GroupNorm
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.xla.compile_options import quick_compile, step_compile
 
@@ -289,3 +289,28 @@ def test_a_width_that_groups_do_not_divide_is_an_error_that_names_it():
     model = resjax.build("cifar_resnet8", norm="group")
     with pytest.raises(ImpossibleNetworkError, match="cannot divide 16 channels into 32 groups"):
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))
+
+
+def test_without_norms_a_network_is_convolutions_and_a_bias_per_channel():
+    """Then logits scale with images while all biases are zero, and no image affects another."""
+    model = resjax.build({}, depth=8, width=4, norm="none", shortcut="project")
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    jit = partial(jax.jit, compiler_options=quick_compile())
+    variables = jit(model.init)(jax.random.key(0), images)
+    assert variables.keys() == {"params"}
+    close(variables["params"]["stage2"]["block1"]["Bias_1"], {"bias": np.zeros(8)})
+    apply = jit(partial(model.apply, train=True))
+    logits = apply(variables, images)
+    close(apply(variables, 4 * images), 4 * logits)
+    close(apply(variables, images[[0, 0]])[0], logits[0])
+    variables["params"]["stem"]["Bias_0"]["bias"] += np.arange(4)
+    assert (apply(variables, 4 * images) != 4 * logits).any()
+
+
+def test_a_bias_is_added_per_channel_in_the_type_of_the_network():
+    bias = {"params": {"bias": np.asarray([1.0, 2.0], np.float32)}}
+    images = np.zeros((1, 1, 1, 2), jax.numpy.bfloat16)
+    added = Bias(dtype=jax.numpy.bfloat16).apply(bias, images)
+    assert added.dtype == jax.numpy.bfloat16
+    np.testing.assert_array_equal(added[0, 0, 0].astype(np.float32), [1, 2])
+    assert Bias(use_bias=False).apply({}, images) is images

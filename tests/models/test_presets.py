@@ -217,6 +217,10 @@ MISTAKES = {
         {"block": "preact_basic", "zero_init_residual": True},
         "zero_init_residual needs a block whose branch ends in a norm",
     ),
+    "the scale of no norm": (
+        {"norm": "none", "zero_init_residual": True},
+        "zero_init_residual needs a norm, whose scale it sets; norm is none",
+    ),
     "a plain network cut": (
         {"shortcut": "none", "stochastic_depth": 0.5},
         "stochastic_depth would cut a plain network in two",
