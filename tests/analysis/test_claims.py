@@ -1,0 +1,151 @@
+"""Tests of claims: what decides a verdict, and what is said when nothing does."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resjax.analysis.claims import (
+    AGREES,
+    DISAGREES,
+    NOT_TESTED,
+    UNDECIDED,
+    Claim,
+    compare,
+    judge,
+    trend,
+)
+
+
+def runs_of(errors: dict[int, list[float]], **columns: Any) -> pd.DataFrame:
+    """Returns finished runs with the test errors of each depth, one for each seed."""
+    rows = [
+        {"model.depth": depth, "seed": seed, "test_error": error}
+        for depth, values in errors.items()
+        for seed, error in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(**({"finished": True, "diverged": False} | columns))
+
+
+def deeper(runs: pd.DataFrame, expected: Any = "higher", **options: Any) -> Claim:
+    return compare(
+        runs,
+        "Depth hurts",
+        "someone",
+        "",
+        value="test_error",
+        treatment={"model.depth": 56},
+        control={"model.depth": 20},
+        expected=expected,
+        **options,
+    )
+
+
+def test_a_clear_difference_decides_a_claim() -> None:
+    runs = runs_of({20: [0.10, 0.11, 0.12], 56: [0.30, 0.32, 0.31]})
+    claim = deeper(runs)
+    assert claim.verdict == AGREES
+    assert claim.measured == (
+        "depth 56 31.00 ± 1.00 %, depth 20 11.00 ± 1.00 %; "
+        "difference +20.00 ± 1.00 points, 95 % interval 17.52 to 22.48 (3 seeds)"
+    )
+    assert deeper(runs, "lower").verdict == DISAGREES
+
+
+def test_three_seeds_that_agree_do_not_suffice_if_they_scatter() -> None:
+    assert deeper(runs_of({20: [0.1, 0.1, 0.1], 56: [0.11, 0.2, 0.5]})).verdict == UNDECIDED
+
+
+def test_two_seeds_decide_nothing() -> None:
+    assert judge([1.0, 1.0], "higher") == UNDECIDED
+    assert judge([1.0, 1.0, 1.0], "higher") == AGREES
+
+
+def test_seeds_without_a_value_decide_nothing() -> None:
+    assert judge([1.0, 1.0, 1.0, np.nan], "higher") == UNDECIDED
+
+
+def test_both_intervals_must_exclude_zero() -> None:
+    # Student's t interval of these contains 0, the bootstrap's does not.
+    assert judge([0.1, 1.0, 4.0], "higher") == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected", "verdict"),
+    [
+        ([0.001, 0.002, 0.001], "higher", DISAGREES),  # higher, but by less than counts
+        ([0.03, 0.031, 0.03], "higher", AGREES),
+        ([-0.03, -0.031, -0.03], "lower", AGREES),
+        ([0.001, -0.002, 0.001], "same", AGREES),
+        ([0.03, 0.031, 0.03], "same", DISAGREES),
+        ([-0.03, -0.031, -0.03], "same", DISAGREES),
+        ([0.001, 0.02, -0.02], "same", UNDECIDED),
+    ],
+)
+def test_a_margin_is_the_smallest_difference_that_counts(
+    differences: list[float], expected: Any, verdict: str
+) -> None:
+    assert judge(differences, expected, margin=0.01) == verdict
+
+
+def test_no_two_networks_are_the_same_without_a_margin() -> None:
+    with pytest.raises(ValueError, match="needs a margin"):
+        judge([0.0, 0.0, 0.0], "same")
+
+
+def test_what_was_not_run_was_not_tested() -> None:
+    claim = deeper(runs_of({20: [0.1, 0.1, 0.1]}))
+    assert (claim.measured, claim.verdict) == ("no run of depth 56", NOT_TESTED)
+
+
+@pytest.mark.parametrize(
+    ("deep", "shallow", "verdict"),
+    [
+        ([True] * 3, [False] * 3, AGREES),
+        ([False] * 3, [True] * 3, DISAGREES),
+        ([True, True, False], [False] * 3, UNDECIDED),
+        ([True] * 3, [True] * 3, UNDECIDED),
+    ],
+)
+def test_a_setting_is_worse_if_all_its_runs_diverged(
+    deep: list[bool], shallow: list[bool], verdict: str
+) -> None:
+    runs = runs_of({20: [0.1] * 3, 56: [0.2] * 3}).assign(diverged=shallow + deep)
+    claim = deeper(runs)
+    assert claim.verdict == verdict
+    assert f"depth 56: {sum(deep)} of 3 runs diverged" in claim.measured
+
+
+def test_a_diverged_run_is_worse_also_where_more_is_better() -> None:
+    runs = runs_of({20: [0.1] * 3, 56: [0.2] * 3}).rename(columns={"test_error": "test_accuracy"})
+    runs = runs.assign(
+        diverged=runs["model.depth"] == 56,
+        primary_metric="accuracy",
+        lower_is_better=False,
+        metric_unit="fraction",
+    )
+    claim = compare(
+        *(runs, "", "", ""),
+        value="test_accuracy",
+        treatment={"model.depth": 56},
+        control={"model.depth": 20},
+        expected="lower",
+    )
+    assert claim.verdict == AGREES
+
+
+def test_a_trend_uses_all_depths() -> None:
+    runs = runs_of({8: [0.1, 0.11, 0.1], 20: [0.2, 0.21, 0.2], 56: [0.3, 0.31, 0.3]})
+    claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
+    assert claim.verdict == AGREES
+    assert claim.measured.startswith("depth 8: 10.33 ± 0.58 %; depth 20: 20.33")
+    assert "change per doubling of depth +7.1" in claim.measured
+
+
+def test_a_trend_with_a_diverged_run_is_undecided() -> None:
+    runs = runs_of({8: [0.1, 0.11, 0.1], 56: [0.3, 0.31, 0.3]})
+    runs["diverged"] = runs.index == 5
+    claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
+    assert claim.verdict == UNDECIDED
+    assert "(1 diverged)" in claim.measured
