@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resjax.analysis.runs import load_curves as load_curves
     from resjax.analysis.runs import load_layers as load_layers
+    from resjax.analysis.runs import load_measurements as load_measurements
     from resjax.analysis.runs import load_runs as load_runs
     from resjax.inference.loading import load_pretrained as load_pretrained
     from resjax.models.count import count as count
@@ -21,6 +22,7 @@ _MODULES = {
     "count": "resjax.models.count",
     "load_curves": "resjax.analysis.runs",
     "load_layers": "resjax.analysis.runs",
+    "load_measurements": "resjax.analysis.runs",
     "load_pretrained": "resjax.inference.loading",
     "load_runs": "resjax.analysis.runs",
 }

@@ -175,6 +175,49 @@ def read_summary(path: Path) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
+class Findings(NamedTuple):
+    """What an experiment's `measure` found in a run: a file of the folder `measurements`.
+
+    Attributes:
+      step: of the checkpoint that was measured.
+      rows: values by name: numbers, texts and booleans; NaN for a number that is not finite.
+      code: digest of the source of `measure`.
+      checkpoint: digest of the checkpoint.
+    """
+
+    step: int
+    rows: list[dict[str, Any]]
+    code: str
+    checkpoint: str
+
+
+def findings_path(folder: Path, experiment: str) -> Path:
+    """Returns the file of a run folder that holds what an experiment's `measure` found."""
+    return folder / "measurements" / f"{experiment}.json"
+
+
+def read_findings(path: Path) -> Findings:
+    """Returns a file of the folder `measurements`; raises FileNotFoundError without a file."""
+    match read_json_object(path):
+        case {
+            "step": step,
+            "rows": list(rows),
+            "code": str(code),
+            "checkpoint": str(checkpoint),
+        } if _is_step(step) and all(map(_is_row, rows)):
+            filled = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+            return Findings(step, filled, code, checkpoint)
+    raise DamagedFileError(path, "not what an experiment measured")
+
+
+def experiment_name(experiment: Path) -> str:
+    """Returns the name of an experiment: that of its file, even for the copy in a sweep folder."""
+    plan = experiment.with_name("sweep.json")
+    if experiment.name == "experiment.py" and plan.exists():
+        return str(read_json_object(plan).get("experiment"))
+    return experiment.stem
+
+
 def recorded_threads(folder: Path) -> int | None:
     """Returns the number of CPU threads with which a run began; None if no file says so."""
     with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
@@ -278,6 +321,13 @@ def _parse_line(
 
 def _is_step(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= LARGEST_STEP
+
+
+def _is_row(value: Any) -> bool:
+    """Returns whether a value is an object of numbers, texts and booleans."""
+    return isinstance(value, dict) and all(
+        isinstance(each, str | bool) or _is_number(each) for each in value.values()
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -1,32 +1,62 @@
-"""Loads experiment files: their title, their claim and their `figures`.
+"""Loads experiment files: their title, their claim, and what `figures` and `claims` make of runs.
 
 The file is the user's, so an error in it becomes one line that names the file and the line.
 """
 
+import inspect
 import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from resjax.analysis.runs import load_curves, load_runs
+from resjax.analysis.claims import Claim
+from resjax.analysis.runs import Warn, load_curves, load_layers, load_measurements
 from resjax.errors import UserError, error_in
+from resjax.run_files import experiment_name
 
 LONGEST_NAME = 100  # of a figure, whose name becomes a file's
 
 
+class Tables(NamedTuple):
+    """What `figures` and `claims` may take; their parameters have these names."""
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    layers: pd.DataFrame
+    measurements: pd.DataFrame
+
+
+def load_tables(runs: pd.DataFrame, experiment: Path | None, warn: Warn | None = None) -> Tables:
+    """Loads the tables of runs; `measurements` is what the experiment file's `measure` found."""
+    name = "" if experiment is None else experiment_name(experiment)
+    measurements = load_measurements(runs, name, warn)
+    return Tables(runs, load_curves(runs, warn), load_layers(runs, warn), measurements)
+
+
 class Experiment(NamedTuple):
-    """An experiment file."""
+    """An experiment file and its functions, each None if the file has none.
+
+    `draw` is its `figures`, `judge` its `claims`.
+    """
 
     file: Path
     title: str
     claim: str
-    draw: Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Figure]] | None
+    draw: Callable[..., Any] | None = None
+    judge: Callable[..., Any] | None = None
+    measure: Callable[..., Any] | None = None
 
-    def figures(self, runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
+    def lacks_measurements(self, tables: Tables) -> bool:
+        """Returns whether no run is measured although `figures` or `claims` takes measurements."""
+        functions = filter(None, (self.draw, self.judge))
+        takes = any("measurements" in inspect.signature(each).parameters for each in functions)
+        return takes and tables.measurements.empty
+
+    def figures(self, tables: Tables) -> dict[str, Figure]:
         """Returns the figures by name; {} if the experiment draws none of its own.
 
         Raises:
@@ -35,7 +65,7 @@ class Experiment(NamedTuple):
         if self.draw is None:
             return {}
         with _errors_in(self.file):
-            drawn = self.draw(runs, curves)
+            drawn = _call("figures", self.draw, tables)
             if not isinstance(drawn, Mapping):
                 kind = type(drawn).__name__
                 raise UserError(f"figures() returned {kind}; return a dict of figures by name")
@@ -49,16 +79,50 @@ class Experiment(NamedTuple):
                     raise UserError(f"figures(): the name {name[:20]!r}... is too long for a file")
         return dict(drawn)
 
-    def try_figures(self, folder: Path) -> None:
-        """Draws the figures of the runs in a folder and discards them.
+    def claims(self, tables: Tables) -> list[Claim]:
+        """Returns what became of the experiment's claims; [] if it makes none.
 
         Raises:
-          UserError: `figures` raises or returns something else, or a figure cannot be drawn.
+          UserError: the experiment's `claims` raises, or returns something else.
         """
-        runs = load_runs(folder)
-        for figure in self.figures(runs, load_curves(runs)).values():
+        if self.judge is None:
+            return []
+        with _errors_in(self.file):
+            judged = _call("claims", self.judge, tables)
+            is_list = isinstance(judged, Sequence) and not isinstance(judged, Claim)
+            if not (is_list and all(isinstance(each, Claim) for each in judged)):
+                raise UserError("claims() must return a list of resjax.analysis.claims.Claim")
+        return list(judged)
+
+    def try_on(self, tables: Tables) -> None:
+        """Draws the figures of runs, judges the claims, and discards both.
+
+        Raises:
+          UserError: `figures` or `claims` raises or returns something else, or a figure cannot be
+            drawn.
+        """
+        for figure in self.figures(tables).values():
             with _errors_in(self.file):
                 figure.draw_without_rendering()
+        self.claims(tables)
+
+
+def _call(name: str, function: Callable[..., Any], tables: Tables) -> Any:
+    """Calls an experiment's function with the tables that its parameters name."""
+    parameters = inspect.signature(function).parameters.values()
+    if not any(each.name in Tables._fields for each in parameters):
+        return function(tables.runs, tables.curves)  # whatever an earlier version's calls them
+    given: dict[str, pd.DataFrame] = {}
+    for parameter in parameters:
+        if parameter.name in Tables._fields:
+            given[parameter.name] = getattr(tables, parameter.name)
+        elif parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            known = ", ".join(Tables._fields)
+            raise UserError(f"{name}() has the parameter {parameter.name!r}; it may take {known}")
+    return function(**given)
 
 
 def load_experiment(file: Path) -> Experiment:
@@ -72,7 +136,8 @@ def load_experiment(file: Path) -> Experiment:
     with _errors_in(file):
         names = runpy.run_path(str(file), run_name="experiment")
     title, _, claim = (names.get("__doc__") or file.stem).strip().partition("\n")
-    return Experiment(file, title.rstrip("."), claim, names.get("figures"))
+    functions = map(names.get, ("figures", "claims", "measure"))
+    return Experiment(file, title.rstrip("."), claim, *functions)
 
 
 @contextmanager

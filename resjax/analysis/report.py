@@ -22,13 +22,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.experiment_figures import Experiment, load_experiment
+from resjax.analysis.experiment_figures import (
+    Experiment,
+    Tables,
+    load_experiment,
+    load_tables,
+)
 from resjax.analysis.runs import (
     Warn,
     describe,
     is_inside,
-    load_curves,
-    load_layers,
     load_runs,
     primary_metrics,
     status,
@@ -77,14 +80,14 @@ def write_report(
     roots, left_out = _roots(paths), list[str]()
     root = default_out(roots) if out is None else Path(out)
     runs = load_runs(*roots, warn=left_out.append)
-    curves, layers = load_curves(runs, left_out.append), load_layers(runs, left_out.append)
-    for problem in left_out:
-        warn(problem)
     source = find_experiment(roots) if experiment is None else Path(experiment)
+    tables = load_tables(runs, source, left_out.append)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     with report_disk_errors(root, "mend that, or add --out=DIR to write elsewhere"):
         root.mkdir(parents=True, exist_ok=True)
-        described, figures, failure = _draw(source, root, roots, runs, curves)
+        described, figures, failure = _draw(source, root, roots, tables, left_out.append)
+        for problem in left_out:
+            warn(problem)
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
@@ -99,10 +102,10 @@ def write_report(
             directions=html.escape(_directions(runs)),
             summary=_table(summary_columns(runs)),
             runs=_runs(table),
-            layers=_layers(runs, layers, root),
+            layers=_layers(runs, tables.layers, root),
             config=_config(runs),
             provenance=_provenance(roots, runs),
-            data=_data(runs, curves),
+            data=_data(runs, tables.curves),
         )
         cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
         write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
@@ -134,15 +137,17 @@ def _roots(paths: Paths) -> list[Path]:
 
 
 def _draw(
-    file: Path | None, root: Path, roots: list[Path], runs: pd.DataFrame, curves: pd.DataFrame
+    file: Path | None, root: Path, roots: list[Path], tables: Tables, warn: Warn
 ) -> tuple[Experiment, str, FiguresError | None]:
     """Returns the experiment, its figures or the default ones as HTML, and why its own failed."""
-    fault, described = "", Experiment(Path(), root.resolve().name, "", None)
+    fault, described = "", Experiment(Path(), root.resolve().name, "")
     try:
         if file is not None:
             described = load_experiment(file)
-        if described.draw is not None:
-            return described, _figures(described.figures(runs, curves), root), None
+        if described.measure is not None:
+            _warn_of_unmeasured(described, tables, warn)
+        if described.draw is not None and not described.lacks_measurements(tables):
+            return described, _figures(described.figures(tables), root), None
     except UserError as error:
         fault = str(error)
     except OSError:  # of the disk
@@ -150,7 +155,20 @@ def _draw(
     except Exception as error:
         fault = f"{file}: a figure cannot be drawn: {one_line(error)}"
     failure = FiguresError(f"{fault}; {_advice(file, roots)}") if fault else None
-    return described, _figures(overview(runs, curves), root), failure
+    return described, _figures(overview(tables.runs, tables.curves), root), failure
+
+
+def _warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> None:
+    """Warns of finished runs in which the experiment has not measured what it measures."""
+    ended = tables.runs[tables.runs["finished"] & ~tables.runs["diverged"]]
+    missing = ~ended["folder"].isin(tables.measurements["folder"])
+    if missing.any():
+        default = "; the figures are the default ones" * experiment.lacks_measurements(tables)
+        warn(
+            f"measurements of {missing.sum()} of {len(ended)} finished runs, which measure() of "
+            f"{experiment.file} has not seen; `resjax sweep` with the same options measures them"
+            f"{default}"
+        )
 
 
 def _advice(file: Path | None, roots: list[Path]) -> str:

@@ -1,7 +1,8 @@
 """Loads run folders as tables with one row per run, measurement, layer, or group of seeds.
 
 A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`, `layers.jsonl` if the run has
-diagnostics and, once the run has finished, `summary.json`. A sweep folder holds runs and a
+diagnostics and, once the run has finished, `summary.json`; then its folder `measurements` holds what
+experiments measured. A sweep folder holds runs and a
 `sweep.json` that lists the runs of its newest launch. Metrics with the unit "fraction" are
 fractions in every table; only reports and figures show them in per cent.
 """
@@ -20,11 +21,14 @@ from resjax.errors import UserError
 from resjax.run_files import (
     CLASSIFICATION_ERROR,
     DamagedFileError,
+    Findings,
     Metric,
     find_divergence,
+    findings_path,
     folder_kind,
     primary_metric,
     read_config,
+    read_findings,
     read_json_object,
     read_layers,
     read_measurements,
@@ -44,9 +48,9 @@ PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
 
 FILES = (
     *("config.json", "provenance.json", "summary.json", "diverged.json"),
-    *("metrics.jsonl", "layers.jsonl"),
+    *("metrics.jsonl", "layers.jsonl", "measurements"),
 )
-"""The files of a run folder that are read."""
+"""The files of a run folder that are read, and a folder of such files."""
 
 ROW = (
     *("folder", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
@@ -181,6 +185,37 @@ def load_layers(
     values = dict.fromkeys(name for row in rows.values() for name in row if name not in first)
     layers = pd.DataFrame(list(rows.values()), columns=[*first, *values])
     return layers.astype({"step": int, **dict.fromkeys(values, float)})
+
+
+def load_measurements(
+    source: str | os.PathLike[str] | pd.DataFrame, experiment: str, warn: Warn | None = None
+) -> pd.DataFrame:
+    """Loads what an experiment's `measure` found in the runs in `source`.
+
+    What it found at another step than the run's last one, before the run went on, is left out.
+
+    Args:
+        source: A path, or a table of `load_runs`.
+        experiment: The name of the experiment: that of its file, without ".py".
+        warn: As for `load_runs`.
+
+    Returns:
+        A table with one row for each one that `measure` returned: `folder`, then the values by the
+        names that it gave them. A value that is not finite, or that a row lacks, is NaN.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_runs`; a damaged file is named.
+    """
+    runs = source if isinstance(source, pd.DataFrame) else load_runs(source, warn=warn)
+    rows = [
+        {"folder": folder, **row}
+        for folder, steps in zip(runs["folder"], runs["steps"], strict=True)
+        if (path := findings_path(Path(folder), experiment)).exists()
+        for found in _read(_findings, path, warn)
+        if found.step == steps
+        for row in found.rows
+    ]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(["folder", *itertools.chain(*rows)])))
 
 
 def primary_metrics(table: pd.DataFrame) -> list[Metric]:
@@ -360,6 +395,15 @@ def _layers(folder: Path) -> list[dict[str, Any]]:
     lines = read_layers(path)
     _require_no_columns(path, itertools.chain(*lines), {"folder"})
     return lines
+
+
+def _findings(path: Path) -> Findings:
+    folder = path.parents[1]
+    if not is_inside(path, folder):
+        raise OutsideError(f"{path} is a link out of {folder}, and is not read")
+    found = read_findings(path)
+    _require_no_columns(path, itertools.chain(*found.rows), {"folder"})
+    return found
 
 
 def _require_no_columns(path: Path, names: Iterable[str], columns: Collection[str]) -> None:

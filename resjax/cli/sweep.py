@@ -6,7 +6,8 @@ Every field of the config has an option, such as --config.model.width=8; `resjax
 
 import sys
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resjax.cli.arguments import (
     add_config,
@@ -20,7 +21,7 @@ from resjax.cli.output import notify
 from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.errors import UserError
-from resjax.run_files import require_kind
+from resjax.run_files import experiment_name, require_kind
 from resjax.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(args: Namespace) -> int:
     require_kind(args.workdir, "sweep")
     require_writable(args.workdir)
     print(planned.description, flush=True)
-    _try_figures(planned)
+    _try_figures(planned, args.workdir)
     print(*sorted(_describe_data(planned)), sep="\n", flush=True)
     from resjax.sweeps.local import launch
 
@@ -76,21 +77,29 @@ def run(args: Namespace) -> int:
     return 1 if failed else 0
 
 
-def _try_figures(planned: Any) -> None:
+def _try_figures(planned: "Plan", workdir: Path) -> None:
     """Draws the experiment's figures from made-up runs, so that an error shows before training.
 
+    Its claims are judged too. What it measures is made up from what it measured in `workdir`.
+
     Raises:
-      UserError: `figures` raises, or returns something else.
+      UserError: `figures` or `claims` raises, or returns something else.
     """
-    from resjax.analysis.experiment_figures import load_experiment
-    from resjax.sweeps.made_up import NothingMadeUpError, made_up_runs
+    from resjax.analysis.experiment_figures import load_experiment, load_tables
+    from resjax.analysis.runs import load_runs
+    from resjax.sweeps.made_up import NothingMadeUpError, made_up_measurements, made_up_runs
 
     experiment = load_experiment(planned.experiment)
-    if experiment.draw is None:
+    if experiment.draw is None and experiment.judge is None:
         return
     try:
         with made_up_runs({run.name: run.config for run in planned.runs}) as folder:
-            experiment.try_figures(folder)
+            tables = load_tables(load_runs(folder), None)
+            measured = made_up_measurements(tables.runs, workdir, experiment_name(experiment.file))
+            tables = tables._replace(measurements=measured)
+            if experiment.lacks_measurements(tables):
+                raise NothingMadeUpError("no run is measured yet")
+            experiment.try_on(tables)
     except (NothingMadeUpError, OSError) as error:
         notify(f"figures() of {experiment.file} is not tried before training: {error}")
     except UserError as error:

@@ -27,7 +27,7 @@ from resjax.models.presets import (
     nearest,
     nearest_depths,
 )
-from resjax.run_files import read_json_object
+from resjax.run_files import experiment_name
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,6 @@ def plan(
         for name, parameter in inspect.signature(sweep).parameters.items()
     }
     return Plan(experiment, tuple(runs.values()), keywords)
-
-
-def experiment_name(experiment: Path) -> str:
-    """Returns the name of an experiment: that of its file, even for the copy in a sweep folder."""
-    plan = experiment.with_name("sweep.json")
-    if experiment.name == "experiment.py" and plan.exists():
-        return str(read_json_object(plan).get("experiment"))
-    return experiment.stem
 
 
 def _given_keywords(

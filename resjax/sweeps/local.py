@@ -17,8 +17,8 @@ from resjax.config import Config, from_dict
 from resjax.disk import describe_disk_error, report_disk_errors, write_atomically
 from resjax.errors import UserError
 from resjax.machine import threads
-from resjax.run_files import primary_metric, recorded_threads
-from resjax.sweeps.experiment import Plan, experiment_name
+from resjax.run_files import experiment_name, primary_metric, recorded_threads
+from resjax.sweeps.experiment import Plan
 from resjax.sweeps.status import FINISHED, RunStatus, shown
 from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
 from resjax.train import records

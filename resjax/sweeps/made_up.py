@@ -10,16 +10,19 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
+from resjax.analysis.runs import load_measurements
 from resjax.config import Config, to_dict
 from resjax.data.datasets import open_dataset
 from resjax.data.subsets import class_indices
-from resjax.errors import one_line
+from resjax.errors import UserError, one_line
 from resjax.machine import safe_path
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
 
@@ -61,6 +64,24 @@ def made_up_runs(configs: Mapping[str, Config]) -> Iterator[Path]:
         runs = [{"folder": f"runs/{folder}", "overrides": {}} for folder in configs]
         _write_json(root / "sweep.json", {"experiment": "", "command": "", "runs": runs})
         yield root
+
+
+def made_up_measurements(runs: pd.DataFrame, workdir: Path, experiment: str) -> pd.DataFrame:
+    """Returns what an experiment might measure in made-up runs.
+
+    Args:
+      runs: the table of the made-up runs.
+      workdir: a sweep folder. Each made-up run gets the rows of the first run measured there.
+      experiment: the name of the experiment.
+
+    Returns:
+      A table like that of `load_measurements`; empty if no run of `workdir` is measured.
+    """
+    measured = pd.DataFrame(columns=["folder"])
+    with suppress(UserError, OSError):  # there are no such runs; the report names damaged files
+        measured = load_measurements(workdir, experiment, warn=lambda _: None)
+    first = measured[measured["folder"] == measured["folder"].min()].drop(columns="folder")
+    return runs[["folder"]].merge(first, how="cross")
 
 
 def _write_run(folder: Path, config: Config, metrics: Metrics, rank: float) -> None:
