@@ -198,15 +198,12 @@ def findings_path(folder: Path, experiment: str) -> Path:
 
 def read_findings(path: Path) -> Findings:
     """Returns a file of the folder `measurements`; raises FileNotFoundError without a file."""
-    match read_json_object(path):
-        case {
-            "step": step,
-            "rows": list(rows),
-            "code": str(code),
-            "checkpoint": str(checkpoint),
-        } if _is_step(step) and all(map(_is_row, rows)):
-            filled = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-            return Findings(step, filled, code, checkpoint)
+    content = read_json_object(path)
+    match [content.get(name) for name in Findings._fields]:
+        case [step, [*rows], str(code), str(checkpoint)] if _is_step(step):
+            if all(map(_is_row, rows)):
+                filled = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+                return Findings(step, filled, code, checkpoint)
     raise DamagedFileError(path, "not what an experiment measured")
 
 

@@ -1,10 +1,10 @@
 """Loads run folders as tables with one row per run, measurement, layer, or group of seeds.
 
 A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`, `layers.jsonl` if the run has
-diagnostics and, once the run has finished, `summary.json`; then its folder `measurements` holds what
-experiments measured. A sweep folder holds runs and a
-`sweep.json` that lists the runs of its newest launch. Metrics with the unit "fraction" are
-fractions in every table; only reports and figures show them in per cent.
+diagnostics and, once the run has finished, `summary.json`. Its folder `measurements` holds what
+experiments measured in the finished run. A sweep folder holds runs and a `sweep.json` that lists
+the runs of its newest launch. Metrics with the unit "fraction" are fractions in every table; only
+reports and figures show them in per cent.
 """
 
 import itertools
