@@ -39,6 +39,7 @@ WORDS = {
     int: "an integer",
     float: "a number",
     str: "a name",
+    Any: "a number, a name, or several",
     (tuple, float): "numbers, as in 0.5,0.75",
     (tuple, int): "integers, as in 5,6",
     (tuple, str): "names, as in a,b",

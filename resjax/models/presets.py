@@ -162,6 +162,7 @@ PRESETS: dict[str, Preset] = {
 ARCHITECTURE = (
     "name", "family", "depth", "block", "block_options", "shortcut", "shortcut_options", "width",
     "widen", "stem", "stem_pool", "dilated_stages", "norm", "standardize", "zero_init_residual", "stochastic_depth",
+    "branch_scale",
 )  # fmt: skip
 
 
@@ -195,7 +196,12 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
         filled[f"{kind}_options"] = {**inherited, **chosen.get(f"{kind}_options", {})}
     filled.setdefault("stem_pool", "none" if filled["stem"] == "cifar" else "max")
     filled.setdefault("dilated_stages", 0)
+    filled.setdefault("branch_scale", 1.0)
     _check(filled)
+    if not isinstance(filled["branch_scale"], str):  # 1 and 1.0 are the same network
+        scale = filled["branch_scale"]
+        several = isinstance(scale, (tuple, list))
+        filled["branch_scale"] = tuple(map(float, scale)) if several else float(scale)
     return filled
 
 
@@ -227,6 +233,49 @@ def nearest_depths(depth: int, layers: Iterable[int], family: str = "cifar") -> 
     n = max((depth - offset) // period, 1)
     below, above = (offset + period * each for each in (n, n + 1))
     return f"{below} and {above}" if depth > below else f"{below}"
+
+
+class BranchScale(NamedTuple):
+    """Factors of the branches, one per block, or the values with which learned ones start."""
+
+    factors: tuple[float, ...]
+    learned: bool
+
+
+def branch_scale(value: Any, blocks: int) -> BranchScale:
+    """Returns what multiplies the branch of each block.
+
+    Args:
+      value: a number; a power of the number of blocks, `L^-0.5` or `1/L`; a tuple with one number
+        per block; or `learned`, a parameter per block that starts at 0, or at a number or power as
+        in `learned:0.2`.
+      blocks: of the network, in all stages.
+
+    Raises:
+      ValueError: `value` is something else, in one line.
+    """
+    learned = isinstance(value, str) and value.partition(":")[0] == "learned"
+    start = value
+    if learned:
+        start = 0.0 if value == "learned" else value.removeprefix("learned:")
+    each = start if isinstance(start, (tuple, list)) else (start,) * blocks
+    if len(each) != blocks:
+        raise ValueError(f"branch_scale has {len(each)} numbers; the network has {blocks} blocks")
+    try:
+        return BranchScale(tuple(_factor(factor, blocks) for factor in each), learned)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(
+            f"branch_scale={value!r} is not valid; give a number, a power of the number of blocks "
+            "such as L^-0.5 or 1/L, one number per block, learned, or learned:START"
+        ) from None
+
+
+def _factor(value: Any, blocks: int) -> float:
+    if isinstance(value, str) and (match := re.fullmatch(r"1/L|L\^(.+)", value)):
+        value = float(blocks) ** float(match[1] or -1)
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
 
 
 def block_layers(block: str) -> int:
@@ -316,6 +365,12 @@ def _check(fields: Mapping[str, Any]) -> None:
         )
     if fields.get("zero_init_residual") and fields["norm"] == "none":
         raise ValueError("zero_init_residual needs a norm, whose scale it sets; norm is none")
+    blocks = sum(stage_sizes(fields["family"], fields["depth"], block))
+    factors = branch_scale(fields["branch_scale"], blocks).factors
+    if shortcut == "none" and 0 in factors:
+        raise ValueError(
+            "a branch_scale of 0 would cut a plain network in two; it needs a shortcut"
+        )
     if not 0 <= (rate := fields.get("stochastic_depth") or 0.0) < 1:
         raise ValueError(f"stochastic_depth must be at least 0 and less than 1, not {rate!r}")
     if rate and shortcut == "none":

@@ -7,7 +7,8 @@ depend on depth. Scanned and unrolled are the same network; `layout` converts th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -50,6 +51,9 @@ class ResNet(nn.Module):
       zero_init_residual: start each block as its shortcut; its branch must end in a norm.
       stochastic_depth: rate at which the last block is dropped in training; block l of L is dropped
         at l / L of it (Huang et al. 2016). Needs a `dropout` key in `apply`, as dropout does.
+      branch_scale: what multiplies every block's branch (see `presets.branch_scale`), or an array
+        with one number per block, which may be traced. A learned factor is the parameter
+        `branch_scale/scale` of its block.
       bn_momentum, bn_epsilon: a momentum of 0.9 here is 0.1 in PyTorch.
       bn_unbiased: whether running variances are unbiased, as in PyTorch, or biased, as in Flax.
       norm_options: further options of `BatchNorm`, such as which images share their statistics.
@@ -72,6 +76,7 @@ class ResNet(nn.Module):
     standardize: bool = False
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
+    branch_scale: Any = 1.0
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     bn_unbiased: bool = False
@@ -130,9 +135,10 @@ class ResNet(nn.Module):
         if self.remat:
             first, block = rematerialize(first, scan), rematerialize(block, scan)
         depth = sum(self.stages)
-        drop_rates: Any = [None] * depth
+        branches = scaled_branches(self.branch_scale, depth)
         if self.stochastic_depth and train and self.has_rng("dropout"):
-            drop_rates = self.stochastic_depth * jnp.arange(1, depth + 1) / depth
+            rates = self.stochastic_depth * jnp.arange(1, depth + 1) / depth
+            branches = replace(branches, drop_rates=rates)
 
         stem = Stem(
             self.stem, self.stem_width, self.stem_pool, conv, norm, act, preactivation, name="stem"
@@ -149,7 +155,8 @@ class ResNet(nn.Module):
                 strides=1 if index == 0 or dilates else 2,
                 first=dilated(first if index == 0 else block, before),
                 block=dilated(block, dilation),
-                drop_rates=drop_rates[done : done + blocks],
+                blocks=blocks,
+                branches=branches[done : done + blocks],
                 scan=scan,
                 name=f"stage{index + 1}",
             )(x)
@@ -159,6 +166,50 @@ class ResNet(nn.Module):
         if with_head and self.head is not None:
             return heads.bind(self.head, conv=conv, norm=norm, act=act)(outputs)
         return outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Branches:
+    """What the network does to the branches of its blocks, with one number per block.
+
+    Attributes:
+      drop_rates: of stochastic depth; None never drops.
+      scales: factors, or the values with which learned factors start; None means 1.
+      learned: whether the factors are parameters.
+    """
+
+    drop_rates: Any = None
+    scales: Any = None
+    learned: bool = field(default=False, metadata={"static": True})
+
+    def __getitem__(self, index: int | slice) -> "Branches":
+        """Returns those of one block, or of several."""
+        return jax.tree.map(lambda values: values[index], self)
+
+    def bind(self, block: Any) -> Any:
+        """Returns one bound block with a shortcut that drops and scales the branch."""
+        if self.drop_rates is None and self.scales is None:
+            return block
+        bound = block.keywords["shortcut"]
+        factors: list[Callable[[], Any]] = []
+        if self.learned:
+            factors.append(partial(shortcuts.LearnedScale, self.scales, name="branch_scale"))
+        elif self.scales is not None:
+            factors.append(lambda: lambda x: jnp.asarray(self.scales, x.dtype))
+        if self.drop_rates is not None:
+            factors.append(partial(shortcuts.Survival, self.drop_rates, name="survival"))
+
+        def shortcut(features: int, strides: int) -> Callable[[Images], Any]:
+            added, modules = bound(features, strides), [factor() for factor in factors]
+
+            def apply(x: Images) -> Any:
+                values = (module(x) for module in modules)
+                return reduce(shortcuts.scale_branch, values, added(x))
+
+            return apply
+
+        return partial(block, shortcut=shortcut)
 
 
 class Stem(nn.Module):
@@ -204,21 +255,21 @@ class Stage(nn.Module):
     strides: int
     first: Any
     block: Any
-    drop_rates: Any  # of stochastic depth, one per block: an array, or a list of None
+    blocks: int
+    branches: Branches  # of these blocks
     scan: bool
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        rates, equal = self.drop_rates[1:], len(self.drop_rates) - 1
-        x = with_drop_rate(self.first, self.drop_rates[0])(
-            self.features, self.strides, name="block1"
-        )(x)
+        equal = self.blocks - 1
+        first = self.branches[0].bind(self.first)
+        x = first(self.features, self.strides, name="block1")(x)
         if equal and self.scan:
             stacked = self.block(self.features, 1, name="blocks")
 
-            def step(stacked: Any, x: Images, rate: Any) -> tuple[Images, None]:
+            def step(stacked: Any, x: Images, branch: Branches) -> tuple[Images, None]:
                 # The rate is known only inside the loop, so the block is bound to it here.
-                block = with_drop_rate(self.block, rate)
+                block = branch.bind(self.block)
                 return block(self.features, 1, parent=stacked.scope)(x), None
 
             scanned = nn.scan(
@@ -231,30 +282,27 @@ class Stage(nn.Module):
                 # what it draws when unrolled.
                 check_constancy_invariants=self.is_initializing(),
             )
-            x, _ = scanned(stacked, x, rates if isinstance(rates, Array) else None)
+            x, _ = scanned(stacked, x, self.branches[1:])
         elif equal:
             # Keys are split as nn.scan splits them, so that dropout is the same in both layouts.
             rngs = {name: LazyRng.create(rng, "blocks") for name, rng in self.scope.rngs.items()}
             rngs = jax.tree.map(lambda key: jax.random.split(key, equal), rngs)
-            for index, rate in enumerate(rates):
-                block = with_drop_rate(self.block, rate)
-                bound = block(self.features, 1, name=f"block{index + 2}")
-                bound.scope.rngs = jax.tree.map(lambda keys, i=index: keys[i], rngs)
+            for index in range(1, self.blocks):
+                block = self.branches[index].bind(self.block)
+                bound = block(self.features, 1, name=f"block{index + 1}")
+                bound.scope.rngs = jax.tree.map(lambda keys, i=index - 1: keys[i], rngs)
                 x = bound(x)
         return x
 
 
-def with_drop_rate(block: Any, rate: Any) -> Any:
-    """Returns the bound block with a shortcut that drops the branch at `rate`; None never drops."""
-    if rate is None:
-        return block
-    bound = block.keywords["shortcut"]
-
-    def shortcut(features: int, strides: int) -> Callable[[Images], Any]:
-        added, survival = bound(features, strides), shortcuts.Survival(rate, name="survival")
-        return lambda x: shortcuts.scale_branch(added(x), survival(x.shape[0]))
-
-    return partial(block, shortcut=shortcut)
+def scaled_branches(scale: Any, blocks: int) -> Branches:
+    """Returns the branches of a network for its `branch_scale`."""
+    if isinstance(scale, Array):
+        return Branches(scales=scale)
+    factors, learned = presets.branch_scale(scale, blocks)
+    if not learned and set(factors) == {1.0}:
+        return Branches()
+    return Branches(scales=jnp.asarray(factors, jnp.float32), learned=learned)
 
 
 def relu(x: Array) -> Array:
@@ -357,5 +405,6 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         standardize=spec["standardize"],
         zero_init_residual=fields.get("zero_init_residual") or False,
         stochastic_depth=fields.get("stochastic_depth") or 0.0,
+        branch_scale=spec["branch_scale"],
         **options,
     )

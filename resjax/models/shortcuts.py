@@ -184,7 +184,22 @@ class Survival(nn.Module):
 
     rate: Any
 
-    def __call__(self, batch: int) -> Float[Array, "n 1 1 1"]:
+    def __call__(self, x: Images) -> Float[Array, "n 1 1 1"]:
         keep = 1 - self.rate
-        survives = jax.random.bernoulli(self.make_rng("dropout"), keep, (batch, 1, 1, 1))
+        survives = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(x), 1, 1, 1))
         return survives / keep
+
+
+class LearnedScale(nn.Module):
+    """Returns a branch's learned scale, one number that begins at `start`.
+
+    From 0 it is the scale of ReZero (Bachlechner et al. 2020, arXiv 2003.04887) and, in a network
+    without norms, of SkipInit (De & Smith 2020, arXiv 2002.10444).
+    """
+
+    start: Any = 0.0
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, ""]:
+        scale = self.param("scale", lambda key: jnp.asarray(self.start, jnp.float32))
+        return scale.astype(x.dtype)

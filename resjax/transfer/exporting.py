@@ -46,6 +46,8 @@ def _find_obstacle(model: Mapping[str, Any]) -> str | None:
         return "its bottlenecks stride in their first 1x1, torchvision's in the 3x3"
     if model.get("norm", "batch") != "batch" or model.get("standardize"):
         return "it has no batch norms, or standardized filters"
+    if model.get("branch_scale", 1.0) != 1:
+        return "its branches are scaled"
     if model.get("shortcut") not in ("project", "project_avg", "project_all", "pad", "none"):
         return f"its shortcuts are {model.get('shortcut')}"
     return None

@@ -1,5 +1,6 @@
 """The table of architectures against published counts; refusal of what no network can be."""
 
+import math
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resjax.models import presets
-from resjax.models.presets import PRESETS, architecture, stage_sizes
+from resjax.models.presets import PRESETS, architecture, branch_scale, stage_sizes
 from resjax.models.resnet import build
 
 # Parameters as torchvision and timm (the last five) count them, and as He et al.'s networks have
@@ -225,6 +226,14 @@ MISTAKES = {
         {"shortcut": "none", "stochastic_depth": 0.5},
         "stochastic_depth would cut a plain network in two",
     ),
+    "a plain network cut by a scale": (
+        {"shortcut": "none", "branch_scale": "learned"},
+        "a branch_scale of 0 would cut a plain network in two",
+    ),
+    "a scale per stage": (
+        {"branch_scale": (1, 0.5, 0)},
+        "branch_scale has 3 numbers; the network has 9 blocks",
+    ),
     "every image dropped": (
         {"stochastic_depth": 1.0},
         "stochastic_depth must be at least 0 and less than 1, not 1.0",
@@ -288,3 +297,38 @@ def test_users_classes_are_found_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     assert presets.find("shortcut", "own_shortcut:Detour").__name__ == "Detour"
+
+
+SCALES = {
+    0.5: 0.5,
+    "L^-0.5": 0.5,
+    "L^0": 1,
+    "1/L": 0.25,
+    (1, 0.5, 0, -1): None,
+    "learned": 0,
+    "learned:0.25": 0.25,
+    "learned:L^-1": 0.25,
+}
+
+
+@pytest.mark.parametrize(("value", "factor"), SCALES.items())
+def test_a_branch_scale_stands_for_a_factor_per_block(value, factor):
+    factors, learned = branch_scale(value, 4)
+    assert factors == (value if factor is None else (factor,) * 4)
+    assert learned == str(value).startswith("learned")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["l^-1", "L^", "L^x", "L^1e9", "learned:", "learned:x", "learn", True, math.nan, (1, None)],
+)
+def test_an_invalid_branch_scale_is_named_with_what_is_valid(value):
+    with pytest.raises(ValueError, match="is not valid; give a number, a power") as refused:
+        branch_scale(value, 2)
+    assert repr(value) in str(refused.value)
+
+
+def test_a_scale_is_the_same_network_as_an_integer():
+    for one in (1, 1.0):
+        assert repr(architecture(branch_scale=one)["branch_scale"]) == "1.0"
+    assert repr(architecture(depth=8, branch_scale=[1, 0, 1])["branch_scale"]) == "(1.0, 0.0, 1.0)"

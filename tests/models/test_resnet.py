@@ -337,6 +337,61 @@ def test_drop_rates_grow_linearly_up_to_the_last_block(loop):
             assert seen == pytest.approx(probability, abs=0.015)
 
 
+@pytest.mark.parametrize(
+    ("scale", "factors"),
+    [
+        (0.5, [0.5] * 6),
+        ("1/L", [1 / 6] * 6),
+        ((1, 2, 3, 4, 0, 6), [1, 2, 3, 4, 0, 6]),
+        ("learned:L^-0.5", [6**-0.5] * 6),
+        (jnp.arange(6.0), range(6)),
+    ],
+    ids=["number", "power", "tuple", "learned", "array"],
+)
+@pytest.mark.parametrize("loop", ["scan", "unroll"])
+def test_every_branch_is_scaled_by_its_own_factor(loop, scale, factors):
+    model = counting(loop).clone(branch_scale=scale, stochastic_depth=0.0)
+    pixel = ONE_PIXEL[:1]
+    variables = jit(model.init)(jax.random.key(0), pixel)
+    features = features_of(model, variables, pixel)
+    first, second = np.sum(factors[:3]), np.sum(factors[3:])
+    np.testing.assert_allclose(features["stage1"][0, 0, 0], [first], rtol=1e-6)
+    np.testing.assert_allclose(features["stage2"][0, 0, 0], [first + second, second], rtol=1e-6)
+
+
+def test_dropped_and_scaled_branches_multiply_both():
+    model = counting("scan").clone(branch_scale=3.0)
+    variables, key = jit(model.init)(jax.random.key(0), ONE_PIXEL), jax.random.key(1)
+    options = {"train": True, "rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+    tripled, _ = features_of(model, variables, ONE_PIXEL, **options)
+    once, _ = features_of(model.clone(branch_scale=1.0), variables, ONE_PIXEL, **options)
+    np.testing.assert_allclose(tripled["stage2"], 3 * once["stage2"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loop", ["scan", "unroll"])
+def test_a_learned_scale_is_a_parameter_of_each_block_and_opens_it(loop):
+    """At 0 a block is its shortcut, and only the scale gets a gradient: ReZero and SkipInit."""
+    model = network((3,), loop=loop, branch_scale="learned", norm="none")
+    variables = jit(model.init)(jax.random.key(0), IMAGES)
+    features = features_of(model, variables)
+    np.testing.assert_array_equal(features["stage1"], features["stem"])
+    gradients = jit(jax.grad(lambda params: (model.apply({"params": params}, IMAGES) ** 2).sum()))(
+        variables["params"]
+    )["stage1"]
+    blocks = [gradients["blocks"]] if loop == "scan" else [gradients["block2"], gradients["block3"]]
+    for block in blocks:
+        assert (block["branch_scale"]["scale"] != 0).all()
+        assert (block["Conv_0"]["kernel"] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, "learned"])
+def test_a_scaled_branch_keeps_the_type_of_the_network(scale):
+    model = network((2,), branch_scale=scale, dtype="bfloat16")
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    features = jax.eval_shape(partial(model.apply, method="features"), variables, IMAGES)
+    assert features["stage1"].dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
 def test_a_stage_does_not_change_images_whose_branches_are_all_dropped(draw, loop):
     model = network((3,), loop=loop, stochastic_depth=0.9)  # rates of 0.3, 0.6 and 0.9

@@ -159,6 +159,7 @@ MODEL = {
     "dtype": ("bfloat16", {}),
     "zero_init_residual": (True, {}),
     "stochastic_depth": (0.3, {}),
+    "branch_scale": ("1/L", {}),
     "bn_momentum": (0.5, {}),
     "bn_epsilon": (1e-3, {}),
     "bn_unbiased": (True, {}),
