@@ -91,6 +91,11 @@ def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
     return metric
 
 
+SPLITS = ("train", "train_set", "test")
+"""What a line of metrics.jsonl measures: `train` is the mean over the steps since the last line, in
+training mode on images as the config augments them; `train_set` and `test` are evaluations of the
+whole training and test split."""
+
 MARKS = {"sweep.json": "sweep", "weights.json": "weights", "dataset_info.json": "dataset"}
 """Files that mark the kind of a folder."""
 
@@ -278,7 +283,7 @@ def read_layers(path: Path) -> list[dict[str, Any]]:
 
 def parse_measurement(text: str | bytes) -> dict[str, Any] | None:
     """Returns a line of metrics.jsonl with NaN for each null, or None for any other text."""
-    return _parse_line(text, "split", lambda split: split in ("train", "test"))
+    return _parse_line(text, "split", lambda split: split in SPLITS)
 
 
 def parse_layer(text: str | bytes) -> dict[str, Any] | None:

@@ -40,7 +40,12 @@ from resjax.text import user_path
 REPEATS = ("data.subset_seed",)
 """Config fields that, like the seed, only distinguish repetitions of the same run."""
 
-NO_EFFECT = ("train.checkpoint_every", "data.eval_batch_size", "data.workers")
+NO_EFFECT = (
+    "train.checkpoint_every",
+    "train.evaluate_train",
+    "data.eval_batch_size",
+    "data.workers",
+)
 """Config columns that change no result."""
 
 PRIMARY = ("primary_metric", "lower_is_better", "metric_unit")
@@ -88,9 +93,10 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
         - the resolved config under dotted names: `seed`, `model.depth`, ...; beside it
           `train.schedule_change`, if a run went on with a schedule of another number of steps;
         - the summary: `train_NAME` (mean over the last `train.log_every` steps, in training mode
-          on images as the config augments them) and `test_NAME` for each metric, `best_test_NAME`
-          for the primary metric, `steps`, `parameters`, `seconds`, ...; NaN in a run without the
-          value;
+          on images as the config augments them) and `test_NAME` for each metric, with
+          `train.evaluate_train` also `train_set_NAME` (of the whole training split, in evaluation
+          mode), `best_test_NAME` for the primary metric, `steps`, `parameters`, `seconds`, ...; NaN
+          in a run without the value;
         - `finished` and `diverged` (bool): a run diverged if a metric is not finite at its end;
           `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
@@ -136,9 +142,10 @@ def load_curves(
         warn: As for `load_runs`.
 
     Returns:
-        A tidy table: `folder`, `step`, `split` ("train" or "test"), `loss`, the primary metrics of
-        the runs, `learning_rate`, all other values that the runs logged, and `diverged` and the
-        primary metric of each run in the columns of `load_runs`. A value that a line lacks is NaN.
+        A tidy table: `folder`, `step`, `split` ("train", "test", and with `train.evaluate_train`
+        "train_set"), `loss`, the primary metrics of the runs, `learning_rate`, all other values
+        that the runs logged, and `diverged` and the primary metric of each run in the columns of
+        `load_runs`. A value that a line lacks is NaN.
 
     Raises:
         FileNotFoundError, ValueError: as `load_runs`; a damaged line is named by file and number.

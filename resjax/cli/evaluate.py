@@ -10,9 +10,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", type=existing, required=True, metavar="DIR", help="the run folder")
     add_which(parser, "--checkpoint", "--which")
+    what = "the split to evaluate, train without augmentation (default: test)"
+    add("--split", choices=("test", "train"), default="test", help=what)
 
 
 def run(args: Namespace) -> None:
     from resjax.train.loop import evaluate
 
-    print_values(evaluate(args.workdir, args.checkpoint))
+    print_values(evaluate(args.workdir, args.checkpoint, split=args.split))

@@ -165,6 +165,10 @@ class Train:
     mode, on images as the config augments them; the device runs them in one dispatch."""
     eval_every: Positive = 400
     """Steps between two evaluations on the test split, a multiple of log_every."""
+    evaluate_train: bool = False
+    """Evaluate on the whole training split too, in evaluation mode without augmentation: lines of
+    the split train_set, beside the means over steps of the split train. An evaluation of as many
+    images as the steps before it took costs about a third of these steps."""
     checkpoint_every: NonNegative = 4000
     """Steps between two checkpoints, a multiple of log_every; 0 saves only the last step."""
     nonfinite: Literal["stop", "skip", "record"] = "stop"

@@ -125,7 +125,8 @@ def _measurements(config: Config, metrics: Metrics, rank: float) -> Iterator[dic
         yield line | {"learning_rate": config.optimizer.learning_rate}
         if step in test_steps:
             both = {f"{prefix}{name}": x for prefix in averaged for name, x in values.items()}
-            yield {"step": step, "split": "test", **both}
+            for split in ("train_set", "test") if train.evaluate_train else ("test",):
+                yield {"step": step, "split": split, **both}
 
 
 def _steps(config: Config, every: int) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resjax.diagnostics import per_layer
 from resjax.models.layout import natural_order
-from resjax.run_files import parse_measurement
+from resjax.run_files import SPLITS, parse_measurement
 from resjax.train.distributed import is_main_process
 from resjax.train.progress import Listener, Progress, Warn
 from resjax.train.records import JsonLinesFile
@@ -30,7 +30,7 @@ class Pending(NamedTuple):
     """Metrics or diagnostics on the device, perhaps not computed yet."""
 
     step: int
-    split: str  # "train", "test", or "layers"
+    split: str  # of `run_files.SPLITS`, or "layers"
     values: Any
 
 
@@ -96,7 +96,7 @@ class History:
                 self._require_finite(line)
                 self._trained_to = step
             elif self._trainer.config.train.nonfinite != "record":
-                require_finite_sums(values, step)
+                require_finite_sums(values, step, split)
             if self._listener:
                 self._listener(self.progress(step))
 
@@ -116,7 +116,7 @@ class History:
         """Returns the run's progress, with the latest metrics of each split."""
         metrics = {
             f"{split}_{name}": value
-            for split in ("train", "test")
+            for split in SPLITS
             for name, value in self._last(split).items()
         }
         steps, primary = self._trainer.config.train.steps, self._trainer.task.primary
@@ -176,13 +176,13 @@ class History:
         return {name: value for name, value in line.items() if name not in left_out}
 
 
-def require_finite_sums(metrics: Metrics, step: int) -> None:
+def require_finite_sums(metrics: Metrics, step: int, split: str = "test") -> None:
     """Raises a NotFiniteError if a sum of the metrics of an evaluation is not finite."""
     for kind, sums in metrics.items():
         for name, (total, _) in sums.items():
             if not np.isfinite(jax.device_get(total)).all():
                 which = f"{kind.removesuffix('sums')}{name}"
-                raise NotFiniteError(f"the test {which} is not finite at step {step}", step)
+                raise NotFiniteError(f"the {split} {which} is not finite at step {step}", step)
 
 
 def _open(path: Path, text: str, warn: Warn) -> JsonLinesFile:

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "train.steps",
     "train.log_every",
     "train.eval_every",
+    "train.evaluate_train",
     "train.checkpoint_every",
     "data.eval_batch_size",
     "data.workers",

@@ -36,6 +36,9 @@ from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trai
 from resjax.transfer.weights import describe_run
 from resjax.user_code import require_trusted
 
+EVALUATIONS = {"train": "train_set", "test": "test"}
+"""Splits that are evaluated, and the names of their lines in metrics.jsonl."""
+
 DIVERGED = "diverged.json"  # says when and why a run ended, if it is not finite
 
 
@@ -183,7 +186,8 @@ class Run:
             compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
             if self.config.diagnostics.every:
                 trainer.compile_diagnosis(entered, dispatch.phase)
-        trainer.compile_evaluation(state)
+        for split in self._evaluated():
+            trainer.compile_evaluation(state, split)
         return compiled
 
     def _restore(
@@ -261,7 +265,8 @@ class Run:
                     if every and step % every == 0:
                         history.add_layers(step, self._diagnose(state, phase, runner))
                     if last or step % times.eval_every == 0:
-                        history.add(step, "test", trainer.evaluate(state))
+                        for split, name in self._evaluated().items():
+                            history.add(step, name, trainer.evaluate(state, split))
                     leave = self._stop.requested() and not last
                     due = times.checkpoint_every and step % times.checkpoint_every == 0
                     due = self._stop.take_save_request() or due
@@ -285,6 +290,11 @@ class Run:
                 f"{f'step {steps[-1]}' if steps else 'none'}. Lower optimizer.learning_rate, or "
                 f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
+
+    def _evaluated(self) -> dict[str, str]:
+        """Returns the part of `EVALUATIONS` that the config asks for."""
+        left_out = () if self.config.train.evaluate_train else ("train",)
+        return {split: name for split, name in EVALUATIONS.items() if split not in left_out}
 
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)
@@ -321,16 +331,19 @@ def _require_finite(trainer: Trainer, state: TrainState, step: int) -> None:
         raise NotFiniteError(f"{which} is not finite at step {step}", step)
 
 
-def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> dict[str, Any]:
-    """Evaluates one of a run's checkpoints on the whole test set.
+def evaluate(
+    workdir: Path, which: str = "last", warn: Warn = print_warning, split: str = "test"
+) -> dict[str, Any]:
+    """Evaluates one of a run's checkpoints on a whole split.
 
     Args:
       workdir: the run folder.
       which: `last`, `best` (by the primary metric, of those that were saved), or a step.
       warn: called for damaged checkpoints, which are skipped.
+      split: "test", or "train" for the training images without augmentation.
 
     Returns:
-      The step, and `test_<metric>` for each metric.
+      The step, and `test_<metric>` or `train_set_<metric>` for each metric.
 
     Raises:
       UserError: there is no run in `workdir`, or no such intact checkpoint, or it is not finite.
@@ -339,12 +352,13 @@ def evaluate(workdir: Path, which: str = "last", warn: Warn = print_warning) -> 
     state = trainer.backend.replicate(restored.state)
     try:
         _require_finite(trainer, state, restored.step)
-        metrics = trainer.evaluate(state)
-        require_finite_sums(metrics, restored.step)
+        metrics = trainer.evaluate(state, split)
+        require_finite_sums(metrics, restored.step, split)
     except NotFiniteError as error:
         raise UserError(f"{workdir}: {error}") from error
     values = trainer.metric_values(metrics)
-    return {"step": restored.step, **{f"test_{name}": value for name, value in values.items()}}
+    name = EVALUATIONS[split]
+    return {"step": restored.step, **{f"{name}_{metric}": x for metric, x in values.items()}}
 
 
 def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restored]:

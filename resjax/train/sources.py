@@ -79,13 +79,17 @@ class BatchSource:
         """Yields the arrays of each dispatch from a step on, forever."""
         raise NotImplementedError
 
-    def evaluation(self) -> Iterator[Any]:
-        """Yields the arrays of each dispatch of one evaluation."""
+    def evaluation(self, split: str = "test") -> Iterator[Any]:
+        """Yields the arrays of each dispatch of one evaluation of a split, "train" or "test"."""
         raise NotImplementedError
 
     def example_arrays(self) -> tuple[Any, Any]:
         """Returns arrays of the shapes of `training` and `evaluation`, to compile for."""
         raise NotImplementedError
+
+    def evaluation_arrays(self, split: str) -> Any:
+        """Returns arrays of the shapes of the evaluation of a split, to compile for."""
+        return self.example_arrays()[1]
 
     # Inside compiled functions: from these arrays to batches.
 
@@ -97,11 +101,11 @@ class BatchSource:
         """Returns this device's shard of a batch, or of a part of it: `image` and `label`."""
         return drawn
 
-    def eval_draws(self, arrays: Any) -> Any:
+    def eval_draws(self, arrays: Any, split: str = "test") -> Any:
         """Returns what `eval_batch` takes, with a leading axis of batches."""
         return arrays
 
-    def eval_batch(self, arrays: Any, drawn: Any) -> Batch:
+    def eval_batch(self, arrays: Any, drawn: Any, split: str = "test") -> Batch:
         """Returns this device's shard of a batch: `image`, `label`, and `weight` 0 or 1."""
         return drawn
 
@@ -131,11 +135,14 @@ class Resident(BatchSource):
         while True:
             yield self._arrays[0]
 
-    def evaluation(self) -> Iterator[Any]:
-        yield self._arrays[1]
+    def evaluation(self, split: str = "test") -> Iterator[Any]:
+        yield self.evaluation_arrays(split)
 
     def example_arrays(self) -> tuple[Any, Any]:
         return self._arrays[0], self._arrays[1]
+
+    def evaluation_arrays(self, split: str) -> Any:
+        return self._arrays[("train", "test").index(split)]
 
     def draw(
         self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int
@@ -147,15 +154,15 @@ class Resident(BatchSource):
     def train_batch(self, arrays: Any, drawn: Int[Array, "batch"]) -> Batch:
         return self._backend.gather_batch(arrays, drawn)
 
-    def eval_draws(self, arrays: Any) -> Int[Array, "batches batch"]:
+    def eval_draws(self, arrays: Any, split: str = "test") -> Int[Array, "batches batch"]:
         """Returns positions; those past the last example fill the last batch."""
-        examples, devices = self.examples["test"], self._backend.devices
+        examples, devices = self.examples[split], self._backend.devices
         batches = -(-examples // self._config.data.eval_batch_size)
         size = -(-examples // (batches * devices)) * devices
         return jnp.arange(batches * size).reshape(batches, size)
 
-    def eval_batch(self, arrays: Any, drawn: Int[Array, "batch"]) -> Batch:
-        last = self.examples["test"] - 1
+    def eval_batch(self, arrays: Any, drawn: Int[Array, "batch"], split: str = "test") -> Batch:
+        last = self.examples[split] - 1
         batch = self._backend.gather_batch(arrays, jnp.minimum(drawn, last))
         weight = (self._backend.local_shard(drawn) <= last).astype(jnp.float32)
         return {**batch, "weight": weight}
@@ -210,11 +217,10 @@ class Streamed(BatchSource):
                 labels = np.stack([part.labels for part in parts])
                 yield self._backend.place_batches({"image": images, "label": labels})
 
-    def evaluation(self) -> Iterator[Any]:
+    def evaluation(self, split: str = "test") -> Iterator[Any]:
+        examples = {"train": self._opened.train, "test": self._opened.test}[split]
         reading = self._reading(self._data.eval_crop)
-        with eval_batches(
-            self._opened.test, batch_size=self._eval_batch_size(), **reading
-        ) as batches:
+        with eval_batches(examples, batch_size=self._eval_batch_size(), **reading) as batches:
             for batch in batches:
                 self.skipped += batch.skipped
                 arrays = {"image": batch.images, "label": batch.labels, "weight": batch.weights}

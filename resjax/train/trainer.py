@@ -193,13 +193,17 @@ class Trainer:
         function = partial(self._take_steps, phase=dispatch.phase, steps=steps)
         return self._compile((dispatch.phase, steps), self.backend.compile_steps, function, state)
 
-    def compile_evaluation(self, state: TrainState) -> Executable:
-        """Compiles the evaluation of the source's arrays at the first call.
+    def compile_evaluation(self, state: TrainState, split: str = "test") -> Executable:
+        """Compiles the evaluation of the source's arrays of a split at the first call.
 
-        It takes a state without the optimizer's, so one program serves all phases.
+        It takes a state without the optimizer's, so one program serves all phases. Batches of a
+        stream have one shape, so one program serves both splits.
         """
         state = state._replace(opt_state=())
-        return self._compile("evaluation", self.backend.compile_measure, self._evaluate, state, 1)
+        split = "test" if self.source.streamed else split
+        evaluate = partial(self._evaluate, split=split)
+        key, arrays = ("evaluation", split), self.source.evaluation_arrays(split)
+        return self._compile(key, self.backend.compile_measure, evaluate, state, arrays)
 
     def compile_diagnosis(
         self, state: TrainState, phase: int, function: Callable[[Context], Any] | None = None
@@ -214,18 +218,21 @@ class Trainer:
         return self._compile(key, self.backend.compile_measure, diagnose, state)
 
     def _compile(
-        self, key: Any, compile: Any, function: Any, state: TrainState, split: int = 0
+        self, key: Any, compile: Any, function: Any, state: TrainState, arrays: Any = None
     ) -> Executable:
         if key not in self._executables:
-            arrays = self.source.example_arrays()[split]
+            arrays = self.source.example_arrays()[0] if arrays is None else arrays
             self._executables[key] = compile_for(compile(function), state, arrays)
         return self._executables[key]
 
-    def evaluate(self, state: TrainState) -> Metrics:
-        """Returns the sums of the metrics over the test split, as `metric_values` takes them."""
-        call = self.compile_evaluation(state).call
+    def evaluate(self, state: TrainState, split: str = "test") -> Metrics:
+        """Returns the sums of the metrics over a split, as `metric_values` takes them.
+
+        The whole split is evaluated in evaluation mode, "train" without augmentation too.
+        """
+        call = self.compile_evaluation(state, split).call
         state = state._replace(opt_state=())
-        results = [call(state, arrays) for arrays in self.source.evaluation()]
+        results = [call(state, arrays) for arrays in self.source.evaluation(split)]
         return results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def metric_values(self, metrics: Metrics) -> dict[str, float]:
@@ -309,13 +316,13 @@ class Trainer:
             prepare,
         )
 
-    def _evaluate(self, state: TrainState, arrays: Any) -> Metrics:
+    def _evaluate(self, state: TrainState, arrays: Any, *, split: str) -> Metrics:
         variables = {"sums": state.variables}
         if state.ema is not None:
             variables["ema_sums"] = state.ema
 
         def sums(drawn: Any) -> Metrics:
-            batch = self.source.eval_batch(arrays, drawn)
+            batch = self.source.eval_batch(arrays, drawn, split)
             batch = {**batch, "image": normalize(batch["image"], self.statistics)}
             return {
                 name: step.eval_step(each, batch, model=self.model, task=self.task)
@@ -325,7 +332,7 @@ class Trainer:
         def body(total: Metrics, drawn: Any) -> tuple[Metrics, None]:
             return jax.tree.map(jnp.add, total, sums(drawn)), None
 
-        draws = self.source.eval_draws(arrays)
+        draws = self.source.eval_draws(arrays, split)
         shapes = jax.eval_shape(sums, jax.tree.map(lambda stacked: stacked[0], draws))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = step.scan(body, zeros, draws)
@@ -333,7 +340,7 @@ class Trainer:
         if self.source.streamed:  # the sums of one batch out of many
             return total
         # Means instead of sums, so that curves stay those of earlier versions to the last bit.
-        return jax.tree.map(lambda value: value / self.source.examples["test"], total)
+        return jax.tree.map(lambda value: value / self.source.examples[split], total)
 
     def _diagnose(
         self,

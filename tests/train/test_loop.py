@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from resjax.config import to_dict
@@ -364,6 +366,49 @@ def test_a_run_with_an_ema_has_its_test_metrics_beside_those_of_the_parameters(
     for line in read_lines(tmp_path):
         averaged = {"ema_loss", "ema_error"} & line.keys()
         assert averaged == ({"ema_loss", "ema_error"} if line["split"] == "test" else set())
+
+
+@pytest.fixture
+def evaluated(configure, regression, tmp_path):
+    """The folder of a run of softmax regression on shifted images, with `train.evaluate_train`."""
+    config = configure({"train.evaluate_train": True})
+    train(config, tmp_path / "evaluated")
+    return tmp_path / "evaluated"
+
+
+def test_the_whole_training_split_is_evaluated_beside_the_means_over_steps(evaluated, configure):
+    lines = [line for line in read_lines(evaluated) if line["split"] != "train"]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (6, "train_set"),
+        (6, "test"),
+        (10, "train_set"),
+        (10, "test"),
+    ]
+    trainer, restored = loop.restore_run(evaluated, "last", print)
+    arrays = jax.device_get(trainer.source.example_arrays()[0])
+    pixels = (arrays["image"] / 255 - trainer.statistics.mean) / trainer.statistics.std
+    head = restored.state.params["head"]
+    logits = pixels.reshape(1437, -1) @ head["kernel"] + head["bias"]
+    [_, _, last, _] = lines
+    assert last["error"] == pytest.approx(np.mean(logits.argmax(1) != arrays["label"]))
+    summary = read_json(evaluated / "summary.json")
+    assert summary["train_set_error"] == last["error"] != summary["train_error"]
+
+
+def test_evaluating_the_training_split_changes_nothing_else(evaluated, configure, tmp_path):
+    train(configure(), tmp_path / "other")
+    others = [line for line in read_lines(evaluated) if line["split"] != "train_set"]
+    assert others == read_lines(tmp_path / "other")
+
+
+def test_evaluate_returns_the_metrics_of_the_last_line_of_a_split(evaluated):
+    *_, train_set, test = read_lines(evaluated)
+    for split, line in {"train": train_set, "test": test}.items():
+        assert evaluate(evaluated, split=split) == {
+            "step": 10,
+            f"{line['split']}_loss": pytest.approx(line["loss"]),
+            f"{line['split']}_error": line["error"],
+        }
 
 
 def test_evaluate_returns_the_metrics_of_the_last_test_line(finished):

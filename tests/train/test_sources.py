@@ -119,10 +119,13 @@ def test_images_that_are_cropped_at_random_on_the_host_are_streamed(configure, c
     assert source_of(configure(cropped)).streamed
 
 
-def test_streamed_and_resident_data_have_the_same_evaluation(regression):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_streamed_and_resident_data_have_the_same_evaluation(regression, split):
     resident, streamed = regression(), regression(**STREAM)
     state = resident.init(0)
-    found, expected = (each.metric_values(each.evaluate(state)) for each in (streamed, resident))
+    found, expected = (
+        each.metric_values(each.evaluate(state, split)) for each in (streamed, resident)
+    )
     assert found["error"] == pytest.approx(expected["error"])
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
