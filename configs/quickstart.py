@@ -24,5 +24,10 @@ def get_config() -> ConfigDict:
     config.train.log_every = 25
     config.train.eval_every = 25
     config.train.checkpoint_every = 0
-    config.sweep = {"degradation": {"depths": (8, 20, 56), "seeds": (0, 1, 2)}}
+    five = (0, 1, 2, 3, 4)
+    config.sweep = {
+        "degradation": {"depths": (8, 20, 56), "seeds": (0, 1, 2)},
+        "shortcut_options": {"depths": (20, 56), "seeds": five},
+        "very_deep": {"depths": (110, 200), "seeds": five},
+    }
     return config

@@ -250,6 +250,7 @@ def metric_curves(
     series: str,
     label: str = "{}",
     width: float = TEXT_WIDTH,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draws a metric on training (thin) and test data (bold) against steps.
 
@@ -262,6 +263,7 @@ def metric_curves(
         series: The column whose values each have a color and a label at the end of the line.
         label: The format of these labels, applied to a value of `series`.
         width: Width of the figure, in inches.
+        limits: Limits of the vertical axis; by default those of `metric_limits`.
 
     Raises:
         ValueError: if `metric` is None and the runs have several primary metrics.
@@ -291,7 +293,7 @@ def metric_curves(
         axes.label_outer()
     worse = 1 if shown.lower_is_better else -1
     finals = [m.mean[-1] + worse * np.nan_to_num(m.deviation[-1]) for m in means if len(m.step)]
-    if limits := metric_limits(finals, shown):
+    if limits := limits or metric_limits(finals, shown):
         grid[0].set_ylim(*limits)
     for axes in grid:
         show_crosses(axes, lower_is_better=shown.lower_is_better)

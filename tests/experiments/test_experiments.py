@@ -1,0 +1,75 @@
+"""Every experiment plans what it claims to plan, and draws and judges made-up runs of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resjax.analysis.claims import VERDICTS
+from resjax.analysis.experiment_figures import load_experiment, load_tables
+from resjax.analysis.runs import load_runs
+from resjax.config import Model, load
+from resjax.models.presets import architecture
+from resjax.sweeps.experiment import Plan, plan
+from resjax.sweeps.made_up import made_up_measurements, made_up_runs
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = [file for file in FILES if file.stem != "transfer"]  # which needs weights
+
+
+def planned(file: Path, config: str) -> Plan:
+    path = str(ROOT / "configs" / f"{config}.py")
+    return plan(file, load(path), path)
+
+
+def name(file: Path) -> str:
+    return file.stem
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_an_experiment_states_its_claim_and_its_source(file: Path) -> None:
+    experiment = load_experiment(file)
+    assert len(experiment.title) < 100
+    assert re.search(r"(19|20)\d\d", experiment.claim), "a year"
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", experiment.claim), "an arXiv number"
+    assert experiment.draw is not None
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_by_default_an_experiment_is_the_papers_with_several_seeds(file: Path) -> None:
+    runs = planned(file, "cifar10").runs
+    assert len({run.name for run in runs}) == len(runs)
+    assert len({run.config.seed for run in runs}) >= 3
+    assert {run.config.data.name for run in runs} == {"cifar10"}
+    assert {run.config.train.steps for run in runs} == {64_000}
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_an_experiment_runs_within_minutes_on_the_quickstart_data(file: Path) -> None:
+    """A step of 64 images takes about 0.5 ms per layer on two cores: at most five minutes."""
+    runs = planned(file, "quickstart").runs
+    assert len({run.config.seed for run in runs}) >= 3
+    assert {run.config.data.name for run in runs} == {"digits"}
+    steps = sum(run.config.train.steps * depth(run.config.model) for run in runs)
+    assert steps <= 650_000
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_an_experiment_draws_and_judges_its_runs(file: Path) -> None:
+    experiment = load_experiment(file)
+    runs = planned(file, "quickstart").runs
+    with made_up_runs({run.name: run.config for run in runs}) as folder:
+        tables = load_tables(load_runs(folder), None)
+        results = ROOT / "experiments" / "results" / "digits" / file.stem
+        measured = made_up_measurements(tables.runs, results, file.stem)
+        tables = tables._replace(measurements=measured)
+        assert experiment.figures(tables)
+        claims = experiment.claims(tables)
+    assert len({claim.statement for claim in claims}) == len(claims)
+    assert {claim.verdict for claim in claims} <= set(VERDICTS)
+
+
+def depth(model: Model) -> int:
+    """Returns the weight layers of a network."""
+    return int(architecture(model.name, depth=model.depth)["depth"])
