@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
+from resjax.analysis.claims import Claim, compare, training_column, worse_and_better
 from resjax.analysis.final_values import FAILS, Published, by_depth
 from resjax.analysis.runs import describe, primary_metrics, varying
 from resjax.sweeps import param, product
@@ -101,3 +102,83 @@ def network_names(runs: pd.DataFrame) -> pd.Series:
     names = names.where(~(residual & several), names + ", " + runs["model.shortcut"])
     others = [name for name in varying(runs) if name not in ("model.depth", "model.shortcut")]
     return names + ", " + describe(runs, others) if others else names
+
+
+def claims(runs: pd.DataFrame) -> list[Claim]:
+    """Compares the deepest with the shallowest networks, and residual with plain ones."""
+    others = [name for name in varying(runs) if name not in ("model.depth", "model.shortcut")]
+    groups = runs.groupby(describe(runs, others), sort=False) if others else [("", runs)]
+    return [
+        claim
+        for setting, group in groups
+        for shortcut in dict.fromkeys(group["model.shortcut"])
+        if shortcut != "none"
+        for claim in _claims_of(group, shortcut, f" ({setting})" if setting else "")
+    ]
+
+
+def _claims_of(runs: pd.DataFrame, shortcut: str, setting: str) -> list[Claim]:
+    """Returns the claims about plain networks and those with one shortcut."""
+    low, high = int(runs["model.depth"].min()), int(runs["model.depth"].max())
+    [metric] = primary_metrics(runs)
+    worse, better = worse_and_better(runs)
+    train, test = training_column(runs, metric.name), f"test_{metric.name}"
+    words = {"plain": {"model.shortcut": "none"}, "residual": {"model.shortcut": shortcut}}
+
+    def of(network: str, depth: int) -> dict[str, Any]:
+        return {**words[network], "model.depth": depth}
+
+    def claim(statement: str, published: str, first: Any, second: Any, **options: Any) -> Claim:
+        return compare(
+            runs,
+            f"{statement}{setting}",
+            "He et al. 2015, section 4.2 and figure 6",
+            published,
+            treatment=of(*first),
+            control=of(*second),
+            names=(f"{first[0]}-{first[1]}", f"{second[0]}-{second[1]}"),
+            **options,
+        )
+
+    return [
+        claim(
+            "The deepest plain network has a higher training error than the shallowest",
+            "drawn for 20 to 56 layers; plain-110 stays above 60 %",
+            ("plain", high),
+            ("plain", low),
+            value=train,
+            expected=worse,
+        ),
+        claim(
+            "The deepest residual network has a lower training error than the shallowest",
+            "drawn for 20 to 110 layers",
+            ("residual", high),
+            ("residual", low),
+            value=train,
+            expected=better,
+        ),
+        claim(
+            "The deepest residual network has a lower test error than the shallowest",
+            "8.75 % (20 layers) to 6.61 ± 0.16 % (110 layers)",
+            ("residual", high),
+            ("residual", low),
+            value=test,
+            expected=better,
+        ),
+        claim(
+            "At the largest depth, shortcuts lower the training error",
+            "plain-110 above 60 %, residual-110 far below",
+            ("residual", high),
+            ("plain", high),
+            value=train,
+            expected=better,
+        ),
+        claim(
+            "At the largest depth, shortcuts lower the test error",
+            "plain-110 above 60 %, residual-110 6.61 ± 0.16 %",
+            ("residual", high),
+            ("plain", high),
+            value=test,
+            expected=better,
+        ),
+    ]

@@ -96,6 +96,9 @@ def compare(
       The claim; "not tested at this scale" if no run of one of the settings has ended.
     """
     ended = runs[runs["finished"] | runs["diverged"]]
+    if treatment == control:
+        measured = f"only {describe_setting(treatment)}, without another to compare it with"
+        return Claim(statement, source, published, measured, NOT_TESTED)
     for setting in (treatment, control):
         if select(ended, setting).empty:
             measured = f"no run of {describe_setting(setting)}"
@@ -149,6 +152,24 @@ def trend(
     measured = f"{'; '.join(parts)}; change per doubling of {name} {text}"
     verdict = UNDECIDED if ended["diverged"].any() else judge(changes, expected, margin)
     return Claim(statement, source, published, measured, verdict)
+
+
+def worse_and_better(runs: pd.DataFrame) -> tuple[Expected, Expected]:
+    """Returns ("higher", "lower") if a lower primary metric is better, else the reverse."""
+    [metric] = primary_metrics(runs)
+    return ("higher", "lower") if metric.lower_is_better else ("lower", "higher")
+
+
+def training_column(runs: pd.DataFrame, metric: str) -> str:
+    """Returns the column with the training metric: of the whole training split if all runs have it.
+
+    Without `train.evaluate_train` it is the mean over the last steps, in training mode on images as
+    the config augments them.
+    """
+    whole = f"train_set_{metric}"
+    ended = runs[runs["finished"] & ~runs["diverged"]]
+    measured = whole in runs and len(ended) > 0 and bool(ended[whole].notna().all())
+    return whole if measured else f"train_{metric}"
 
 
 def judge(differences: Any, expected: Expected, margin: float = 0.0) -> str:
