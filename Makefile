@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow mutants chaos figures lint lock clean help
+.PHONY: demo test test-slow mutants chaos figures claims lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -35,6 +35,9 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
 		cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg; done
+
+claims: $(READY)  ## judge the papers' claims by the committed runs anew, and write docs/claims.md
+	$(BIN)/python -m resjax.analysis.claims_page experiments/results experiments docs/claims.md
 
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ If only some diverged, the verdict is "undecided".
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +38,17 @@ DISAGREES = "disagrees"
 UNDECIDED = "undecided"
 NOT_TESTED = "not tested at this scale"
 VERDICTS = (AGREES, DISAGREES, UNDECIDED, NOT_TESTED)
+
+EXPLANATION = (
+    "A verdict rests on differences at equal seed, averaged over whatever else a setting contains. "
+    "It needs three seeds and two 95 % confidence intervals of the mean difference, Student's t "
+    "and the bootstrap, that both leave no doubt of the sign; otherwise it is “undecided”. The "
+    "interval that is shown has the outer ends of both. With three seeds the bootstrap interval is "
+    "merely their range, which covers the mean in 75 % of cases, and Student's t decides. A run "
+    "that diverged has no value: a setting is worse if all its runs diverged and none of the "
+    "other's; if only some did, nothing is decided. Nothing corrects for the number of claims."
+)
+"""What a verdict means, for the readers of reports."""
 
 Expected = Literal["higher", "lower", "same"]
 
@@ -218,6 +229,21 @@ def _describe_divergence(pairs: pd.DataFrame, first: str, second: str) -> str:
     sides = ((first, pairs["treatment_diverged"]), (second, pairs["control_diverged"]))
     counts = (f"{name}: {lost.sum()} of {len(lost)} runs diverged" for name, lost in sides)
     return "; ".join(counts)
+
+
+def tally(claims: Iterable[Claim]) -> str:
+    """Returns "Of 5 claims, 3 agree, 1 disagrees and 1 is undecided"."""
+    found = [claim.verdict for claim in claims]
+    words = {
+        "agrees": ("agrees", "agree"),
+        "disagrees": ("disagrees", "disagree"),
+        "undecided": ("is undecided", "are undecided"),
+        "not tested at this scale": ("was not tested", "were not tested"),
+    }
+    counts = {verdict: found.count(verdict) for verdict in VERDICTS}
+    parts = [f"{n} {words[verdict][n > 1]}" for verdict, n in counts.items() if n]
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
+    return f"Of {len(found)} claim{'s' * (len(found) != 1)}, {listed}" if found else "No claims"
 
 
 def describe(found: Estimate, unit: Metric) -> str:

@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
+from resjax.analysis.claims import EXPLANATION, Claim, tally
 from resjax.analysis.experiment_figures import (
     Experiment,
     Tables,
@@ -40,7 +41,7 @@ from resjax.analysis.runs import (
 )
 from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError, one_line
-from resjax.run_files import DamagedFileError, read_json_object
+from resjax.run_files import DamagedFileError, Metric, read_json_object
 from resjax.text import csv_cell, user_path
 
 POINTS = 300
@@ -49,13 +50,16 @@ POINTS = 300
 NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 """Matches the text of a table's cell in a column of numbers."""
 
-SPLITS = {"train": "training", "test": "test"}
+SPLITS = {"train": "training", "train_set": "training-set", "test": "test"}
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class FiguresError(UserError):
-    """An experiment's figures could not be drawn; the report has the default ones."""
+    """An experiment's figures could not be drawn, or its claims not be judged.
+
+    The report has the default figures, or no claims.
+    """
 
 
 def write_report(
@@ -64,7 +68,7 @@ def write_report(
     out: str | os.PathLike[str] | None = None,
     warn: Warn = lambda _: None,
 ) -> Path:
-    """Writes report.html, runs.csv and figures/, and returns the path of the page.
+    """Writes report.html, runs.csv, claims.csv and figures/, and returns the path of the page.
 
     Args:
         paths: A sweep folder, or any folder that contains runs, or several of them.
@@ -75,7 +79,8 @@ def write_report(
 
     Raises:
         FileNotFoundError, ValueError: if `load_runs`, `load_curves` or `load_layers` raises them.
-        FiguresError: if the experiment cannot draw its figures; the report is written nevertheless.
+        FiguresError: if the experiment cannot draw its figures or judge its claims; the report is
+            written nevertheless.
     """
     roots, left_out = _roots(paths), list[str]()
     root = default_out(roots) if out is None else Path(out)
@@ -86,13 +91,17 @@ def write_report(
     with report_disk_errors(root, "mend that, or add --out=DIR to write elsewhere"):
         root.mkdir(parents=True, exist_ok=True)
         described, figures, failure = _draw(source, root, roots, tables, left_out.append)
+        claims, fault = _judge(described, tables)
+        if fault and failure is None:
+            failure = FiguresError(f"{fault}; {_advice(source, roots)}")
         for problem in left_out:
             warn(problem)
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
             claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
-            measured=html.escape(_measured(runs)),
+            measured=html.escape(_measured(runs, claims)),
+            claims=_claims(claims),
             training_metric=training_metric(runs),
             status=html.escape(_status(roots, runs)),
             left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
@@ -109,6 +118,7 @@ def write_report(
         )
         cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
         write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
+        _write_claims(root / "claims.csv", claims)
         path = write_atomically(root / "report.html", page)
     if failure:
         raise failure
@@ -158,6 +168,52 @@ def _draw(
     return described, _figures(overview(tables.runs, tables.curves), root), failure
 
 
+def _judge(experiment: Experiment, tables: Tables) -> tuple[list[Claim], str]:
+    """Returns the experiment's claims, and why they could not be judged or ""."""
+    if experiment.lacks_measurements(tables):
+        return [], ""
+    try:
+        return experiment.claims(tables), ""
+    except UserError as error:
+        return [], str(error)
+
+
+def _claims(claims: Sequence[Claim]) -> str:
+    """Returns a section with the table of claims; "" without claims."""
+    if not claims:
+        return ""
+    columns = {
+        "claim": [claim.statement for claim in claims],
+        "source": [claim.source for claim in claims],
+        "published": [claim.published for claim in claims],
+        "measured here": [claim.measured for claim in claims],
+        "verdict": [claim.verdict for claim in claims],
+    }
+    return f"""<section id="claims">
+<h2>Claims</h2>
+<p>{html.escape(EXPLANATION)} A verdict holds for the data and the recipe of these runs.</p>
+{_table(columns)}
+</section>"""
+
+
+def read_claims(root: Path) -> list[Claim]:
+    """Returns the claims in the report of a folder."""
+    path = root / "claims.csv"
+    if not path.exists():
+        return []
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return [Claim(*row) for row in rows.itertuples(index=False, name=None)]
+
+
+def _write_claims(path: Path, claims: Sequence[Claim]) -> None:
+    """Writes the claims as a table, or removes an earlier one if there are none."""
+    if not claims:
+        path.unlink(missing_ok=True)
+        return
+    cells = pd.DataFrame(claims, columns=Claim._fields).map(csv_cell)
+    write_atomically(path, cells.to_csv(index=False))
+
+
 def _warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> None:
     """Warns of finished runs in which the experiment has not measured what it measures."""
     ended = tables.runs[tables.runs["finished"] & ~tables.runs["diverged"]]
@@ -176,7 +232,7 @@ def _advice(file: Path | None, roots: list[Path]) -> str:
     original = next((source for root in roots if (source := _plan(root).get("file"))), file)
     folders = shlex.join(map(str, roots))
     return (
-        f"the runs are kept, and the report has the default figures. Fix {original}, then type: "
+        f"the runs are kept, and the report was written without them. Fix {original}, then type: "
         f"resjax report {folders} --experiment={shlex.quote(str(original))}"
     )
 
@@ -230,8 +286,13 @@ def _kind(experiment: Experiment) -> str:
     return f"<small>{'Question' if experiment.title.endswith('?') else 'Claim'}:</small> "
 
 
-def _measured(runs: pd.DataFrame) -> str:
-    """Returns the range of each metric and the settings at its ends."""
+def _measured(runs: pd.DataFrame, claims: Sequence[Claim]) -> str:
+    """Returns how many claims agree, then the range of each metric and the settings at its ends."""
+    verdicts = f"{tally(claims)}. Over all settings, " if claims else ""
+    return f"{verdicts}{_range(runs)}"
+
+
+def _range(runs: pd.DataFrame) -> str:
     results = summarize(runs)
     results = results[results["seeds"] > 0]
     if results.empty:
@@ -239,7 +300,7 @@ def _measured(runs: pd.DataFrame) -> str:
     names = describe(results, varying(runs))
     parts = []
     for metric in primary_metrics(runs):
-        for split, title in SPLITS.items():
+        for split, title in _splits(runs, metric).items():
             mean = f"{split}_{metric.name}_mean"
             rows = results.assign(name=names).dropna(subset=mean).sort_values(mean)
             ends = [
@@ -250,14 +311,26 @@ def _measured(runs: pd.DataFrame) -> str:
     return "; ".join(parts) + "."
 
 
+def _splits(runs: pd.DataFrame, metric: Metric) -> dict[str, str]:
+    """Returns the part of `SPLITS` of which some run has the metric, and always train and test."""
+    measured = f"train_set_{metric.name}" in runs and runs[f"train_set_{metric.name}"].notna().any()
+    return {name: title for name, title in SPLITS.items() if measured or name != "train_set"}
+
+
 def training_metric(runs: pd.DataFrame) -> str:
-    """Returns a sentence that explains the training metric."""
+    """Returns a sentence that explains the training metric, and that of the training set."""
     every = set(runs["train.log_every"].dropna() if "train.log_every" in runs else ())
     steps = f"{every.pop():.0f}" if len(every) == 1 else "train.log_every"
-    return (
+    text = (
         f"The training metric is the mean over the last {steps} steps, in training mode and on "
         "images as the config augments them."
     )
+    if any("train_set" in _splits(runs, metric) for metric in primary_metrics(runs)):
+        text += (
+            " The training-set metric is that of the whole training split after the last step, in "
+            "evaluation mode and without augmentation."
+        )
+    return text
 
 
 def _status(roots: list[Path], runs: pd.DataFrame) -> str:
@@ -315,7 +388,8 @@ def _table(columns: Mapping[str, Iterable[str]], *, sortable: bool = False) -> s
         kind = "number" if all(map(NUMBER.fullmatch, texts)) else ""
         button = f'<button type="button">{title}</button>' if sortable else title
         heads.append(f'<th scope="col" class="{kind}">{button}</th>')
-        kinds = zip(texts, texts if name == "status" else [kind] * len(texts), strict=True)
+        of_value = name in ("status", "verdict")  # which the style sheet knows
+        kinds = zip(texts, texts if of_value else [kind] * len(texts), strict=True)
         cells.append([f'<td class="{kind}">{html.escape(text)}</td>' for text, kind in kinds])
     head, *rows = (f"<tr>{''.join(row)}</tr>" for row in (heads, *zip(*cells, strict=True)))
     body = "\n".join(rows)
@@ -340,7 +414,7 @@ def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
     columns["parameters"] = map(_number, results["parameters"])
     columns["seeds"] = map(str, results["seeds"])
     for metric in primary_metrics(runs):
-        for split, title in SPLITS.items():
+        for split, title in _splits(runs, metric).items():
             name = f"{split}_{metric.name}"
             means, deviations = results[f"{name}_mean"], results[f"{name}_std"]
             columns[f"{title} {metric.label}"] = map(metric.format, means, deviations)
@@ -358,7 +432,7 @@ def _runs(runs: pd.DataFrame) -> str:
         columns["diverged at step"] = map(_number, runs["diverged_step"])
         columns["reason"] = map(_text, runs["diverged_reason"])
     for metric in primary_metrics(runs):
-        for name, title in (*SPLITS.items(), ("best_test", "best test")):
+        for name, title in (*_splits(runs, metric).items(), ("best_test", "best test")):
             columns[f"{title} {metric.label}"] = map(metric.format, runs[f"{name}_{metric.name}"])
     columns["at step"] = map(_number, runs["best_test_step"])
     columns["training loss"] = (_number(loss, ".4g") for loss in runs["train_loss"])
@@ -434,7 +508,7 @@ def _data(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     records = []
     for folder, metric, name in zip(runs["folder"], runs["primary_metric"], names, strict=True):
         record = {"name": Path(folder).name, "group": groups[name], "metric": metric}
-        for split in SPLITS:
+        for split in ("train", "test"):
             curve = curves[(curves["folder"] == folder) & (curves["split"] == split)]
             last, count = len(curve) - 1, min(len(curve), POINTS)
             chosen = curve.iloc[np.linspace(0, last, count).round().astype(int)]

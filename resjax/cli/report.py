@@ -46,6 +46,8 @@ def write_report(
     header = [name.rpartition(".")[2] for name in summary]
     print_table(header, zip(*summary.values(), strict=True))
     print(report.training_metric(runs))
+    for claim in report.read_claims(out):
+        print(f"claim: {claim.verdict}: {claim.statement}: {claim.measured}")
     for figure in sorted((out / "figures").glob("*.png")):
         print(f"figure: {figure}, .pdf, .svg")
     print(f"report: {out / 'report.html'}")

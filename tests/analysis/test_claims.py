@@ -1,5 +1,7 @@
 """Tests of claims: what decides a verdict, and what is said when nothing does."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,13 @@ from resjax.analysis.claims import (
     Claim,
     compare,
     judge,
+    tally,
+    training_column,
     trend,
 )
+from resjax.analysis.claims_page import claims_page
+
+ROOT = Path(__file__).parents[2]
 
 
 def runs_of(errors: dict[int, list[float]], **columns: Any) -> pd.DataFrame:
@@ -149,3 +156,44 @@ def test_a_trend_with_a_diverged_run_is_undecided() -> None:
     claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
     assert claim.verdict == UNDECIDED
     assert "(1 diverged)" in claim.measured
+
+
+def test_a_setting_is_not_compared_with_itself() -> None:
+    claim = compare(
+        *(runs_of({20: [0.1] * 3}), "", "", ""),
+        value="test_error",
+        treatment={"model.depth": 20},
+        control={"model.depth": 20},
+        expected="higher",
+    )
+    assert claim.verdict == NOT_TESTED
+
+
+def test_the_training_metric_is_of_the_whole_split_if_all_runs_have_it() -> None:
+    runs = runs_of({20: [0.1, 0.2]}).assign(train_error=0.3, train_set_error=[0.1, np.nan])
+    assert training_column(runs, "error") == "train_error"
+    assert training_column(runs.fillna(0.2), "error") == "train_set_error"
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    made = [Claim("", "", "", "", verdict) for verdict in (AGREES, AGREES, DISAGREES, UNDECIDED)]
+    assert tally(made) == "Of 4 claims, 2 agree, 1 disagrees and 1 is undecided"
+    assert tally(made[:1]) == "Of 1 claim, 1 agrees"
+
+
+def test_docs_claims_is_what_the_committed_runs_say() -> None:
+    """`make claims` writes the page anew."""
+    page = claims_page(ROOT / "experiments" / "results", ROOT / "experiments")
+    assert (ROOT / "docs" / "claims.md").read_text() == page
+
+
+def test_a_claim_on_several_data_sets_has_adjacent_rows(
+    sweep_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, data in (("a", "digits"), ("b", "fashion_mnist")):
+        sweep_writer(tmp_path / name, depths=(8, 56), points=2, data=data)
+    rows = claims_page(tmp_path, ROOT / "experiments").splitlines()
+    first, second, third, *_ = (row for row in rows if "layers" in row)
+    assert first.split("|")[1] == second.split("|")[1] != third.split("|")[1]
+    assert "| digits, width 8, 400 steps of 64 images |" in first
+    assert "| fashion_mnist, width 8, 400 steps of 64 images |" in second

@@ -109,6 +109,55 @@ def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> Non
     assert not (root / "__pycache__").exists()
 
 
+CLAIMS = """
+from resjax.analysis.claims import Claim, compare
+
+
+def claims(runs):
+    options = {"value": "test_error", "expected": "higher"}
+    options |= {"treatment": {"model.depth": 56}, "control": {"model.depth": 8}}
+    return [
+        compare(runs, "Depth <hurts>", "=me", "1 %", **options),
+        Claim("Width helps", "me", "", "only one width", "not tested at this scale"),
+    ]
+"""
+
+
+def test_claims_stand_beside_what_was_measured(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_sweep(points=5, shortcuts=("none",))
+    (root / "experiment.py").write_text(EXPERIMENT + CLAIMS)
+    assert main(["report", str(root)]) == 0
+    page = Page(root / "report.html")
+    assert "Measured: Of 2 claims, 1 agrees and 1 was not tested." in page.text["header"]
+    header, hurts, helps = page.tables["claims"]
+    assert header == ["claim", "source", "published", "measured here", "verdict"]
+    assert hurts[:3] == ["Depth <hurts>", "=me", "1 %"]
+    assert "3 seeds" in hurts[3]
+    assert (hurts[4], helps[4]) == ("agrees", "not tested at this scale")
+    with (root / "claims.csv").open() as lines:
+        assert next(csv.DictReader(lines))["source"] == "'=me"
+    assert "claim: agrees: Depth <hurts>: depth 56" in capsys.readouterr().out
+
+
+def test_without_claims_an_earlier_table_is_removed(make_sweep: Maker) -> None:
+    root = make_sweep(points=2)
+    (root / "claims.csv").write_text("old")
+    assert "claims" not in Page(write_report(root)).tables
+    assert not (root / "claims.csv").exists()
+
+
+def test_claims_that_fail_leave_the_figures(make_sweep: Maker) -> None:
+    root = make_sweep(points=2)
+    (root / "experiment.py").write_text(EXPERIMENT + "\n\ndef claims(runs):\n    return runs.x\n")
+    with pytest.raises(UserError, match="experiment") as refusal:
+        write_report(root)
+    assert "Fix" in str(refusal.value)
+    assert (root / "figures" / "by_depth.svg").exists()
+    assert "claims" not in Page(root / "report.html").tables
+
+
 def test_an_experiment_file_elsewhere_can_be_chosen(make_sweep: Maker, tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
     source.write_text(EXPERIMENT)
