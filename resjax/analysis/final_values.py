@@ -2,7 +2,8 @@
 
 `by_depth` draws it against the depth, with a line per network; `by_category` against names, with a
 row per name. Both draw test and training values as means with bars of one sample standard
-deviation, a cross for runs that diverged, and what others have published. Published values are in
+deviation, a cross for runs that diverged, and what others have published. Training values are those
+of the whole training split if the runs have `train.evaluate_train`. Published values are in
 the panel of the measured ones if they are of the same data and series. Otherwise they have a panel
 and an axis of their own, since only their pattern can be compared.
 """
@@ -26,10 +27,10 @@ FAILS = math.inf
 
 GRAY = "0.3"
 MARKERS = "Dsvph*d8"
-ROW_LOOKS: dict[str, dict[str, Any]] = {
-    "test": {"markersize": 4.5, "elinewidth": 1},
-    "train": {"markersize": 2.5, "elinewidth": 0.7},
-}
+ROW_LOOKS: tuple[dict[str, Any], ...] = (  # of training and of test
+    {"markersize": 2.5, "elinewidth": 0.7},
+    {"markersize": 4.5, "elinewidth": 1},
+)
 DATA_TITLES = {
     "digits": "digits",
     "fashion_mnist": "Fashion-MNIST",
@@ -276,11 +277,9 @@ def _draw_networks(
         for place in of_network.loc[of_network["diverged"] > 0, depth]:
             draw.draw_diverged(axes, place, color)
         result = of_network[of_network["seeds"] > 0]
-        for split in ("train", "test"):
-            column = f"{split}_{metric.name}"
+        for bold, column in enumerate(_columns_of(results, metric)):
             mean, deviation = result[f"{column}_mean"], result[f"{column}_std"]
-            bold = split == "test"
-            draw.draw_error_bars(axes, result[depth], mean, deviation, color, bold=bold)
+            draw.draw_error_bars(axes, result[depth], mean, deviation, color, bold=bool(bold))
         if len(result):
             x, final = result.iloc[-1][[depth, f"test_{metric.name}_mean"]]
             ends.append(draw.LineEnd(x, final, str(name), color))
@@ -309,11 +308,20 @@ def _draw_row(
         _draw_at_worst(axes, place, metric, True, color=color, marker="x", markersize=4.5)
     if not result["seeds"]:
         return
-    for split, look in ROW_LOOKS.items():
-        mean = result[f"{split}_{metric.name}_mean"]
-        deviation = result[f"{split}_{metric.name}_std"]
+    for column, look in zip(_columns_of(result, metric), ROW_LOOKS, strict=True):
+        mean, deviation = result[f"{column}_mean"], result[f"{column}_std"]
         deviation = 0 if math.isnan(deviation) else deviation
         axes.errorbar([mean], [place], xerr=[deviation], color=color, marker="o", zorder=3, **look)
+
+
+def _columns_of(results: Collection[Any], metric: Metric) -> tuple[str, str]:
+    """Returns the columns of `summarize` for training and test, without their endings.
+
+    The training metric is that of the evaluated training split if the runs have it.
+    """
+    evaluated = f"train_set_{metric.name}"
+    train = evaluated if f"{evaluated}_mean" in results else f"train_{metric.name}"
+    return train, f"test_{metric.name}"
 
 
 def _draw_at_worst(axes: Axes, place: float, metric: Metric, horizontal: bool, **look: Any) -> None:
@@ -363,7 +371,7 @@ def _finish(
             axes.set_title(draw.plain(title))
     handles = draw.legend_handles(diverged=diverged)
     if series is not None:  # of rows, which have no lines
-        for handle, look in zip(handles, ROW_LOOKS.values(), strict=False):
+        for handle, look in zip(handles, reversed(ROW_LOOKS), strict=False):
             handle.set(marker="o", markersize=look["markersize"], linewidth=0)
         handles += [
             Line2D([], [], color=color, marker="o", markersize=4, linewidth=0, label=name)

@@ -55,8 +55,8 @@ def test_each_category_has_a_row_with_its_mean_and_deviation() -> None:
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["identity", "gate", "none"]
     assert axes.yaxis_inverted()
     test, train = (0.11, 0.0), (0.0, 0.0)
-    assert markers(axes, "o") == [(t[0], row) for row in (0, 1, 2) for t in (test, train)]
-    low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert markers(axes, "o") == [(t[0], row) for row in (0, 1, 2) for t in (train, test)]
+    low, high = axes.containers[1].lines[2][0].get_segments()[0][:, 0]
     assert high - low == pytest.approx(2 * 0.02 / 2**0.5)
 
 
@@ -132,3 +132,8 @@ def test_published_values_by_depth_are_right_of_the_measured_ones() -> None:
     table = runs(networks=("residual",))
     [axes] = by_depth(table, series="network", published=published).axes
     assert markers(axes, "D") == [(pytest.approx(113.3), 0.066)]
+
+
+def test_the_training_metric_is_that_of_the_evaluated_split_if_the_runs_have_it() -> None:
+    [axes] = by_category(runs(names=("gate",), train_set_error=0.05), category="name").axes
+    assert markers(axes, "o") == [(0.05, 0.0), (0.11, 0.0)]

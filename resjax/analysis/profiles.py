@@ -1,0 +1,84 @@
+"""Draws values against a position in panels: diagnostics by layer or by step, for several networks.
+
+Where `figures.layer_profile` draws one network in the order of its layers, an experiment compares
+networks of different depths, whose layers share an axis only as positions between 0 and 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from resjax.analysis import figures as draw
+
+COLUMNS = ("panel", "series", "x", "value")
+
+
+def profiles(
+    table: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str = "{}",
+    log: bool = False,
+    width: float = draw.TEXT_WIDTH,
+) -> Figure:
+    """Draws a panel per value of `panel` and in it a line per value of `series`.
+
+    Rows that share all but their value, such as those of several seeds, are averaged in a band of
+    one sample standard deviation; on a logarithmic axis mean and deviation are those of the
+    logarithm. A point that some of the rows lack, because a run diverged, is left out.
+
+    Args:
+        table: The columns `panel`, `series`, `x` and `value`, and one row per seed and point.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
+        label: The format of the labels at line ends, applied to a value of `series`.
+        log: Whether the vertical axis is logarithmic, which leaves out values of zero or less.
+        width: Width of the figure, in inches.
+    """
+    titles = list(dict.fromkeys(table["panel"]))
+    palette = draw.colors(table["series"])
+    figure, grid = draw.panels(len(titles), width)
+    ends = []
+    for axes, title in zip(grid, titles, strict=True):
+        axes.set_title(draw.plain(title))
+        of_panel = table[table["panel"] == title]
+        found = [
+            (_draw_line(axes, of_panel[of_panel["series"] == name], color, log), name, color)
+            for name, color in palette.items()
+        ]
+        ends.append([draw.LineEnd(*end, label.format(n), color) for end, n, color in found if end])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.label_outer()
+    if log:
+        _set_log_axis(grid)
+    for axes, labels in zip(grid, ends, strict=True):
+        draw.label_ends(axes, labels)
+    return figure
+
+
+def _draw_line(axes: Axes, rows: pd.DataFrame, color: str, log: bool) -> tuple[float, float] | None:
+    """Draws a mean with its band, and returns its last point."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.log10(rows["value"]) if log else rows["value"]
+    value = value.where(np.isfinite(value))
+    points = value.groupby(rows["x"]).agg(["mean", "std", "count"])
+    points = points[(points["count"] == points["count"].max()) & (points["count"] > 0)]
+    if points.empty:
+        return None
+    mean, deviation = points["mean"], points["std"].fillna(0)
+    center, low, high = (10**y if log else y for y in (mean, mean - deviation, mean + deviation))
+    axes.plot(points.index, center, color=color, linewidth=1.3, zorder=3)
+    axes.fill_between(points.index, low, high, color=color, alpha=0.22, linewidth=0)
+    return float(points.index[-1]), float(center.iloc[-1])
+
+
+def _set_log_axis(grid: Sequence[Axes]) -> None:
+    grid[0].set_yscale("log")
+    grid[0].yaxis.set_major_locator(LogLocator(numticks=7))
+    grid[0].yaxis.set_minor_locator(NullLocator())
