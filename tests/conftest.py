@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,10 +37,35 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
     }
 
+# A test runs what it jits once or twice, and XLA's defaults take several times as long to compile
+# it. Tests of what options do to a result name the options; see `default_compile`.
+OLD_JAX = version("jax").startswith("0.10.")  # later ones have no such emitters
+QUICK_FLAGS = "--xla_backend_optimization_level=0"
+if OLD_JAX:
+    QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
+
 
 def pytest_unconfigure() -> None:
     if SESSION_CACHE:
         shutil.rmtree(SESSION_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_trainers() -> Iterator[None]:
+    """Compiles steps and evaluations quickly; child processes compile them as users' runs do."""
+    from resjax.xla.compile_options import quick_compile
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resjax.train.trainer.step_compile", quick_compile)
+        yield
+
+
+@pytest.fixture(scope="session")
+def default_compile() -> dict[str, Any]:
+    """Options of `jax.jit` that are XLA's defaults outside of the tests."""
+    options: dict[str, Any] = {"xla_backend_optimization_level": 3}
+    return options | ({"xla_cpu_use_fusion_emitters": True} if OLD_JAX else {})
 
 
 @pytest.fixture(scope="session")

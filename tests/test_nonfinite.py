@@ -40,10 +40,10 @@ def paths_and_broken(variables, value=np.nan):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_pass_on_nan_whatever_compiles_them(name):
+def test_networks_pass_on_nan_whatever_compiles_them(name, default_compile):
     model = resjax.build(NETWORKS[name], classes=3)
     variables = jax.jit(model.init, compiler_options=quick_compile())(jax.random.key(0), IMAGES)
-    for options in (None, step_compile()):
+    for options in (default_compile, step_compile()):
         logits = jax.jit(model.apply, compiler_options=options)
         assert np.isfinite(logits(variables, IMAGES)).all()
         for path, broken in paths_and_broken(variables):
@@ -67,11 +67,14 @@ def test_relu_is_that_of_jax_with_its_gradient():
 
 @pytest.fixture(scope="module")
 def trainer():
+    """A trainer whose programs are compiled as users' are, which decides what becomes of NaN."""
     fields = {
         **{"model.family": "cifar", "model.depth": 8, "model.width": 4, "train.steps": 1},
         **{"data.batch_size": 64, "train.nonfinite": "record", "optimizer.ema_decay": 0.5},
     }
-    return Trainer(resolve(override(default_config(), fields)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resjax.train.trainer.step_compile", step_compile)
+        yield Trainer(resolve(override(default_config(), fields)))
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,10 @@ def test_another_process_writes_the_same_metrics_to_the_last_byte(config, finish
     program = (
         "import json, pathlib, sys\n"
         "from resjax.config import from_dict\n"
+        "from resjax.train import trainer\n"
         "from resjax.train.loop import train\n"
+        "from resjax.xla.compile_options import quick_compile\n"
+        "trainer.step_compile = quick_compile\n"  # as in this process
         "folder = pathlib.Path(sys.argv[1])\n"
         "train(from_dict(json.loads((folder / 'config.json').read_text())), folder)\n"
     )

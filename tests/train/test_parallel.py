@@ -1,7 +1,6 @@
 """A run is the same however it is spread over devices and processes."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -103,7 +102,6 @@ REFUSED = {
     "bn under pmap": {"parallel.backend": "pmap", "parallel.bn_devices": 16},
     "shards under pmap": {"parallel.backend": "pmap", "parallel.shard_parameters": 2},
 }
-QUICK = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
 
 
 def send(process, line):
@@ -122,7 +120,7 @@ def measured(tmp_path_factory):
     """The answers of virtual_devices.py: on one device, on eight under jit, on eight under pmap."""
     folders = tmp_path_factory.mktemp("saved")
     program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     requests = {
         "one": {"devices": 1, "ways": ONE, "saves": "one device"},
         "jit": {"devices": 8, "ways": JIT, "saves": "jit, 8 shards", "refused": REFUSED},
@@ -282,7 +280,7 @@ def test_each_device_holds_only_its_part_of_resident_data(measured, way):
 
 def test_in_two_processes_an_epoch_has_every_example_exactly_once(measured, coordinator):
     program = [sys.executable, str(Path(__file__).with_name("virtual_devices.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": QUICK}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(program, **pipes) for _ in range(2)]
     for number, process in enumerate(processes):
         request = {"devices": 4, "cluster": [coordinator, 2, number], "epochs": ["jit", "pmap"]}
@@ -420,7 +418,7 @@ def launch(tmp_path, coordinator):
                 f"--process={process}",
             )
             with (tmp_path / f"out{process}").open("w") as out:
-                environment = QUICK | {"JAX_NUM_CPU_DEVICES": "4"}
+                environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
                 started.append(
                     subprocess.Popen((*command, *typed, *fields), stdout=out, env=environment)
                 )

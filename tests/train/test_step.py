@@ -16,6 +16,7 @@ from resjax.data.augmentation import augment
 from resjax.models.resnet import build
 from resjax.tasks import Classification, DatasetInfo
 from resjax.tasks.classification import soft_top1_error
+from resjax.train import trainer as trainers
 from resjax.train.state import TrainState
 from resjax.train.step import (
     accumulate,
@@ -27,11 +28,12 @@ from resjax.train.step import (
     with_ema,
 )
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
-from resjax.xla.compile_options import quick_compile
+from resjax.xla.compile_options import quick_compile, step_compile
 
 close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6))
 jit = partial(jax.jit, compiler_options=quick_compile())
 equal = partial(jax.tree.map, np.testing.assert_array_equal)
+OPTIONS_OF_USERS_RUNS = trainers.step_compile  # which tests replace by quicker ones
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +516,17 @@ def test_rematerialized_blocks_store_a_third_of_the_bytes_or_less():
 
 
 # Dispatches.
+
+
+def test_steps_and_evaluations_are_compiled_with_the_options_of_steps(regression, monkeypatch):
+    assert OPTIONS_OF_USERS_RUNS is step_compile
+    given = []
+    monkeypatch.setattr(trainers, "step_compile", lambda: given.append("asked") or quick_compile())
+    made = regression()
+    state = made.init(0)
+    made.compile_dispatch(state, Dispatch(0, 3))
+    made.compile_evaluation(state)
+    assert given == ["asked", "asked"]
 
 
 def test_a_dispatch_of_six_steps_equals_two_of_three_and_moves_nothing_to_or_from_the_host(
