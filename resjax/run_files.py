@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from resjax.disk import CHECKSUMS, digest
 from resjax.errors import UserError
 
 LARGEST_STEP = 2**53
@@ -210,6 +211,12 @@ def read_findings(path: Path) -> Findings:
                 filled = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
                 return Findings(step, filled, code, checkpoint)
     raise DamagedFileError(path, "not what an experiment measured")
+
+
+def checkpoint_digest(folder: Path, step: int) -> str:
+    """Returns the digest of a run's checkpoint, or "" without one."""
+    path = folder / "checkpoints" / str(step) / CHECKSUMS
+    return digest(path) if path.exists() else ""
 
 
 def experiment_name(experiment: Path) -> str:

@@ -66,7 +66,8 @@ def run(args: Namespace) -> int:
 
     with stop_on_signals(notify=notify, save_on=args.save_on) as stop:
         failed = launch(planned, args.workdir, args.typed, args.workers, stop)
-    if failed < len(planned.runs):
+    summaries = (args.workdir / "runs" / run.name / "summary.json" for run in planned.runs)
+    if any(summary.exists() for summary in summaries):
         write_report([args.workdir], args.experiment)
     if failed:
         where = args.workdir / "runs" / "*" / "error.txt"

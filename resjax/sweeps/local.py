@@ -1,7 +1,9 @@
 """The local launcher: trains the runs of a plan on this machine, one or several at a time.
 
 A run is identified by its config, so launching again skips finished runs and resumes the others.
-A run that fails leaves its traceback in `error.txt`; the other runs go on.
+If the experiment has a `measure`, each run is measured by the process that has trained it, and a
+finished run that is not measured yet by the next launch. A run that fails leaves its traceback in
+`error.txt`; the other runs go on.
 """
 
 import math
@@ -19,11 +21,19 @@ from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.run_files import experiment_name, primary_metric, recorded_threads
 from resjax.sweeps.experiment import Plan
+from resjax.sweeps.measure import Measure, find_measure, needs_measuring
 from resjax.sweeps.status import FINISHED, RunStatus, shown
-from resjax.sweeps.workers import Failure, Worker, attempt, default_workers, divide_machine
+from resjax.sweeps.workers import (
+    Failure,
+    Report,
+    Worker,
+    attempt,
+    default_workers,
+    divide_machine,
+)
 from resjax.train import records
 from resjax.train.lock import locked
-from resjax.train.progress import Listener, Progress, print_warning
+from resjax.train.progress import Progress, print_warning
 from resjax.train.signals import Stopped, StopRequest
 
 POLL_SECONDS = 0.2  # between two checks whether the workers have ended or a stop is requested
@@ -36,10 +46,10 @@ def launch(
     workers: int | None = None,
     stop: StopRequest | None = None,
 ) -> int:
-    """Trains the runs of `plan` that are not finished in `workdir`; returns how many still are not.
+    """Trains and measures the runs of `plan` in `workdir`; returns how many are still not finished.
 
-    Writes `sweep.json` and a copy of the experiment file, which say what `workdir` holds, and the
-    run folders under `runs/`.
+    A run that is trained but not measured counts as not finished. Writes `sweep.json` and a copy of
+    the experiment file, which say what `workdir` holds, and the run folders under `runs/`.
 
     Args:
       plan: the resolved runs.
@@ -60,14 +70,15 @@ def launch(
 
 def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -> int:
     runs = [RunStatus(run.config, workdir / "runs" / run.name) for run in plan.runs]
+    measure = find_measure(plan.experiment)
     with shown(runs) as show_end:
         for run in runs:
-            if finished := _finished(run):
-                run.progress = finished
+            run.progress = _finished(run)
+            if run.progress and not (measure and needs_measuring(measure, run.folder)):
                 run.end("skipped")
                 show_end(run)
         waiting = [run for run in runs if run.state == "waiting"]
-        queue = RunQueue(waiting, show_end)
+        queue = RunQueue(waiting, measure, show_end)
         # The number of cores per run must not depend on how many runs are waiting.
         workers = min(default_workers() if workers is None else workers, len(runs))
         began = {recorded_threads(run.folder) for run in waiting}
@@ -83,24 +94,31 @@ def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -
 class RunQueue:
     """The runs that wait for training; the threads of several workers share it."""
 
-    def __init__(self, runs: Sequence[RunStatus], show_end: Callable[[RunStatus], None]):
-        self._runs, self._show_end = list(runs), show_end
+    def __init__(
+        self,
+        runs: Sequence[RunStatus],
+        measure: Measure | None,
+        show_end: Callable[[RunStatus], None],
+    ):
+        self._runs, self._measure, self._show_end = list(runs), measure, show_end
         self._compiled: set[str] = set()
         self._lock = threading.Lock()
 
-    def train(self, attempt: Callable[[Config, Path, Listener], Failure | None]) -> None:
-        """Trains one run after the other until the queue is empty."""
+    def train(
+        self, attempt: Callable[[Config, Path, Report, Measure | None], Failure | None]
+    ) -> None:
+        """Trains and measures one run after the other until the queue is empty."""
         program = ""
         while run := self._take(program):
             program = run.program
             run.state, run.started = "running", time.monotonic()
-            failure = attempt(run.config, run.folder, partial(setattr, run, "progress"))
+            failure = attempt(run.config, run.folder, run.update, self._measure)
             error = failure.error if failure else ""
             try:
                 _write_error(run.folder / "error.txt", failure)
             except OSError as unwritten:
                 error = f"{error}; error.txt: {describe_disk_error(unwritten)}".lstrip("; ")
-            run.end("failed" if failure else "done", error)
+            run.end(failure.state if failure else "done", error)
             self._show_end(run)
 
     def _take(self, program: str) -> RunStatus | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -18,6 +19,10 @@ from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
 FINISHED = "done", "skipped", "done, diverged", "skipped, diverged"
+
+
+class Measuring(NamedTuple):
+    """Reports that a run is trained, and that the experiment's `measure` is called."""
 
 
 @dataclass
@@ -36,6 +41,13 @@ class RunStatus:
     def program(self) -> str:
         """Equal for runs that share a compiled program."""
         return digest(replace(self.config, seed=0))
+
+    def update(self, message: Progress | Measuring) -> None:
+        """Takes what training reports."""
+        if isinstance(message, Progress):
+            self.progress = message
+        else:
+            self.state = "measuring"
 
     def end(self, state: str, error: str = "") -> None:
         """Sets the final state, and why the run failed or when and why it diverged."""
@@ -83,11 +95,13 @@ def _print_line(run: RunStatus) -> None:
 
 def _table(runs: Sequence[RunStatus], height: int) -> Table:
     """Returns a table of `height` runs around the first that is running; of all at the end."""
-    ended = [run.state not in ("waiting", "running") for run in runs]
+    ended = [run.state not in ("waiting", "running", "measuring") for run in runs]
     table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
-    running = next((index for index, run in enumerate(runs) if run.state == "running"), 0)
+    running = next(
+        (index for index, run in enumerate(runs) if run.state in ("running", "measuring")), 0
+    )
     rows = len(runs) if all(ended) else max(height, 1)
     first = max(0, min(running - rows // 2, len(runs) - rows))
     for run in runs[first : first + rows]:

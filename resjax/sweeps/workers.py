@@ -12,18 +12,22 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.config import Config, from_dict, to_dict
+from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.errors import UserError, one_line
 from resjax.machine import available_cores, core_ids, pin_to_cores, safe_path, use_threads
 from resjax.run_files import recorded_threads
+from resjax.sweeps.measure import Measure, measure_run, needs_measuring
+from resjax.sweeps.status import Measuring
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
-from resjax.train.progress import Listener, Progress
+from resjax.train.progress import Progress
 from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
+from resjax.user_code import trust
 
 STOP_SECONDS = 2.0  # in which the launcher notices a signal that also ended a worker
 GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share
@@ -81,16 +85,31 @@ def visible_gpus() -> list[str]:
 
 
 class Failure(NamedTuple):
-    """Why a run failed."""
+    """Why a run failed, or, in the state "not measured", why the trained run was not measured."""
 
     error: str  # on one line
     report: str  # with the traceback, if there is one
+    state: str = "failed"
+
+
+Report = Callable[[Progress | Measuring], None]
 
 
 def attempt(
-    config: Config, folder: Path, on_progress: Listener, stop: StopRequest | None = None
+    config: Config,
+    folder: Path,
+    report: Report,
+    measure: Measure | None = None,
+    stop: StopRequest | None = None,
 ) -> Failure | None:
-    """Trains one run in this process; returns the failure instead of raising it.
+    """Trains and measures one run in this process; returns the failure instead of raising it.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      report: called with the progress of the training, and when measuring begins.
+      measure: of the experiment.
+      stop: a request to stop training.
 
     Raises:
       Stopped: stopping was requested; the run is saved.
@@ -99,13 +118,19 @@ def attempt(
     from resjax.xla.compilation_cache import enable_compilation_cache
     from resjax.xla.devices import require_devices
 
+    state = Failure._field_defaults["state"]
     try:
         require_devices()
         enable_compilation_cache()
-        train(config, folder, on_progress, stop=stop)
+        train(config, folder, report, stop=stop)
+        if measure and needs_measuring(measure, folder):
+            state = "not measured"
+            report(Measuring())
+            trust(code_names(config))  # the user named this code when the sweep was launched
+            measure_run(measure, folder)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else one_line(error)
-        return Failure(text, traceback.format_exc())
+        return Failure(text, traceback.format_exc(), state)
     return None
 
 
@@ -128,7 +153,9 @@ class Worker:
         self._process: Any = None
         self._stopped = threading.Event()
 
-    def attempt(self, config: Config, folder: Path, on_progress: Listener) -> Failure | None:
+    def attempt(
+        self, config: Config, folder: Path, report: Report, measure: Measure | None = None
+    ) -> Failure | None:
         """Does what the function `attempt` does, in the worker's process.
 
         Raises:
@@ -142,9 +169,9 @@ class Worker:
                 self._process = None
             if self._process is None:
                 self._start(threads)
-            self._link.send((to_dict(config), folder))
-            while isinstance(message := self._link.recv(), Progress):
-                on_progress(message)
+            self._link.send((to_dict(config), folder, measure))
+            while isinstance(message := self._link.recv(), Progress | Measuring):
+                report(message)
             if not isinstance(message, Stop):
                 return message
             self.saved = True
@@ -215,8 +242,8 @@ def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
         try:
             while True:
-                config, folder = link.recv()
-                link.send(attempt(from_dict(config), folder, link.send, stop))
+                config, folder, measure = link.recv()
+                link.send(attempt(from_dict(config), folder, link.send, measure, stop))
         except Stopped as stopped:
             link.send(Stop())
             sys.exit(stopped.code)

@@ -43,6 +43,10 @@ CROPS: dict[str, Callable[..., Any]] = {
 }
 
 
+HostBatch = dict[str, np.ndarray]
+"""A batch as a task takes it, before its arrays are on the device."""
+
+
 class BatchSource:
     """The interface of a source.
 
@@ -90,6 +94,27 @@ class BatchSource:
     def evaluation_arrays(self, split: str) -> Any:
         """Returns arrays of the shapes of the evaluation of a split, to compile for."""
         return self.example_arrays()[1]
+
+    def read(self, split: str, count: int | None = None) -> Iterator[HostBatch]:
+        """Yields examples on the host as evaluation crops them, in batches of one shape.
+
+        Args:
+          split: "train" or "test".
+          count: how many examples, spread evenly over the split; None for all.
+
+        Yields:
+          `image` in uint8, `label`, and `weight`, which is 0 for padding and for bad images.
+        """
+        examples = self.examples[split]
+        count = min(count or examples, examples)
+        batches = -(-count // self._config.data.eval_batch_size)
+        chosen = np.arange(count) * examples // count
+        return self._read(split, chosen, batch_size=-(-count // batches))
+
+    def _read(
+        self, split: str, chosen: Int[np.ndarray, "count"], batch_size: int
+    ) -> Iterator[HostBatch]:
+        raise NotImplementedError
 
     # Inside compiled functions: from these arrays to batches.
 
@@ -143,6 +168,15 @@ class Resident(BatchSource):
 
     def evaluation_arrays(self, split: str) -> Any:
         return self._arrays[("train", "test").index(split)]
+
+    def _read(
+        self, split: str, chosen: Int[np.ndarray, "count"], batch_size: int
+    ) -> Iterator[HostBatch]:
+        images, labels = getattr(load_dataset(self._config.data), split)
+        for first in range(0, len(chosen), batch_size):
+            indices = np.resize(own := chosen[first : first + batch_size], batch_size)
+            weight = (np.arange(batch_size) < len(own)).astype(np.float32)
+            yield {"image": images[indices], "label": labels[indices], "weight": weight}
 
     def draw(
         self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int
@@ -225,6 +259,15 @@ class Streamed(BatchSource):
                 self.skipped += batch.skipped
                 arrays = {"image": batch.images, "label": batch.labels, "weight": batch.weights}
                 yield self._backend.place_batches(jax.tree.map(lambda array: array[None], arrays))
+
+    def _read(
+        self, split: str, chosen: Int[np.ndarray, "count"], batch_size: int
+    ) -> Iterator[HostBatch]:
+        reading = self._reading(self._data.eval_crop) | {"process": 0, "processes": 1}
+        examples = Chosen(getattr(self._opened, split), chosen)
+        with eval_batches(examples, batch_size=batch_size, **reading) as batches:
+            for batch in batches:
+                yield {"image": batch.images, "label": batch.labels, "weight": batch.weights}
 
     def example_arrays(self) -> tuple[Any, Any]:
         processes = jax.process_count()
