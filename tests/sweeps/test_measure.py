@@ -179,7 +179,8 @@ def test_an_error_in_measure_is_one_line_with_file_and_line_and_loses_no_run(
 def test_a_measure_that_returns_no_rows_is_refused(sweep, statement, message, tmp_path):
     missing, said = sweep(statement)
     assert missing == 2
-    assert f"depth.py: {message}" in said
+    assert f"not measured: {tmp_path / 'depth.py'}: measure() " in said
+    assert message in said
     assert findings(tmp_path) == []
 
 
