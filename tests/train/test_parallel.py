@@ -1,6 +1,7 @@
 """A run is the same however it is spread over devices and processes."""
 
 import json
+import os
 import re
 import signal
 import socket
