@@ -25,7 +25,8 @@ def network():
         def leaf(path, shape):
             if path[-1].key in ("var", "scale"):
                 return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-            return rng.normal(0, 0.3, shape.shape).astype(np.float32)
+            spread = (2 / np.prod(shape.shape[-4:-1])) ** 0.5 if path[-1].key == "kernel" else 0.3
+            return rng.normal(0, spread, shape.shape).astype(np.float32)
 
         return model, jax.tree_util.tree_map_with_path(leaf, shapes)
 

@@ -26,6 +26,10 @@ class NoShortcutBlock(Block):
         return self.act(x)
 
 
+def require_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def outputs(model, variables):
     return jax.jit(model.apply)(variables, IMAGES)
 
@@ -51,10 +55,10 @@ def without(model, variables, stage, block):
 def test_a_network_without_a_block_is_one_with_a_deleted_block(network, fields):
     model, variables = network(**fields)
     intact = outputs(model, variables)
-    np.testing.assert_array_equal(lesioned(model, variables), intact)
+    require_close(lesioned(model, variables), intact)
     expected = outputs(*without(model, variables, stage=2, block=3))
     found = lesioned(model, variables, "stage2/block3")
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    require_close(found, expected)
     assert not np.allclose(found, intact, rtol=1e-2)
 
 
@@ -64,7 +68,7 @@ def test_deleting_blocks_of_a_residual_network_scales_their_branches_by_0(networ
                         block_names(model)])  # fmt: skip
     found = lesioned(model, variables, "stage1/block2", "stage3/block1")
     expected = outputs(model.clone(branch_scale=scales), variables)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    require_close(found, expected)
 
 
 def test_a_deleted_block_of_a_plain_network_that_changes_the_shape_pads_its_input(network):
@@ -83,23 +87,24 @@ def test_lesions_do_not_depend_on_the_layout(network, shortcut):
     unrolled = model.clone(loop="unroll"), layout.unrolled(variables)
     for blocks in (["stage1/block1"], ["stage2/block2", "stage3/block2"]):
         found = lesioned(*unrolled, *blocks)
-        np.testing.assert_allclose(found, lesioned(model, variables, *blocks), rtol=1e-5, atol=1e-5)
+        require_close(found, lesioned(model, variables, *blocks))
 
 
 def test_a_learned_branch_scale_is_deleted_too(network):
     model, variables = network(branch_scale="learned:0.5", depth=14)
-    np.testing.assert_array_equal(lesioned(model, variables), outputs(model, variables))
+    require_close(lesioned(model, variables), outputs(model, variables))
     off = jax.tree.map(lambda leaf: leaf, variables)
     off["params"]["stage2"]["blocks"]["branch_scale"]["scale"] = np.zeros(1, np.float32)
     found = lesioned(model, variables, "stage2/block2")
-    np.testing.assert_allclose(found, outputs(model, off), rtol=1e-5, atol=1e-5)
+    require_close(found, outputs(model, off))
 
 
 def test_a_block_that_calls_no_shortcut_is_refused(network):
     model, _ = network(depth=8)
-    model = model.clone(block=NoShortcutBlock, width=16, stages=(1,))
+    model = model.clone(block=NoShortcutBlock, stages=(1,))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     with pytest.raises(UserError, match="stage1/block1 calls no shortcut"):
-        jax.eval_shape(LesionedModel(model).apply, delete(model, {"params": {}}, []), IMAGES)
+        jax.eval_shape(LesionedModel(model).apply, delete(model, shapes, []), IMAGES)
 
 
 def test_an_unknown_block_is_refused(network):
