@@ -61,6 +61,19 @@ def quick_trainers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def compile_as_users() -> Iterator[None]:
+    """Compiles steps and evaluations with the options of users' runs, within a test file."""
+    from resjax.train.trainer import _cached_trainer
+    from resjax.xla.compile_options import step_compile
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resjax.train.trainer.step_compile", step_compile)
+        _cached_trainer.cache_clear()
+        yield
+    _cached_trainer.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def default_compile() -> dict[str, Any]:
     """Options of `jax.jit` that are XLA's defaults outside of the tests."""

@@ -66,15 +66,12 @@ def test_relu_is_that_of_jax_with_its_gradient():
 
 
 @pytest.fixture(scope="module")
-def trainer():
-    """A trainer whose programs are compiled as users' are, which decides what becomes of NaN."""
+def trainer(compile_as_users):  # compile options decide what becomes of NaN
     fields = {
         **{"model.family": "cifar", "model.depth": 8, "model.width": 4, "train.steps": 1},
         **{"data.batch_size": 64, "train.nonfinite": "record", "optimizer.ema_decay": 0.5},
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resjax.train.trainer.step_compile", step_compile)
-        yield Trainer(resolve(override(default_config(), fields)))
+    return Trainer(resolve(override(default_config(), fields)))
 
 
 @pytest.fixture(scope="module")

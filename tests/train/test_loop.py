@@ -33,13 +33,16 @@ def read_json(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+pytestmark = pytest.mark.usefixtures("compile_as_users")  # runs are equal to the last byte here
+
+
 @pytest.fixture(scope="module")
 def config(configure):
     return configure()
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(compile_as_users, config, tmp_path_factory):
     """The folder of a run that nothing interrupted; tests only read it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train(config, workdir)
@@ -129,10 +132,7 @@ def test_another_process_writes_the_same_metrics_to_the_last_byte(config, finish
     program = (
         "import json, pathlib, sys\n"
         "from resjax.config import from_dict\n"
-        "from resjax.train import trainer\n"
         "from resjax.train.loop import train\n"
-        "from resjax.xla.compile_options import quick_compile\n"
-        "trainer.step_compile = quick_compile\n"  # as in this process
         "folder = pathlib.Path(sys.argv[1])\n"
         "train(from_dict(json.loads((folder / 'config.json').read_text())), folder)\n"
     )
