@@ -219,9 +219,9 @@ FAULTS = (
     ),
     Fault(
         "relu loses NaN",
-        "resjax/models/resnet.py",
-        "return jnp.where(x <= 0, 0, x)",
-        "return nn.relu(x)",
+        "resjax/models/activation.py",
+        "active = jnp.where(x <= 0, 0, x)",
+        "active = jnp.maximum(x, 0)",
         "tests/test_nonfinite.py -k evaluation",
     ),
     Fault(

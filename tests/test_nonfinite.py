@@ -10,7 +10,7 @@ from resjax.config import default_config, override, resolve
 from resjax.data.normalization import Statistics
 from resjax.inference.features import embedding
 from resjax.inference.predict import classifier
-from resjax.models.resnet import relu
+from resjax.models.activation import relu
 from resjax.tasks.classification import soft_top1_error, top1_error
 from resjax.train.trainer import Dispatch, Trainer
 from resjax.transfer.pixels import Preprocessing

@@ -16,21 +16,29 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from resjax.config import Diagnostics as DiagnosticsConfig
+from resjax.diagnostics.forward import OF_FORWARD, Values
 from resjax.errors import UserError
 from resjax.models.layout import path_name
 from resjax.models.presets import nearest
 from resjax.user_code import import_name
 
-__all__ = ["DIAGNOSTICS", "Context", "Diagnostic", "find_diagnostics", "measure", "per_layer"]
+__all__ = [
+    "DIAGNOSTICS",
+    "Context",
+    "Diagnostic",
+    "find_diagnostics",
+    "measure",
+    "needs_forward",
+    "per_layer",
+    "short_names",
+]
 
 STACKED = re.compile(r"(stage\d+/)blocks(/|$)")
-
-Values = dict[str, Float[Array, "*blocks"]]
-"""By path, a scalar, or one value for each block of a scanned stage."""
 
 
 class Context(NamedTuple):
@@ -45,6 +53,9 @@ class Context(NamedTuple):
       batch_stats: running statistics after the step.
       activation_gradients: norm of the gradient of the mean loss with respect to the output of each
         block, over all examples of the batch, by path.
+      forward: what was recorded in the forward pass in training mode, by name and by path:
+        `response_mean`, `response_std`, `dead_relu_share`, `branch_share`, `input_output_cosine`
+        (see the diagnostics of these names).
       loss: mean loss of the batch.
     """
 
@@ -53,6 +64,7 @@ class Context(NamedTuple):
     updates: Any
     batch_stats: Any
     activation_gradients: Values
+    forward: Mapping[str, Values]
     loss: Float[Array, ""]
 
     def per_array(self, function: Callable[..., Array], *trees: Any) -> Values:
@@ -80,7 +92,24 @@ Diagnostic = Callable[[Context], Mapping[str, Array]]
 
 def gradient_norm(context: Context) -> Values:
     """Returns the L2 norm of the gradient of every parameter array."""
-    return context.per_array(lambda array: jax.numpy.sqrt((array**2).sum()), context.gradients)
+    return context.per_array(_norm, context.gradients)
+
+
+def parameter_norm(context: Context) -> Values:
+    """Returns the L2 norm of every parameter array, before the step."""
+    return context.per_array(_norm, context.params)
+
+
+def update_ratio(context: Context) -> Values:
+    """Returns the L2 norm of a step's update of every trained array over that of the array.
+
+    It is infinite for an array of zeros, such as a bias at step 0.
+    """
+
+    def ratio(update: Array, param: Array) -> Array:
+        return _norm(update) / _norm(param)
+
+    return context.per_array(ratio, context.updates, context.params)
 
 
 def activation_gradient_norm(context: Context) -> Values:
@@ -88,10 +117,98 @@ def activation_gradient_norm(context: Context) -> Values:
     return context.activation_gradients
 
 
+def response_mean(context: Context) -> Values:
+    """Returns the mean of every layer's response, over images, pixels and channels.
+
+    The response is the output of a norm, before ReLU and addition (He et al. 2015, arXiv
+    1512.03385, figure 7), or of a convolution or dense layer whose output goes to no norm.
+    """
+    return context.forward["response_mean"]
+
+
+def response_std(context: Context) -> Values:
+    """Returns the standard deviation of every layer's response; see `response_mean`."""
+    return context.forward["response_std"]
+
+
+def branch_share(context: Context) -> Values:
+    """Returns the branch's share of every block's sum: |branch| / (|branch| + |shortcut|).
+
+    The norms are L2 norms over all values of what is added, after any scale. A block
+    equal to its shortcut has a share of 0, a plain one has 1.
+    """
+    return context.forward["branch_share"]
+
+
+def input_output_cosine(context: Context) -> Values:
+    """Returns the cosine between the input and the output of every block, averaged over images.
+
+    Where a block changes the shape, its input is subsampled and padded with zero channels, as
+    option A of He et al. 2015 carries it.
+    """
+    return context.forward["input_output_cosine"]
+
+
+def dead_relu_share(context: Context) -> Values:
+    """Returns the share of channels after every ReLU that are 0 for all images and pixels.
+
+    The ReLUs of a module are called `relu_0`, `relu_1`, ... in the order in which they run.
+    """
+    return context.forward["dead_relu_share"]
+
+
+def running_mean(context: Context) -> Values:
+    """Returns the root mean square over channels of every BN layer's running means."""
+    return _per_norm(context, "mean", lambda means: jnp.sqrt(jnp.mean(means**2)))
+
+
+def running_var(context: Context) -> Values:
+    """Returns the mean over channels of every BN layer's running variances."""
+    return _per_norm(context, "var", jnp.mean)
+
+
+def _per_norm(context: Context, statistic: str, function: Callable[[Array], Array]) -> Values:
+    values = context.per_array(function, context.batch_stats)
+    split = {tuple(path.rpartition("/")[::2]): value for path, value in values.items()}
+    return {layer: value for (layer, name), value in split.items() if name == statistic}
+
+
+def _norm(array: Array) -> Array:
+    return jnp.sqrt((array**2).sum())
+
+
 DIAGNOSTICS: dict[str, Diagnostic] = {
-    "gradient_norm": gradient_norm,
-    "activation_gradient_norm": activation_gradient_norm,
+    diagnostic.__name__: diagnostic
+    for diagnostic in (
+        gradient_norm,
+        parameter_norm,
+        update_ratio,
+        activation_gradient_norm,
+        response_mean,
+        response_std,
+        branch_share,
+        input_output_cosine,
+        dead_relu_share,
+        running_mean,
+        running_var,
+    )
 }
+ALL = "all"
+"""The name that stands for every diagnostic of this package."""
+
+
+def short_names(config: DiagnosticsConfig) -> list[str]:
+    """Returns the names under which the diagnostics of a config are written."""
+    return [name.rpartition(":")[2] for name in _names(config)]
+
+
+def _names(config: DiagnosticsConfig) -> list[str]:
+    return [each for name in config.names for each in (DIAGNOSTICS if name == ALL else [name])]
+
+
+def needs_forward(config: DiagnosticsConfig) -> bool:
+    """Returns whether a diagnostic of a config may use `Context.forward`, which costs time."""
+    return any(":" in name or name in OF_FORWARD for name in _names(config))
 
 
 def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
@@ -101,7 +218,7 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
       UserError: there is no such diagnostic, or two have the same name.
     """
     found: dict[str, Diagnostic] = {}
-    for name in config.names:
+    for name in _names(config):
         try:
             diagnostic = import_name(name) if ":" in name else DIAGNOSTICS[name]
         except KeyError:

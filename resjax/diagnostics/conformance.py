@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from resjax.config import Diagnostics
 from resjax.diagnostics import Context, find_diagnostics, per_layer
+from resjax.diagnostics.forward import FORWARD, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.models.layout import scanned, unrolled
 from resjax.models.resnet import build
@@ -90,17 +91,27 @@ def check_diagnostic(name: str, **options: Any) -> list[str]:
 
 def _context(model: nn.Module, variables: Any) -> Context:
     """Returns the context of a step of SGD on random images."""
-    tapped = TappedModel(model)
-    params = {**variables["params"], PROBES: tapped.probes(variables, IMAGES.shape[1:])}
+    tapped = TappedModel(model, forward=True)
+    # Biases start at zero, which is no step of training, and relative to which nothing is finite.
+    variables = {**variables, "params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
+    probes, sums = tapped.zeros(variables, IMAGES.shape[1:])
+    given = {**variables, "batch_stats": {**variables["batch_stats"], FORWARD: sums}}
 
     def loss_fn(params: Any) -> Any:
         logits, updated = tapped.apply(
-            {**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"]
+            {**given, "params": params}, IMAGES, train=True, mutable=["batch_stats"]
         )
         return (logits**2).mean(), updated["batch_stats"]
 
     compute = jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, batch_stats), gradients = compute(params)
+    (loss, batch_stats), gradients = compute({**variables["params"], PROBES: probes})
     squares = gradients.pop(PROBES)
-    updates = jax.tree.map(lambda gradient: -0.1 * gradient, gradients)
-    return Context(variables["params"], gradients, updates, batch_stats, norms(squares), loss)
+    return Context(
+        params=variables["params"],
+        gradients=gradients,
+        updates=jax.tree.map(lambda gradient: -0.1 * gradient, gradients),
+        batch_stats=batch_stats,
+        activation_gradients=norms(squares),
+        forward=forward_values(batch_stats.pop(FORWARD)),
+        loss=loss,
+    )

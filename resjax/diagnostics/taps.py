@@ -6,8 +6,8 @@ the derivative of the loss with respect to a probe is a squared norm, and no act
 that would not be stored anyway.
 """
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from resjax.diagnostics.forward import BLOCK, FORWARD, Recorder
 from resjax.models.layout import path_name
 
 PROBES = "probes"
 """The variable collection of probes."""
 
-BLOCK = re.compile(r"stage\d+/(block\d+|blocks)")
 NAME = "activation_gradient"
 
 
@@ -42,38 +42,51 @@ tap.defvjp(_forward, _backward)
 
 
 class TappedModel:
-    """A model whose blocks are tapped, and whose parameters hold the probes too.
+    """A model whose blocks are tapped, and whose forward pass is recorded on request.
 
     `apply` takes the probes as `variables["params"]["probes"]`, so whatever differentiates with
-    respect to parameters measures activation gradients as well.
+    respect to parameters measures activation gradients as well. It adds what it records to
+    `variables["batch_stats"]["forward"]`, so whatever passes running statistics on, from one part
+    of a batch to the next, sums up the forward passes as well.
     """
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, forward: bool = False):
+        """`forward` records the forward pass."""
+        self._model, self._forward = model, forward
 
     def apply(self, variables: Mapping[str, Any], *arguments: Any, **keywords: Any) -> Any:
-        params = dict(variables["params"])
-        probes = params.pop(PROBES)
-        with nn.intercept_methods(_tap_blocks):
-            return self._model.apply(
-                {**variables, "params": params, PROBES: probes}, *arguments, **keywords
-            )
+        """Applies the model, with the collection `batch_stats` mutable."""
+        params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
+        probes, sums = params.pop(PROBES), batch_stats.pop(FORWARD)
+        own = {**variables, "params": params, "batch_stats": batch_stats, PROBES: probes}
+        mutable = [*keywords.pop("mutable"), FORWARD]
+        output, updated, recorded = self._apply(own, *arguments, mutable=mutable, **keywords)
+        sums = {path: value + recorded[path] for path, value in sums.items()}
+        return output, {**updated, "batch_stats": {**updated.get("batch_stats", {}), FORWARD: sums}}
 
-    def probes(self, variables: Mapping[str, Any], image_shape: Sequence[int]) -> Any:
-        """Returns the probes, which are zero, for variables that have none.
+    def zeros(self, variables: Mapping[str, Any], image_shape: Sequence[int]) -> tuple[Any, Any]:
+        """Returns the probes and the sums of recorded values, which are zero.
 
         Args:
-          variables: of the model.
+          variables: of the model, without either.
           image_shape: (h, w, c).
         """
 
         def apply(variables: Any, images: Array) -> Any:
-            with nn.intercept_methods(_tap_blocks):
-                return self._model.apply(variables, images, mutable=[PROBES])[1]
+            _, probed, recorded = self._apply(variables, images, mutable=[PROBES, FORWARD])
+            return probed.get(PROBES, {}), recorded
 
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        shapes = jax.eval_shape(apply, variables, images).get(PROBES, {})
+        shapes = jax.eval_shape(apply, variables, images)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any, dict[str, Array]]:
+        """Returns the outputs, the updated collections, and what was recorded, by path."""
+        recorder = Recorder()
+        recording = recorder.recording() if self._forward else nullcontext()
+        with recording, nn.intercept_methods(_tap_blocks):
+            output, updated = self._model.apply(*arguments, **keywords)
+        return output, updated, recorder.by_path(updated.pop(FORWARD, {}))
 
 
 def norms(probes: Any) -> dict[str, Float[Array, "*blocks"]]:

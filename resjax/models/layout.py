@@ -50,7 +50,7 @@ def path_name(path: Any) -> str:
 
 def natural_order(path: str) -> tuple[Any, ...]:
     """A sort key that puts stem, stages, blocks and layers in the order of the network."""
-    first = {"stem": 0, "norm": 2, "head": 3}.get(path.partition("/")[0], 1)
+    first = {"stem": 0, "norm": 2, "relu_0": 2, "head": 3}.get(path.partition("/")[0], 1)
     words = re.split(r"(\d+)", path)
     return (first, *((int(word) if word.isdecimal() else word) for word in words))
 

@@ -18,6 +18,7 @@ from flax.core.scope import LazyRng
 from jaxtyping import Array, Float
 
 from resjax.models import heads, layout, presets, shortcuts
+from resjax.models.activation import relu
 from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, Bias, GroupNorm
@@ -303,15 +304,6 @@ def scaled_branches(scale: Any, blocks: int) -> Branches:
     if not learned and set(factors) == {1.0}:
         return Branches()
     return Branches(scales=jnp.asarray(factors, jnp.float32), learned=learned)
-
-
-def relu(x: Array) -> Array:
-    """Returns max(x, 0), and NaN for NaN.
-
-    XLA's CPU compiler fuses the maximum of `jax.nn.relu` with a mean over pixels that follows it,
-    to code of YNNPACK that drops NaN (jax 0.10), so a network with NaN weights had a finite loss.
-    """
-    return jnp.where(x <= 0, 0, x)
 
 
 def make_norm(*, kind: Any, last: bool = False, zero_last: bool = False, **options: Any) -> Any:

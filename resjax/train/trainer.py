@@ -26,7 +26,8 @@ from jaxtyping import Array, Key
 from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.normalization import normalize
-from resjax.diagnostics import Context, find_diagnostics, measure
+from resjax.diagnostics import Context, find_diagnostics, measure, needs_forward
+from resjax.diagnostics.forward import FORWARD, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.errors import UserError
 from resjax.models.count import Counts, count
@@ -352,11 +353,15 @@ class Trainer:
     ) -> Any:
         """Computes a function of the context of the next step, without taking it."""
         program = self.programs[phase]
-        tapped = TappedModel(program.model)
-        probes = tapped.probes(state.variables, self.image_shape)
+        forward = function is self._measure and needs_forward(self.config.diagnostics)
+        tapped = TappedModel(program.model, forward)
+        probes, sums = tapped.zeros(state.variables, self.image_shape)
         drawn = self.source.draw(arrays, order_key(state.key), state.step, 1)
         computed = self._gradients(phase, arrays)(
-            state._replace(params={**state.params, PROBES: probes}),
+            state._replace(
+                params={**state.params, PROBES: probes},
+                batch_stats={**state.batch_stats, FORWARD: sums},
+            ),
             jax.tree.map(lambda stacked: stacked[0], drawn),
             step_key(state.key, state.step),
             model=tapped,
@@ -365,8 +370,12 @@ class Trainer:
         )
         # The mean of the squared gradients of the parts' and devices' own mean losses; the share of
         # each loss in the mean loss of the batch is one over their number.
-        losses = self.config.train.accumulation_steps * self.backend.sum(1)
+        parts = self.config.train.accumulation_steps
+        losses = parts * self.backend.sum(1)
         squares = jax.tree.map(lambda square: square / losses, computed.params.pop(PROBES))
+        recorded = {
+            path: total / parts for path, total in computed.batch_stats.pop(FORWARD).items()
+        }
         updates, _ = step.compute_updates(
             state, computed, task=self.task, tx=program.tx, trainable=program.trainable
         )
@@ -376,6 +385,7 @@ class Trainer:
             updates=updates,
             batch_stats=computed.batch_stats,
             activation_gradients=norms(squares),
+            forward=forward_values(recorded),
             loss=computed.loss,
         )
         return function(context)

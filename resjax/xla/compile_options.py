@@ -38,7 +38,7 @@ def step_compile() -> dict[str, Any] | None:
     step of ResNet-20 is a sixth slower, and the sums are less exact.
 
     Problem: such a sum drops NaN if a maximum with a constant precedes it (jax 0.10), also with
-    XLA's default options. So networks have no such maximum: see `resjax.models.resnet.relu`.
+    XLA's default options. So networks have no such maximum: see `resjax.models.activation.relu`.
     """
     if jax.default_backend() != "cpu":
         return None
