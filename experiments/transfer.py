@@ -191,5 +191,5 @@ def draw_methods(
         x, mean = x[measured], result.loc[measured, f"{name}_mean"]
         if measured.any():
             deviation = result.loc[measured, f"{name}_std"]
-            draw.draw_error_bars(axes, x, mean, deviation, color)
+            draw.draw_error_bars(axes, x, mean, deviation, color, seeds=result["seeds"])
             yield draw.LineEnd(float(x.iloc[-1]), float(mean.iloc[-1]), method, color)

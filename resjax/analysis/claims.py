@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis.runs import primary_metrics
+from resjax.analysis.runs import training_column as training_column
 from resjax.analysis.statistics import (
     FEWEST_SEEDS,
     Estimate,
@@ -169,18 +170,6 @@ def worse_and_better(runs: pd.DataFrame) -> tuple[Expected, Expected]:
     """Returns ("higher", "lower") if a lower primary metric is better, else the reverse."""
     [metric] = primary_metrics(runs)
     return ("higher", "lower") if metric.lower_is_better else ("lower", "higher")
-
-
-def training_column(runs: pd.DataFrame, metric: str) -> str:
-    """Returns the column with the training metric: of the whole training split if all runs have it.
-
-    Without `train.evaluate_train` it is the mean over the last steps, in training mode on images as
-    the config augments them.
-    """
-    whole = f"train_set_{metric}"
-    ended = runs[runs["finished"] & ~runs["diverged"]]
-    measured = whole in runs and len(ended) > 0 and bool(ended[whole].notna().all())
-    return whole if measured else f"train_{metric}"
 
 
 def judge(differences: Any, expected: Expected, margin: float = 0.0) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import matplotlib
 import numpy as np
@@ -116,6 +117,53 @@ def plain(value: Any) -> str:
     return text.replace("$", r"\$")
 
 
+_NOTES: WeakKeyDictionary[Figure, dict[str, set[Any]]] = WeakKeyDictionary()
+"""What was drawn on each figure, for its caption."""
+
+_TRAINING = {
+    "train": "Training values are means over train.log_every steps, in training mode on images as "
+    "the config augments them.",
+    "train_set": "Training values are those of the whole training split, in evaluation mode and "
+    "without augmentation.",
+}
+
+
+def note(axes: Axes, what: str, values: Iterable[Any]) -> None:
+    """Notes for the caption what was drawn.
+
+    Args:
+        axes: Where it was drawn.
+        what: "band" or "bar", with the numbers of seeds that were averaged; "training", with the
+            split of the training values, "train" or "train_set"; or "text", with sentences.
+        values: What there is to note.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    _NOTES.setdefault(figure, {}).setdefault(what, set()).update(values)
+
+
+def caption(figure: Figure) -> str:
+    """Returns what the lines, bands and bars of a figure are, and of how many seeds."""
+    notes = _NOTES.get(figure, {})
+    sentences = sorted(map(str, notes.get("text", ())))
+    for what, mark in (("band", "Lines"), ("bar", "Marks")):
+        seeds = {int(count) for count in notes.get(what, ()) if count}
+        if not seeds:
+            continue
+        if seeds == {1}:
+            sentences.append(f"{mark} are single runs.")
+            continue
+        many = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds)}"
+        sentences.append(
+            f"{mark} are means over {many} seeds, {what}s one sample standard deviation on either "
+            "side."
+        )
+    if "outside" in notes:
+        sentences.append("Dashed lines are single runs that no mean contains.")
+    sentences += [_TRAINING[split] for split in sorted(notes.get("training", ()))]
+    return " ".join(sentences)
+
+
 class LineEnd(NamedTuple):
     """The last point of a line and the label to write beside it."""
 
@@ -131,7 +179,7 @@ class MeanCurve(NamedTuple):
     `step`, `mean` and `deviation` have the shape (steps,); `deviation` is the sample standard
     deviation, NaN for a single run. `stopped` and `diverged` hold a table (step, value) for each
     run that ends before the others or diverges; a diverged run ends at its last finite value, or
-    with NaN at its first step if it has none.
+    with NaN at its first step if it has none. `seeds` are the numbers of runs that were averaged.
     """
 
     step: NDArray[np.int64]
@@ -139,6 +187,7 @@ class MeanCurve(NamedTuple):
     deviation: NDArray[np.float64]
     stopped: list[pd.DataFrame]
     diverged: list[pd.DataFrame]
+    seeds: tuple[int, ...] = ()
 
     @property
     def end(self) -> tuple[float, float] | None:
@@ -176,6 +225,7 @@ def average_curves(curves: pd.DataFrame, value: str) -> MeanCurve:
         deviation=together.std(axis=1, ddof=1).to_numpy(dtype=np.float64),
         stopped=stopped,
         diverged=diverged,
+        seeds=(len(complete),),
     )
 
 
@@ -187,6 +237,9 @@ def draw_mean(axes: Axes, curve: MeanCurve, color: str, *, bold: bool = True) ->
     Call `show_crosses` once the limits of the axes are set.
     """
     line = _line(bold)
+    note(axes, "band", curve.seeds)
+    if curve.stopped or curve.diverged:
+        note(axes, "outside", [True])
     # A handful of measurements should look like one.
     few = {"marker": "o", "markersize": 2 * line["linewidth"]} if len(curve.step) <= 20 else {}
     axes.plot(curve.step, curve.mean, color=color, **line, **few)
@@ -230,8 +283,13 @@ def draw_error_bars(
     color: str,
     *,
     bold: bool = True,
+    seeds: Iterable[int] = (),
 ) -> None:
-    """Draws means joined by a line, with error bars of one sample standard deviation."""
+    """Draws means joined by a line, with error bars of one sample standard deviation.
+
+    The caption says of how many `seeds`.
+    """
+    note(axes, "bar", seeds)
     look: dict[str, Any] = (
         {"markersize": 4, "elinewidth": 1} if bold else {"markersize": 2.5, "elinewidth": 0.7}
     )
@@ -254,7 +312,8 @@ def metric_curves(
 ) -> Figure:
     """Draws a metric on training (thin) and test data (bold) against steps.
 
-    The form is that of figure 6 of He et al. 2015.
+    The form is that of figure 6 of He et al. 2015. The training curve is that of the whole training
+    split if all runs have `train.evaluate_train`.
 
     Args:
         curves: A table of `load_curves` with two additional columns, `panel` and `series`.
@@ -269,6 +328,7 @@ def metric_curves(
         ValueError: if `metric` is None and the runs have several primary metrics.
     """
     shown, curves = _select_metric(curves, metric)
+    train = training_split(curves)
     titles = list(dict.fromkeys(curves[panel]))
     palette = colors(curves[series])
     figure, grid = panels(len(titles), width)
@@ -281,13 +341,14 @@ def metric_curves(
             chosen = curves[(curves[panel] == title) & (curves[series] == name)]
             end = None
             # The label belongs to the test curve, or to the training curve before any evaluation.
-            for split in ("train", "test"):
+            for split in (train, "test"):
                 mean = average_curves(chosen[chosen["split"] == split], shown.name)
                 draw_mean(axes, mean, color, bold=split == "test")
                 end = mean.end or end
                 means.append(mean)
             if end is not None:
                 ends[-1].append(LineEnd(*end, label.format(name), color))
+        note(axes, "training", [train])
         set_metric_axis(axes, shown)
         set_step_axis(axes, int(curves["step"].max()))
         axes.label_outer()
@@ -304,6 +365,12 @@ def metric_curves(
     for axes, labels in zip(grid, ends, strict=True):
         label_ends(axes, labels)
     return figure
+
+
+def training_split(curves: pd.DataFrame) -> str:
+    """Returns the split with the training values to draw: "train_set" if all runs have it."""
+    measured = set(curves.loc[curves["split"] == "train_set", "folder"])
+    return "train_set" if measured and measured == set(curves["folder"]) else "train"
 
 
 error_curves = metric_curves
@@ -349,10 +416,10 @@ def layer_profile(
     ends = []
     for name, color in colors(measured[series]).items():
         groups = measured[measured[series] == name].groupby("layer", sort=False)[value]
-        profile = groups.agg(["mean", "std"]).reset_index(drop=True)
+        profile = groups.agg(["mean", "std", "count"]).reset_index(drop=True)
         profile = profile[profile["mean"] > (0 if log else -np.inf)]
-        mean, deviation = profile.to_numpy(dtype=np.float64).T
-        curve = MeanCurve(profile.index.to_numpy(), mean, deviation, [], [])
+        mean, deviation, count = profile.to_numpy(dtype=np.float64).T
+        curve = MeanCurve(profile.index.to_numpy(), mean, deviation, [], [], tuple(set(count)))
         draw_mean(axes, curve, color)
         if curve.end:
             ends.append(LineEnd(*curve.end, label.format(name), color))

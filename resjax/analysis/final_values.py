@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from resjax.analysis import figures as draw
-from resjax.analysis.runs import primary_metrics, summarize
+from resjax.analysis.runs import primary_metrics, summarize, training_column
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
 
 FAILS = math.inf
@@ -118,7 +118,8 @@ def by_depth(
     layout = arrange(published, runs, metric, palette, depths)
     figure, panels = _columns(1 + len(layout.beside), height=2.7)
     results = summarize(runs, by=[series, depth]).sort_values(depth)
-    ends = [_draw_networks(panels[0], results, series, depth, metric, palette)]
+    train = _training(panels[0], runs, metric)
+    ends = [_draw_networks(panels[0], results, series, depth, metric, palette, train)]
     for row in layout.inside:
         rank = layout.sources.index(row.source)
         # To the right of the measured values.
@@ -177,9 +178,10 @@ def by_category(
     gap = 0.6 / len(palette)  # between the series of a row
     offsets = {name: gap * (i - (len(palette) - 1) / 2) for i, name in enumerate(palette)}
     rows = {name: float(i) for i, name in enumerate(names)}
+    train = _training(panels[0], runs, metric)
     for result in results.to_dict("records"):
         place = rows[result[category]] + offsets[result[series]]
-        _draw_row(panels[0], result, place, metric, palette[result[series]])
+        _draw_row(panels[0], result, place, metric, palette[result[series]], train)
     for axes, published_rows in zip(panels, [layout.inside, *layout.beside.values()], strict=True):
         for row in published_rows:
             # Inside, a published value is just below the measured one.
@@ -250,6 +252,7 @@ def draw_published(
         line: Whether a thin line joins the points.
         horizontal: Whether values are on the horizontal axis.
     """
+    draw.note(axes, "text", ["Open markers are published values, with deviations where known."])
     known = [(x, y / metric.scale, d / metric.scale) for x, y, d in points if math.isfinite(y)]
     if known:
         place, mean, deviation = zip(*known, strict=True)
@@ -270,6 +273,7 @@ def _draw_networks(
     depth: str,
     metric: Metric,
     palette: Mapping[Any, str],
+    train: str,
 ) -> list[draw.LineEnd]:
     ends = []
     for name, color in palette.items():
@@ -277,9 +281,12 @@ def _draw_networks(
         for place in of_network.loc[of_network["diverged"] > 0, depth]:
             draw.draw_diverged(axes, place, color)
         result = of_network[of_network["seeds"] > 0]
-        for bold, column in enumerate(_columns_of(results, metric)):
+        for column in (train, f"test_{metric.name}"):
             mean, deviation = result[f"{column}_mean"], result[f"{column}_std"]
-            draw.draw_error_bars(axes, result[depth], mean, deviation, color, bold=bool(bold))
+            bold, seeds = column != train, result["seeds"]
+            draw.draw_error_bars(
+                axes, result[depth], mean, deviation, color, bold=bold, seeds=seeds
+            )
         if len(result):
             x, final = result.iloc[-1][[depth, f"test_{metric.name}_mean"]]
             ends.append(draw.LineEnd(x, final, str(name), color))
@@ -302,26 +309,24 @@ def _published_ends(
 
 
 def _draw_row(
-    axes: Axes, result: Mapping[Any, Any], place: float, metric: Metric, color: str
+    axes: Axes, result: Mapping[Any, Any], place: float, metric: Metric, color: str, train: str
 ) -> None:
     if result["diverged"]:
         _draw_at_worst(axes, place, metric, True, color=color, marker="x", markersize=4.5)
     if not result["seeds"]:
         return
-    for column, look in zip(_columns_of(result, metric), ROW_LOOKS, strict=True):
+    draw.note(axes, "bar", [result["seeds"]])
+    for column, look in zip((train, f"test_{metric.name}"), ROW_LOOKS, strict=True):
         mean, deviation = result[f"{column}_mean"], result[f"{column}_std"]
         deviation = 0 if math.isnan(deviation) else deviation
         axes.errorbar([mean], [place], xerr=[deviation], color=color, marker="o", zorder=3, **look)
 
 
-def _columns_of(results: Collection[Any], metric: Metric) -> tuple[str, str]:
-    """Returns the columns of `summarize` for training and test, without their endings.
-
-    The training metric is that of the evaluated training split if the runs have it.
-    """
-    evaluated = f"train_set_{metric.name}"
-    train = evaluated if f"{evaluated}_mean" in results else f"train_{metric.name}"
-    return train, f"test_{metric.name}"
+def _training(axes: Axes, runs: pd.DataFrame, metric: Metric) -> str:
+    """Returns the column with the training values, and notes it for the caption."""
+    column = training_column(runs, metric.name)
+    draw.note(axes, "training", [column.removesuffix(f"_{metric.name}")])
+    return column
 
 
 def _draw_at_worst(axes: Axes, place: float, metric: Metric, horizontal: bool, **look: Any) -> None:

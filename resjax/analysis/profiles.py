@@ -74,6 +74,9 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, color: str, log: bool) -> tuple[f
     mean, deviation = points["mean"], points["std"].fillna(0)
     center, low, high = (10**y if log else y for y in (mean, mean - deviation, mean + deviation))
     axes.plot(points.index, center, color=color, linewidth=1.3, zorder=3)
+    draw.note(axes, "band", set(points["count"]))
+    if log:
+        draw.note(axes, "text", ["Means and deviations are those of the logarithm."])
     axes.fill_between(points.index, low, high, color=color, alpha=0.22, linewidth=0)
     return float(points.index[-1]), float(center.iloc[-1])
 

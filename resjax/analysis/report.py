@@ -367,7 +367,8 @@ def _figures(figures: Mapping[str, Figure], root: Path) -> str:
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
         hrefs = {kind: html.escape(f"figures/{name}.{kind}") for kind in files}
         links = ", ".join(f'<a href="{href}">{kind.upper()}</a>' for kind, href in hrefs.items())
-        caption = f"<figcaption>{html.escape(name.replace('_', ' '))} ({links})</figcaption>"
+        title = f"{name.replace('_', ' ')}: {draw.caption(figure)}".removesuffix(": ")
+        caption = f"<figcaption>{html.escape(title)} ({links})</figcaption>"
         parts.append(f'<figure><div class="print">{svg}</div>{caption}</figure>')
     return "\n".join(parts)
 

@@ -233,6 +233,18 @@ def primary_metrics(table: pd.DataFrame) -> list[Metric]:
     return [Metric(*row) for row in rows.itertuples(index=False, name=None)]
 
 
+def training_column(runs: pd.DataFrame, metric: str) -> str:
+    """Returns the column with the training metric: of the whole training split if all runs have it.
+
+    Without `train.evaluate_train` it is the mean over the last steps, in training mode on images as
+    the config augments them.
+    """
+    whole = f"train_set_{metric}"
+    ended = runs[runs["finished"] & ~runs["diverged"]]
+    measured = whole in runs and len(ended) > 0 and bool(ended[whole].notna().all())
+    return whole if measured else f"train_{metric}"
+
+
 def varying(runs: pd.DataFrame) -> list[str]:
     """Returns the config columns in which the runs differ and that can change their results.
 

@@ -204,6 +204,36 @@ def test_seeds_have_a_band_and_a_single_seed_has_none(make_sweep: Maker, tmp_pat
     assert not any(axes.collections for axes in drawn(make_sweep(seeds=(0,))).axes)
 
 
+def test_a_caption_says_what_a_band_is_and_of_how_many_seeds(make_sweep: Maker) -> None:
+    lost = {"depth8_pad_seed1": {"diverge": 0.5}}
+    caption = draw.caption(drawn(make_sweep(depths=(8,), shortcuts=("none", "pad"), **lost)))
+    assert "means over 2 to 3 seeds, bands one sample standard deviation" in caption
+    assert "Dashed lines are single runs" in caption
+    assert "means over train.log_every steps, in training mode" in caption
+
+
+def test_a_caption_of_single_runs_promises_no_band(make_sweep: Maker) -> None:
+    caption = draw.caption(drawn(make_sweep(depths=(8,), seeds=(0,))))
+    assert caption.startswith("Lines are single runs. Training values")
+
+
+def test_the_caption_of_a_profile_counts_the_values_of_a_layer() -> None:
+    table = pd.concat([layers(net=[1.0, 2.0])] * 3)
+    assert "over 3 seeds, bands" in draw.caption(draw.layer_profile(table, "norm", series="series"))
+
+
+def test_the_training_curve_is_of_the_whole_split_if_all_runs_have_it(make_sweep: Maker) -> None:
+    curves = load_curves(make_sweep(depths=(8,), shortcuts=("pad",), points=5))
+    whole = curves[curves["split"] == "train"].assign(split="train_set", error=0.02)
+    whole = pd.concat([curves, whole]).assign(panel="", series="")
+    for table, height in ((whole, 0.02), (whole[whole["folder"] != whole["folder"].iloc[0]], 0.02)):
+        figure = draw.metric_curves(table, panel="panel", series="series")
+        assert figure.axes[0].lines[0].get_ydata()[0] == pytest.approx(height)
+        assert "whole training split" in draw.caption(figure)
+    some = pd.concat([curves, whole.head(1)]).assign(panel="", series="")
+    assert draw.training_split(some) == "train"
+
+
 def test_panels_share_their_scale(make_sweep: Maker) -> None:
     left, right = drawn(make_sweep()).axes
     assert left.get_ylim() == right.get_ylim()
