@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         "degradation": {"depths": (8, 20, 56), "seeds": (0, 1, 2)},
         "shortcut_options": {"depths": (20, 56), "seeds": five},
         "gradient_flow": {"depths": (8, 20, 56), "seeds": five, "every": 50},
+        "layer_responses": {"residual_depths": (20, 56, 110), "seeds": five, "every": 50},
         "very_deep": {"depths": (110, 200), "seeds": five},
     }
     return config
