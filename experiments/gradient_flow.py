@@ -205,9 +205,8 @@ def within(
     changes = select(runs, where)[value]
     if changes.empty:
         return Claim(statement, source, published, "no such run", NOT_TESTED)
-    measured = (
-        f"change from the last block to the first {describe(estimate(changes), Metric(value, unit=UNIT))}"
-    )
+    change = describe(estimate(changes), Metric(value, unit=UNIT))
+    measured = f"change from the last block to the first {change}"
     verdicts = [judge(changes - lowest, "higher")]
     verdicts += [judge(changes - highest, "lower")] if np.isfinite(highest) else []
     worst = max(verdicts, key=(AGREES, UNDECIDED, DISAGREES).index)

@@ -63,7 +63,7 @@ def figures(runs: pd.DataFrame, layers: pd.DataFrame) -> dict[str, Figure]:
     last = found[found["step"] == found.groupby("folder")["step"].transform("max")]
     by_order = last.assign(x=last["layer_index"], panel=last["network"] + ", in order")
     by_rank = last.assign(x=last["rank"], panel=last["network"] + ", by size")
-    look = {"ylabel": "standard deviation of the response", "label": "{}-layer"}
+    look: dict[str, Any] = {"ylabel": "standard deviation of the response", "label": "{}-layer"}
     mean = found.groupby(["folder", "network", "series", "step"], as_index=False)["value"].mean()
     return {
         "responses": profiles(pd.concat([by_order, by_rank]), xlabel="layer", **look),
