@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -47,26 +46,30 @@ RUN = {
     "train.checkpoint_every": 10,
     "train.steps": 20,
 }
+UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
+FEW_DRAWS = {"data.random_erasing": 0.0, **UNMIXED}
+"""Crops and flips alone; more augmentation takes as long to compile as the network."""
 PARTS = {"train.accumulation_steps": 2}
-FROZEN = {"transfer.freeze": "stem,stage1", **PARTS}
+FROZEN = {"transfer.freeze": "stem,stage1", **PARTS, **FEW_DRAWS}
 ONE = {"one device": {}, "one device, frozen and accumulated": FROZEN}
 JIT = {
     "jit": {},
     "jit, 8 shards": {"parallel.shard_parameters": 8},
-    "jit, bn alone": {"parallel.bn_devices": 1},
-    "jit, 2 shards, bn in pairs": {"parallel.shard_parameters": 2, "parallel.bn_devices": 2},
+    "jit, bn alone": {"parallel.bn_devices": 1, **FEW_DRAWS},
+    "jit, 2 shards, bn in pairs": {
+        **{"parallel.shard_parameters": 2, "parallel.bn_devices": 2},
+        **FEW_DRAWS,
+    },
     "jit, 2 shards, frozen and accumulated": {"parallel.shard_parameters": 2, **FROZEN},
 }
 USE_PMAP = {"parallel.backend": "pmap"}
 PMAP = {
     "pmap": USE_PMAP,
-    "pmap, bn alone": {**USE_PMAP, "parallel.bn_devices": 1},
-    "pmap, bn in pairs": {**USE_PMAP, "parallel.bn_devices": 2},
+    "pmap, bn alone": {**USE_PMAP, "parallel.bn_devices": 1, **FEW_DRAWS},
+    "pmap, bn in pairs": {**USE_PMAP, "parallel.bn_devices": 2, **FEW_DRAWS},
     "pmap, frozen and accumulated": {**USE_PMAP, **FROZEN},
 }
-UNMIXED = {"data.mixup": 0.0, "data.cutmix": 0.0}
-PLAIN = {"data.crop_padding": 0, "data.flip": False, "data.random_erasing": 0.0, **UNMIXED}
-"""Without augmentation, which takes as long to compile as the network."""
+PLAIN = {"data.crop_padding": 0, "data.flip": False, **FEW_DRAWS}
 STREAM = {"data.feed": "stream", "data.workers": 0, **PARTS, **PLAIN}
 STREAMS = {
     "one": {"stream": STREAM},
@@ -299,10 +302,8 @@ def test_bn_over_devices_is_exact_far_from_zero(measured, way):
 
 
 def test_bn_over_fewer_images_has_other_losses(measured):
-    ways = ("pmap", "pmap, bn in pairs", "pmap, bn alone")
-    firsts = sorted(measured[way]["losses"][0] for way in ways)
-    for lower, higher in pairwise(firsts):
-        assert higher > 1.001 * lower
+    pairs, alone = (measured[f"pmap, bn {way}"]["losses"][0] for way in ("in pairs", "alone"))
+    assert abs(pairs / alone - 1) > 0.001
 
 
 @pytest.mark.parametrize("name", ["jit", "pmap"])
@@ -400,11 +401,19 @@ def coordinator():
 
 @pytest.fixture
 def launch(tmp_path, coordinator):
-    """A function from overrides to two processes of four devices each that train one run."""
+    """A function from overrides to two processes of two devices each that train one run."""
     (tmp_path / "config.py").write_text(
         "from resjax.config import default_config\nget_config = default_config\n"
     )
-    command = (sys.executable, "-c", "import sys; from resjax.cli import main; sys.exit(main())")
+    program = (
+        "import sys\n"
+        "from resjax.cli import main\n"
+        "from resjax.train import trainer\n"
+        "from resjax.xla.compile_options import quick_compile\n"
+        "trainer.step_compile = quick_compile\n"
+        "sys.exit(main())\n"
+    )
+    command = (sys.executable, "-c", program)
     started = []
 
     def launch(overrides):
@@ -419,7 +428,7 @@ def launch(tmp_path, coordinator):
                 f"--process={process}",
             )
             with (tmp_path / f"out{process}").open("w") as out:
-                environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+                environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
                 started.append(
                     subprocess.Popen((*command, *typed, *fields), stdout=out, env=environment)
                 )
