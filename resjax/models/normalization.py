@@ -1,6 +1,7 @@
 """Batch norm over the whole batch or equal groups of it, group norm, and biases in their place."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from resjax.models.presets import ImpossibleNetworkError
+from resjax.xla.linear import linear_call
 
 
 class BatchNorm(nn.BatchNorm):
@@ -51,7 +54,7 @@ class BatchNorm(nn.BatchNorm):
             together = self.axis_index_groups
             devices = self.axis_name, together and tuple(map(tuple, together))
             values *= len(together[0]) if together else lax.axis_size(self.axis_name)
-        normal, mean, var = _normalized(grouped, scale, bias, self.epsilon, devices)
+        normal, shift, mean, var = _normalized(grouped, scale, bias, self.epsilon, devices)
         if not self.is_initializing():
             if values == 1:
                 raise ImpossibleNetworkError(
@@ -60,7 +63,7 @@ class BatchNorm(nn.BatchNorm):
                 )
             if self.unbiased:
                 var = var * (values / (values - 1))
-            for running, value in ((running_mean, mean), (running_var, var)):
+            for running, value in ((running_mean, shift + mean), (running_var, var)):
                 old = self.momentum * running.value
                 running.value = old + (1 - self.momentum) * value.reshape(-1, channels).mean(0)
         return normal.reshape(x.shape).astype(self.dtype or x.dtype)
@@ -70,15 +73,16 @@ PIXELS = (-4, -3, -2)  # the axes of a channel's statistics
 Devices = tuple[str, tuple[tuple[int, ...], ...] | None] | None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _normalized(
     x: Float[Array, "*groups n h w c"],
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
     epsilon: float,
     devices: Devices,
-) -> tuple[Float[Array, "*groups n h w c"], Array, Array]:
-    """Returns the normalized images in float32 and the batch mean and variance over n, h, w.
+) -> tuple[Float[Array, "*groups n h w c"], Array, Array, Array]:
+    """Returns the normalized images in float32, and a shift, the mean of the shifted images and the
+    variance over n, h, w.
 
     The mean of x**2 minus the squared mean of x cancels if the mean is many deviations from zero.
     So a value from within the data, the central pixel of the first image, is subtracted first; then
@@ -86,8 +90,7 @@ def _normalized(
 
     The gradients (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3) need the images and two sums
     over them, so a plain network stores 5.1 bytes per output of a convolution in bfloat16 and 9.4
-    in float32; with JAX's gradients of the same formula it stores 11.1 and 13.5. Mean and variance
-    have no gradients.
+    in float32; with JAX's gradients of the same formula it stores 11.1 and 13.5.
 
     Args:
       x: images, in groups that are normalized separately.
@@ -97,10 +100,6 @@ def _normalized(
       devices: the axis of a `pmap` and the groups of devices on it that share statistics (None for
         all); None if each device computes its own.
     """
-    return _forward(x, scale, bias, epsilon, devices)[0]
-
-
-def _forward(x: Array, scale: Array, bias: Array, epsilon: float, devices: Devices) -> Any:
     row, column = (side // 2 for side in x.shape[-3:-1])
     pixel = x[..., :1, row : row + 1, column : column + 1, :]
     (shift,) = _shared((_single(pixel),), devices)
@@ -108,24 +107,66 @@ def _forward(x: Array, scale: Array, bias: Array, epsilon: float, devices: Devic
     mean, square = _shared((_mean(shifted), _mean(shifted**2)), devices)
     var = square - mean**2
     var = jnp.where(var < 0, 0, var)  # a maximum can lose NaN
-    inverse = lax.rsqrt(var + epsilon)
-    normal = (shifted - mean) * (inverse * scale) + bias
-    return (normal, shift + mean, var), (x, scale, shift, mean, inverse)
+    normal = (shifted - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return normal, shift, mean, var
 
 
-def _backward(epsilon: float, devices: Devices, saved: Any, slopes: Any) -> Any:
-    x, scale, shift, mean, inverse = saved
-    slope, *_ = slopes
-    normal = (_single(x) - shift - mean) * inverse
-    own = _mean(slope), _mean(slope * normal)
-    along_bias, along_scale = _shared(own, devices)
-    dx = (slope - along_bias - normal * along_scale) * (inverse * scale)
-    pixels = x.size / own[0].size  # a float, as int32 would end at 2^31
-    dbias, dscale = ((pixels * each).reshape(-1, x.shape[-1]).sum(0) for each in own)
-    return dx.astype(x.dtype), dscale, dbias
+@partial(_normalized.defjvp, symbolic_zeros=True)
+def _normalized_jvp(epsilon: float, devices: Devices, primals: Any, tangents: Any) -> Any:
+    results = _normalized(*primals, epsilon, devices)
+    (x, scale, _), (_, shift, mean, var) = primals, results
+    changes = [None if isinstance(each, SymbolicZero) else each for each in tangents]
+    constants = x, scale, shift, mean, lax.rsqrt(var + epsilon)
+    dnormal, dmean, dvar = linear_call(
+        _Tangent(devices), _Gradient(devices), constants, changes, results=3
+    )
+    # The shift is a constant: nothing depends on it but rounding.
+    return results, (dnormal, jnp.zeros_like(shift), dmean, dvar)
 
 
-_normalized.defvjp(_forward, _backward)
+@dataclass(frozen=True)
+class _Tangent:
+    """Returns the tangents of normalized images, mean and variance."""
+
+    devices: Devices
+
+    def __call__(self, constants: Any, tangents: Any) -> tuple[Array, Array, Array]:
+        x, scale, shift, mean, inverse = constants
+        dx, dscale, dbias = tangents
+        normal = (_single(x) - shift - mean) * inverse
+        dnormal, dmean, along_normal = jnp.zeros_like(normal), *(jnp.zeros_like(mean),) * 2
+        if dx is not None:
+            dx = _single(dx)
+            dmean, along_normal = _shared((_mean(dx), _mean(dx * normal)), self.devices)
+            dnormal = (dx - dmean - normal * along_normal) * (inverse * scale)
+        if dscale is not None:
+            dnormal += normal * dscale
+        if dbias is not None:
+            dnormal += dbias
+        return dnormal, dmean, 2 * along_normal / inverse
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """Returns the gradients of images, scale and bias: the transpose of `_Tangent`."""
+
+    devices: Devices
+
+    def __call__(self, constants: Any, slopes: Any) -> tuple[Array, Array, Array]:
+        x, scale, shift, mean, inverse = constants
+        slope, mean_slope, var_slope = slopes
+        normal = (_single(x) - shift - mean) * inverse
+        slope = jnp.zeros_like(normal) if slope is None else slope
+        own = _mean(slope), _mean(slope * normal)
+        along_bias, along_scale = _shared(own, self.devices)
+        dx = (slope - along_bias - normal * along_scale) * (inverse * scale)
+        pixels = x.size / own[0].size  # a float, as int32 would end at 2^31
+        if mean_slope is not None:
+            dx += _shared((mean_slope / pixels,), self.devices)[0]
+        if var_slope is not None:
+            dx += normal * _shared((2 * var_slope / inverse / pixels,), self.devices)[0]
+        dbias, dscale = ((pixels * each).reshape(-1, x.shape[-1]).sum(0) for each in own)
+        return dx.astype(x.dtype), dscale, dbias
 
 
 def _mean(images: Array) -> Array:

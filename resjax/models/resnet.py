@@ -323,7 +323,7 @@ def rematerialize(block: Any, scan: bool) -> Any:
     """Returns the bound block, which stores only the outputs of convolutions for its gradients."""
 
     def is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
-        return primitive.name == "conv_general_dilated"
+        return primitive.name in ("conv_general_dilated", "fast_convolution")
 
     # Inside a scan XLA cannot merge the two computations, so no barrier is needed.
     cls = nn.remat(class_of(block), policy=is_convolution, prevent_cse=not scan)

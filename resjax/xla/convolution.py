@@ -4,19 +4,24 @@ Problem: XLA's CPU compiler rewrites convolutions to its fast layout only outsid
 gradients of a convolution need that rewriting. Effect: inside a `lax.scan` they take about twenty
 times longer (jax 0.10); the gradients below do not. On a GPU XLA recognizes JAX's own gradients,
 which are faster than these, so only CPU uses them.
+
+The convolution and its two gradients are primitives of JAX, each linear in two arrays, so they can
+be differentiated in both modes and to any order, by each other.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -49,7 +54,9 @@ def convolution(
     if jax.default_backend() == "cpu" and dense and not _as_written.get():
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
-        return _with_fast_gradients(x, kernel, tuple(window_strides), tuple(padding))
+        pads = tuple((before, after) for before, after in padding)
+        geometry = Geometry(x.shape[1:3], kernel.shape[:2], tuple(window_strides), pads)
+        return _output_p.bind(x, kernel, geometry=geometry, batches=0)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -62,23 +69,57 @@ def convolution(
     )
 
 
-Padding = tuple[tuple[int, int], ...]
+class Geometry(NamedTuple):
+    """Sides are (height, width), in pixels."""
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _with_fast_gradients(
-    x: Float[Array, "n h w i"],
-    kernel: Float[Array, "kh kw i o"],
-    strides: tuple[int, int],
-    padding: Padding,
-) -> Float[Array, "n h2 w2 o"]:
-    """Convolves with gradients that are convolutions in the layout that is fast on CPU."""
-    if kernel.shape[:2] == (1, 1) and strides != (1, 1) and not any(map(any, padding)):
+def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Returns the convolution of images (n, h, w, i) with a kernel (kh, kw, i, o)."""
+    strides, padding = geometry.strides, geometry.padding
+    if geometry.kernel == (1, 1) and strides != (1, 1) and not any(map(any, padding)):
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # other pixels have no effect
     return _fast_convolution(x, kernel, strides, padding)
 
 
-def _fast_convolution(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> Array:
+def _image_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Returns the gradient of the images, from that of the output."""
+    sides, padding = geometry.kernel, geometry.padding
+    outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _fast_convolution(_undo_strides(dy, geometry), flipped, (1, 1), outer)
+
+
+def _kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
+    """Returns the gradient of the kernel, from that of the output.
+
+    Batch and channels change places: weights sum over images as outputs sum over input channels.
+    """
+    dy = _undo_strides(dy, geometry).transpose(1, 2, 0, 3)
+    dkernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), dy, (1, 1), geometry.padding, dimension_numbers=NHWC
+    )
+    return dkernel.transpose(1, 2, 0, 3)
+
+
+def _undo_strides(dy: Array, geometry: Geometry) -> Array:
+    """Returns the gradient of the output at stride 1, of which the output has every few pixels.
+
+    Zeros between the pixels undo the stride; zeros after them stand for pixels that no window
+    reached.
+    """
+    image, sides, strides, padding = geometry
+    reached = [(dy.shape[d + 1] - 1) * strides[d] + sides[d] for d in (0, 1)]
+    rest = [image[d] + sum(padding[d]) - reached[d] for d in (0, 1)]
+    spread = [(0, rest[d], strides[d] - 1) for d in (0, 1)]
+    return lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+
+
+def _fast_convolution(x: Array, kernel: Array, strides: tuple[int, ...], padding: Any) -> Array:
     """Convolves in a form that XLA's CPU compiler has fast code for.
 
     Problem: if the image is smaller than the kernel, XLA exchanges the two and has no fast code for
@@ -107,29 +148,70 @@ def _fast_convolution(x: Array, kernel: Array, strides: tuple[int, int], padding
 NARROW = 16  # channels; with more, the matrix products of a convolution are fast
 
 
-def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Any:
-    return _with_fast_gradients(x, kernel, strides, padding), (x, kernel)
+class _Bilinear(Primitive):
+    """A primitive of two arrays, linear in each, with further batches as leading axes of both.
+
+    Args:
+      name: of the primitive.
+      compute: takes the arrays and their `Geometry`.
+      folds: for each array, the axis of it and that of the result which hold a batch that the other
+        array does not have: images become more images, and kernels more channels.
+    """
+
+    def __init__(self, name: str, compute: Callable[..., Array], *folds: tuple[int, int]):
+        super().__init__(name)
+        self._compute, self._folds = compute, folds
+        self.def_impl(self._evaluate)
+        self.def_abstract_eval(self._abstract)
+        mlir.register_lowering(self, mlir.lower_fun(self._evaluate, multiple_results=False))
+        batching.primitive_batchers[self] = self._batch
+
+    def _evaluate(self, *arrays: Array, geometry: Geometry, batches: int) -> Array:
+        compute = partial(self._compute, geometry=geometry)
+        for _ in range(batches):
+            compute = jax.vmap(compute)
+        return compute(*arrays)
+
+    def _abstract(self, *arrays: Any, **options: Any) -> Any:
+        return jax.make_jaxpr(partial(self._evaluate, **options))(*arrays).out_avals[0]
+
+    def _batch(self, arrays: Any, dims: Any, *, batches: int, **options: Any) -> tuple[Array, int]:
+        if None not in dims:
+            moved = [jnp.moveaxis(array, dim, 0) for array, dim in zip(arrays, dims, strict=True)]
+            return self.bind(*moved, batches=batches + 1, **options), 0
+        which = int(dims[0] is None)
+        axis, result_axis = (batches + each for each in self._folds[which])
+        array, size = (
+            jnp.moveaxis(arrays[which], dims[which], axis),
+            arrays[which].shape[dims[which]],
+        )
+        folded = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+        operands = (arrays[0], folded) if which else (folded, arrays[1])
+        result = self.bind(*operands, batches=batches, **options)
+        shape = result.shape
+        return result.reshape(
+            *shape[:result_axis], size, -1, *shape[result_axis + 1 :]
+        ), result_axis
 
 
-def _backward(
-    strides: tuple[int, int], padding: Padding, saved: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-    x, kernel = saved
-    sides = kernel.shape[:2]
-    # Zeros between the outputs undo the stride; zeros after them stand for pixels that no window
-    # reached.
-    reached = [(dy.shape[d + 1] - 1) * strides[d] + sides[d] for d in (0, 1)]
-    rest = [x.shape[d + 1] + sum(padding[d]) - reached[d] for d in (0, 1)]
-    spread = [(0, rest[d], strides[d] - 1) for d in (0, 1)]
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-    outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _fast_convolution(dy, flipped, (1, 1), outer)
-    # Batch and channels change places: weights sum over images as outputs sum over input channels.
-    dkernel = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding, dimension_numbers=NHWC
-    )
-    return dx, dkernel.transpose(1, 2, 0, 3)
+# The sum of dy times the output is linear in dy, images and kernel. Each primitive is its gradient
+# with respect to one of them, so the three are all of each other's derivatives.
+_output_p = _Bilinear("fast_convolution", _output, (0, 0), (3, 3))
+_image_p = _Bilinear("fast_convolution_image_gradient", _image_gradient, (0, 0), (2, 3))
+_kernel_p = _Bilinear("fast_convolution_kernel_gradient", _kernel_gradient, (3, 2), (3, 3))
 
-
-_with_fast_gradients.defvjp(_forward, _backward)
+ad.defbilinear(
+    _output_p,
+    lambda dy, _, kernel, **options: _image_p.bind(dy, kernel, **options),
+    lambda dy, x, _, **options: _kernel_p.bind(x, dy, **options),
+)
+ad.defbilinear(
+    _image_p,
+    lambda x, _, kernel, **options: _output_p.bind(x, kernel, **options),
+    lambda x, dy, _, **options: _kernel_p.bind(x, dy, **options),
+)
+ad.defbilinear(
+    _kernel_p,
+    lambda kernel, _, dy, **options: _image_p.bind(dy, kernel, **options),
+    lambda kernel, x, _, **options: _output_p.bind(x, kernel, **options),
+)
