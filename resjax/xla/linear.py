@@ -151,28 +151,20 @@ class _Batched:
 
 
 def _batch(
-    axis: Any,
-    operands: Any,
-    dims: Any,
-    *,
-    function: Linear,
-    transpose: Linear,
-    given: Any,
-    **rest: Any,
-) -> tuple[list[Array], list[int]]:
-    constants, arguments = _split(operands, given)
-    axes, own = _split(dims, given)
+    axis: Any, operands: Any, dims: Any, *, function: Linear, transpose: Linear, **options: Any
+) -> tuple[list[Array], list[int | None]]:
+    if all(dim is None for dim in dims) and not isinstance(axis.name, str):
+        found = _linear.bind(*operands, function=function, transpose=transpose, **options)
+        return found, [None] * len(found)
+    constants, arguments = _split(operands, options["given"])
+    axes, own = _split(dims, options["given"])
     wrap = partial(_Batched, axes=axes, name=axis.name, size=axis.size)
     found = _linear.bind(
         *constants,
-        *(
-            batching.bdim_at_front(argument, dim, axis.size)
-            for argument, dim in zip(arguments, own, strict=True)
-        ),
+        *(batching.bdim_at_front(*each, axis.size) for each in zip(arguments, own, strict=True)),
         function=wrap(function),
         transpose=wrap(transpose),
-        given=given,
-        **rest,
+        **options,
     )
     return found, [0] * len(found)
 

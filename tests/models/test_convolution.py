@@ -97,6 +97,79 @@ def test_gradients_equal_those_of_jax(height, width, kernel_size, stride, channe
         close(got, expected)
 
 
+@on_cpu
+@settings(max_examples=15, deadline=None)
+@given(**cases)
+def test_derivatives_of_every_kind_equal_those_of_jax(
+    height, width, kernel_size, stride, channels, features
+):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, channels, features)).astype(np.float32)
+    dx, dkernel = (rng.normal(size=each.shape).astype(np.float32) for each in (x, kernel))
+
+    def derivatives(function, tangents):
+        def loss(x, kernel):
+            return (function(x, kernel, stride) ** 3).mean()
+
+        def along(x, kernel):
+            return jax.jvp(loss, (x, kernel), tangents)[1]
+
+        y, dy = jax.jvp(partial(function, stride=stride), (x, kernel), tangents)
+        forward_over_reverse = jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), tangents)[1]
+        third = jax.jvp(jax.grad(along, (0, 1)), (x, kernel), tangents)[1]
+        return y, dy, *forward_over_reverse, *jax.grad(along, (0, 1))(x, kernel), *third
+
+    @jit
+    def both(*tangents):
+        return derivatives(ours, tangents), derivatives(stock, tangents)
+
+    for got, expected in zip(*both(dx, dkernel), strict=True):
+        close(got, expected, 1e-4)
+
+
+BATCHED = {"images": (0, None), "kernels": (None, 1), "both": (1, 2)}
+
+
+@on_cpu
+@pytest.mark.parametrize("axes", BATCHED.values(), ids=BATCHED)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_batch_of_convolutions_has_the_derivatives_of_each(axes, stride):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=size) for size in ((4, 2, 6, 5, 3), (3, 3, 4, 3, 2)))
+    x = np.float32(x if axes[0] is None else np.moveaxis(x, 0, axes[0]))
+    kernel = np.float32(np.moveaxis(kernel, 2, 3 if axes[1] is None else axes[1]))
+    x, kernel = (x[0] if axes[0] is None else x), (kernel[..., 0, :] if axes[1] is None else kernel)
+
+    def derivatives(function, x, kernel):
+        def gradients(x, kernel):
+            return jax.grad(lambda *each: (function(*each, stride) ** 3).mean(), (0, 1))(x, kernel)
+
+        return *gradients(x, kernel), *jax.jvp(gradients, (x, kernel), (x, kernel))[1]
+
+    @jit
+    def both(x, kernel):
+        return [
+            jax.vmap(partial(derivatives, function), axes)(x, kernel) for function in (ours, stock)
+        ]
+
+    for got, expected in zip(*both(x, kernel), strict=True):
+        close(got, expected, 1e-4)
+    batch = jit(
+        jax.grad(
+            lambda x, kernel: (jax.vmap(ours, (*axes, None))(x, kernel, stride) ** 3).mean(), (0, 1)
+        )
+    )
+    alone = jit(
+        jax.grad(
+            lambda x, kernel: (jax.vmap(stock, (*axes, None))(x, kernel, stride) ** 3).mean(),
+            (0, 1),
+        )
+    )
+    for got, expected in zip(batch(x, kernel), alone(x, kernel), strict=True):
+        close(got, expected, 1e-4)
+
+
 def uses_fast_gradients(x, kernel, **options):
     program = jax.make_jaxpr(partial(ours, stride=1, **options))(x, kernel)
     return any("fast_convolution" in equation.primitive.name for equation in program.eqns)
