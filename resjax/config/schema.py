@@ -162,7 +162,8 @@ class Train:
     """Steps of the whole run."""
     log_every: Positive = 100
     """Steps between two lines of training metrics, which are means over these steps, in training
-    mode, on images as the config augments them; the device runs them in one dispatch."""
+    mode, on images as the config augments them. The device runs them at once, or in parts of a few
+    seconds."""
     eval_every: Positive = 400
     """Steps between two evaluations on the test split, a multiple of log_every."""
     evaluate_train: bool = False

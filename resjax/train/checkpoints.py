@@ -77,6 +77,12 @@ class CheckpointManager(CheckpointReader):
                 f"{self._newest()}. Fix that and launch the same command again"
             ) from error
 
+    def discard(self, step: int) -> None:
+        """Deletes the checkpoint of a step, if there is one, so that it can be saved again."""
+        self.wait()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+
     def retry_due(self) -> bool:
         """Returns whether a save failed long enough ago to try again.
 

@@ -69,8 +69,12 @@ class History:
         self.images_per_second = 0.0
 
     def add(self, step: int, split: str, metrics: Metrics) -> None:
-        """Adds the metrics of an evaluation, or the means over a dispatch, that ended at a step."""
+        """Adds the metrics of an evaluation, or the means over the steps since the last line."""
         self._pending.append(Pending(step, split, metrics))
+
+    def add_parts(self, step: int, parts: list[Metrics]) -> None:
+        """Adds the metrics of each step since the last line, from all parts of a line."""
+        self._pending.append(Pending(step, "train", parts))
 
     def add_layers(self, step: int, diagnostics: Any) -> None:
         """Adds diagnostics, of the parameters after a step."""
@@ -88,6 +92,8 @@ class History:
             if split == "layers":
                 self._write_layers(step, values)
                 continue
+            if isinstance(values, list):
+                values = self._trainer.join_parts(values)
             line = {"step": step, "split": split, **self._trainer.metric_values(values)}
             self._lines.append(line)
             self._metrics.write(line)

@@ -8,7 +8,6 @@ from the newest checkpoint that passes verification, and continues with the same
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,19 @@ from resjax.train.history import History, NotFiniteError, require_finite_sums
 from resjax.train.identity import require_compatible, require_same_run, require_schedule
 from resjax.train.lock import locked
 from resjax.train.memory import report_exhaustion, require_memory
+from resjax.train.plan import ends_line, plan
 from resjax.train.progress import Listener, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.state import TrainState
-from resjax.train.trainer import Dispatch, Executable, StepRunner, Trainer, trainer_for
+from resjax.train.step import Metrics
+from resjax.train.trainer import (
+    Dispatch,
+    Executable,
+    InterruptedEvaluationError,
+    StepRunner,
+    Trainer,
+    trainer_for,
+)
 from resjax.transfer.weights import describe_run
 from resjax.user_code import require_trusted
 
@@ -59,7 +67,7 @@ def train(
       on_progress: called whenever metrics arrive.
       announce: called before training with lines for the user: the data, and what is compiled; then
         parameters, memory and compile time; then, if the run is resumed, its step.
-      stop: makes the run save and stop after the current dispatch.
+      stop: makes the run save and stop, after some seconds of steps or batches at most.
       warn: called with what the run survives: damaged checkpoints, a full disk.
       change_schedule: continue also if another `train.steps` changes the learning rates of steps
         that are trained; provenance.json and tables then say so.
@@ -133,14 +141,17 @@ class Run:
         primary = trainer.task.primary
         checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
         try:
-            state, metrics, layers = self._restore(checkpoints, state)
+            state, record, layers = self._restore(checkpoints, state)
             announce(describe(trainer, dispatches, compile_seconds))
             step = int(trainer.backend.unreplicate(state.step))
             if step:
                 announce(f"continues from step {step:,} of {self.config.train.steps:,}")
+            metrics = record.get("metrics", "")
             history = History(trainer, self.workdir, metrics, layers, step, on_progress, self._warn)
+            parts = list(map(records.decode_metrics, record.get("parts", [])))
             try:
-                self._loop(checkpoints, history, state, step)
+                unevaluated = record.get("unevaluated", [])
+                self._loop(checkpoints, history, state, step, parts, unevaluated)
             except BaseException:
                 with suppress(OSError):  # the first error says more
                     history.close()
@@ -164,8 +175,9 @@ class Run:
 
     def _dispatches(self) -> set[Dispatch]:
         """Returns all that is left of the run, and the dispatch that needs most memory."""
-        saved = CheckpointReader(self.workdir / "checkpoints").steps()
-        return {max(plan(self.trainer, 0)), *plan(self.trainer, saved[-1] if saved else 0)}
+        first = max([0, *CheckpointReader(self.workdir / "checkpoints").steps()])
+        left = plan(self.trainer, first, within_line=not ends_line(self.trainer, first))
+        return {max(plan(self.trainer, 0)), *left}
 
     def _what_compiles(self) -> str:
         """Returns what `_compile` compiles, in words."""
@@ -192,11 +204,11 @@ class Run:
 
     def _restore(
         self, checkpoints: CheckpointManager, state: TrainState
-    ) -> tuple[TrainState, str, str]:
+    ) -> tuple[TrainState, Mapping[str, Any], str]:
         """Restores the newest checkpoint, and brings the files of the folder to its step.
 
         Returns:
-          The state, and the texts of metrics.jsonl and layers.jsonl up to it.
+          The state, its record, and the text of layers.jsonl up to it.
         """
         exists = bool(checkpoints.steps())
         restored: Restored | None = checkpoints.restore_latest(
@@ -215,9 +227,9 @@ class Run:
             self._seconds_before = record["seconds"]
         elif exists:
             self._warn(f"no checkpoint in {self.workdir} is intact; the run starts again")
-        metrics, layers, step = record.get("metrics", ""), "", restored.step if restored else 0
+        layers, step = "", restored.step if restored else 0
         if is_main_process():
-            if metrics:
+            if metrics := record.get("metrics"):
                 records.recover_metrics(self.workdir / "metrics.jsonl", metrics, self._warn)
             if record.get("layers"):
                 path = self.workdir / "layers.jsonl"
@@ -231,7 +243,7 @@ class Run:
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
             records.write_provenance(self.workdir / "provenance.json", step, provenance, change)
-        return state, metrics, layers
+        return state, record, layers
 
     def _warn_of_other_threads(self) -> None:
         began = recorded_threads(self.workdir)
@@ -243,8 +255,21 @@ class Run:
             )
 
     def _loop(
-        self, checkpoints: CheckpointManager, history: History, state: TrainState, step: int
+        self,
+        checkpoints: CheckpointManager,
+        history: History,
+        state: TrainState,
+        step: int,
+        parts: list[Metrics],
+        unevaluated: list[str],
     ) -> None:
+        """Trains from a step on.
+
+        Args:
+          checkpoints, history, state, step: of the run.
+          parts: metrics of a line within which the run was stopped.
+          unevaluated: splits that a stop left to evaluate at this step.
+        """
         times, trainer = self.config.train, self.trainer
         every = self.config.diagnostics.every
         phase = trainer.phase_at(max(step - 1, 0))
@@ -252,7 +277,9 @@ class Run:
             if times.nonfinite != "record":
                 _require_finite(trainer, state, step)
             with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
-                for dispatch in plan(trainer, step):
+                if unevaluated:
+                    self._evaluate_and_save(checkpoints, history, state, step, parts, unevaluated)
+                for dispatch in plan(trainer, step, within_line=bool(parts)):
                     if dispatch.phase != phase:
                         phase = dispatch.phase
                         state = trainer.enter_phase(state, phase)
@@ -260,22 +287,16 @@ class Run:
                         history.add_layers(0, self._diagnose(state, phase, runner))
                     state, metrics = runner.run(state, dispatch)
                     step += dispatch.steps
-                    history.add(step, "train", metrics)
-                    last = step == times.steps
+                    if not dispatch.part:
+                        history.add(step, "train", metrics)
+                    else:
+                        parts.append(metrics)
+                        if ends_line(trainer, step):
+                            history.add_parts(step, parts)
+                            parts = []
                     if every and step % every == 0:
                         history.add_layers(step, self._diagnose(state, phase, runner))
-                    if last or step % times.eval_every == 0:
-                        for split, name in self._evaluated().items():
-                            history.add(step, name, trainer.evaluate(state, split))
-                    leave = self._stop.requested() and not last
-                    due = times.checkpoint_every and step % times.checkpoint_every == 0
-                    due = self._stop.take_save_request() or due
-                    if last or leave or due or checkpoints.retry_due():
-                        history.fetch()  # the record holds the lines of every step up to here
-                        save = checkpoints.save_and_wait if last or leave else checkpoints.save
-                        save(trainer.backend.unreplicate(state), step, self._record(history))
-                    if leave and self._stop.signal:
-                        raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
+                    self._evaluate_and_save(checkpoints, history, state, step, parts)
                     history.fetch(before=step)
                 history.fetch()
         except NotFiniteError as error:
@@ -291,15 +312,61 @@ class Run:
                 f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
 
-    def _evaluated(self) -> dict[str, str]:
-        """Returns the part of `EVALUATIONS` that the config asks for."""
+    def _evaluated(self) -> list[str]:
+        """Returns the splits of `EVALUATIONS` that the config asks for."""
         left_out = () if self.config.train.evaluate_train else ("train",)
-        return {split: name for split, name in EVALUATIONS.items() if split not in left_out}
+        return [split for split in EVALUATIONS if split not in left_out]
+
+    def _evaluate_and_save(
+        self,
+        checkpoints: CheckpointManager,
+        history: History,
+        state: TrainState,
+        step: int,
+        parts: list[Metrics],
+        left: list[str] | None = None,
+    ) -> None:
+        """Evaluates and saves if that is due at a step, and raises Stopped if a signal requests it.
+
+        Args:
+          checkpoints, history, state, step: of the run.
+          parts: metrics of a line that has not ended.
+          left: splits that a stop left to evaluate at this step, which a checkpoint lists.
+        """
+        times, trainer = self.config.train, self.trainer
+        last, again = step == times.steps, left is not None
+        if left is None:
+            left = self._evaluated() if last or step % times.eval_every == 0 else []
+        try:
+            while left:
+                metrics = trainer.evaluate(state, left[0], self._stop.requested)
+                history.add(step, EVALUATIONS[left[0]], metrics)
+                left = left[1:]
+        except InterruptedEvaluationError:
+            pass
+        leave = bool(left) or (self._stop.requested() and not last)
+        due = times.checkpoint_every and step % times.checkpoint_every == 0
+        due = self._stop.take_save_request() or due
+        if last or leave or due or checkpoints.retry_due():
+            history.fetch()  # the record holds the lines of every step up to here
+            saved = trainer.backend.unreplicate(state)
+            if int(saved.step) < step:  # found only now if the line has not ended
+                reason = f"the loss is not finite in step {int(saved.step) + 1}"
+                raise NotFiniteError(reason, step)
+            record = self._record(history, parts, left)
+            if again and not left:  # a checkpoint of this step has no metrics of it
+                checkpoints.discard(step)
+            save = checkpoints.save_and_wait if last or leave else checkpoints.save
+            save(saved, step, record)
+        if leave and self._stop.signal:
+            raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
 
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)
 
-    def _record(self, history: History) -> dict[str, Any]:
+    def _record(
+        self, history: History, parts: list[Metrics], unevaluated: list[str]
+    ) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the state."""
         metrics, layers = history.sync()
         source = self.trainer.source
@@ -314,6 +381,8 @@ class Run:
             ),
             "metrics": metrics,
             "layers": layers,
+            "parts": records.encode_metrics(jax.device_get(parts)),
+            "unevaluated": unevaluated,
             "seconds": self._seconds(),
         }
 
@@ -377,20 +446,6 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
     restored = reader.restore_selected(which, template, trainer.task.primary)
     require_compatible(restored.record["config"], config, workdir)
     return trainer, restored
-
-
-def plan(trainer: Trainer, first: int) -> list[Dispatch]:
-    """Returns a run's dispatches from a step on.
-
-    They end at multiples of `train.log_every`, at the last step, and before each phase.
-    """
-    times = trainer.config.train
-    every = range(first - first % times.log_every, times.steps, times.log_every)
-    cuts = {*every, *(phase.first_step for phase in trainer.phases), times.steps}
-    ends = sorted(cut for cut in cuts if first < cut <= times.steps)
-    return [
-        Dispatch(trainer.phase_at(begin), end - begin) for begin, end in pairwise([first, *ends])
-    ]
 
 
 def describe(

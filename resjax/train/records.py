@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resjax import run_files
 from resjax.disk import describe_disk_error, unused_path, write_atomically
 from resjax.machine import threads
@@ -102,6 +104,24 @@ def _git(*arguments: str) -> str | None:
         return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def encode_metrics(metrics: Any) -> Any:
+    """Returns metrics as JSON holds them, to the bit."""
+    if isinstance(metrics, Mapping):
+        return {name: encode_metrics(value) for name, value in metrics.items()}
+    if isinstance(metrics, tuple | list):
+        return [encode_metrics(value) for value in metrics]
+    return {"dtype": str(metrics.dtype), "values": metrics.tolist()}
+
+
+def decode_metrics(content: Any) -> Any:
+    """Returns what `encode_metrics` encoded, as NumPy arrays."""
+    if isinstance(content, list):
+        return tuple(map(decode_metrics, content))
+    if content.keys() == {"dtype", "values"}:
+        return np.asarray(content["values"], content["dtype"])
+    return {name: decode_metrics(value) for name, value in content.items()}
 
 
 class JsonLinesFile:

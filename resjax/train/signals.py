@@ -84,7 +84,9 @@ class StopRequest:
         name = signal.Signals(number).name
         if number in self.save_on:
             self._save = self._graceful
-            when = "saves after this dispatch and" if self._graceful else "has nothing to save and"
+            when = (
+                "saves after the current steps and" if self._graceful else "has nothing to save and"
+            )
             self._notify(f"{name}: {when} goes on")
             return
         if not self._graceful or (self.signal is not None and number == signal.SIGINT):
@@ -92,7 +94,7 @@ class StopRequest:
             os._exit(128 + number)
         if self.signal is None:
             self.signal = number
-            self._notify(f"{name}: saves after this dispatch; Ctrl-C exits at once")
+            self._notify(f"{name}: saves after the current steps; Ctrl-C exits at once")
 
 
 @contextmanager

@@ -12,13 +12,15 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Key
@@ -36,6 +38,7 @@ from resjax.models.resnet import build
 from resjax.tasks import make_task
 from resjax.tasks.base import Batch
 from resjax.train import freezing, init_from_weights, step
+from resjax.train.estimate import SECONDS_AT_ONCE, forward_seconds
 from resjax.train.freezing import split
 from resjax.train.optimizer import make_optimizer
 from resjax.train.parallel import make_backend
@@ -54,6 +57,7 @@ class Dispatch(NamedTuple):
 
     phase: int
     steps: int
+    part: bool = False  # of a line of metrics: the call returns those of each step, not their means
 
 
 class Executable(NamedTuple):
@@ -62,6 +66,10 @@ class Executable(NamedTuple):
     call: Any
     compile_seconds: float
     peak_bytes: int | None  # on one device; None if the compiler does not say
+
+
+class InterruptedEvaluationError(Exception):
+    """An evaluation was interrupted between two of its dispatches."""
 
 
 class PhaseProgram(NamedTuple):
@@ -191,8 +199,10 @@ class Trainer:
     def compile_dispatch(self, state: TrainState, dispatch: Dispatch) -> Executable:
         """Compiles a dispatch at the first call; for a stream, a dispatch of one step."""
         steps = 1 if self.source.streamed else dispatch.steps
-        function = partial(self._take_steps, phase=dispatch.phase, steps=steps)
-        return self._compile((dispatch.phase, steps), self.backend.compile_steps, function, state)
+        key = dispatch._replace(steps=steps)
+        function = partial(self._take_steps, **key._asdict())
+        arrays = self.source.example_arrays()[0]
+        return self._compile(key, self.backend.compile_steps, function, state, arrays)
 
     def compile_evaluation(self, state: TrainState, split: str = "test") -> Executable:
         """Compiles the evaluation of the source's arrays of a split at the first call.
@@ -202,8 +212,12 @@ class Trainer:
         """
         state = state._replace(opt_state=())
         split = "test" if self.source.streamed else split
+        arrays = self.source.evaluation_arrays(split)
         evaluate = partial(self._evaluate, split=split)
-        key, arrays = ("evaluation", split), self.source.evaluation_arrays(split)
+        if at_once := self._batches_at_once(split):
+            evaluate = partial(self._evaluate_part, split=split, batches=at_once)
+            arrays = next(self._evaluation_arrays(split))
+        key = ("evaluation", split)
         return self._compile(key, self.backend.compile_measure, evaluate, state, arrays)
 
     def compile_diagnosis(
@@ -216,25 +230,69 @@ class Trainer:
         function = function or self._measure
         diagnose = partial(self._diagnose, phase=phase, function=function)
         key = ("diagnosis", phase, function)
-        return self._compile(key, self.backend.compile_measure, diagnose, state)
+        arrays = self.source.example_arrays()[0]
+        return self._compile(key, self.backend.compile_measure, diagnose, state, arrays)
 
     def _compile(
-        self, key: Any, compile: Any, function: Any, state: TrainState, arrays: Any = None
+        self, key: Any, compile: Any, function: Any, state: TrainState, arrays: Any
     ) -> Executable:
         if key not in self._executables:
-            arrays = self.source.example_arrays()[0] if arrays is None else arrays
             self._executables[key] = compile_for(compile(function), state, arrays)
         return self._executables[key]
 
-    def evaluate(self, state: TrainState, split: str = "test") -> Metrics:
+    def evaluate(
+        self,
+        state: TrainState,
+        split: str = "test",
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Returns the sums of the metrics over a split, as `metric_values` takes them.
 
         The whole split is evaluated in evaluation mode, "train" without augmentation too.
+
+        Args:
+          state: with the variables.
+          split: "train" or "test".
+          interrupted: called between the dispatches of the evaluation.
+
+        Raises:
+          InterruptedEvaluationError: `interrupted` returned True.
         """
-        call = self.compile_evaluation(state, split).call
+        call, divided = self.compile_evaluation(state, split).call, self._batches_at_once(split)
         state = state._replace(opt_state=())
-        results = [call(state, arrays) for arrays in self.source.evaluation(split)]
+        results: list[Metrics] = []
+        for arrays in self._evaluation_arrays(split):
+            if results and interrupted():
+                raise InterruptedEvaluationError
+            results.append(metrics := call(state, arrays))
+            if self.source.streamed:  # the device computes while the next batch is decoded
+                jax.block_until_ready(results[-2:-1])
+            elif divided:
+                jax.block_until_ready(metrics)
+        if divided:
+            return self._join_batches(results, split)
         return results[0] if len(results) == 1 else _sum_dispatches(results)
+
+    def _evaluation_arrays(self, split: str) -> Iterator[Any]:
+        """Yields what each dispatch of an evaluation takes beside the state."""
+        arrays = self.source.evaluation(split)
+        if not (at_once := self._batches_at_once(split)):
+            yield from arrays
+            return
+        dataset = next(arrays)
+        for first in range(0, self._eval_batches(split), at_once):
+            yield dataset, self.backend.replicate(np.int32(first))
+
+    def join_parts(self, parts: list[Metrics]) -> Metrics:
+        """Returns the metrics of a line from those that its parts returned for each step.
+
+        On CPU they are those of a single dispatch to the last bit.
+        """
+        stacked = jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
+        if not self.source.streamed:
+            return _mean_of_steps()(stacked)
+        steps = len(jax.tree.leaves(stacked)[0])
+        return _sum_dispatches([jax.tree.map(itemgetter(i), stacked) for i in range(steps)])
 
     def metric_values(self, metrics: Metrics) -> dict[str, float]:
         """Returns the metrics by name, from what a dispatch or an evaluation returned.
@@ -253,6 +311,29 @@ class Trainer:
             else:
                 values[name] = float(value)
         return dict(sorted(values.items()))
+
+    # How work is divided.
+
+    @property
+    def step_seconds(self) -> float:
+        """An estimate of the time of one step, rather too long than too short."""
+        return 3 * self._forward_seconds(self.config.data.batch_size)
+
+    def _eval_batches(self, split: str) -> int:
+        """Returns the number of batches in an evaluation of a resident split."""
+        return -(-self.source.examples[split] // self.config.data.eval_batch_size)
+
+    def _batches_at_once(self, split: str) -> int:
+        """Returns how many of these run in one dispatch, 0 if all of them do."""
+        evaluations = 2 if self.config.optimizer.ema_decay else 1
+        seconds = evaluations * self._forward_seconds(self.source.examples[split])
+        batches = self._eval_batches(split)
+        dispatches = min(math.ceil(seconds / SECONDS_AT_ONCE), batches)
+        return 0 if self.source.streamed or dispatches == 1 else math.ceil(batches / dispatches)
+
+    def _forward_seconds(self, images: int) -> float:
+        macs, depth = self.counts.macs, self.config.model.depth or 0
+        return forward_seconds(images, macs, depth, self.backend.devices)
 
     # Traced functions.
 
@@ -276,10 +357,10 @@ class Trainer:
         return program.tx.init(split(params, program.trainable)[0])
 
     def _take_steps(
-        self, state: TrainState, arrays: Any, *, phase: int, steps: int
+        self, state: TrainState, arrays: Any, *, phase: int, steps: int, part: bool = False
     ) -> tuple[TrainState, Metrics]:
         drawn = self.source.draw(arrays, order_key(state.key), state.step, steps)
-        return step.take_steps(self.train_step(phase, arrays), state, drawn)
+        return step.take_steps(self.train_step(phase, arrays), state, drawn, of_each=part)
 
     def train_step(self, phase: int, arrays: Any) -> step.Step:
         """Returns the train step of a phase: (state, drawn batch, key) -> (state, output).
@@ -318,17 +399,7 @@ class Trainer:
         )
 
     def _evaluate(self, state: TrainState, arrays: Any, *, split: str) -> Metrics:
-        variables = {"sums": state.variables}
-        if state.ema is not None:
-            variables["ema_sums"] = state.ema
-
-        def sums(drawn: Any) -> Metrics:
-            batch = self.source.eval_batch(arrays, drawn, split)
-            batch = {**batch, "image": normalize(batch["image"], self.statistics)}
-            return {
-                name: step.eval_step(each, batch, model=self.model, task=self.task)
-                for name, each in variables.items()
-            }
+        sums = partial(self._batch_sums, state, arrays, split=split)
 
         def body(total: Metrics, drawn: Any) -> tuple[Metrics, None]:
             return jax.tree.map(jnp.add, total, sums(drawn)), None
@@ -340,8 +411,44 @@ class Trainer:
         total = self.backend.sum(total)
         if self.source.streamed:  # the sums of one batch out of many
             return total
-        # Means instead of sums, so that curves stay those of earlier versions to the last bit.
+        return self._split_means(total, split)
+
+    def _split_means(self, total: Metrics, split: str) -> Metrics:
+        """Returns means instead of sums, to keep curves those of earlier versions to the bit."""
         return jax.tree.map(lambda value: value / self.source.examples[split], total)
+
+    def _evaluate_part(
+        self, state: TrainState, arrays: Any, *, split: str, batches: int
+    ) -> Metrics:
+        """Computes the sums of each of some batches; those after the last one have weight 0."""
+        dataset, first = arrays
+
+        def body(carry: tuple[()], drawn: Any) -> tuple[tuple[()], Metrics]:
+            return carry, self._batch_sums(state, dataset, drawn, split=split)
+
+        draws = self.source.eval_draws(dataset, split)
+        draws = draws[0] + draws.shape[1] * (first + jnp.arange(batches)[:, None])
+        _, sums = step.scan(body, (), draws)
+        return self.backend.sum(sums)
+
+    def _join_batches(self, parts: list[Metrics], split: str) -> Metrics:
+        """Returns what `_evaluate` returns, from what `_evaluate_part` returned, in its order."""
+        stacked = jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
+        total = jax.tree.map(lambda each: np.add.accumulate(each)[-1], stacked)
+        means = partial(self._split_means, split=split)
+        return jax.jit(means, compiler_options=step_compile())(total)
+
+    def _batch_sums(self, state: TrainState, arrays: Any, drawn: Any, *, split: str) -> Metrics:
+        """Computes the sums of the metrics over a batch, also with the EMA if there is one."""
+        batch = self.source.eval_batch(arrays, drawn, split)
+        batch = {**batch, "image": normalize(batch["image"], self.statistics)}
+        variables = {"sums": state.variables}
+        if state.ema is not None:
+            variables["ema_sums"] = state.ema
+        return {
+            name: step.eval_step(each, batch, model=self.model, task=self.task)
+            for name, each in variables.items()
+        }
 
     def _diagnose(
         self,
@@ -434,9 +541,14 @@ class StepRunner:
         self._source = trainer.source.training(seed, first_step)
         self.arrays = next(self._source)
         """The arrays of the next step."""
+        self._before: Metrics | None = None  # what the part before returned
+        self._ready, self._slow = time.monotonic(), True
 
     def run(self, state: TrainState, dispatch: Dispatch) -> tuple[TrainState, Metrics]:
-        """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`."""
+        """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`.
+
+        After a part the device has at most one more to do, and none if parts are slow.
+        """
         steps_per_call = 1 if self._trainer.source.streamed else dispatch.steps
         call = self._trainer.compile_dispatch(state, dispatch).call
         results: list[Metrics] = []
@@ -446,7 +558,16 @@ class StepRunner:
             self.arrays = next(self._source)  # while the step runs
             if len(results) > 1:  # or batches would pile up on the device
                 jax.block_until_ready(results[-2])
+        if dispatch.part:
+            self._wait(results[0])
         return state, results[0] if len(results) == 1 else _sum_dispatches(results)
+
+    def _wait(self, metrics: Metrics) -> None:
+        """Waits for the part that returned these metrics if parts are slow, or the one before."""
+        jax.block_until_ready(metrics if self._slow else self._before)
+        now = time.monotonic()
+        self._slow = now - self._ready > SLOW_SECONDS
+        self._before, self._ready = metrics, now
 
     def __enter__(self) -> Self:
         return self
@@ -455,10 +576,21 @@ class StepRunner:
         self._source.close()
 
 
+SLOW_SECONDS = 0.5
+"""Parts that take longer do not overlap, so that a signal waits for one of them and not for two."""
+
+
 @jax.jit
 def _sum_dispatches(results: list[Metrics]) -> Metrics:
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *results)
     return step.reduce_metrics(stacked, jnp.sum)
+
+
+@lru_cache(maxsize=1)
+def _mean_of_steps() -> Callable[[Metrics], Metrics]:
+    """Returns the mean as a dispatch of all steps computes it; other options round it otherwise."""
+    reduce = partial(step.reduce_metrics, reduce=jnp.mean)
+    return jax.jit(reduce, compiler_options=step_compile())
 
 
 def compile_for(function: Any, *arguments: Any) -> Executable:

@@ -67,7 +67,7 @@ def test_graceful_code_runs_to_its_end_and_sees_the_request(start, sent):
     assert process.returncode == 0
     assert output == "True False False\n"
     assert errors.count("\n") == 1
-    assert "saves after this dispatch" in errors
+    assert "saves after the current steps" in errors
 
 
 def test_a_hangup_is_a_request_to_save_and_go_on(start):
@@ -75,7 +75,7 @@ def test_a_hangup_is_a_request_to_save_and_go_on(start):
     process.send_signal(signal.SIGHUP)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "False True False\n")
-    assert errors == "SIGHUP: saves after this dispatch and goes on\n"
+    assert errors == "SIGHUP: saves after the current steps and goes on\n"
 
 
 def test_a_hangup_during_compilation_has_nothing_to_save_and_ends_nothing(start):

@@ -21,7 +21,8 @@ from resjax.train import optimizer
 from resjax.train.checkpoint_reader import named_arrays
 from resjax.train.init_from_weights import match_classes
 from resjax.train.load_weights import load_weights
-from resjax.train.loop import evaluate, plan, restore_run, train
+from resjax.train.loop import evaluate, restore_run, train
+from resjax.train.plan import plan
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
 from resjax.train.verify import verify
