@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
         "shortcut_options": {"depths": (20, 56), "seeds": five},
         "gradient_flow": {"depths": (8, 20, 56), "seeds": five, "every": 50},
         "layer_responses": {"residual_depths": (20, 56, 110), "seeds": five, "every": 50},
+        "loss_landscape": {"depths": (20, 56), "seeds": five},
+        "near_identity": {"depths": (20, 32), "seeds": five, "every": 300},
         "very_deep": {"depths": (110, 200), "seeds": five},
     }
     return config

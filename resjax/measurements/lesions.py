@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from resjax.errors import UserError
 from resjax.models import layout
@@ -130,9 +130,7 @@ def permute(
     return layout.scanned(whole) if _scans(model) else whole
 
 
-def random_orders(
-    model: ResNet, swaps: int, rng: np.random.Generator
-) -> dict[int, Int[np.ndarray, "blocks"]]:
+def random_orders(model: ResNet, swaps: int, rng: np.random.Generator) -> dict[int, list[int]]:
     """Returns the orders of all stages after random swaps of two equal blocks of one stage.
 
     Raises:
@@ -146,7 +144,7 @@ def random_orders(
         order = orders[rng.choice([*orders], p=pairs / pairs.sum())]
         first, second = rng.choice(len(order), 2, replace=False)
         order[[first, second]] = order[[second, first]]
-    return orders
+    return {stage: order.tolist() for stage, order in orders.items()}
 
 
 def kendall_tau(orders: Mapping[int, Sequence[int]]) -> float:

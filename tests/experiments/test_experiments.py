@@ -64,6 +64,8 @@ def test_an_experiment_draws_and_judges_its_runs(file: Path) -> None:
         results = ROOT / "experiments" / "results" / "digits" / file.stem
         measured = made_up_measurements(tables.runs, results, file.stem)
         tables = tables._replace(measurements=measured)
+        if experiment.lacks_measurements(tables):
+            pytest.skip("no run is measured yet")
         assert experiment.figures(tables)
         claims = experiment.claims(tables)
     assert len({claim.statement for claim in claims}) == len(claims)
