@@ -34,7 +34,8 @@ class Model:
     depth: Annotated[int, Bounds(ge=1, le=10_000)] | None = None
     """Weight layers as the papers count them: 6n + 2 for CIFAR networks of basic blocks."""
     block: str | None = None
-    """A block by name, or your own class as package.module:Class."""
+    """A block by name, such as basic, bottleneck, preact_basic or fixup_basic, or your own class as
+    package.module:Class."""
     block_options: dict[str, Any] = field(default_factory=dict)
     """Further fields of the block's class."""
     shortcut: str | None = None
@@ -55,7 +56,8 @@ class Model:
     """Number of final stages that dilate their convolutions instead of striding, as segmentation
     backbones do."""
     norm: str | None = None
-    """batch, group, or none: a bias for each channel takes the place of every norm."""
+    """batch or group; none puts a bias per channel in the place of every norm, fixup one number for
+    all channels, as in Fixup, whose blocks are fixup_basic and fixup_bottleneck."""
     standardize: bool | None = None
     """Normalize every convolution filter to mean 0 and variance 1."""
     loop: Literal["auto", "unroll", "scan"] = "auto"

@@ -1,13 +1,15 @@
-"""Residual blocks: basic and bottleneck [H15 figure 5], and their pre-activation forms [H16].
+"""Residual blocks: basic and bottleneck [H15 figure 5], in all orders of activation [H16], Fixup.
 
 A block is a Flax module with the fields of `Block`. It maps images (n, h, w, c) to (n, h / strides,
 w / strides, expansion * features), with sizes rounded up. The network binds `conv`, `norm`, `act`
 and `shortcut`, so a block knows neither train mode nor dtype nor axis names. A plain block is the
 same block with a shortcut that adds nothing.
 
-[H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027.
+[H15] He et al. 2015, arXiv 1512.03385; [H16] He et al. 2016, arXiv 1603.05027; [Z19] Zhang et al.
+2019, arXiv 1901.09321.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -42,6 +44,8 @@ class Block(nn.Module):
       layers: weight layers on the branch, which count toward the network's depth.
       preactivation: the stem leaves its norm and activation to the blocks, and the network adds
         them after the last stage.
+      ends_in_norm: the branch ends in `norm(last=True)`, which can start it at zero.
+      activate_last: the network activates the images after the last stage.
     """
 
     features: int
@@ -54,6 +58,8 @@ class Block(nn.Module):
     expansion: ClassVar[int] = 1
     layers: ClassVar[int] = 2
     preactivation: ClassVar[bool] = False
+    ends_in_norm: ClassVar[bool] = True
+    activate_last: ClassVar[bool] = False
 
 
 ANTIALIASING = "none", "average", "blur"
@@ -103,22 +109,31 @@ class SqueezeExcite(nn.Module):
         return x * jax.nn.sigmoid(self.conv(channels, 1, use_bias=True)(self.act(squeezed)))
 
 
+def excited(block: Any, y: Images) -> Images:
+    """Returns a branch after the block's squeeze-and-excitation, if it has one."""
+    if not block.se_reduction:
+        return y
+    return SqueezeExcite(block.se_reduction, block.conv, block.act)(y)
+
+
 class BasicBlock(Block):
     """Two 3x3 convolutions [H15 figure 5, left]."""
 
     se_reduction: int = 0  # of squeeze-and-excitation before the addition; 0 disables it
     antialias: str = "none"  # "average" or "blur": of the activations that are strided
 
-    @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def weights(self, x: Images) -> Images:
+        """Returns the output of the last convolution."""
         strides = self.strides if self.antialias == "none" else 1
         y = self.conv(self.features, 3, strides)(x)
         y = self.act(self.norm()(y))
         y = antialiased(y, self.antialias, self.strides)
-        y = self.conv(self.features, 3)(y)
-        y = self.norm(last=True)(y)
-        if self.se_reduction:
-            y = SqueezeExcite(self.se_reduction, self.conv, self.act)(y)
+        return self.conv(self.features, 3)(y)
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y = self.weights(x)
+        y = excited(self, self.norm(last=True)(y))
         return self.act(y + self.shortcut(self.features, self.strides)(x))
 
 
@@ -137,20 +152,83 @@ class BottleneckBlock(Block):
     expansion: ClassVar[int] = 4
     layers: ClassVar[int] = 3
 
-    @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def weights(self, x: Images) -> Images:
+        """Returns the output of the last convolution."""
         first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
         inner = self.features * self.group_width // 64 * self.groups
-        out = self.features * self.expansion
         y = self.act(self.norm()(self.conv(inner, 1, first)(x)))
         strides = second if self.antialias == "none" else 1
         y = self.conv(inner, 3, strides, feature_group_count=self.groups)(y)
         y = self.act(self.norm()(y))
         y = antialiased(y, self.antialias, second)
-        y = self.norm(last=True)(self.conv(out, 1)(y))
-        if self.se_reduction:
-            y = SqueezeExcite(self.se_reduction, self.conv, self.act)(y)
-        return self.act(y + self.shortcut(out, self.strides)(x))
+        return self.conv(self.features * self.expansion, 1)(y)
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y = self.weights(x)
+        y = excited(self, self.norm(last=True)(y))
+        return self.act(y + self.shortcut(self.features * self.expansion, self.strides)(x))
+
+
+class BNAfterAddition(Block):
+    """The branch ends in a convolution, and the sum is normalized [H16 figure 4 (b)]."""
+
+    ends_in_norm: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y = excited(self, self.weights(x))
+        total = y + self.shortcut(self.features * self.expansion, self.strides)(x)
+        return self.act(self.norm()(total))
+
+
+class ReLUBeforeAddition(Block):
+    """The branch ends in an activation, the sum is not activated [H16 figure 4 (c)]."""
+
+    # A norm that starts at zero would never get a gradient through the activation.
+    ends_in_norm: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        y = self.weights(x)
+        y = excited(self, self.act(self.norm()(y)))
+        return y + self.shortcut(self.features * self.expansion, self.strides)(x)
+
+
+class ReLUPreActivation(Block):
+    """The branch begins with an activation and ends in a norm [H16 figure 4 (d)].
+
+    If the shape changes, the shortcut starts after the activation too. The stem ends in an
+    activation already, which the first block's branch and shortcut share [H16 appendix].
+    """
+
+    activate_last: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        out, active = self.features * self.expansion, self.act(x)
+        y = self.weights(active)
+        y = excited(self, self.norm(last=True)(y))
+        changes = self.strides != 1 or x.shape[-1] != out
+        return y + self.shortcut(out, self.strides)(active if changes else x)
+
+
+class BNAfterAdditionBasicBlock(BNAfterAddition, BasicBlock): ...
+
+
+class BNAfterAdditionBottleneckBlock(BNAfterAddition, BottleneckBlock): ...
+
+
+class ReLUBeforeAdditionBasicBlock(ReLUBeforeAddition, BasicBlock): ...
+
+
+class ReLUBeforeAdditionBottleneckBlock(ReLUBeforeAddition, BottleneckBlock): ...
+
+
+class ReLUPreActBasicBlock(ReLUPreActivation, BasicBlock): ...
+
+
+class ReLUPreActBottleneckBlock(ReLUPreActivation, BottleneckBlock): ...
 
 
 class PreActBlock(Block):
@@ -163,6 +241,7 @@ class PreActBlock(Block):
     share: bool = False
 
     preactivation: ClassVar[bool] = True
+    ends_in_norm: ClassVar[bool] = False
 
     def split(self, x: Images) -> tuple[Images, Images]:
         """Returns the input of the branch and the input of the shortcut."""
@@ -202,3 +281,52 @@ class PreActBottleneckBlock(PreActBlock):
         y = self.conv(self.features, 3, second)(self.act(self.norm()(y)))
         y = self.conv(out, 1)(self.act(self.norm()(y)))
         return y + self.shortcut(out, self.strides)(shared)
+
+
+class FixupBlock(Block):
+    """A block without normalization, which starts as its shortcut [Z19].
+
+    `norm` is the bias before every convolution and activation: for model.norm=fixup one number, as
+    in [Z19]. The last convolution starts at zero; the others have the usual initial values times
+    L^(-1 / (2m - 2)), for L blocks of m layers. If the shape changes, the shortcut starts after the
+    first bias (the authors' code).
+    """
+
+    network_blocks: int = 1  # L, which the network sets
+
+    ends_in_norm: ClassVar[bool] = False
+
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        """Returns the features, kernel size and stride of each convolution."""
+        return (self.features, 3, self.strides), (self.features, 3, 1)
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        *inner, last = self.convolutions()
+        variance = 2 * self.network_blocks ** (-1 / len(inner))
+        small = nn.initializers.variance_scaling(variance, "fan_in", "normal")
+        y = biased = self.norm()(x)
+        for shape in inner:
+            y = self.act(self.norm()(self.conv(*shape, kernel_init=small)(y)))
+            y = self.norm()(y)
+        y = self.conv(*last, kernel_init=nn.initializers.zeros)(y)
+        scale = self.param("scale", nn.initializers.ones, ()).astype(y.dtype)
+        y = self.norm(last=True)(scale * y)
+        out = self.features * self.expansion
+        changes = self.strides != 1 or x.shape[-1] != out
+        return self.act(y + self.shortcut(out, self.strides)(biased if changes else x))
+
+
+class FixupBasicBlock(FixupBlock):
+    """Two 3x3 convolutions [Z19 figure 1, right]."""
+
+
+class FixupBottleneckBlock(FixupBlock):
+    """1x1, 3x3 and 1x1 convolutions, with the stride in the 3x3 [Z19, the authors' code]."""
+
+    expansion: ClassVar[int] = 4
+    layers: ClassVar[int] = 3
+
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        out = self.features * self.expansion
+        return (self.features, 1, 1), (self.features, 3, self.strides), (out, 1, 1)

@@ -97,7 +97,7 @@ def train_and_eval_modes(block: str = "basic", shortcut: str = "pad") -> None:
     """Training updates BN statistics; evaluation does not, and no image affects another there."""
     model = network(block, shortcut)
     variables = variables_of(model)
-    statistics = {"batch_stats": variables["batch_stats"]}
+    statistics = {name: tree for name, tree in variables.items() if name == "batch_stats"}
     train, evaluate = (jit(partial(apply, model, train=train)) for train in (True, False))
     _, trained = train(variables, IMAGES)
     unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), trained, statistics)

@@ -5,6 +5,7 @@ and returns what the network returns. The network binds its own `conv`, `norm` a
 fields of these names that a head declares and leaves at None.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +34,12 @@ class ClassificationHead(nn.Dense):
         return super().__call__(pooled) if self.features else pooled
 
 
-def bind(head: nn.Module, **bound: Any) -> nn.Module:
-    """Returns the head of a running network, its fields `conv`, `norm` and `act` filled if None."""
-    missing = {name: value for name, value in bound.items() if getattr(head, name, ...) is None}
-    return head.clone(parent=head.scope, **missing) if missing else head
+def bind(head: nn.Module, changed: Mapping[str, Any], /, **bound: Any) -> nn.Module:
+    """Returns the head of a running network.
+
+    Its fields `conv`, `norm` and `act` are filled if None; those in `changed`, if it has them, are
+    replaced.
+    """
+    fields = {name: value for name, value in bound.items() if getattr(head, name, ...) is None}
+    fields |= {name: value for name, value in changed.items() if hasattr(head, name)}
+    return head.clone(parent=head.scope, **fields) if fields else head

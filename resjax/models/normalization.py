@@ -201,12 +201,14 @@ class Bias(nn.Module):
     """Adds a learned number to each channel; it takes the place of a norm in networks without one.
 
     Attributes:
+      scalar: add one number to all channels, as Fixup does (Zhang et al. 2019, arXiv 1901.09321).
       use_bias: whether to add anything.
       dtype: of the result.
       bias_init: initializer of the numbers.
       epsilon, scale_init, use_scale: of the norms, for blocks that set them; unused.
     """
 
+    scalar: bool = False
     use_bias: bool = True
     dtype: Any = jnp.float32
     bias_init: Any = nn.initializers.zeros
@@ -218,4 +220,5 @@ class Bias(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         if not self.use_bias:
             return x
-        return x + self.param("bias", self.bias_init, x.shape[-1:]).astype(self.dtype)
+        shape = () if self.scalar else x.shape[-1:]
+        return x + self.param("bias", self.bias_init, shape).astype(self.dtype)

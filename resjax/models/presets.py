@@ -34,10 +34,20 @@ class ImpossibleDepthError(ValueError):
 BLOCKS = {
     "basic": "resjax.models.blocks:BasicBlock",
     "bottleneck": "resjax.models.blocks:BottleneckBlock",
+    "bn_after_addition_basic": "resjax.models.blocks:BNAfterAdditionBasicBlock",
+    "bn_after_addition_bottleneck": "resjax.models.blocks:BNAfterAdditionBottleneckBlock",
+    "relu_before_addition_basic": "resjax.models.blocks:ReLUBeforeAdditionBasicBlock",
+    "relu_before_addition_bottleneck": "resjax.models.blocks:ReLUBeforeAdditionBottleneckBlock",
+    "relu_preact_basic": "resjax.models.blocks:ReLUPreActBasicBlock",
+    "relu_preact_bottleneck": "resjax.models.blocks:ReLUPreActBottleneckBlock",
     "preact_basic": "resjax.models.blocks:PreActBasicBlock",
     "preact_bottleneck": "resjax.models.blocks:PreActBottleneckBlock",
+    "fixup_basic": "resjax.models.blocks:FixupBasicBlock",
+    "fixup_bottleneck": "resjax.models.blocks:FixupBottleneckBlock",
 }
-BLOCK_LAYERS = {"basic": 2, "bottleneck": 3, "preact_basic": 2, "preact_bottleneck": 3}
+BLOCK_LAYERS = {name: 3 if "bottleneck" in name else 2 for name in BLOCKS}
+BLOCK_FIELDS = {"fixup_basic": {"norm": "fixup"}, "fixup_bottleneck": {"norm": "fixup"}}
+"""Defaults for other fields of a network with these blocks."""
 
 SHORTCUTS = {
     "none": "resjax.models.shortcuts:NoShortcut",
@@ -61,7 +71,7 @@ BOUND = {
 
 STEMS = ("cifar", "imagenet", "deep", "bit")
 STEM_POOLS = ("max", "average", "blur", "none")
-NORMS = ("batch", "group", "none")
+NORMS = ("batch", "group", "none", "fixup")
 NORM = {"norm": "batch", "standardize": False}
 CLASSES = {"cifar": 10, "wide": 10, "imagenet": 1000}  # of the data set that a family is for
 
@@ -189,6 +199,7 @@ def architecture(name: str | None = None, **fields: Any) -> dict[str, Any]:
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}{nearest(family, FAMILIES)}")
     filled = {"family": family, **FAMILIES[family], **preset, **chosen}
+    filled |= {**BLOCK_FIELDS.get(filled["block"], {}), **chosen}
     for kind in ("block", "shortcut"):
         # A preset's options belong to its class; another class does not inherit them.
         same = filled[kind] == preset.get(kind, filled[kind])
@@ -358,13 +369,15 @@ def _check(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown {key} {fields[key]!r}{nearest(fields[key], choices)}")
     if not isinstance(fields["standardize"], bool):
         raise ValueError(f"standardize must be true or false, not {fields['standardize']!r}")
-    if fields.get("zero_init_residual") and getattr(find("block", block), "preactivation", False):
-        raise ValueError(
-            "zero_init_residual needs a block whose branch ends in a norm; a pre-activation branch "
-            "ends in a convolution"
-        )
-    if fields.get("zero_init_residual") and fields["norm"] == "none":
-        raise ValueError("zero_init_residual needs a norm, whose scale it sets; norm is none")
+    if fields.get("zero_init_residual"):
+        cls, norm = find("block", block), fields["norm"]
+        if getattr(cls, "preactivation", False) or not getattr(cls, "ends_in_norm", True):
+            raise ValueError(
+                f"zero_init_residual needs a block whose branch ends in a norm; that of {block!r} "
+                "does not"
+            )
+        if norm not in ("batch", "group"):
+            raise ValueError(f"zero_init_residual needs a norm, whose scale it sets; norm={norm}")
     blocks = sum(stage_sizes(fields["family"], fields["depth"], block))
     factors = branch_scale(fields["branch_scale"], blocks).factors
     if shortcut == "none" and 0 in factors:
@@ -385,7 +398,11 @@ def _check_class(kind: str, name: str, cls: Any, options: Mapping[str, Any]) -> 
         raise ValueError(
             f"{kind} {name!r} lacks the fields {', '.join(lacking)}; derive it from {parent}"
         )
-    open_fields = [key for key in fields if key not in {*BOUND[kind], "share", "name", "parent"}]
+    open_fields = [
+        key
+        for key in fields
+        if key not in {*BOUND[kind], "share", "network_blocks", "name", "parent"}
+    ]
     for key, value in options.items():
         if key not in open_fields:
             known = ", ".join(open_fields) or "none"

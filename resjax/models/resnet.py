@@ -47,7 +47,9 @@ class ResNet(nn.Module):
         striding, as segmentation networks do (torchvision's `replace_stride_with_dilation`).
       loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `uses_scan`.
       dtype: of the computation; parameters and BN statistics stay float32.
-      norm: "batch", "group", or "none", which puts a `Bias` in the place of every norm.
+      norm: "batch", "group"; "none", which puts a bias per channel in the place of every norm, or
+        "fixup", with one number for all channels, one more after the last stage, and a classifier
+        that starts at zero (Zhang et al. 2019).
       standardize: normalize each filter of a convolution to mean 0 and variance 1.
       zero_init_residual: start each block as its shortcut; its branch must end in a norm.
       stochastic_depth: rate at which the last block is dropped in training; block l of L is dropped
@@ -117,25 +119,28 @@ class ResNet(nn.Module):
             momentum=self.bn_momentum,
             unbiased=self.bn_unbiased,
         )
+        fixup = partial(Bias, scalar=True)
+        kinds = {"batch": batch_norm, "group": GroupNorm, "none": Bias, "fixup": fixup}
         norm = partial(
             make_norm,
-            kind={"batch": batch_norm, "group": GroupNorm, "none": Bias}[self.norm],
+            kind=kinds[self.norm],
             zero_last=self.zero_init_residual,
             epsilon=self.bn_epsilon,
             dtype=self.dtype,
         )
         act = relu
-        cls = class_of(self.block)
+        cls, depth = class_of(self.block), sum(self.stages)
         preactivation = getattr(cls, "preactivation", False)
         # A projection of activated images is not normalized [H16, the authors' code].
         shortcut_norm = identity_norm if preactivation else norm
         shortcut = partial(self.shortcut, conv=conv, norm=shortcut_norm, name="shortcut")
         block = partial(self.block, conv=conv, norm=norm, act=act, shortcut=shortcut)
+        if hasattr(cls, "network_blocks"):
+            block = partial(block, network_blocks=depth)
         first = partial(block, share=True) if preactivation and hasattr(cls, "share") else block
         scan = uses_scan(self.loop, self.stages)
         if self.remat:
             first, block = rematerialize(first, scan), rematerialize(block, scan)
-        depth = sum(self.stages)
         branches = scaled_branches(self.branch_scale, depth)
         if self.stochastic_depth and train and self.has_rng("dropout"):
             rates = self.stochastic_depth * jnp.arange(1, depth + 1) / depth
@@ -162,10 +167,16 @@ class ResNet(nn.Module):
                 name=f"stage{index + 1}",
             )(x)
             outputs[f"stage{index + 1}"] = x
+        last = f"stage{len(self.stages)}"
         if preactivation:  # the last addition is not activated yet [H16 appendix]
-            outputs[f"stage{len(self.stages)}"] = act(norm(name="norm")(x))
+            outputs[last] = act(norm(name="norm")(x))
+        elif getattr(cls, "activate_last", False):
+            outputs[last] = act(x)
+        elif self.norm == "fixup":  # the bias before the classifier
+            outputs[last] = norm(name="norm")(x)
         if with_head and self.head is not None:
-            return heads.bind(self.head, conv=conv, norm=norm, act=act)(outputs)
+            changed = {"kernel_init": nn.initializers.zeros} if self.norm == "fixup" else {}
+            return heads.bind(self.head, changed, conv=conv, norm=norm, act=act)(outputs)
         return outputs
 
 

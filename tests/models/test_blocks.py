@@ -1,4 +1,4 @@
-"""Every block equals its formula, drawn in He et al. 2015 figure 5 and 2016 figure 4 (e)."""
+"""Every block equals its formula, drawn in He et al. 2015 figure 5 and 2016 figure 4."""
 
 from functools import partial
 
@@ -11,14 +11,22 @@ from jax import lax
 
 from resjax.models.blocks import (
     BasicBlock,
+    BNAfterAdditionBasicBlock,
+    BNAfterAdditionBottleneckBlock,
     BottleneckBlock,
+    FixupBasicBlock,
+    FixupBottleneckBlock,
     PreActBasicBlock,
     PreActBottleneckBlock,
+    ReLUBeforeAdditionBasicBlock,
+    ReLUBeforeAdditionBottleneckBlock,
+    ReLUPreActBasicBlock,
+    ReLUPreActBottleneckBlock,
     SqueezeExcite,
 )
 from resjax.models.convolution import conv
 from resjax.models.count import layers
-from resjax.models.normalization import BatchNorm
+from resjax.models.normalization import BatchNorm, Bias
 from resjax.models.resnet import build, make_norm
 from resjax.models.shortcuts import Pad, Scaled, pad
 from resjax.xla.compile_options import quick_compile
@@ -39,7 +47,7 @@ def bound(cls, features, strides, shortcut=Pad, norm=norm, **options):
 
 def layers_of(variables):
     """Returns the block's convolutions and norms as functions of their number."""
-    params, statistics = variables["params"], variables["batch_stats"]
+    params, statistics = variables["params"], variables.get("batch_stats")
 
     def convolve(number, x, stride=1):
         kernel = params[f"Conv_{number}"]["kernel"]
@@ -92,9 +100,56 @@ def preact_bottleneck(x, features, s, conv, norm, share=False, in_1x1=True):
     return y + pad(active if changes else x, 4 * features, s)
 
 
+def basic_weights(x, features, s, conv, norm):
+    return conv(1, relu(norm(0, conv(0, x, s))))
+
+
+def bottleneck_weights(x, features, s, conv, norm):
+    return conv(2, relu(norm(1, conv(1, relu(norm(0, conv(0, x))), s))))
+
+
+def bn_after_addition(weights, expansion, x, features, s, conv, norm):
+    total = weights(x, features, s, conv, norm) + pad(x, expansion * features, s)
+    return relu(norm(2 if expansion > 1 else 1, total))
+
+
+def relu_before_addition(weights, expansion, x, features, s, conv, norm):
+    y = norm(2 if expansion > 1 else 1, weights(x, features, s, conv, norm))
+    return relu(y) + pad(x, expansion * features, s)
+
+
+def relu_preact(weights, expansion, x, features, s, conv, norm):
+    y = norm(2 if expansion > 1 else 1, weights(relu(x), features, s, conv, norm))
+    changes = s > 1 or expansion * features != x.shape[-1]
+    return y + pad(relu(x) if changes else x, expansion * features, s)
+
+
+def fixup(cls, x, features, s, conv, biases, scale):
+    """Zhang et al. 2019, figure 1: a bias before each convolution and activation."""
+    y = biased = x + biases[0]
+    strides = (s, 1) if cls.layers == 2 else (1, s, 1)
+    for number, stride in enumerate(strides[:-1]):
+        y = relu(conv(number, y, stride) + biases[2 * number + 1]) + biases[2 * number + 2]
+    y = scale * conv(cls.layers - 1, y) + biases[-1]
+    out = cls.expansion * features
+    return relu(y + pad(biased if s > 1 or out != x.shape[-1] else x, out, s))
+
+
+ORDERS = [
+    (cls, {}, partial(order, weights, cls.expansion))
+    for order, classes in {
+        bn_after_addition: (BNAfterAdditionBasicBlock, BNAfterAdditionBottleneckBlock),
+        relu_before_addition: (ReLUBeforeAdditionBasicBlock, ReLUBeforeAdditionBottleneckBlock),
+        relu_preact: (ReLUPreActBasicBlock, ReLUPreActBottleneckBlock),
+    }.items()
+    for cls, weights in zip(classes, (basic_weights, bottleneck_weights), strict=True)
+]
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "formula"),
     [
+        *ORDERS,
         (BasicBlock, {}, basic),
         (BottleneckBlock, {}, bottleneck),
         (BottleneckBlock, {"stride_in_1x1": True}, partial(bottleneck, in_1x1=True)),
@@ -108,7 +163,7 @@ def preact_bottleneck(x, features, s, conv, norm, share=False, in_1x1=True):
 )
 @pytest.mark.parametrize(("features", "strides"), [(4, 1), (4, 2), (1, 1)])
 def test_a_block_is_its_formula(draw, cls, options, formula, features, strides):
-    if cls in (BasicBlock, PreActBasicBlock) and features == 1:
+    if cls.expansion == 1 and features == 1:
         features = 6  # one feature preserves the width of a bottleneck but not of a basic block
     block = bound(cls, features, strides, **options)
     variables = draw(block, X)
@@ -121,12 +176,52 @@ def test_a_block_is_its_formula(draw, cls, options, formula, features, strides):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("cls", "features", "strides"),
+    [
+        *((FixupBasicBlock, 4, 1), (FixupBasicBlock, 4, 2), (FixupBasicBlock, 6, 1)),
+        *((FixupBottleneckBlock, 1, 1), (FixupBottleneckBlock, 4, 2), (FixupBottleneckBlock, 4, 1)),
+    ],
+)
+def test_a_fixup_block_is_its_formula(draw, cls, features, strides):
+    block = bound(cls, features, strides, norm=partial(make_norm, kind=partial(Bias, scalar=True)))
+    variables = draw(block, X)
+    params = variables["params"]
+    biases = [params[f"Bias_{number}"]["bias"] for number in range(2 * cls.layers)]
+    assert all(np.ndim(bias) == 0 for bias in biases)
+
+    @jit
+    def both(variables, x):
+        conv, _ = layers_of(variables)
+        expected = fixup(cls, x, features, strides, conv, biases, params["scale"])
+        return block.apply(variables, x), expected
+
+    got, expected = both(variables, X)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "power"), [(FixupBasicBlock, -1 / 2), (FixupBottleneckBlock, -1 / 4)]
+)
+def test_fixup_starts_weights_smaller_the_deeper_the_network(cls, power):
+    """All but the last convolution start at the usual values times L^(-1 / (2m - 2)) [Z19]."""
+    blocks = 81
+    block = bound(cls, 64, 1, norm=partial(make_norm, kind=Bias), network_blocks=blocks)
+    x = np.zeros((1, 1, 1, 64 * cls.expansion), np.float32)
+    params = jit(block.init)(jax.random.key(0), x)["params"]
+    *inner, last = (params[f"Conv_{number}"]["kernel"] for number in range(cls.layers))
+    assert (last == 0).all()
+    for kernel in inner:
+        usual = (2 / np.prod(kernel.shape[:-1])) ** 0.5
+        assert float(kernel.std() / usual) == pytest.approx(blocks**power, rel=0.03)
+
+
 class Gated(Pad):
     def __call__(self, x):
         return Scaled(super().__call__(x), 0.0)
 
 
-@pytest.mark.parametrize("cls", [*POSTACTIVATION, *PREACTIVATION])
+@pytest.mark.parametrize("cls", [*POSTACTIVATION, *PREACTIVATION, FixupBasicBlock])
 def test_with_a_branch_scale_of_zero_a_block_returns_its_shortcut(draw, cls):
     block = bound(cls, 4 // cls.expansion, 1, Gated)
     variables = draw(block, X)

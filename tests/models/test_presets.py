@@ -220,7 +220,7 @@ MISTAKES = {
     ),
     "the scale of no norm": (
         {"norm": "none", "zero_init_residual": True},
-        "zero_init_residual needs a norm, whose scale it sets; norm is none",
+        "zero_init_residual needs a norm, whose scale it sets; norm=none",
     ),
     "a plain network cut": (
         {"shortcut": "none", "stochastic_depth": 0.5},

@@ -36,7 +36,11 @@ class Network:
         return functional.conv2d(x, kernel, added, stride, padding=side // 2, groups=groups)
 
     def norm(self, path, x):
-        size = x.shape[1]
+        size, kind = x.shape[1], self.model.get("model.norm", "batch")
+        if kind != "batch":
+            name = f"{path.replace('BatchNorm', 'Bias')}/bias"
+            bias = self.parameter(name, *((size,) if kind == "none" else ()))
+            return x + bias.reshape(-1, 1, 1)
         one = torch.ones(size, dtype=torch.float64)
         mean, var = self.running.setdefault(path, (one * 0, one))
         scale, bias = (self.parameter(f"{path}/{name}", size) for name in ("scale", "bias"))
@@ -72,19 +76,23 @@ class Network:
                     y = functional.relu(self.norm(f"{path}/BatchNorm_{number}", y))
                 y = self.conv(f"{path}/Conv_{number}", y, features, side, strides)
             return y + added
+        if kind == "fixup_basic":
+            return self.fixup(path, x, out, stride)
+        order = kind.removesuffix("basic").removesuffix("bottleneck")
         groups = options.get("groups", 1)
         inner = width * options.get("group_width", 64) // 64 * groups
-        if kind == "basic":
+        if kind.endswith("basic"):
             layers = ((width, 3, stride, 1), (out, 3, 1, 1))
         elif options.get("stride_in_1x1"):
             layers = ((inner, 1, stride, 1), (inner, 3, 1, groups), (out, 1, 1, 1))
         else:
             layers = ((inner, 1, 1, 1), (inner, 3, stride, groups), (out, 1, 1, 1))
-        y = x
+        y, last = x, len(layers) - 1
         for number, (features, side, strides, parts) in enumerate(layers):
-            y = functional.relu(y) if number else y
+            y = functional.relu(y) if number or order == "relu_preact_" else y
             y = self.conv(f"{path}/Conv_{number}", y, features, side, strides, parts)
-            y = self.norm(f"{path}/BatchNorm_{number}", y)
+            if number < last or order != "bn_after_addition_":
+                y = self.norm(f"{path}/BatchNorm_{number}", y)
         if reduction := options.get("se_reduction"):
             gate = y.mean((2, 3), keepdim=True)
             name = f"{path}/SqueezeExcite_0"
@@ -92,7 +100,26 @@ class Network:
                 self.conv(f"{name}/Conv_0", gate, out // reduction, 1, bias=True)
             )
             y = y * torch.sigmoid(self.conv(f"{name}/Conv_1", gate, out, 1, bias=True))
-        return functional.relu(y + self.shortcut(path, x, out, stride, normalize=True))
+        if order == "relu_before_addition_":
+            y = functional.relu(y)
+        if self.model.get("model.branch_scale") == "learned":
+            y = y * self.parameter(f"{path}/branch_scale/scale")
+        if order == "relu_preact_" and (stride > 1 or x.shape[1] != out):
+            x = functional.relu(x)
+        y = y + self.shortcut(path, x, out, stride, normalize=True)
+        if order == "bn_after_addition_":
+            y = self.norm(f"{path}/BatchNorm_{last}", y)
+        return y if order in ("relu_before_addition_", "relu_preact_") else functional.relu(y)
+
+    def fixup(self, path, x, out, stride):
+        biased = self.norm(f"{path}/Bias_0", x)
+        y = self.conv(f"{path}/Conv_0", biased, out, 3, stride)
+        y = functional.relu(self.norm(f"{path}/Bias_1", y))
+        y = self.conv(f"{path}/Conv_1", self.norm(f"{path}/Bias_2", y), out, 3)
+        y = self.norm(f"{path}/Bias_3", y * self.parameter(f"{path}/scale"))
+        changes = stride > 1 or x.shape[1] != out
+        added = self.shortcut(path, biased if changes else x, out, stride, normalize=False)
+        return functional.relu(y + added)
 
     def stem(self, x, width, preactivation):
         kind = self.model.get("model.stem", "cifar")
@@ -129,6 +156,10 @@ class Network:
                 x = self.block(path, x, width * 2**stage, stride, not stage and not number)
         if kind.startswith("preact"):
             x = functional.relu(self.norm("norm", x))
+        if kind.startswith("relu_preact"):
+            x = functional.relu(x)
+        if self.model.get("model.norm") == "fixup":
+            x = self.norm("norm", x)
         kernel = self.parameter("head/kernel", x.shape[1], CLASSES)
         return x.mean((2, 3)) @ kernel + self.parameter("head/bias", CLASSES)
 

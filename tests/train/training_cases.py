@@ -44,6 +44,11 @@ CASES = {
     "ResNet-D": BOTTLENECK | {"model.stem": "deep", "model.shortcut": "project_avg"},
     "preactivation": {"model.block": "preact_basic", "model.shortcut": "project"},
     "preactivation, bottleneck": BOTTLENECK | {"model.block": "preact_bottleneck"},
+    "BN after addition": {"model.block": "bn_after_addition_basic", "model.shortcut": "project"},
+    "ReLU before addition": {"model.block": "relu_before_addition_basic"},
+    "ReLU-only pre-activation": BOTTLENECK | {"model.block": "relu_preact_bottleneck"},
+    "Fixup": {"model.block": "fixup_basic", "model.norm": "fixup"},
+    "SkipInit": {"model.norm": "none", "model.branch_scale": "learned"},
     "wide": {
         **{"model.family": "wide", "model.depth": 10, "model.widen": 2},
         **{"model.block": "preact_basic", "model.shortcut": "project"},
@@ -75,5 +80,5 @@ def weights(path, shape):
     if path.endswith("kernel"):
         return random.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
     if path.endswith("scale"):
-        return random.uniform(0.5, 1.5, shape)
-    return random.normal(0, 0.1, shape)
+        return np.asarray(random.uniform(0.5, 1.5, shape))
+    return np.asarray(random.normal(0, 0.1, shape))
