@@ -185,5 +185,5 @@ def close(these: Any, those: Any, what: str, tolerance: float = 1e-5) -> None:
     def difference(a: jax.Array, b: jax.Array) -> float:
         return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
 
-    worst = max(jax.tree.leaves(jax.tree.map(difference, these, those)))
+    worst = max(jax.tree.leaves(jax.tree.map(difference, these, those)), default=0.0)
     assert worst <= tolerance, f"{what} differ by {worst:.1e}, relative to the largest"

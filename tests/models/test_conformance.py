@@ -25,11 +25,14 @@ def my_module(tmp_path, monkeypatch):
     sys.modules.pop("my_module", None)
 
 
+QUICK_BLOCKS = ("basic", "preact_basic", "relu_preact_basic", "fixup_basic")
+
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 @pytest.mark.parametrize(
     "block",
     [
-        block if "basic" in block else pytest.param(block, marks=pytest.mark.slow)
+        block if block in QUICK_BLOCKS else pytest.param(block, marks=pytest.mark.slow)
         for block in BLOCKS
     ],
 )

@@ -24,6 +24,26 @@ def test_option_b_adds_2752_parameters_to_option_a(name):
     assert b.macs - a.macs == (16 * 16) * 16 * 32 + (8 * 8) * 32 * 64
 
 
+@pytest.mark.parametrize("order", ["bn_after_addition", "relu_before_addition", "relu_preact"])
+def test_an_order_of_activation_moves_layers_and_adds_none(order):
+    blocks = ("basic", f"{order}_basic"), ("bottleneck", f"{order}_bottleneck")
+    for depth, (usual, moved) in zip((14, 20), blocks, strict=True):
+        fields = {"depth": depth, "shortcut": "project"}
+        counts = [count(build({}, block=block, **fields), CIFAR) for block in (usual, moved)]
+        assert counts[0] == counts[1]
+
+
+def test_fixup_has_scalars_in_place_of_norms():
+    """Five scalars per block, one after the stem's convolution, one before the classifier."""
+    fixup, biases, norms = (
+        count(build("cifar_resnet20", **fields), CIFAR).parameters
+        for fields in ({"block": "fixup_basic"}, {"norm": "none"}, {})
+    )
+    channels = 7 * 16 + 6 * 32 + 6 * 64
+    assert norms - biases == channels
+    assert fixup == biases - channels + 9 * 5 + 2
+
+
 @pytest.mark.parametrize(
     "name", ["cifar_plain56", "cifar_preact110", "resnext50_32x4d", "seresnet50"]
 )
