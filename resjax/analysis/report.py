@@ -29,6 +29,7 @@ from resjax.analysis.experiment_figures import (
     load_experiment,
     load_tables,
 )
+from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import (
     Warn,
     describe,
@@ -445,11 +446,11 @@ def _runs(runs: pd.DataFrame) -> str:
 
 @draw.style()
 def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
-    """Returns a section with one figure per diagnostic."""
+    """Returns a section with the figures of each diagnostic, by layer and by step."""
     if layers.empty:
         return ""
     settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))
-    figures = {}
+    figures: dict[str, Figure] = {}
     for name in layers.columns.drop(["folder", "step", "layer"]):
         measured = layers.merge(settings, on="folder").dropna(subset=name)
         if measured.empty:
@@ -458,16 +459,31 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
         if kernels.any():  # beside them, biases and the scales of norms are another matter
             measured = measured[kernels]
         last = measured[measured["step"] == measured.groupby("folder")["step"].transform("max")]
-        log = bool((last[name] > 0).all())
+        log = bool(measured[name].min() > 0) and measured[name].max() > 10 * measured[name].min()
         figures[f"layers_{name}"] = draw.layer_profile(
             last, name, series="setting", log=log, width=draw.TEXT_WIDTH
         )
+        if measured["step"].nunique() > 1:
+            figures[f"steps_{name}"] = _by_step(measured, name, log)
     return f"""<section id="layers">
 <h2>Layers</h2>
-<p>What diagnostics measured in each layer, at the last step with finite values. Of parameters,
-kernels are drawn; layers.jsonl has the others too.</p>
+<p>What diagnostics measured in each layer: by layer at the last step with finite values, and by
+step as the mean over the layers of each part of the network. Of parameters, kernels are drawn;
+layers.jsonl has the others too.</p>
 {_figures(figures, root)}
 </section>"""
+
+
+def _by_step(measured: pd.DataFrame, name: str, log: bool) -> Figure:
+    """Draws a diagnostic against the step, in a panel for each part: stem, stages and head."""
+    part = measured["layer"].str.partition("/")[0]
+    # The activation after the last norm of a pre-activation network stands beside that norm.
+    table = measured.assign(panel=part.replace("relu_0", "norm"), series=measured["setting"])
+    keys = ["folder", "panel", "series", "step"]
+    means = table.groupby(keys, sort=False, as_index=False)[name].mean()
+    means = means.rename(columns={"step": "x", name: "value"})
+    ylabel = draw.plain(name.replace("_", " "))
+    return profiles(means, xlabel="training steps", ylabel=ylabel, log=log)
 
 
 def _config(runs: pd.DataFrame) -> str:

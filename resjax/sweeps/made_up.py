@@ -92,7 +92,9 @@ def _write_run(folder: Path, config: Config, metrics: Metrics, rank: float) -> N
     lines = list(_measurements(config, metrics, rank))
     _write_lines(folder / "metrics.jsonl", lines)
     if config.diagnostics.every:
-        names = [name.rpartition(":")[2] for name in config.diagnostics.names]
+        from resjax.diagnostics import short_names  # imports JAX, which takes a second
+
+        names = short_names(config.diagnostics)
         steps = _steps(config, config.diagnostics.every)
         layers = [{"step": step, "layer": layer} for step in steps for layer in LAYERS]
         _write_lines(

@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from resjax.analysis import figures as draw
+from resjax.analysis import report
 from resjax.analysis.report import POINTS, write_report
 from resjax.cli import main
 from resjax.errors import UserError
@@ -574,3 +577,34 @@ def test_a_report_shows_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -
     page = Page(write_report(root))
     assert "layers gradient norm" in page.text["layers"]
     assert (root / "figures" / "layers_gradient_norm.pdf").exists()
+    assert not (root / "figures" / "steps_gradient_norm.pdf").exists()
+
+
+def test_a_report_draws_diagnostics_by_step_in_a_panel_for_each_part(
+    make_sweep: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[pd.DataFrame] = []
+
+    def profiles(table: pd.DataFrame, **look: Any) -> Any:
+        tables.append(table)
+        return draw.panels(1)[0]
+
+    monkeypatch.setattr(report, "profiles", profiles)
+    root = make_sweep(points=2, seeds=(0,), depths=(20,))
+    parts = {"stage1/block1": 1.0, "stage1/block2": 3.0, "norm": 5.0, "relu_0": 7.0}
+    for folder in (root / "runs").iterdir():
+        lines = [
+            {"step": step, "layer": layer, "share": step + value}
+            for step in (0, 10)
+            for layer, value in parts.items()
+        ]
+        (folder / "layers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "steps share" in Page(write_report(root)).text["layers"]
+    [table] = tables
+    one = table[table["folder"] == table["folder"].iloc[0]]
+    assert one[["panel", "x", "value"]].values.tolist() == [
+        ["stage1", 0, 2],
+        ["norm", 0, 6],
+        ["stage1", 10, 12],
+        ["norm", 10, 16],
+    ]
