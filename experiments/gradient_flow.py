@@ -39,7 +39,7 @@ from resjax.analysis.claims import (
 )
 from resjax.analysis.final_values import by_depth
 from resjax.analysis.profiles import profiles
-from resjax.analysis.runs import primary_metrics
+from resjax.analysis.runs import primary_metrics, training_column
 from resjax.analysis.statistics import estimate, select
 from resjax.run_files import Metric
 from resjax.sweeps import chain, param, product
@@ -150,7 +150,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
             "Nevertheless a deeper plain network with BN has a higher training error",
             he,
             "figures 1 and 6",
-            value=f"train_{metric.name}",
+            value=training_column(runs, metric.name),
             treatment=plain,
             control={**plain, "model.depth": shallow},
             expected="higher",

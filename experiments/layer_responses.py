@@ -63,15 +63,20 @@ def figures(runs: pd.DataFrame, layers: pd.DataFrame) -> dict[str, Figure]:
     last = found[found["step"] == found.groupby("folder")["step"].transform("max")]
     by_order = last.assign(x=last["layer_index"], panel=last["network"] + ", in order")
     by_rank = last.assign(x=last["rank"], panel=last["network"] + ", by size")
-    look: dict[str, Any] = {"ylabel": "standard deviation of the response", "label": "{}-layer"}
+    look: dict[str, Any] = {"label": "{}-layer", "log": True}
     mean = found.groupby(["folder", "network", "series", "step"], as_index=False)["value"].mean()
     return {
-        "responses": profiles(pd.concat([by_order, by_rank]), xlabel="layer", **look),
+        "responses": profiles(
+            pd.concat([by_order, by_rank]),
+            xlabel="layer",
+            ylabel="standard deviation of the response",
+            **look,
+        ),
         "training": profiles(
             mean.assign(x=mean["step"], panel=mean["network"]),
             xlabel="training steps",
             ylabel="mean over layers of the deviation",
-            label="{}-layer",
+            **look,
         ),
     }
 

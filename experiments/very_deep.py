@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import AGREES, NOT_TESTED, Claim, compare
 from resjax.analysis.final_values import Published, by_depth
-from resjax.analysis.runs import primary_metrics
+from resjax.analysis.runs import primary_metrics, training_column
 from resjax.sweeps import chain, param, product
 
 SCHEDULES = {"he2015": "warm-up", "steps": "no warm-up"}
@@ -92,7 +92,7 @@ def claims(runs: pd.DataFrame, curves: pd.DataFrame) -> list[Claim]:
         "training error is as low",
         source,
         "1202 layers: training error below 0.1 %",
-        value=f"train_{metric}",
+        value=training_column(runs, metric),
         treatment=deep,
         control=warm,
         expected="same",

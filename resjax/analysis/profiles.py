@@ -82,6 +82,13 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, color: str, log: bool) -> tuple[f
 
 
 def _set_log_axis(grid: Sequence[Axes]) -> None:
-    grid[0].set_yscale("log")
-    grid[0].yaxis.set_major_locator(LogLocator(numticks=7))
-    grid[0].yaxis.set_minor_locator(NullLocator())
+    """Makes the shared vertical axis logarithmic, with more ticks if the decades are few."""
+    axes = grid[0]
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    if high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.yaxis.set_major_locator(LogLocator(numticks=7))

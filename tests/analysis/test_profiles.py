@@ -46,3 +46,14 @@ def test_panels_and_lines_keep_their_names_and_share_their_axes() -> None:
         ["56-layer"],
     ]
     assert left.get_ylim() == right.get_ylim()
+
+
+@pytest.mark.parametrize(("values", "ticks"), [([1.0, 8.0], {1, 2, 5}), ([1.0, 1e6], {1, 1e6})])
+def test_a_logarithmic_axis_has_ticks_between_its_decades_if_they_are_few(
+    values: list[float], ticks: set[float]
+) -> None:
+    [axes] = profiles(table(a=values), xlabel="block", ylabel="norm", log=True).axes
+    low, high = axes.get_ylim()
+    shown = {float(tick) for tick in axes.get_yticks() if low <= tick <= high}
+    assert ticks <= shown
+    assert len(shown) <= 8
