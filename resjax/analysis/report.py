@@ -480,8 +480,8 @@ def _by_step(measured: pd.DataFrame, name: str, log: bool) -> Figure:
     # The activation after the last norm of a pre-activation network stands beside that norm.
     table = measured.assign(panel=part.replace("relu_0", "norm"), series=measured["setting"])
     keys = ["folder", "panel", "series", "step"]
-    means = table.groupby(keys, sort=False, as_index=False)[name].mean()
-    means = means.rename(columns={"step": "x", name: "value"})
+    means = table.groupby(keys, sort=False)[name].mean().rename("value").reset_index()
+    means = means.rename(columns={"step": "x"})
     ylabel = draw.plain(name.replace("_", " "))
     return profiles(means, xlabel="training steps", ylabel=ylabel, log=log)
 
