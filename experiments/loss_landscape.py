@@ -37,7 +37,7 @@ EXAMPLES = 400
 """Training examples on which the loss is computed, spread evenly over the training split."""
 
 LEVELS = 16  # contour lines
-HIGHEST = 1e3  # of the losses that are drawn, in units of the lowest
+HIGHEST = 1e3  # of the losses that are drawn; higher ones have its color
 
 
 def sweep(
@@ -106,7 +106,7 @@ def limits(surfaces: dict[str, Grid]) -> tuple[float, float]:
     """Returns the lowest and the highest loss of the scale that all surfaces share."""
     losses = np.concatenate([loss[np.isfinite(loss)] for *_, loss in surfaces.values()])
     lowest = max(losses.min(), 1e-6)
-    return lowest, min(losses.max(), HIGHEST * lowest) * 1.001
+    return lowest, min(losses.max(), HIGHEST) * 1.001
 
 
 def contours(surfaces: dict[str, Grid], columns: int) -> Figure:
@@ -149,6 +149,7 @@ def three_dimensional(surfaces: dict[str, Grid], columns: int) -> Figure:
         axes.set_zlim(np.log10(low), np.log10(high))
         axes.zaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
         axes.tick_params(labelsize=5, pad=-3)
+        axes.locator_params(nbins=5)
         axes.view_init(elev=30, azim=-60)
     _add_scale(figure, grid, norm)
     return figure

@@ -117,17 +117,24 @@ def permute(
     Raises:
       UserError: an order is not such a permutation.
     """
-    whole = layout.unrolled(dict(variables))
+    permuted = {collection: dict(modules) for collection, modules in variables.items()}
     for stage, order in orders.items():
         equal = range(2, model.stages[stage - 1] + 1)
         if sorted(order) != [*equal]:
             raise UserError(f"stage {stage}: {list(order)} is no order of the blocks {[*equal]}")
-        for collection, modules in whole.items():
-            if (name := f"stage{stage}") in modules:
-                old = modules[name]
-                moved = {f"block{to}": old[f"block{i}"] for to, i in zip(equal, order, strict=True)}
-                whole[collection] = {**whole[collection], name: {**old, **moved}}
-    return layout.scanned(whole) if _scans(model) else whole
+        for modules in permuted.values():
+            if blocks := modules.get(f"stage{stage}"):
+                modules[f"stage{stage}"] = {**blocks, **_reordered(blocks, order)}
+    return permuted
+
+
+def _reordered(blocks: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Returns the equal blocks of a stage, in either layout, in another order."""
+    if "blocks" in blocks:
+        places = np.array(order) - 2
+        return {"blocks": jax.tree.map(lambda leaf: leaf[places], blocks["blocks"])}
+    names = (f"block{index}" for index in order)
+    return {f"block{place}": blocks[name] for place, name in enumerate(names, 2) if name in blocks}
 
 
 def random_orders(model: ResNet, swaps: int, rng: np.random.Generator) -> dict[int, list[int]]:

@@ -9,7 +9,7 @@ The network is in evaluation mode, as in the authors' code: BN keeps the running
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from resjax.models.layout import path_name
 from resjax.tasks import Task
 from resjax.tasks.base import Batch
 from resjax.train.step import eval_step
+from resjax.xla.compile_options import quick_compile
 
 AT_ONCE = 8
 """Points that an accelerator evaluates at once. A CPU evaluates one after the other, because there
@@ -36,6 +37,15 @@ def random_direction(key: Key[Array, ""], params: Any) -> Any:
       params: of a network, unrolled or scanned. A filter is what makes one output of a convolution
         or of a dense layer.
     """
+    return _compiled_directions()(key, params)
+
+
+@cache
+def _compiled_directions() -> Any:
+    return jax.jit(_directions, compiler_options=quick_compile())
+
+
+def _directions(key: Key[Array, ""], params: Any) -> Any:
     leaves, structure = jax.tree.flatten_with_path(params)
     keys = jax.random.split(key, len(leaves))
     parts = [_direction(k, path_name(p), leaf) for k, (p, leaf) in zip(keys, leaves, strict=True)]
