@@ -26,21 +26,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import (
-    AGREES,
-    DISAGREES,
-    NOT_TESTED,
-    UNDECIDED,
-    Claim,
-    compare,
-    describe,
-    judge,
-    trend,
-)
+from resjax.analysis.claims import Claim, compare, trend, within
 from resjax.analysis.final_values import by_depth
 from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import primary_metrics, training_column
-from resjax.analysis.statistics import estimate, select
 from resjax.run_files import Metric
 from resjax.sweeps import chain, param, product
 
@@ -117,7 +106,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
     residual = {"network": "residual, BN", "model.depth": deep}
     he, verified = "He et al. 2015 (1512.03385), section 4.1", "healthy norms, no numbers"
     return [
-        within(
+        change_within(
             runs,
             "At initialization the gradients of a deep plain network with BN do not vanish",
             he,
@@ -126,7 +115,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
             where=plain,
             lowest=-1,
         ),
-        within(
+        change_within(
             runs,
             "Nor do they vanish at any time in training",
             he,
@@ -135,7 +124,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
             where=plain,
             lowest=-1,
         ),
-        within(
+        change_within(
             runs,
             "In training they are healthy: they neither vanish nor explode",
             he,
@@ -165,7 +154,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
             where={"network": "plain, BN"},
             expected="higher",
         ),
-        within(
+        change_within(
             runs,
             "With the initialization of He et al. the gradients of a deep plain network without "
             "normalization keep their size",
@@ -190,7 +179,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def within(
+def change_within(
     runs: pd.DataFrame,
     statement: str,
     source: str,
@@ -202,15 +191,15 @@ def within(
     highest: float = np.inf,
 ) -> Claim:
     """Judges the claim that a change of the gradient is above `lowest` and below `highest`."""
-    changes = select(runs, where)[value]
-    if changes.empty:
-        return Claim(statement, source, published, "no such run", NOT_TESTED)
-    change = describe(estimate(changes), Metric(value, unit=UNIT))
-    measured = f"change from the last block to the first {change}"
-    verdicts = [judge(changes - lowest, "higher")]
-    verdicts += [judge(changes - highest, "lower")] if np.isfinite(highest) else []
-    worst = max(verdicts, key=(AGREES, UNDECIDED, DISAGREES).index)
-    return Claim(statement, source, published, measured, worst)
+    return within(
+        *(runs, statement, source, published),
+        value=value,
+        where=where,
+        lowest=lowest,
+        highest=highest,
+        unit=Metric(value, unit=UNIT),
+        label="change from the last block to the first",
+    )
 
 
 def described(runs: pd.DataFrame) -> pd.DataFrame:

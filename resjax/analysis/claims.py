@@ -1,7 +1,8 @@
 """Claims of papers beside what was measured: statement, source, published, ours, and a verdict.
 
-An experiment's `claims` returns a list of `Claim`. `compare` and `trend` make one from a table of
-runs; `judge` gives the verdict on numbers that an experiment computes itself, one for each seed.
+An experiment's `claims` returns a list of `Claim`. `compare`, `trend` and `within` make one from a
+table of runs; `judge` gives the verdict on numbers that an experiment computes itself, one for each
+seed.
 
 A verdict rests on both intervals of `statistics.Estimate` at 95 %, Student's t and the bootstrap,
 and on at least three seeds. If either interval leaves the sign of a difference open, the verdict
@@ -166,6 +167,43 @@ def trend(
     return Claim(statement, source, published, measured, verdict)
 
 
+def within(
+    runs: pd.DataFrame,
+    statement: str,
+    source: str,
+    published: str,
+    *,
+    value: str,
+    where: Mapping[str, Any],
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+    unit: Metric | None = None,
+    label: str = "",
+) -> Claim:
+    """Tests a claim that a value of one setting lies above `lowest` and below `highest`.
+
+    Args:
+      value: the column; of several runs of a seed, the mean counts.
+      where: the setting, as column values.
+      lowest, highest: the bounds, of which at least one is finite.
+      unit: how to print the value; by default that of the column.
+      label: what to call the value in `measured`.
+
+    The other arguments and the result are those of `compare`. Runs count if they have the value,
+    whether they finished or not.
+    """
+    chosen = select(runs, where)
+    values = chosen.groupby("seed")[value].agg(lambda each: each.mean(skipna=False))
+    if values.notna().sum() == 0:
+        measured = f"no value of {describe_setting(where)}"
+        return Claim(statement, source, published, measured, NOT_TESTED)
+    verdicts = [judge(values - lowest, "higher")] if math.isfinite(lowest) else []
+    verdicts += [judge(values - highest, "lower")] if math.isfinite(highest) else []
+    worst = max(verdicts, key=(AGREES, UNDECIDED, DISAGREES).index)
+    text = describe_interval(estimate(values), unit or _unit(runs, value))
+    return Claim(statement, source, published, f"{label} {text}".strip(), worst)
+
+
 def worse_and_better(runs: pd.DataFrame) -> tuple[Expected, Expected]:
     """Returns ("higher", "lower") if a lower primary metric is better, else the reverse."""
     [metric] = primary_metrics(runs)
@@ -250,11 +288,19 @@ def describe_difference(found: Estimate, unit: Metric) -> str:
     if not found.seeds:
         return "unknown (no seed has both)"
     spread = "" if math.isnan(found.deviation) else f" ± {unit.scale * found.deviation:{form}}"
-    text = f"{unit.scale * found.mean:+{form}}{spread}{suffix}"
-    if found.seeds > 1:
-        low, high = (f"{unit.scale * end:{form}}" for end in found.outer)
-        text += f", 95 % interval {low} to {high}"
-    return f"{text} ({found.seeds} seed{'s' * (found.seeds > 1)})"
+    return f"{unit.scale * found.mean:+{form}}{spread}{suffix}{_describe_ends(found, unit)}"
+
+
+def describe_interval(found: Estimate, unit: Metric) -> str:
+    """Returns "12.34 ± 0.56 %, 95 % interval 11.2 to 13.5 (3 seeds)"."""
+    return f"{describe(found, unit)}{_describe_ends(found, unit)}"
+
+
+def _describe_ends(found: Estimate, unit: Metric) -> str:
+    form = ".2f" if unit.unit == "fraction" else ".3g"
+    low, high = (f"{unit.scale * end:{form}}" for end in found.outer)
+    interval = f", 95 % interval {low} to {high}" if found.seeds > 1 else ""
+    return f"{interval} ({found.seeds} seed{'s' * (found.seeds > 1)})"
 
 
 def _suffix(unit: Metric) -> str:

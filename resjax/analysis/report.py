@@ -40,6 +40,8 @@ from resjax.analysis.runs import (
     summarize,
     varying,
 )
+from resjax.analysis.statistics import differences as paired_tables
+from resjax.analysis.statistics import intervals
 from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError, one_line
 from resjax.run_files import DamagedFileError, Metric, read_json_object
@@ -50,6 +52,9 @@ POINTS = 300
 
 NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 """Matches the text of a table's cell in a column of numbers."""
+
+MOST_DIFFERENCES = 60
+"""The most rows in the page's table of paired differences."""
 
 SPLITS = {"train": "training", "train_set": "training-set", "test": "test"}
 
@@ -69,7 +74,10 @@ def write_report(
     out: str | os.PathLike[str] | None = None,
     warn: Warn = lambda _: None,
 ) -> Path:
-    """Writes report.html, runs.csv, claims.csv and figures/, and returns the path of the page.
+    """Writes report.html, figures/ and tables, and returns the path of the page.
+
+    The tables are runs.csv, results.csv (a mean with its intervals for each setting and metric),
+    differences.csv (paired differences at equal seed) and claims.csv.
 
     Args:
         paths: A sweep folder, or any folder that contains runs, or several of them.
@@ -97,6 +105,7 @@ def write_report(
             failure = FiguresError(f"{fault}; {_advice(source, roots)}")
         for problem in left_out:
             warn(problem)
+        differences = paired_tables(runs)
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
@@ -111,15 +120,17 @@ def write_report(
             figures=figures,
             directions=html.escape(_directions(runs)),
             summary=_table(summary_columns(runs)),
+            differences=_differences(differences, primary_metrics(runs)),
             runs=_runs(table),
             layers=_layers(runs, tables.layers, root),
             config=_config(runs),
             provenance=_provenance(roots, runs),
             data=_data(runs, tables.curves),
         )
-        cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
-        write_atomically(root / "runs.csv", cells.rename(columns=csv_cell).to_csv(index=False))
+        _write_table(root / "runs.csv", table)
         _write_claims(root / "claims.csv", claims)
+        _write_table(root / "results.csv", intervals(runs))
+        _write_table(root / "differences.csv", differences)
         path = write_atomically(root / "report.html", page)
     if failure:
         raise failure
@@ -206,13 +217,17 @@ def read_claims(root: Path) -> list[Claim]:
     return [Claim(*row) for row in rows.itertuples(index=False, name=None)]
 
 
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    write_atomically(path, cells.rename(columns=csv_cell).to_csv(index=False))
+
+
 def _write_claims(path: Path, claims: Sequence[Claim]) -> None:
     """Writes the claims as a table, or removes an earlier one if there are none."""
     if not claims:
         path.unlink(missing_ok=True)
         return
-    cells = pd.DataFrame(claims, columns=Claim._fields).map(csv_cell)
-    write_atomically(path, cells.to_csv(index=False))
+    _write_table(path, pd.DataFrame(claims, columns=Claim._fields))
 
 
 def _warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> None:
@@ -424,6 +439,48 @@ def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
         if results[name].any():
             columns[name] = map(str, results[name])
     return {name: list(column) for name, column in columns.items()}
+
+
+def _differences(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str:
+    """Returns a section with paired differences of the test metrics; "" without any."""
+    by_column = {f"test_{metric.name}": metric for metric in metrics}
+    if rows.empty or (shown := rows[rows["metric"].isin(by_column) & (rows["seeds"] > 0)]).empty:
+        return ""
+    units = [by_column[name] for name in shown["metric"]]
+    ends = {
+        kind: [
+            f"{unit.format(low)} to {unit.format(high)}" if np.isfinite([low, high]).all() else "–"
+            for unit, low, high in zip(
+                units, shown[f"{kind}_low"], shown[f"{kind}_high"], strict=True
+            )
+        ]
+        for kind in ("t", "bootstrap")
+    }
+    columns: dict[str, Iterable[str]] = {
+        "field": shown["field"],
+        "value": map(_text, shown["value"]),
+        "compared with": map(_text, shown["baseline"]),
+        "at": shown["at"],
+        "difference of the test metric": [
+            f"{unit.label} {unit.format(mean, deviation)}"
+            for unit, mean, deviation in zip(units, shown["mean"], shown["deviation"], strict=True)
+        ],
+        "95 %, Student's t": ends["t"],
+        "95 %, bootstrap": ends["bootstrap"],
+        "seeds": map(_number, shown["seeds"]),
+    }
+    columns = {name: list(column)[:MOST_DIFFERENCES] for name, column in columns.items()}
+    more = f"Of {len(shown)}, the first {MOST_DIFFERENCES} are shown. " * (
+        len(shown) > MOST_DIFFERENCES
+    )
+    return f"""<section id="differences">
+<h2>Paired differences</h2>
+<p>Each value of a field against its first one, at equal seed and equal other fields, save those
+that change with it: mean ± sample standard deviation over seeds, and intervals of the mean. With
+three seeds the bootstrap interval is their range. Pairs with a diverged run have no difference.
+{more}differences.csv has the training metrics too.</p>
+{_table(columns)}
+</section>"""
 
 
 def _runs(runs: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from resjax.analysis.runs import REPEATS, varying
+from resjax.analysis.runs import REPEATS, describe, primary_metrics, varying
 
 LEVEL = 0.95
 """Confidence level of all intervals."""
@@ -210,3 +210,71 @@ def slopes(
             doublings = np.log2(group[over].astype(float))
             found[seed] = float(np.polyfit(doublings, group[value].astype(float), 1)[0])
     return pd.Series(found, dtype=float)
+
+
+def intervals(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns the mean of each final metric for each setting, with its intervals.
+
+    Returns:
+      One row for each group of `summarize` and each column `train_` and `test_`: the columns of
+      `varying`, `metric`, and those of `_columns`.
+    """
+    by = varying(runs)
+    metrics = [str(name) for name in runs if str(name).startswith(("train_", "test_"))]
+    groups = runs.groupby(by, sort=False, dropna=False) if by else [((), runs)]
+    rows = []
+    for key, group in groups:
+        averaged = group[group["finished"] & ~group["diverged"]]
+        for name in metrics:
+            setting = dict(zip(by, key, strict=True))
+            rows.append({**setting, "metric": name, **_columns(estimate(averaged[name]))})
+    return pd.DataFrame(rows)
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns paired differences of the primary metrics for each field that varies.
+
+    The first value of a field is what its other values are compared with, at equal seed and at
+    equal values of all other fields, save those that change with the field. A field of which a
+    run was trained twice is left out.
+
+    Returns:
+      One row for each field, value, group of pairs and metric: `field`, `value`, `baseline`, `at`
+      (what else the pairs have in common), `metric`, `pairs`, `diverged` (pairs without a
+      difference), and the columns of `_columns`, treatment minus baseline.
+    """
+    names = [f"{kind}_{m.name}" for m in primary_metrics(runs) for kind in ("train", "test")]
+    rows = []
+    for field in varying(runs):
+        baseline, *others = dict.fromkeys(runs[field])
+        for value in others:
+            for name in names:
+                try:
+                    pairs = paired_differences(runs, name, {field: value}, {field: baseline})
+                except ValueError:  # a run was trained twice; which one counts is not ours to say
+                    continue
+                equal = [str(n) for n in pairs if "." in str(n) and n not in REPEATS]
+                places = describe(pairs, equal) if equal else pd.Series("", pairs.index)
+                for place, group in pairs.groupby(places, sort=False):
+                    lost = group[["treatment_diverged", "control_diverged"]].any(axis=1)
+                    rows.append(
+                        {
+                            **{"field": field, "value": value, "baseline": baseline, "at": place},
+                            **{"metric": name, "pairs": len(group), "diverged": int(lost.sum())},
+                            **_columns(estimate(by_seed(group[~lost]))),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def _columns(found: Estimate) -> dict[str, float]:
+    """Returns an estimate as columns: seeds, mean, deviation, and both ends of each interval."""
+    return {
+        "seeds": found.seeds,
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "t_low": found.interval[0],
+        "t_high": found.interval[1],
+        "bootstrap_low": found.bootstrap[0],
+        "bootstrap_high": found.bootstrap[1],
+    }

@@ -19,6 +19,7 @@ from resjax.analysis.claims import (
     tally,
     training_column,
     trend,
+    within,
 )
 from resjax.analysis.claims_page import claims_page
 
@@ -197,3 +198,21 @@ def test_a_claim_on_several_data_sets_has_adjacent_rows(
     assert first.split("|")[1] == second.split("|")[1] != third.split("|")[1]
     assert "| digits, width 8, 400 steps of 64 images |" in first
     assert "| fashion_mnist, width 8, 400 steps of 64 images |" in second
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        ({"lowest": 0.1}, AGREES),
+        ({"lowest": 0.1, "highest": 0.3}, AGREES),
+        ({"lowest": 0.1, "highest": 0.15}, DISAGREES),
+        ({"lowest": 0.205}, UNDECIDED),
+    ],
+)
+def test_a_value_lies_within_bounds(bounds: dict[str, float], verdict: str) -> None:
+    runs = runs_of({20: [0.2, 0.21, 0.2]})
+    claim = within(runs, "", "", "", value="test_error", where={"model.depth": 20}, **bounds)
+    assert claim.verdict == verdict
+    assert claim.measured == "20.33 ± 0.58 %, 95 % interval 18.90 to 21.77 (3 seeds)"
+    absent = within(runs, "", "", "", value="test_error", where={"model.depth": 8}, **bounds)
+    assert (absent.measured, absent.verdict) == ("no value of depth 8", NOT_TESTED)

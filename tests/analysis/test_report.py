@@ -15,6 +15,7 @@ import pytest
 from resjax.analysis import figures as draw
 from resjax.analysis import report
 from resjax.analysis.report import POINTS, write_report
+from resjax.analysis.runs import load_runs
 from resjax.cli import main
 from resjax.errors import UserError
 
@@ -608,3 +609,23 @@ def test_a_report_draws_diagnostics_by_step_in_a_panel_for_each_part(
         ["stage1", 10, 12],
         ["norm", 10, 16],
     ]
+
+
+def test_a_report_has_paired_differences_with_both_intervals(root: Path, page: Page) -> None:
+    header, *rows = page.tables["differences"]
+    assert header[-3:] == ["95 %, Student's t", "95 %, bootstrap", "seeds"]
+    [deep] = [row for row in rows if row[:4] == ["model.shortcut", "pad", "none", "depth 56"]]
+    runs = load_runs(root).set_index(["model.depth", "model.shortcut", "seed"])["test_error"]
+    gaps = 100 * (runs[56, "pad"] - runs[56, "none"])
+    assert deep[4] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
+    assert deep[6] == f"{gaps.min():.2f} to {gaps.max():.2f}"  # of three seeds
+    assert deep[7] == "3"
+
+
+def test_tables_hold_intervals_of_every_metric(root: Path) -> None:
+    results = pd.read_csv(root / "results.csv")
+    assert set(results["metric"]) == {"train_loss", "test_loss", "train_error", "test_error"}
+    assert ((results["t_low"] < results["mean"]) & (results["mean"] < results["t_high"])).all()
+    found = pd.read_csv(root / "differences.csv")
+    assert set(found["field"]) == {"model.depth", "model.shortcut"}
+    assert (found["pairs"] == 3).all()

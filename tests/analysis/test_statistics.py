@@ -118,3 +118,11 @@ def test_a_slope_is_the_change_for_a_doubling() -> None:
         seed=[0, 0, 0, 1, 1], **{"model.depth": depths}, test_error=np.log2(depths).tolist()
     )
     assert slopes(runs, "test_error", "model.depth").to_dict() == pytest.approx({0: 1.0})
+
+
+def test_a_run_that_was_trained_twice_leaves_its_field_out_of_the_table() -> None:
+    runs = table(seed=[0, 0, 0], **{"model.depth": [20, 56, 56]}, test_error=[0.1, 0.2, 0.3])
+    runs["train_error"] = runs["test_error"]
+    assert statistics.differences(runs).empty
+    rows = statistics.differences(runs.head(2))
+    assert rows["mean"].tolist() == pytest.approx([0.1, 0.1])
