@@ -218,7 +218,7 @@ def read_claims(root: Path) -> list[Claim]:
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
-    cells = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    cells: pd.DataFrame = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
     write_atomically(path, cells.rename(columns=csv_cell).to_csv(index=False))
 
 
