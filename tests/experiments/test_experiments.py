@@ -34,6 +34,7 @@ def test_an_experiment_states_its_claim_and_its_source(file: Path) -> None:
     assert re.search(r"(19|20)\d\d", experiment.claim), "a year"
     assert re.search(r"arXiv \d{4}\.\d{4,5}", experiment.claim), "an arXiv number"
     assert experiment.draw is not None
+    assert f"| `{file.stem}` |" in (ROOT / "docs" / "experiments.md").read_text()
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
