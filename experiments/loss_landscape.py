@@ -8,9 +8,11 @@ largest and the smallest eigenvalue of the Hessian to show that convex regions o
 convex in all directions.
 
 The sweep trains plain and residual networks. `measure` computes the training loss on a grid of
-points in evaluation mode. The nonconvexity of a surface is, averaged over the grid, the size of its
-negative curvature divided by that of its largest curvature: 0 if it is convex everywhere, 1 if it
-curves downwards more than upwards everywhere.
+points, and extreme eigenvalues and the spectral density of the Hessian at the trained weights by
+the Lanczos method, all in evaluation mode: BN has its running statistics. The nonconvexity of a
+surface is, averaged over the grid, the size of its negative curvature divided by that of its
+largest curvature: 0 if it is convex everywhere, 1 if it curves downwards more than upwards
+everywhere.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,8 +35,11 @@ if TYPE_CHECKING:
 REACH, POINTS = 1.0, 17
 """The grid reaches from -1 to 1 in units of the weights' own norm, as the paper's figures do."""
 
-EXAMPLES = 400
-"""Training examples on which the loss is computed, spread evenly over the training split."""
+EXAMPLES, HESSIAN_EXAMPLES = 400, 200
+"""Training examples, spread evenly over the training split, of the loss and of its Hessian."""
+
+LARGEST, LANCZOS_STEPS = 5, 30
+"""The largest eigenvalues to compute, beside the smallest, and products with the Hessian."""
 
 LEVELS = 16  # contour lines
 HIGHEST = 1e3  # of the losses that are drawn; higher ones have its color
@@ -52,19 +57,36 @@ def sweep(
 
 
 def measure(run: "FinishedRun") -> list[dict[str, Any]]:
-    """Returns the loss and the other metrics at each point of the grid, `x` and `y`."""
+    """Returns the surface and the curvature.
+
+    Returns:
+      A row with the metrics for each point of the grid, `x` and `y`; one for each eigenvalue, of
+      rank 1, 2, ... from the largest or -1 for the smallest; and one for each point of the spectral
+      density, with its weight.
+    """
     import jax
 
-    from resjax.measurements import grid, loss_surface, random_direction
+    from resjax.measurements import Hessian, grid, loss_surface, random_direction
 
-    keys = jax.random.split(jax.random.key(run.config.seed))
+    *keys, own, other = jax.random.split(jax.random.key(run.config.seed), 4)
     directions = [random_direction(key, run.variables["params"]) for key in keys]
     points, batches = grid(REACH, POINTS), run.batches("train", EXAMPLES)
     surface = loss_surface(run.model, run.task, run.variables, batches, directions, points)
-    return [
+    rows: list[dict[str, Any]] = [
         {"x": x, "y": y, **dict(zip(surface, values, strict=True))}
         for (x, y), *values in zip(points, *surface.values(), strict=True)
     ]
+    batches = run.batches("train", HESSIAN_EXAMPLES)
+    hessian = Hessian(run.model, run.task, run.variables, batches)
+    found = hessian.eigenvalues(own, largest=LARGEST, steps=LANCZOS_STEPS)
+    ranks = [*range(1, LARGEST + 1), -1]
+    density = hessian.spectral_density(other, probes=1, steps=LANCZOS_STEPS)
+    rows += [
+        {"rank": rank, "eigenvalue": value, "eigenvalue_error": error}
+        for rank, value, error in zip(ranks, found.values, found.errors, strict=True)
+    ]
+    spectrum = zip(density.values.ravel(), density.weights.ravel(), strict=True)
+    return rows + [{"spectrum": value, "weight": weight} for value, weight in spectrum]
 
 
 @draw.style()
@@ -80,10 +102,39 @@ def figures(runs: pd.DataFrame, measurements: pd.DataFrame) -> dict[str, Figure]
         own = measurements[measurements["folder"] == row["folder"]]
         surfaces[f"{network(row)}, {row['model.depth']} layers"] = as_grid(own, "loss")
     columns = first["model.depth"].nunique()
-    return {
+    drawn = {
         "contours": contours(surfaces, columns),
         "surfaces": three_dimensional(surfaces, columns),
     }
+    if "spectrum" in measurements:
+        names = measured.apply(network, axis=1)
+        spectra = measured[["folder", "model.depth"]].assign(network=names)
+        drawn["spectrum"] = spectrum(spectra.merge(measurements, on="folder"))
+    return drawn
+
+
+def spectrum(points: pd.DataFrame) -> Figure:
+    """Draws the share of the Hessian's eigenvalues above a size, by their sign, over all seeds."""
+    depths = sorted(points["model.depth"].unique())
+    palette = draw.colors(points["network"])
+    figure, grid = draw.panels(len(depths), height=2.6)
+    for axes, depth in zip(grid, depths, strict=True):
+        axes.set_title(f"{depth} layers")
+        for name, color in palette.items():
+            own = points[(points["model.depth"] == depth) & (points["network"] == name)]
+            own = own.dropna(subset="spectrum")
+            for sign, line in ((1, "-"), (-1, ":")):
+                chosen = own[sign * own["spectrum"] > 0]
+                size = abs(chosen["spectrum"]).sort_values(ascending=False)
+                share = chosen["weight"].loc[size.index].cumsum() / own["folder"].nunique()
+                label = f"{name}, {'positive' if sign > 0 else 'negative'}"
+                axes.step(size, share, line, where="post", color=color, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="size of the eigenvalue")
+        axes.set_ylabel("share of larger ones")
+        axes.label_outer()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
 
 
 def network(run: Any) -> str:
@@ -97,7 +148,9 @@ Grid = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 def as_grid(points: pd.DataFrame, value: str) -> Grid:
     """Returns x, y and a value of the points of a run as square arrays."""
-    table = points.pivot_table(index="x", columns="y", values=value, dropna=False)
+    table = points.dropna(subset="x").pivot_table(
+        index="x", columns="y", values=value, dropna=False
+    )
     x, y = np.meshgrid(table.index.to_numpy(), table.columns.to_numpy(), indexing="ij")
     return x, y, table.to_numpy(np.float64)
 
@@ -144,7 +197,7 @@ def three_dimensional(surfaces: dict[str, Grid], columns: int) -> Figure:
         shown = np.clip(np.nan_to_num(loss, nan=np.inf), low, high)
         height, look = np.log10(shown), {"linewidth": 0.1, "edgecolor": "black"}
         axes.plot_surface(
-            x, y, height, facecolors=shades(norm(shown)), rstride=1, cstride=1, **look
+            x, y, height, facecolors=shades(norm(shown)), rstride=1, cstride=1, shade=False, **look
         )
         axes.set_zlim(np.log10(low), np.log10(high))
         axes.zaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
@@ -169,6 +222,7 @@ def claims(runs: pd.DataFrame, measurements: pd.DataFrame) -> list[Claim]:
         for folder, points in measurements.groupby("folder", sort=False)
     ]
     runs = runs.merge(pd.DataFrame(values), on="folder")
+    runs = runs.merge(saddles(measurements), on="folder", how="left")
     shallow, deep = (
         {"model.depth": depth} for depth in (runs["model.depth"].min(), runs["model.depth"].max())
     )
@@ -217,7 +271,30 @@ def claims(runs: pd.DataFrame, measurements: pd.DataFrame) -> list[Claim]:
             margin=0.05,
             names=("plain", "residual"),
         ),
+        compare(
+            runs,
+            "At its trained weights a deep plain network curves downwards more, compared with its "
+            "largest curvature, than a residual one",
+            li.format("6"),
+            "figure 7, no numbers",
+            value="saddle",
+            treatment={**plain, **deep},
+            control={**residual, **deep},
+            expected="higher",
+            names=("plain", "residual"),
+        ),
     ]
+
+
+def saddles(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Returns, as `saddle` of each run, minus the smallest eigenvalue over the largest; at least 0.
+
+    The eigenvalues are those of the Hessian of the whole network at its trained weights.
+    """
+    table = measurements.dropna(subset="rank").pivot_table(
+        index="folder", columns="rank", values="eigenvalue"
+    )
+    return pd.DataFrame({"saddle": (-table[-1] / table[1]).clip(lower=0)}).reset_index()
 
 
 def nonconvexity(surface: Grid) -> float:

@@ -629,3 +629,102 @@ def test_tables_hold_intervals_of_every_metric(root: Path) -> None:
     found = pd.read_csv(root / "differences.csv")
     assert set(found["field"]) == {"model.depth", "model.shortcut"}
     assert (found["pairs"] == 3).all()
+
+
+MEASURED = """\"\"\"Lesions.\"\"\"
+from matplotlib.figure import Figure
+
+def measure(run):
+    return {"error": run.evaluate()["error"]}
+
+def figures(measurements, runs, *, width=1):
+    figure = Figure(figsize=(width, 1))
+    figure.subplots().plot(runs.merge(measurements, on="folder")["after"])
+    return {"lesions": figure}
+"""
+
+
+def write_findings(run: Path, rows: list[dict[str, Any]], steps: int = 400) -> Path:
+    path = run / "measurements" / "degradation.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        json.dumps({"step": steps, "rows": rows, "code": "c", "checkpoint": "d"})
+    )
+    return path
+
+
+@pytest.fixture
+def measured(make_sweep: Maker) -> Path:
+    """Returns a sweep folder of three finished runs of an experiment that measures."""
+    root = make_sweep(points=2, depths=(8,), shortcuts=("pad",))
+    (root / "experiment.py").write_text(MEASURED)
+    return root
+
+
+def test_a_report_with_runs_half_measured_draws_them_and_says_how_many_lack(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in sorted((measured / "runs").iterdir())[:2]:
+        write_findings(run, [{"after": 0.5}])
+    assert main(["report", str(measured)]) == 0
+    [line] = [text for text in capsys.readouterr().err.splitlines() if "measure" in text]
+    assert "left out: measurements of 1 of 3 finished runs, which measure() of" in line
+    assert "`resjax sweep` with the same options measures them" in line
+    assert (measured / "figures" / "lesions.svg").exists()
+    assert "measurements of 1 of 3" in (measured / "report.html").read_text()
+
+
+def test_a_report_before_any_measurement_has_the_default_figures(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(measured)]) == 0
+    error = capsys.readouterr().err
+    assert "measurements of 3 of 3 finished runs" in error
+    assert error.endswith("; the figures are the default ones\n")
+    assert [file.name for file in (measured / "figures").glob("*.svg")] == ["curves.svg"]
+
+
+def test_damaged_measurements_are_named_and_left_out(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = sorted((measured / "runs").iterdir())
+    for run in others:
+        write_findings(run, [{"after": 0.5}])
+    write_findings(first, [{"after": [1]}])  # type: ignore[list-item]
+    assert main(["report", str(measured)]) == 0
+    error = capsys.readouterr().err
+    assert f"{first / 'measurements' / 'degradation.json'}: damaged, not what an" in error
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("runs, layrs", "figures() has the parameter 'layrs'; it may take runs, curves, layers, "),
+        ("measurement, runs", "figures() has the parameter 'measurement'; it may take runs"),
+    ],
+)
+def test_a_parameter_that_no_table_has_is_refused(
+    make_sweep: Maker, capsys: pytest.CaptureFixture[str], parameters: str, message: str
+) -> None:
+    root = make_sweep(points=2, depths=(8,), shortcuts=("pad",), seeds=(0,))
+    (root / "experiment.py").write_text(f"def figures({parameters}):\n    return {{}}\n")
+    assert main(["report", str(root)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("a, b", "a['model.depth'], b['split']"),  # of an earlier version, in this order
+        ("*tables", "tables[0]['model.depth'], tables[1]['split']"),
+        ("layers, runs", "layers['layer'], runs['model.depth']"),
+        ("curves, extra=3, **more", "curves['split'], 1 / (extra == 3 and not more)"),
+    ],
+)
+def test_figures_get_the_tables_that_their_parameters_name(
+    make_sweep: Maker, parameters: str, expected: str
+) -> None:
+    root = make_sweep(points=2, depths=(8,), shortcuts=("pad",), seeds=(0,))
+    body = f"def figures({parameters}):\n    {expected}\n    return {{}}\n"
+    (root / "experiment.py").write_text(body)
+    write_report(root)

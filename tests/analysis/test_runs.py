@@ -15,6 +15,7 @@ from resjax.analysis.runs import (
     REPEATS,
     describe,
     load_curves,
+    load_measurements,
     load_runs,
     primary_metrics,
     status,
@@ -395,3 +396,26 @@ def test_runs_without_diagnostics_have_no_layers(make_sweep: Maker) -> None:
     layers = resjax.load_layers(make_sweep(points=1))
     assert layers.empty
     assert layers.columns.tolist() == ["folder", "step", "layer"]
+
+
+def test_measurements_have_a_row_for_each_that_measure_returned(make_sweep: Maker) -> None:
+    root = make_sweep(points=2, depths=(8,), shortcuts=("pad",), seeds=(0, 1, 2))
+    first, second, third = sorted((root / "runs").iterdir())
+    rows = [{"block": "a", "error": 0.5}, {"block": "b", "error": None}, {"tau": 1, "ok": True}]
+    for run, steps in ((first, 400), (second, 300)):  # the second has gone on since
+        content = {"step": steps, "rows": rows, "code": "c", "checkpoint": "d"}
+        (run / "measurements").mkdir()
+        (run / "measurements" / "lesions.json").write_text(json.dumps(content))
+    table = load_measurements(root, "lesions")
+    assert table["folder"].tolist() == [str(first)] * 3
+    assert [*table] == ["folder", "block", "error", "tau", "ok"]
+    assert table["error"].isna().tolist() == [False, True, True]
+    assert load_measurements(root, "other").empty
+    assert [*load_measurements(root, "other")] == ["folder"]
+    (third / "measurements").symlink_to(first / "measurements")
+    with pytest.raises(ValueError, match=r"lesions\.json is a link out of .*, and is not read"):
+        load_measurements(root, "lesions")
+    (third / "measurements").unlink()
+    (second / "measurements" / "lesions.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"lesions\.json: damaged, not a JSON object"):
+        load_measurements(root, "lesions")

@@ -68,7 +68,10 @@ def tables(chaotic: str) -> Any:
         def loss(x: Any, y: Any, waves: bool = waves, seed: int = run["seed"]) -> Any:
             return 2 + seed / 100 + x**2 + y**2 + waves * np.sin(9 * x + seed) * np.cos(9 * y)
 
-        parts.append(surface(loss).assign(folder=run["folder"]))
+        negative = 0.5 if waves else 0.1 + run["seed"] / 100
+        values = pd.DataFrame({"rank": [1, 2, -1], "eigenvalue": [2.0, 1.0, -negative]})
+        density = pd.DataFrame({"spectrum": [2.0, 0.1, -negative], "weight": [0.1, 0.7, 0.2]})
+        parts.append(pd.concat([surface(loss), values, density]).assign(folder=run["folder"]))
     return loaded._replace(measurements=pd.concat(parts))
 
 
@@ -76,12 +79,12 @@ def test_claims_follow_the_surfaces() -> None:
     experiment = load_experiment(FILE)
     assert {claim.verdict for claim in experiment.claims(tables("none"))} == {AGREES}
     verdicts = [claim.verdict for claim in experiment.claims(tables("pad"))]
-    assert verdicts[0] == verdicts[2] == DISAGREES
+    assert verdicts[0] == verdicts[2] == verdicts[4] == DISAGREES
 
 
 def test_surfaces_are_drawn_as_contours_and_in_three_dimensions() -> None:
     figures = load_experiment(FILE).figures(tables("none"))
-    assert set(figures) == {"contours", "surfaces"}
+    assert set(figures) == {"contours", "surfaces", "spectrum"}
     titles = [axes.get_title("left") for axes in figures["contours"].axes[:4]]
     assert titles == [
         "plain, 20 layers",
