@@ -647,9 +647,7 @@ def figures(measurements, runs, *, width=1):
 def write_findings(run: Path, rows: list[dict[str, Any]], steps: int = 400) -> Path:
     path = run / "measurements" / "degradation.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"step": steps, "rows": rows, "code": "c", "checkpoint": "d"})
-    )
+    path.write_text(json.dumps({"step": steps, "rows": rows, "code": "c", "checkpoint": "d"}))
     return path
 
 
