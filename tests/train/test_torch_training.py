@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from resjax.config import default_config, override, resolve
 from resjax.models import layout
@@ -75,7 +76,9 @@ def start(trainer, draw):
     )
     if uses_scan(trainer.model.loop, trainer.model.stages):
         params = layout.scanned({"params": params})["params"]
-    return state._replace(params=params)
+    # Placed as a step returns it, or the second step is compiled anew.
+    mesh = jax.tree.leaves(trainer.source.example_arrays())[0].sharding.mesh
+    return jax.device_put(state._replace(params=params), NamedSharding(mesh, PartitionSpec()))
 
 
 @pytest.mark.parametrize("name", TORCH)
