@@ -81,10 +81,20 @@ OWN_BLOCK = {
     "model.width": 4,
     "model.block": "own_blocks:Gated",
     "model.stochastic_depth": 0.0,
+    "diagnostics.names": "all",
     **PLAIN,
 }
 """A network of a user's blocks, three in each stage, in which nothing is random."""
 SCAN, UNROLL = OWN_BLOCK | {"model.loop": "scan"}, OWN_BLOCK | {"model.loop": "unroll"}
+FORWARD = (
+    "response_mean",
+    "response_std",
+    "branch_share",
+    "input_output_cosine",
+    "dead_relu_share",
+    "running_mean",
+    "running_var",
+)
 DIAGNOSTICS = {
     "one": {
         "unrolled": UNROLL,
@@ -188,11 +198,12 @@ def test_a_stream_yields_the_same_batches_on_any_devices(measured, way):
 
 
 @pytest.fixture(scope="module")
-def gradient_norms():
+def diagnosed():
     """Diagnostics of the first step by number of parts, computed in another way.
 
     Gradients are those of jax.grad. Activation gradients are those of a zero that is added to the
-    output of each block of the unrolled network.
+    output of each block of the unrolled network. The rest is computed by NumPy from the outputs of
+    all modules.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)
@@ -217,6 +228,60 @@ def gradient_norms():
         with nn.intercept_methods(add_zero):
             return trainer.model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
+    @partial(jax.jit, compiler_options=quick_compile())
+    def outputs(batch_stats, images):
+        """Returns the first argument and the output of every module, and the new statistics."""
+        seen = {}
+
+        def keep(call, arguments, keywords, context):
+            output = call(*arguments, **keywords)
+            if context.method_name == "__call__" and context.module.path:
+                seen["/".join(context.module.path)] = arguments[0], output
+            return output
+
+        variables = {"params": state.params, "batch_stats": batch_stats}
+        with nn.intercept_methods(keep):
+            _, updated = trainer.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return seen, updated["batch_stats"]
+
+    def forward(batches):
+        statistics, parts = state.batch_stats, []
+        for batch in batches:
+            seen, statistics = outputs(statistics, batch)
+            parts.append(jax.device_get(seen))
+        whole = jax.tree.map(lambda *each: np.concatenate(each).astype(np.float64), *parts)
+        blocks = {
+            path: pair
+            for path, pair in whole.items()
+            if path.count("/block") == path.count("/") == 1
+        }
+        found = {name: {} for name in FORWARD}
+        for path, (_, output) in whole.items():
+            if "BatchNorm" in path or path == "head":
+                found["response_mean"][path] = output.mean()
+                found["response_std"][path] = output.std()
+        for path, (x, output) in blocks.items():
+            branch, (_, carried) = 0.5 * whole[f"{path}/BatchNorm_1"][1], whole[f"{path}/shortcut"]
+            norms = np.linalg.norm(branch), np.linalg.norm(carried)
+            found["branch_share"][path] = norms[0] / sum(norms)
+            stride = x.shape[1] // output.shape[1]
+            x = x[:, ::stride, ::stride]
+            pairs = zip(x, output[..., : x.shape[-1]], output, strict=True)
+            cosines = [
+                (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(whole) for a, b, whole in pairs
+            ]
+            found["input_output_cosine"][path] = np.mean(cosines)
+        for path, layer in [("stem", "BatchNorm_0"), *((path, "BatchNorm_0") for path in blocks)]:
+            active = (whole[f"{path}/{layer}"][1] > 0).any((0, 1, 2))
+            found["dead_relu_share"][f"{path}/relu_0"] = 1 - active.mean()
+        for path, (_, output) in blocks.items():
+            found["dead_relu_share"][f"{path}/relu_1"] = 1 - (output > 0).any((0, 1, 2)).mean()
+        for path, leaf in jax.tree.leaves_with_path(jax.device_get(statistics)):
+            layer, _, name = path_name(path).rpartition("/")
+            value = np.sqrt((leaf**2).mean()) if name == "mean" else leaf.mean()
+            found[f"running_{name}"][layer] = value
+        return found
+
     def norms(parts):
         batches = images.reshape(parts, -1, *images.shape[1:]), labels.reshape(parts, -1)
         shapes = {}
@@ -235,6 +300,11 @@ def gradient_norms():
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=quick_compile())
         params, activations = jax.device_get(gradient(state.params, zeros))
         return {
+            **forward(batches[0]),
+            "parameter_norm": {
+                path_name(path): np.linalg.norm(leaf)
+                for path, leaf in jax.tree.leaves_with_path(jax.device_get(state.params))
+            },
             "gradient_norm": {
                 path_name(path): np.linalg.norm(leaf)
                 for path, leaf in jax.tree.leaves_with_path(params)
@@ -248,14 +318,25 @@ def gradient_norms():
     return {parts: norms(parts) for parts in (1, 2)}
 
 
-@pytest.mark.parametrize("way", [way for ways in DIAGNOSTICS.values() for way in ways])
-def test_gradient_norms_are_those_of_an_independent_computation(measured, gradient_norms, way):
-    expected = gradient_norms[2 if "accumulated" in way else 1]
+DIAGNOSED = [way for ways in DIAGNOSTICS.values() for way in ways]
+
+
+@pytest.mark.parametrize("way", DIAGNOSED)
+def test_diagnostics_are_those_of_an_independent_computation(measured, diagnosed, way):
+    expected = diagnosed[2 if "accumulated" in way else 1]
     found = measured[f"diagnostics, {way}"]
+    assert found.keys() == {*expected, "update_ratio"}
     assert len(found["activation_gradient_norm"]) == 9
     assert "stage2/block3/gate" in found["gradient_norm"]
     for name, values in expected.items():
-        assert found[name] == pytest.approx(values, rel=1e-4)
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("way", DIAGNOSED)
+def test_update_ratios_are_the_same_on_any_devices(measured, way):
+    reference = "accumulated" if "accumulated" in way else "unrolled"
+    expected = measured[f"diagnostics, {reference}"]["update_ratio"]
+    assert measured[f"diagnostics, {way}"]["update_ratio"] == same(expected)
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
