@@ -258,7 +258,7 @@ class Diagnostics:
     every: NonNegative = 0
     """Steps between two measurements, a multiple of train.log_every; 0 measures nothing."""
     names: tuple[str, ...] = ("gradient_norm", "activation_gradient_norm")
-    """Diagnostics by name, or your own as package.module:function."""
+    """Diagnostics by name, `all` of them, or your own as package.module:function."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of each diagnostic, by its name."""
 

@@ -134,8 +134,9 @@ def response_std(context: Context) -> Values:
 def branch_share(context: Context) -> Values:
     """Returns the branch's share of every block's sum: |branch| / (|branch| + |shortcut|).
 
-    The norms are L2 norms over all values of what is added, after any scale. A block
-    equal to its shortcut has a share of 0, a plain one has 1.
+    The norms are L2 norms of what is added, after any scale. A block equal to its shortcut has a
+    share of 0, a plain one has 1. Blocks that do not add their shortcut as `y + shortcut(x)` are
+    left out.
     """
     return context.forward["branch_share"]
 

@@ -64,8 +64,10 @@ class Recorder:
       normalized: paths of the layers whose outputs go to a norm, as far as they have run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, additions: bool = True):
+        """`additions` records them too, for which shortcuts return an `Addition`."""
         self.normalized: set[str] = set()
+        self._additions = additions
         self._running: list[Running] = []
 
     @contextmanager
@@ -104,7 +106,7 @@ class Recorder:
                 self.normalized.update(given)
         elif BLOCK.fullmatch(own.path):
             _record(module, cosine(arguments[0], output))
-        elif SHORTCUT.fullmatch(own.path):
+        elif self._additions and SHORTCUT.fullmatch(own.path):
             return observe_addition(output, lambda squares: _record(module, squares))
         return output
 

@@ -7,7 +7,6 @@ that would not be stored anyway.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resjax.diagnostics.forward import BLOCK, FORWARD, Recorder
+from resjax.diagnostics.forward import BLOCK, FORWARD, Addition, Recorder
 from resjax.models.layout import path_name
 
 PROBES = "probes"
@@ -82,9 +81,21 @@ class TappedModel:
 
     def _apply(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any, dict[str, Array]]:
         """Returns the outputs, the updated collections, and what was recorded, by path."""
-        recorder = Recorder()
-        recording = recorder.recording() if self._forward else nullcontext()
-        with recording, nn.intercept_methods(_tap_blocks):
+        if not self._forward:
+            with nn.intercept_methods(_tap_blocks):
+                return *self._model.apply(*arguments, **keywords), {}
+        try:
+            return self._record(Recorder(), *arguments, **keywords)
+        except (TypeError, AttributeError) as error:
+            if Addition.__name__ not in str(error):
+                raise
+            # A user's block does more with its shortcut than to add it.
+            return self._record(Recorder(additions=False), *arguments, **keywords)
+
+    def _record(
+        self, recorder: Recorder, *arguments: Any, **keywords: Any
+    ) -> tuple[Any, Any, dict[str, Array]]:
+        with recorder.recording(), nn.intercept_methods(_tap_blocks):
             output, updated = self._model.apply(*arguments, **keywords)
         return output, updated, recorder.by_path(updated.pop(FORWARD, {}))
 

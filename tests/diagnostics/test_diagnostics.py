@@ -39,7 +39,10 @@ SMALL = {
     "train.eval_every": 6,
     "train.checkpoint_every": 4,
 }
-RECORDED = SMALL | {"diagnostics.every": 4}
+RECORDED = SMALL | {"diagnostics.every": 4, "diagnostics.names": "all"}
+OF_ARRAYS = {"gradient_norm", "parameter_norm", "update_ratio"}
+OF_BLOCKS = {"activation_gradient_norm", "branch_share", "input_output_cosine"}
+OF_NORMS = {"response_mean", "response_std", "running_mean", "running_var"}
 BLOCKS = {f"stage{stage}/block{block}" for stage in (1, 2, 3) for block in (1, 2)}
 
 
@@ -122,8 +125,19 @@ def test_a_run_records_one_line_per_layer_at_step_0_and_at_each_interval(recorde
     paths = {path for paths in unrolled_paths(params).values() for path in paths}
     assert {line["layer"] for line in lines if "gradient_norm" in line} == paths
     for line in lines:
-        (value,) = line.keys() - {"step", "layer"}
-        assert line[value] >= 0
+        layer, measured = line["layer"], line.keys() - {"step", "layer"}
+        if layer in BLOCKS:
+            assert measured == OF_BLOCKS
+        elif layer in paths:
+            assert measured == OF_ARRAYS
+        elif "BatchNorm" in layer:
+            assert measured == OF_NORMS
+        elif layer == "head":
+            assert measured == {"response_mean", "response_std"}
+        else:
+            assert re.fullmatch(r"(stem|stage\d/block\d)/relu_[01]", layer)
+            assert measured == {"dead_relu_share"}
+        assert line["step"] == 0 or None not in line.values()
 
 
 def test_recording_changes_no_metric_and_no_checkpoint_and_writes_nothing_when_it_is_off(
@@ -242,7 +256,7 @@ def test_the_context_is_that_of_the_next_step_after_clipping_momentum_and_freezi
             r"diagnostics\.options\.update_ratio: .* unexpected keyword argument 'powers'",
         ),
         (
-            {"options": {"update_ratio": {"power": 2}}},
+            {"names": ("gradient_norm",), "options": {"update_ratio": {"power": 2}}},
             r"diagnostics\.options\.update_ratio: no such diagnostic is measured",
         ),
     ],
@@ -279,6 +293,7 @@ def test_a_diagnostic_with_values_of_the_wrong_shape_is_refused_in_one_line(name
     [
         ("gradient_norm", {}),
         ("activation_gradient_norm", {}),
+        ("response_std", {}),
         ("own_diagnostics:update_ratio", {"power": 0.5}),
     ],
 )
