@@ -190,6 +190,27 @@ FAULTS = (
         "tests/analysis/test_runs.py -k separates_groups",
     ),
     Fault(
+        "three seeds that agree decide a claim",
+        "resjax/analysis/claims.py",
+        "low, high = found.outer",
+        "low, high = found.bootstrap",
+        "tests/analysis/test_claims.py -k scatter",
+    ),
+    Fault(
+        "one diverged run decides a claim",
+        "resjax/analysis/claims.py",
+        "if treatment.all() and not control.any()",
+        "if treatment.any() and not control.any()",
+        "tests/analysis/test_claims.py -k all_its_runs_diverged",
+    ),
+    Fault(
+        "the evaluation of the training split stops at the length of the test split",
+        "resjax/train/sources.py",
+        "examples, devices = self.examples[split], self._backend.devices",
+        'examples, devices = self.examples["test"], self._backend.devices',
+        "tests/train/test_loop.py -k whole_training_split",
+    ),
+    Fault(
         "BN's variance cancels",
         "resjax/models/normalization.py",
         "    shifted = _single(x) - shift\n",

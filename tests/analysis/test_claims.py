@@ -82,7 +82,7 @@ def test_both_intervals_must_exclude_zero() -> None:
 @pytest.mark.parametrize(
     ("differences", "expected", "verdict"),
     [
-        ([0.001, 0.002, 0.001], "higher", DISAGREES),  # higher, but by less than counts
+        ([0.005, 0.0051, 0.005], "higher", DISAGREES),  # higher, but by less than counts
         ([0.03, 0.031, 0.03], "higher", AGREES),
         ([-0.03, -0.031, -0.03], "lower", AGREES),
         ([0.001, -0.002, 0.001], "same", AGREES),
@@ -152,8 +152,8 @@ def test_a_trend_uses_all_depths() -> None:
 
 
 def test_a_trend_with_a_diverged_run_is_undecided() -> None:
-    runs = runs_of({8: [0.1, 0.11, 0.1], 56: [0.3, 0.31, 0.3]})
-    runs["diverged"] = runs.index == 5
+    runs = runs_of({8: [0.1, 0.11, 0.1, 0.11], 56: [0.3, 0.31, 0.3, 0.31]})
+    runs["diverged"] = runs.index == 7  # three seeds are left
     claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
     assert claim.verdict == UNDECIDED
     assert "(1 diverged)" in claim.measured
