@@ -26,7 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import Claim, compare, trend, within
+from resjax.analysis.claims import Claim, compare, trend, within, worse_and_better
 from resjax.analysis.final_values import by_depth
 from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import primary_metrics, training_column
@@ -142,7 +142,7 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame) -> list[Claim]:
             value=training_column(runs, metric.name),
             treatment=plain,
             control={**plain, "model.depth": shallow},
-            expected="higher",
+            expected=worse_and_better(runs)[0],
         ),
         trend(
             runs,

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import Claim, compare
+from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import Published, by_category
 from resjax.analysis.runs import primary_metrics
 from resjax.sweeps import param, product
@@ -94,7 +94,7 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
             value=f"test_{metric.name}",
             treatment={"option": treatment},
             control={"option": control},
-            expected="lower",
+            expected=worse_and_better(runs)[1],
         )
         for (treatment, control), statement in statements.items()
     ]

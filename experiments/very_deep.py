@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import AGREES, NOT_TESTED, Claim, compare
+from resjax.analysis.claims import AGREES, NOT_TESTED, Claim, compare, worse_and_better
 from resjax.analysis.final_values import Published, by_depth
 from resjax.analysis.runs import primary_metrics, training_column
 from resjax.sweeps import chain, param, product
@@ -108,7 +108,7 @@ def claims(runs: pd.DataFrame, curves: pd.DataFrame) -> list[Claim]:
         value=f"test_{metric}",
         treatment=deep,
         control=warm,
-        expected="higher",
+        expected=worse_and_better(runs)[0],
         names=deeper,
     )
     if trains.verdict != AGREES:  # a network that is not trained cannot overfit

@@ -128,6 +128,12 @@ def test_bottlenecks_are_trained_if_the_sweep_names_them() -> None:
     assert [run["model.block"] for run in runs] == ["bottleneck"]
 
 
+def test_published_errors_of_basic_blocks_are_not_drawn_beside_bottlenecks() -> None:
+    runs, curves = tables((20, 56), data="cifar10")
+    drawn = figures(runs.assign(**{"model.block": "bottleneck"}), curves)
+    assert not sources(drawn["final_error"])
+
+
 def test_published_errors_are_drawn_at_the_depths_that_were_run() -> None:
     runs = tables(depths=(8, 110), shortcuts=("pad",), data="cifar10")
     assert "a-martyn/resnet, best epoch" not in sources(figures(*runs)["final_error"])
