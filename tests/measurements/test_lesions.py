@@ -1,5 +1,8 @@
 """A deleted block adds nothing, and exchanged blocks have each other's parameters."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +156,13 @@ def test_a_network_without_equal_blocks_has_no_orders(network):
     model, _ = network(depth=8)
     with pytest.raises(UserError, match="no stage has two equal blocks"):
         random_orders(model, 1, np.random.default_rng(0))
+
+
+def test_the_documentations_measure_runs(run):
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    [code] = re.findall(r"```python\n(def measure.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    rows = names["measure"](run)
+    assert [row["block"] for row in rows] == [f"stage{stage}/block1" for stage in (1, 2, 3)]
+    assert all(abs(row["rise"]) <= 1 for row in rows)
