@@ -23,19 +23,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import (
-    NOT_TESTED,
-    Claim,
-    Expected,
-    compare,
-    describe_difference,
-    judge,
-    trend,
-    worse_and_better,
-)
+from resjax.analysis.claims import Claim, compare, trend, within, worse_and_better
 from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import primary_metrics
-from resjax.analysis.statistics import estimate, select
 from resjax.run_files import Metric
 from resjax.sweeps import param, product
 
@@ -44,6 +34,7 @@ if TYPE_CHECKING:
 
 SHARE, COSINE = "branch_share", "input_output_cosine"
 LESIONS = ("none", "one deleted", "several deleted", "swapped")
+LEARNED = 0.1  # of the error below that of a guess, from which on a run has something to lose
 DRAWS = 5
 """Random choices of blocks for each number of deletions, and of pairs for each number of swaps."""
 
@@ -81,7 +72,8 @@ def measure(run: "FinishedRun") -> list[dict[str, Any]]:
     def without(*names: str) -> dict[str, float]:
         return run.evaluate(delete(run.model, run.variables, names), model)
 
-    rows: list[dict[str, Any]] = [{"lesion": "none", **without()}]
+    chance = 1 - 1 / len(run.task.dataset.class_names)  # the error of a guess
+    rows: list[dict[str, Any]] = [{"lesion": "none", "chance": chance, **without()}]
     for index, block in enumerate(blocks):
         changes_shape = index > 0 and block.endswith("/block1")
         where = {"block": block, "position": index + 1, "changes_shape": changes_shape}
@@ -202,6 +194,9 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame, measurements: pd.DataFrame)
         return []
     [metric] = primary_metrics(runs)
     worse, better = worse_and_better(runs)
+    above: dict[str, Any] = {"lowest": 0.0}
+    below: dict[str, Any] = {"highest": 0.0}
+    rises, falls = (above, below) if worse == "higher" else (below, above)
     means = blocks_at_the_end(layers).groupby("folder", as_index=False)[[SHARE, COSINE]].mean()
     runs = runs.merge(lesion_effects(measurements, metric), on="folder")
     runs = runs.merge(means, on="folder", how="left")
@@ -211,11 +206,11 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame, measurements: pd.DataFrame)
     deletions = [
         compare(
             runs,
-            f"The deletion of one block harms a residual network of {depth} layers less than a "
-            "plain one",
+            f"The deletion of one block destroys less of what a residual network of {depth} layers "
+            "has above chance than of what a plain one has",
             veit.format(1),
             "ResNet-110 hardly changes, VGG falls to chance",
-            value=f"one_deleted_{metric.name}",
+            value=f"lost_{metric.name}",
             treatment={**residual, "model.depth": depth},
             control={**plain, "model.depth": depth},
             expected=better,
@@ -225,26 +220,28 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame, measurements: pd.DataFrame)
     ]
     return [
         *deletions,
-        one_sided(
+        within(
             runs,
             "In a residual network the deletion of a block that changes the shape does more harm "
             "than that of another one",
             veit.format(1),
             "the exceptions in figure 3",
             value=f"shape_{metric.name}",
+            label="difference",
             where=residual,
-            expected=worse,
+            **rises,
         ),
-        one_sided(
+        within(
             runs,
             "The more blocks of a residual network are deleted, the worse it is",
             veit.format(2),
             "a smooth rise of the error, figure 5 (a)",
             value="deleted_correlation",
+            label="rank correlation",
             where={**residual, **deepest},
-            expected=worse,
+            **rises,
         ),
-        one_sided(
+        within(
             runs,
             "The more the order of its blocks differs from that of training, the worse a residual "
             "network is",
@@ -252,7 +249,8 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame, measurements: pd.DataFrame)
             "a smooth rise of the error, figure 5 (b)",
             value="order_correlation",
             where={**residual, **deepest},
-            expected=better,  # Kendall's tau is 1 for the order of training
+            label="rank correlation",
+            **falls,  # Kendall's tau is 1 for the order of training
         ),
         compare(
             runs,
@@ -278,14 +276,27 @@ def claims(runs: pd.DataFrame, layers: pd.DataFrame, measurements: pd.DataFrame)
     ]
 
 
+def better_than_chance(intact: pd.DataFrame, metric: Metric) -> float:
+    """Returns how much better than chance the error of a run is; NaN if it has learned too little.
+
+    For a metric other than an error, whose value for a guess is not known, returns 1.
+    """
+    if metric.name != "error" or "chance" not in intact:
+        return 1.0
+    better = float((intact["chance"] - intact[metric.name]).mean())
+    return better if better >= LEARNED else np.nan
+
+
 def lesion_effects(measurements: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Returns what lesions do to each run.
 
     Returns:
-        One row per run: `folder`; `one_deleted_METRIC`, the mean change of the metric if one block
-        is deleted; `shape_METRIC`, how much larger it is for blocks that change the shape; and the
-        rank correlations of the metric with the number of deleted blocks, `deleted_correlation`,
-        and with Kendall's tau of their order, `order_correlation`. NaN without such lesions.
+        One row per run: `folder`; `lost_METRIC`, the mean change of the metric if one block is
+        deleted, as a share of what the run is better than chance, because a network that has
+        learned little has little to lose; `shape_METRIC`, how much larger the change is for blocks
+        that change the shape; and the rank correlations of the metric with the number of deleted
+        blocks, `deleted_correlation`, and with Kendall's tau of their order, `order_correlation`.
+        NaN without such lesions.
     """
     rows = []
     for folder, run in measurements.groupby("folder", sort=False):
@@ -297,7 +308,7 @@ def lesion_effects(measurements: pd.DataFrame, metric: Metric) -> pd.DataFrame:
         pairs = {"deleted": "several deleted", "tau": "swapped"}
         row: dict[str, Any] = {
             "folder": folder,
-            f"one_deleted_{metric.name}": change.mean(),
+            f"lost_{metric.name}": change.mean() / better_than_chance(kinds["none"], metric),
             f"shape_{metric.name}": change[shape].mean() - change[~shape].mean(),
         }
         for along, kind in pairs.items():
@@ -306,24 +317,3 @@ def lesion_effects(measurements: pd.DataFrame, metric: Metric) -> pd.DataFrame:
             row[f"{name}_correlation"] = lesions[along].corr(lesions[metric.name], "spearman")
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def one_sided(
-    runs: pd.DataFrame,
-    statement: str,
-    source: str,
-    published: str,
-    *,
-    value: str,
-    where: dict[str, Any],
-    expected: Expected,
-) -> Claim:
-    """Judges the claim that a value of each run is above 0 ("higher") or below it ("lower")."""
-    values = select(runs, where).groupby("seed")[value].mean()
-    if values.dropna().empty:
-        return Claim(statement, source, published, "no such measurement", NOT_TESTED)
-    [metric] = primary_metrics(runs)
-    unit = metric if value.endswith(f"_{metric.name}") else Metric(value)
-    what = "difference" if unit is metric else "rank correlation"
-    measured = f"{what} {describe_difference(estimate(values), unit)}"
-    return Claim(statement, source, published, measured, judge(values, expected))

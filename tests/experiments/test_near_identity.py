@@ -15,6 +15,7 @@ from resjax.analysis.claims import AGREES, DISAGREES
 from resjax.analysis.experiment_figures import Tables, load_experiment, load_tables
 from resjax.analysis.runs import load_runs
 from resjax.config import load
+from resjax.run_files import CLASSIFICATION_ERROR
 from resjax.sweeps.experiment import plan
 from resjax.sweeps.made_up import made_up_runs
 
@@ -41,7 +42,11 @@ def rows(experiment: ModuleType) -> list[dict[str, Any]]:
         return {"loss": 1.0, "error": 0.05 + 0.01 * sum(float((1 - k).sum()) for k in keeps)}
 
     run = SimpleNamespace(
-        model=model, variables=variables, evaluate=evaluate, config=SimpleNamespace(seed=0)
+        model=model,
+        variables=variables,
+        evaluate=evaluate,
+        config=SimpleNamespace(seed=0),
+        task=SimpleNamespace(dataset=SimpleNamespace(class_names="0123456789")),
     )
     return experiment.measure(run)
 
@@ -97,8 +102,22 @@ def test_claims_follow_the_measurements(judged: Callable[..., Any]) -> None:
         claims = experiment.claims(judged(plain, residual))
         assert [claim.verdict for claim in claims[:2]] == [verdict] * 2
         assert [claim.verdict for claim in claims[2:5]] == [AGREES] * 3
-    assert "residual 5.00 ± 0.00 %" not in claims[0].measured
     assert "difference +" in claims[0].measured
+
+
+def test_a_loss_is_a_share_of_what_a_network_has_above_chance(experiment: ModuleType) -> None:
+    def lost(intact: float, after: float) -> float:
+        lesions = [
+            {"lesion": "none", "error": intact, "chance": 0.9},
+            {"lesion": "one deleted", "error": after, "changes_shape": False, "block": "a"},
+        ]
+        table = pd.DataFrame(lesions).assign(folder="run")
+        effects = experiment.lesion_effects(table, CLASSIFICATION_ERROR)
+        return float(effects["lost_error"].iloc[0])
+
+    assert lost(0.1, 0.5) == pytest.approx(0.5)
+    assert lost(0.7, 0.8) == pytest.approx(0.5)
+    assert np.isnan(lost(0.85, 0.9))  # a network that has learned nothing
 
 
 def test_figures_show_each_kind_of_lesion(judged: Callable[..., Any]) -> None:
