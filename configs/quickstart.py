@@ -32,6 +32,11 @@ def get_config() -> ConfigDict:
         "layer_responses": {"residual_depths": (20, 56, 110), "seeds": five, "every": 50},
         "loss_landscape": {"depths": (20, 56), "seeds": five},
         "near_identity": {"depths": (20, 32), "seeds": five, "every": 300},
+        "identity_mappings": {"depths": (38,), "seeds": five},
+        "activation_order": {"depths": (56,), "bottleneck_depths": (29,), "seeds": five},
+        "preactivation_depth": {"depths": (20, 56, 110), "basic_depths": (), "seeds": five[:3]},
+        "normalization_free": {"depths": (14, 56), "seeds": five},
+        "stochastic_depth": {"depths": (20, 56), "seeds": five},
         "very_deep": {"depths": (110, 200), "seeds": five},
     }
     return config

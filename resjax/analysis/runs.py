@@ -10,7 +10,7 @@ reports and figures show them in per cent.
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -273,6 +273,27 @@ def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
         for row in runs[list(by)].itertuples(index=False, name=None)
     ]
     return pd.Series([name or "all runs" for name in names], runs.index, dtype=str)
+
+
+def name_settings(runs: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> pd.Series:
+    """Returns the name of each run's setting: the first all of whose fields have the run's values.
+
+    Args:
+        runs: A table of `load_runs`.
+        settings: By name, config fields and their values, as a sweep overrides them.
+
+    Returns:
+        The names; a run of no setting is described by the fields in which the runs differ.
+    """
+    names = describe(runs, varying(runs))
+    for name, fields in reversed(settings.items()):
+        present = all(field in runs for field in fields)
+        chosen = [
+            present and all(row[field] == value for field, value in fields.items())
+            for _, row in runs.iterrows()
+        ]
+        names = names.mask(pd.Series(chosen, runs.index, dtype=bool), name)
+    return names
 
 
 def status(runs: pd.DataFrame) -> pd.Series:

@@ -8,8 +8,7 @@ import pytest
 from resjax.analysis.claims import VERDICTS
 from resjax.analysis.experiment_figures import load_experiment, load_tables
 from resjax.analysis.runs import load_runs
-from resjax.config import Model, load
-from resjax.models.presets import architecture
+from resjax.config import load
 from resjax.sweeps.experiment import Plan, plan
 from resjax.sweeps.made_up import made_up_measurements, made_up_runs
 
@@ -52,7 +51,7 @@ def test_an_experiment_runs_within_minutes_on_the_quickstart_data(file: Path) ->
     runs = planned(file, "quickstart").runs
     assert len({run.config.seed for run in runs}) >= 3
     assert {run.config.data.name for run in runs} == {"digits"}
-    steps = sum(run.config.train.steps * depth(run.config.model) for run in runs)
+    steps = sum(run.config.train.steps * (run.config.model.depth or 0) for run in runs)
     assert steps <= 650_000
 
 
@@ -71,8 +70,3 @@ def test_an_experiment_draws_and_judges_its_runs(file: Path) -> None:
         claims = experiment.claims(tables)
     assert len({claim.statement for claim in claims}) == len(claims)
     assert {claim.verdict for claim in claims} <= set(VERDICTS)
-
-
-def depth(model: Model) -> int:
-    """Returns the weight layers of a network."""
-    return int(architecture(model.name, depth=model.depth)["depth"])
