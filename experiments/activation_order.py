@@ -110,7 +110,7 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
                     value=f"test_{metric.name}",
                     treatment={"order": order},
                     control={"order": original},
-                    expected=expected,  # type: ignore[arg-type]
+                    expected=expected,
                     margin=0.005 if expected == "same" else 0.0,
                 )
             )

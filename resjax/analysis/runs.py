@@ -286,7 +286,7 @@ def name_settings(runs: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]])
         The names; a run of no setting is described by the fields in which the runs differ.
     """
     names = describe(runs, varying(runs))
-    for name, fields in reversed(settings.items()):
+    for name, fields in reversed([*settings.items()]):
         present = all(field in runs for field in fields)
         chosen = [
             present and all(row[field] == value for field, value in fields.items())
