@@ -117,8 +117,12 @@ def test_derivatives_of_every_kind_equal_those_of_jax(
 
         y, dy = jax.jvp(partial(function, stride=stride), (x, kernel), tangents)
         forward_over_reverse = jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), tangents)[1]
-        third = jax.jvp(jax.grad(along, (0, 1)), (x, kernel), tangents)[1]
-        return y, dy, *forward_over_reverse, *jax.grad(along, (0, 1))(x, kernel), *third
+
+        def slope(x, kernel):
+            return sum(map(jnp.vdot, jax.grad(loss, (0, 1))(x, kernel), tangents))
+
+        second = [jax.grad(each, (0, 1))(x, kernel) for each in (along, slope)]
+        return y, dy, *forward_over_reverse, *second[0], *second[1]
 
     @jit
     def both(*tangents):
@@ -128,7 +132,13 @@ def test_derivatives_of_every_kind_equal_those_of_jax(
         close(got, expected, 1e-4)
 
 
-BATCHED = {"images": (0, None), "kernels": (None, 1), "both": (1, 2)}
+BATCHED = {  # the axis of the batch in images, kernel and the tangents of both
+    "images": (1, None, None, None),
+    "kernels": (None, 2, None, None),
+    "both": (0, 3, None, None),
+    "tangents": (None, None, 0, 1),
+    "everything": (0, 0, 0, 0),
+}
 
 
 @on_cpu
@@ -136,37 +146,34 @@ BATCHED = {"images": (0, None), "kernels": (None, 1), "both": (1, 2)}
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_batch_of_convolutions_has_the_derivatives_of_each(axes, stride):
     rng = np.random.default_rng(0)
-    x, kernel = (rng.normal(size=size) for size in ((4, 2, 6, 5, 3), (3, 3, 4, 3, 2)))
-    x = np.float32(x if axes[0] is None else np.moveaxis(x, 0, axes[0]))
-    kernel = np.float32(np.moveaxis(kernel, 2, 3 if axes[1] is None else axes[1]))
-    x, kernel = (x[0] if axes[0] is None else x), (kernel[..., 0, :] if axes[1] is None else kernel)
+    shapes = 2 * ((2, 6, 5, 3), (3, 3, 3, 2))
+    arrays = [
+        rng.normal(size=shape if axis is None else (*shape[:axis], 4, *shape[axis:]))
+        for shape, axis in zip(shapes, axes, strict=True)
+    ]
 
-    def derivatives(function, x, kernel):
-        def gradients(x, kernel):
-            return jax.grad(lambda *each: (function(*each, stride) ** 3).mean(), (0, 1))(x, kernel)
+    def derivatives(function, x, kernel, *tangents):
+        def loss(x, kernel):
+            return (function(x, kernel, stride) ** 3).mean()
 
-        return *gradients(x, kernel), *jax.jvp(gradients, (x, kernel), (x, kernel))[1]
+        gradient, product = jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), tangents)
+        return *gradient, *product
+
+    def of_the_sum(function, *arrays):
+        batched = jax.vmap(partial(function, stride=stride), axes[:2])
+        return jax.grad(lambda *arrays: (batched(*arrays) ** 3).mean(), (0, 1))(*arrays[:2])
 
     @jit
-    def both(x, kernel):
-        return [
-            jax.vmap(partial(derivatives, function), axes)(x, kernel) for function in (ours, stock)
-        ]
+    def both(*arrays):
+        found = [jax.vmap(partial(derivatives, each), axes)(*arrays) for each in (ours, stock)]
+        if axes[:2] != (None, None):
+            found = [
+                (*batch, *of_the_sum(each, *arrays))
+                for batch, each in zip(found, (ours, stock), strict=True)
+            ]
+        return found
 
-    for got, expected in zip(*both(x, kernel), strict=True):
-        close(got, expected, 1e-4)
-    batch = jit(
-        jax.grad(
-            lambda x, kernel: (jax.vmap(ours, (*axes, None))(x, kernel, stride) ** 3).mean(), (0, 1)
-        )
-    )
-    alone = jit(
-        jax.grad(
-            lambda x, kernel: (jax.vmap(stock, (*axes, None))(x, kernel, stride) ** 3).mean(),
-            (0, 1),
-        )
-    )
-    for got, expected in zip(batch(x, kernel), alone(x, kernel), strict=True):
+    for got, expected in zip(*both(*map(np.float32, arrays)), strict=True):
         close(got, expected, 1e-4)
 
 

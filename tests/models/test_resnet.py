@@ -437,3 +437,19 @@ def test_build_accepts_a_name_a_mapping_or_an_object():
 @pytest.mark.parametrize(("name", "classes"), [("cifar_resnet8", 10), ("resnet18", 1000)])
 def test_the_family_sets_the_default_number_of_classes(name, classes):
     assert build(name).head.features == classes
+
+
+@pytest.mark.parametrize("loop", ["scan", "unroll"])
+def test_remat_recomputes_no_convolution(loop):
+    def convolutions(remat):
+        model = network((3, 1), loop=loop, remat=remat)
+        variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+
+        def loss(params, stats):
+            given = {"params": params, "batch_stats": stats}
+            return model.apply(given, IMAGES, train=True, mutable=["batch_stats"])[0].sum()
+
+        program = jax.jit(jax.grad(loss)).lower(variables["params"], variables["batch_stats"])
+        return program.as_text().count("stablehlo.convolution")
+
+    assert convolutions(remat=True) == convolutions(remat=False)

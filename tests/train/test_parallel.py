@@ -382,6 +382,11 @@ def test_bn_over_devices_is_exact_far_from_zero(measured, way):
     assert measured[f"error of BN under {way}"] < 2e-6  # PyTorch's on one device is 7e-4
 
 
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_a_hessian_product_passes_through_statistics_over_devices(measured, way):
+    assert measured[f"error of a Hessian product under {way}"] < 1e-5
+
+
 def test_bn_over_fewer_images_has_other_losses(measured):
     pairs, alone = (measured[f"pmap, bn {way}"]["losses"][0] for way in ("in pairs", "alone"))
     assert abs(pairs / alone - 1) > 0.001

@@ -6,6 +6,7 @@ checkpoint that another process saved, and writes the losses after it.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import Cluster, join
 from resjax.train.trainer import Dispatch, StepRunner, Trainer
 from resjax.xla.compile_options import quick_compile
+from resjax.xla.convolution import NHWC, convolution
 
 EXAMPLES = 75  # which eight devices cannot divide
 PAIR = Dispatch(0, 2)
@@ -158,6 +160,34 @@ def norm_error(backend_name):
     return float(np.abs(np.reshape(found, exact.shape) - exact).max())
 
 
+def hessian_product_error(backend_name):
+    """Returns the relative error of a product with the Hessian through BN over all devices."""
+    rng = np.random.default_rng(0)
+    images, kernel, direction = (
+        rng.normal(size=size).astype(np.float32)
+        for size in ((16, 4, 4, 3), (3, 3, 3, 2), (3, 3, 3, 2))
+    )
+    backend = parallel.make_backend(configured({"parallel.backend": backend_name}))
+
+    def product(images, options):
+        norm = BatchNorm(use_running_average=False, **options)
+        variables = norm.init(jax.random.key(0), jnp.zeros((1, 1, 1, 2)))
+
+        def loss(kernel):
+            convolved = convolution(images, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+            return (norm.apply(variables, convolved, mutable=["batch_stats"])[0] ** 4).mean()
+
+        return jax.jvp(jax.grad(loss), (kernel,), (direction,))[1]
+
+    def over_devices(images):
+        return backend.mean(product(images, backend.norm_options()))
+
+    compile_ = jax.jit if backend_name == "jit" else partial(jax.pmap, axis_name=backend.AXIS)
+    found = np.reshape(compile_(over_devices)(backend.shard_dataset(images)), (-1, *kernel.shape))
+    exact = jax.jit(partial(product, options={}))(images)
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
 def resume(trainer, state, folder):
     """Returns the losses of the last ten steps, from a checkpoint after the tenth."""
     checkpoints = CheckpointManager(folder, Metric("error"))
@@ -188,6 +218,7 @@ def main():
 
     for name in request.get("norms", ()):
         answer[f"error of BN under {name}"] = norm_error(name)
+        answer[f"error of a Hessian product under {name}"] = hessian_product_error(name)
 
     def configure(overrides):
         return configured(request["run"] | overrides)
