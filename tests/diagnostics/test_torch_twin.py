@@ -1,0 +1,161 @@
+"""Diagnostics are what PyTorch's hooks measure in the same network, and what differences measure.
+
+The frozen numbers are those of `torch_twin.py`, which writes networks and measures anew.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from resjax.config import default_config, override, resolve
+from resjax.diagnostics import DIAGNOSTICS, per_layer
+from resjax.models import layout
+from resjax.models.resnet import uses_scan
+from resjax.train.trainer import Dispatch, Trainer
+
+TORCH = json.loads(Path(__file__).with_name("torch_twin.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module")
+def cases():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield importlib.import_module("twin_cases")
+
+
+@pytest.fixture(scope="module")
+def dataset(cases, tmp_path_factory):
+    images, labels = cases.data()
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return f"npz:{path}"
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def make_trainer(cases, dataset):
+    """A function from overrides to a trainer in float64, and its state at step 0."""
+
+    def make(fields):
+        config = override(default_config(), {**cases.OVERRIDES, "data.name": dataset, **fields})
+        trainer = Trainer(resolve(config))
+        trainer.programs = [
+            program._replace(model=program.model.clone(dtype=jnp.float64))
+            for program in trainer.programs
+        ]
+        return trainer, start(trainer, cases.weights)
+
+    return make
+
+
+def start(trainer, draw):
+    """Returns the state at step 0 with parameters by formula; compiles nothing."""
+
+    def first(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        dtype = jnp.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        return jnp.full(leaf.shape, layout.path_name(path).endswith("/var"), dtype)
+
+    shapes = jax.eval_shape(trainer._init_state, jax.random.key(0))
+    state = jax.tree.map_with_path(first, shapes)
+    unrolled = layout.unrolled({"params": state.params})["params"]
+    params = jax.tree.map_with_path(
+        lambda path, leaf: jnp.asarray(draw(layout.path_name(path), leaf.shape)), unrolled
+    )
+    if uses_scan(trainer.model.loop, trainer.model.stages):
+        params = layout.scanned({"params": params})["params"]
+    return state._replace(params=params)
+
+
+def diagnose(trainer, state, steps=0):
+    """Returns what the diagnostics measure after some steps, by name and layer."""
+    arrays, _ = trainer.source.example_arrays()
+    for _ in range(steps):
+        state, _ = trainer.compile_dispatch(state, Dispatch(0, 1)).call(state, arrays)
+    found = trainer.compile_diagnosis(state, 0).call(state, arrays)
+    return {name: per_layer(values) for name, values in jax.device_get(found).items()}
+
+
+def test_pytorch_has_measured_every_case_and_every_diagnostic(cases):
+    assert TORCH.keys() == cases.CASES.keys()
+    for measured in TORCH.values():
+        assert measured.keys() == DIAGNOSTICS.keys()
+        assert len(set(measured["dead_relu_share"].values())) > 1
+
+
+def runs():
+    """Yields every case scanned and unrolled; one of either kind is not slow."""
+    for name in TORCH:
+        for loop in ("scan", "unroll"):
+            quick = (name, loop) in (("plain", "scan"), ("preactivation", "unroll"))
+            yield pytest.param(name, loop, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "loop"), list(runs()))
+def test_diagnostics_are_those_of_hooks_in_pytorch(cases, make_trainer, name, loop):
+    fields, steps = cases.CASES[name]
+    found = diagnose(*make_trainer({**fields, "model.loop": loop}), steps)
+    assert found.keys() == TORCH[name].keys()
+    for diagnostic, expected in TORCH[name].items():
+        assert found[diagnostic].keys() == expected.keys(), diagnostic
+        for layer, value in expected.items():
+            measured = found[diagnostic][layer]
+            assert measured == pytest.approx(value, rel=1e-4, abs=1e-6), (diagnostic, layer)
+
+
+def test_norms_of_gradients_are_the_slopes_of_the_loss_along_them(cases, make_trainer):
+    trainer, state = make_trainer({"model.loop": "unroll"})
+    found = diagnose(trainer, state)
+    images, labels = cases.data()
+    images = images / 255 - images.mean(0) / 255
+    model = trainer.programs[0].model
+
+    def loss(shifts, params):
+        def shift(call, arguments, keywords, context):
+            output = call(*arguments, **keywords)
+            path = "/".join(context.module.path)
+            return output + shifts.get(path, 0) if context.method_name == "__call__" else output
+
+        with nn.intercept_methods(shift):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    channels = {"1": 4, "2": 8, "3": 16}  # by stage, whose images have 64 / channels pixels a side
+    shifts = {
+        path: jnp.zeros((cases.BATCH, *[64 // channels[path[5]]] * 2, channels[path[5]]))
+        for path in found["activation_gradient_norm"]
+    }
+    at = shifts, state.params
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(*at)
+    loss, step = jax.jit(loss), 1e-6
+
+    def slope(chosen):
+        """Returns the slope of the loss along the gradient of the arrays at the chosen paths."""
+        directions = jax.tree.map_with_path(
+            lambda path, gradient: gradient * chosen(layout.path_name(path)), gradients
+        )
+        size = optax.tree.norm(directions)
+        there, back = (
+            loss(*jax.tree.map(lambda x, d, h=h: x + h * d / size, at, directions))
+            for h in (step, -step)
+        )
+        return (there - back) / (2 * step)
+
+    for path, norm in found["activation_gradient_norm"].items():
+        assert slope(lambda name, path=path: name == f"0/{path}") == pytest.approx(norm, rel=1e-4)
+    for path, norm in list(found["gradient_norm"].items())[::5]:
+        assert slope(lambda name, path=path: name == f"1/{path}") == pytest.approx(norm, rel=1e-4)
