@@ -4,17 +4,23 @@ Where `figures.layer_profile` draws one network in the order of its layers, an e
 networks of different depths, whose layers share an axis only as positions between 0 and 1.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from resjax.analysis import figures as draw
 
-COLUMNS = ("panel", "series", "x", "value")
+LONGEST_LABEL = 24
+"""Characters of a label that stands at the end of its line, if there are several panels."""
+
+LEGEND_ROW = 0.15
+"""Height of a row of a legend, in inches."""
 
 
 def profiles(
@@ -36,7 +42,8 @@ def profiles(
         table: The columns `panel`, `series`, `x` and `value`, and one row per seed and point.
         xlabel: Label of the horizontal axis.
         ylabel: Label of the vertical axis.
-        label: The format of the labels at line ends, applied to a value of `series`.
+        label: The format of the labels, applied to a value of `series`. They stand at line ends, or
+            in a legend if they are too long to stand beside several panels.
         log: Whether the vertical axis is logarithmic, which leaves out values of zero or less.
         width: Width of the figure, in inches.
     """
@@ -57,9 +64,23 @@ def profiles(
         axes.label_outer()
     if log:
         _set_log_axis(grid)
-    for axes, labels in zip(grid, ends, strict=True):
-        draw.label_ends(axes, labels)
+    names = {label.format(name): color for name, color in palette.items()}
+    if len(grid) > 1 and max(map(len, names), default=0) > LONGEST_LABEL:
+        _add_legend(figure, names)
+    else:
+        for axes, labels in zip(grid, ends, strict=True):
+            draw.label_ends(axes, labels)
     return figure
+
+
+def _add_legend(figure: Figure, names: Mapping[str, str]) -> None:
+    """Names the lines above the panels, for which the figure becomes higher."""
+    handles = [Line2D([], [], color=color, label=draw.plain(name)) for name, color in names.items()]
+    width, height = figure.get_size_inches()
+    columns = 2 if width > draw.COLUMN_WIDTH else 1
+    rows = math.ceil(len(handles) / columns)
+    figure.set_size_inches(width, height + LEGEND_ROW * rows)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, color: str, log: bool) -> tuple[float, float] | None:

@@ -516,7 +516,8 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
         if kernels.any():  # beside them, biases and the scales of norms are another matter
             measured = measured[kernels]
         last = measured[measured["step"] == measured.groupby("folder")["step"].transform("max")]
-        log = bool(measured[name].min() > 0) and measured[name].max() > 10 * measured[name].min()
+        sizes = measured.loc[measured[name] > 0, name]  # a gradient that is 0 has no logarithm
+        log = bool((measured[name] >= 0).all()) and sizes.max() > 10 * sizes.min()
         figures[f"layers_{name}"] = draw.layer_profile(
             last, name, series="setting", log=log, width=draw.TEXT_WIDTH
         )

@@ -57,3 +57,12 @@ def test_a_logarithmic_axis_has_ticks_between_its_decades_if_they_are_few(
     shown = {float(tick) for tick in axes.get_yticks() if low <= tick <= high}
     assert ticks <= shown
     assert len(shown) <= 8
+
+
+def test_labels_too_long_to_stand_beside_panels_are_in_a_legend() -> None:
+    names = {20: "depth 20, shortcut none, norm batch", 56: "depth 56, shortcut none, norm batch"}
+    rows = pd.concat([table(a=[1, 2]).assign(series=name) for name in names.values()])
+    rows = pd.concat([rows, rows.assign(panel="residual")])
+    figure = profiles(rows, xlabel="block", ylabel="norm")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(names.values())
+    assert not any(axes.texts for axes in figure.axes)
