@@ -259,6 +259,8 @@ class Diagnostics:
     """Steps between two measurements, a multiple of train.log_every; 0 measures nothing."""
     names: tuple[str, ...] = ("gradient_norm", "activation_gradient_norm")
     """Diagnostics by name, `all` of them, or your own as package.module:function."""
+    layers: str = ""
+    """Patterns of the layers to record, such as `stage1,*/BatchNorm_0`; empty for all layers."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of each diagnostic, by its name."""
 

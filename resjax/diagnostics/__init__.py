@@ -12,7 +12,7 @@ names the values as in the unrolled network.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from resjax.config import Diagnostics as DiagnosticsConfig
 from resjax.diagnostics.forward import OF_FORWARD, Values
 from resjax.errors import UserError
-from resjax.models.layout import path_name
+from resjax.models.layout import matches, path_name
 from resjax.models.presets import nearest
 from resjax.user_code import import_name
 
@@ -32,6 +32,7 @@ __all__ = [
     "Context",
     "Diagnostic",
     "find_diagnostics",
+    "layer_patterns",
     "measure",
     "needs_forward",
     "per_layer",
@@ -243,13 +244,26 @@ def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
     return found
 
 
-def measure(diagnostics: Mapping[str, Diagnostic], context: Context) -> dict[str, Values]:
+def layer_patterns(config: DiagnosticsConfig) -> tuple[str, ...]:
+    """Returns the patterns of the layers that a config records; none means all layers."""
+    return tuple(filter(None, (pattern.strip() for pattern in config.layers.split(","))))
+
+
+def measure(
+    diagnostics: Mapping[str, Diagnostic], context: Context, layers: Sequence[str] = ()
+) -> dict[str, Values]:
     """Computes diagnostics, by name.
 
+    Args:
+      diagnostics: from `find_diagnostics`.
+      context: of a step.
+      layers: patterns, from `layer_patterns`; arrays of which no layer matches are left out.
+
     Raises:
-      UserError: one of them does not return a scalar for each layer.
+      UserError: a diagnostic does not return a scalar for each layer, or a pattern matches none.
     """
     measured: dict[str, Values] = {}
+    unmatched = set(layers)
     for name, diagnostic in diagnostics.items():
         values = diagnostic(context)
         if not isinstance(values, Mapping):
@@ -264,18 +278,48 @@ def measure(diagnostics: Mapping[str, Diagnostic], context: Context) -> dict[str
                     f"diagnostics.names={name}: the value of {path} has the shape "
                     f"{np.shape(value)}, expected {expected}; use context.per_array"
                 )
-        measured[name] = dict(values)
+        found = {path: unrolled_layers(path, np.shape(value)) for path, value in values.items()}
+        unmatched -= {
+            pattern
+            for pattern in layers
+            if any(matches(pattern, layer) for each in found.values() for layer in each)
+        }
+        measured[name] = {
+            path: values[path]
+            for path, each in found.items()
+            if any(is_recorded(layer, layers) for layer in each)
+        }
+    if unmatched:
+        raise UserError(
+            f"diagnostics.layers={min(unmatched)}: matches no layer that a diagnostic measures; "
+            "layers have paths such as stage1/block1 or stem/BatchNorm_0"
+        )
     return measured
 
 
-def per_layer(values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns values by layer, named as in the unrolled network."""
-    layers: dict[str, float] = {}
+def is_recorded(layer: str, patterns: Sequence[str]) -> bool:
+    """Returns whether the line of a layer is written."""
+    return not patterns or any(matches(pattern, layer) for pattern in patterns)
+
+
+def unrolled_layers(path: str, shape: tuple[int, ...]) -> list[str]:
+    """Returns the layers of a value, named as in the unrolled network."""
+    if not shape:
+        return [path]
+    return [STACKED.sub(rf"\g<1>block{index + 2}\2", path) for index in range(shape[0])]
+
+
+def per_layer(values: Mapping[str, Any], layers: Sequence[str] = ()) -> dict[str, float]:
+    """Returns values by layer, named as in the unrolled network.
+
+    Args:
+      values: scalars by path, or one for each block of a scanned stage.
+      layers: patterns of the layers to return; empty for all.
+    """
+    found: dict[str, float] = {}
     for path, value in values.items():
         array = np.asarray(value)
-        if not array.ndim:
-            layers[path] = float(array)
-            continue
-        for index, single in enumerate(array):
-            layers[STACKED.sub(rf"\g<1>block{index + 2}\2", path)] = float(single)
-    return layers
+        for layer, single in zip(unrolled_layers(path, array.shape), array.ravel(), strict=True):
+            if is_recorded(layer, layers):
+                found[layer] = float(single)
+    return found

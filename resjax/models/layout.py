@@ -5,6 +5,7 @@ Leaves may be arrays of anything that NumPy stacks.
 
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -46,6 +47,11 @@ def scanned(variables: Variables) -> Variables:
 def path_name(path: Any) -> str:
     """Returns a pytree path as text: `stage4/block1/Conv_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Returns whether a shell-style pattern matches a path, or a module that contains it."""
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*")
 
 
 def natural_order(path: str) -> tuple[Any, ...]:

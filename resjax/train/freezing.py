@@ -12,14 +12,13 @@ is None, which JAX does not count as a leaf: it has no gradient, no optimizer st
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
 
 from resjax.config import Transfer
 from resjax.errors import UserError
-from resjax.models.layout import path_name
+from resjax.models.layout import matches, path_name
 
 Tree = Any
 NEVER = math.inf
@@ -59,10 +58,10 @@ def starts(paths: Mapping[str, tuple[str, ...]], transfer: Transfer) -> dict[str
         _require_whole(field, pattern, paths)
 
     def start(path: str) -> float:
-        thawing = [pattern for pattern in transfer.thaw if _matches(pattern, path)]
+        thawing = [pattern for pattern in transfer.thaw if matches(pattern, path)]
         if thawing:
             return max((len(pattern), transfer.thaw[pattern]) for pattern in thawing)[1]
-        return NEVER if any(_matches(pattern, path) for pattern in frozen) else 0.0
+        return NEVER if any(matches(pattern, path) for pattern in frozen) else 0.0
 
     epochs = {name: start(unrolled[0]) for name, unrolled in paths.items()}
     if min(epochs.values()) > 0:
@@ -151,13 +150,9 @@ def _module(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _matches(pattern: str, path: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*")
-
-
 def _require_whole(field: str, pattern: str, paths: Mapping[str, tuple[str, ...]]) -> None:
     """Refuses a pattern that matches no parameter, or only some of the blocks in one array."""
-    matched = [[_matches(pattern, path) for path in unrolled] for unrolled in paths.values()]
+    matched = [[matches(pattern, path) for path in unrolled] for unrolled in paths.values()]
     if not any(map(any, matched)):
         modules = ", ".join(dict.fromkeys(path.partition("/")[0] for path in paths))
         raise UserError(f"{field}: matches no parameter; the network has {modules}")

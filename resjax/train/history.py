@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resjax.diagnostics import per_layer
+from resjax.diagnostics import layer_patterns, per_layer
 from resjax.models.layout import natural_order
 from resjax.run_files import SPLITS, parse_measurement
 from resjax.train.distributed import is_main_process
@@ -153,9 +153,10 @@ class History:
 
     def _write_layers(self, step: int, diagnostics: Any) -> None:
         assert self._layers is not None
+        patterns = layer_patterns(self._trainer.config.diagnostics)
         table: dict[str, dict[str, float]] = {}
         for name, values in jax.device_get(diagnostics).items():
-            for layer, value in per_layer(values).items():
+            for layer, value in per_layer(values, patterns).items():
                 table.setdefault(layer, {})[name] = value
         for layer in sorted(table, key=natural_order):
             self._layers.write({"step": step, "layer": layer, **table[layer]})

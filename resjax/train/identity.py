@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "data.workers",
     "diagnostics.every",
     "diagnostics.names",
+    "diagnostics.layers",
     "diagnostics.options",
 )
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Key
 from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.normalization import normalize
-from resjax.diagnostics import Context, find_diagnostics, measure, needs_forward
+from resjax.diagnostics import Context, find_diagnostics, layer_patterns, measure, needs_forward
 from resjax.diagnostics.forward import FORWARD, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.errors import UserError
@@ -100,7 +100,11 @@ class Trainer:
         self.backend = make_backend(config)
         self.source = make_source(config, self.backend)
         self.task = make_task(config.task, self.source.info)
-        self._measure = partial(measure, find_diagnostics(config.diagnostics))
+        self._measure = partial(
+            measure,
+            find_diagnostics(config.diagnostics),
+            layers=layer_patterns(config.diagnostics),
+        )
         self.image_shape = self.source.info.image_shape
         self.initial_weights = init_from_weights.initial_weights(config, self.image_shape[2])
         self.statistics = init_from_weights.normalization_statistics(

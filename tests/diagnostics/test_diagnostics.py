@@ -196,6 +196,15 @@ def test_load_layers_reads_what_a_run_wrote(recorded):
             assert row[name] == pytest.approx(line.get(name, float("nan")), nan_ok=True)
 
 
+def test_patterns_choose_the_layers_that_are_recorded(tmp_path):
+    chosen = {"diagnostics.layers": "stage1/block2, *_0"}
+    train(configure(RECORDED | chosen), tmp_path)
+    layers = {line["layer"] for line in read_lines(tmp_path / "layers.jsonl")}
+    assert {"stage1/block2", "stage1/block2/Conv_1/kernel", "stage3/block2/relu_0"} <= layers
+    assert "stage3/block1/BatchNorm_0/scale" in layers
+    assert not layers & {"stage1/block1", "stage3/block2/BatchNorm_1", "head"}
+
+
 # What a diagnostic sees.
 
 
@@ -283,6 +292,14 @@ def test_a_mistake_in_the_choice_of_diagnostics_is_one_line(tmp_path, fields, me
 )
 def test_a_diagnostic_with_values_of_the_wrong_shape_is_refused_in_one_line(name, message):
     trainer = Trainer(configure(RECORDED | {"diagnostics.names": (f"own_diagnostics:{name}",)}))
+    with pytest.raises(UserError, match=message) as refusal:
+        trainer.compile_diagnosis(trainer.init(0), 0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_layer_pattern_that_matches_nothing_is_refused_in_one_line():
+    trainer = trainer_for(configure(RECORDED | {"diagnostics.layers": "stem,stage9/*"}))
+    message = r"diagnostics\.layers=stage9/\*: matches no layer that a diagnostic measures; .*"
     with pytest.raises(UserError, match=message) as refusal:
         trainer.compile_diagnosis(trainer.init(0), 0)
     assert "\n" not in str(refusal.value)

@@ -174,7 +174,7 @@ ELSEWHERE = {
     "train": "steps log_every eval_every checkpoint_every nonfinite accumulation_steps",
     "optimizer": "schedule_options ema_decay",
     "transfer": "weights head frozen_norm",
-    "diagnostics": "every names options",
+    "diagnostics": "every names layers options",
     "parallel": "backend shard_parameters bn_devices",
 }
 
