@@ -171,7 +171,8 @@ ELSEWHERE = {
     "data": "name train_split test_split batch_size eval_batch_size feed workers image_size "
     "on_bad_image train_crop eval_crop",
     "task": "name",
-    "train": "steps log_every eval_every checkpoint_every nonfinite accumulation_steps",
+    "train": "steps log_every eval_every evaluate_train checkpoint_every nonfinite "
+    "accumulation_steps",
     "optimizer": "schedule_options ema_decay",
     "transfer": "weights head frozen_norm",
     "diagnostics": "every names layers options",
