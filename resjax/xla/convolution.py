@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -162,7 +162,7 @@ class _Bilinear(Primitive):
         super().__init__(name)
         self._compute, self._folds = compute, folds
         self.def_impl(self._evaluate)
-        self.def_abstract_eval(self._abstract)
+        self.def_abstract_eval(cache(self._abstract))  # else each call traces again
         mlir.register_lowering(self, mlir.lower_fun(self._evaluate, multiple_results=False))
         batching.primitive_batchers[self] = self._batch
 
