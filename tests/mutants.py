@@ -38,6 +38,9 @@ class Fault(NamedTuple):
 
 WIRING = "tests/train/test_wiring.py"
 NORM = "tests/models/test_normalization.py"
+MEASURE = "tests/sweeps/test_measure.py"
+LESIONS = "tests/measurements/test_lesions.py"
+SURFACE = "tests/measurements/test_loss_surface.py"
 FAULTS = (
     Fault(
         "every step draws with the same key",
@@ -265,6 +268,90 @@ FAULTS = (
         "optax.smooth_labels(label, self.label_smoothing)",
         "label",
         f"{WIRING} -k task.options",
+    ),
+    Fault(
+        "a finished run is never measured by a later launch",
+        "resjax/sweeps/local.py",
+        "not (measure and needs_measuring(measure, run.folder))",
+        "True",
+        f"{MEASURE} -k gets_a_measure_later",
+    ),
+    Fault(
+        "a run is measured at every launch",
+        "resjax/sweeps/measure.py",
+        "    return found.code != measure.code and bool(checkpoint)\n",
+        "    return bool(checkpoint)\n",
+        f"{MEASURE} -k measured_once",
+    ),
+    Fault(
+        "a change of what measure calls is not noticed",
+        "resjax/sweeps/measure.py",
+        "            waiting += [node.id for node in",
+        "            waiting += [] and [node.id for node in",
+        f"{MEASURE} -k measure_changes",
+    ),
+    Fault(
+        "a run that was trained again keeps its measurement",
+        "resjax/sweeps/measure.py",
+        '    if checkpoint not in ("", found.checkpoint):\n        return True\n',
+        "",
+        f"{MEASURE} -k whose_checkpoint",
+    ),
+    Fault(
+        "a diverged run is measured",
+        "resjax/sweeps/measure.py",
+        "        if find_divergence(folder):\n            return False\n",
+        "        find_divergence(folder)\n",
+        f"{MEASURE} -k diverged",
+    ),
+    Fault(
+        "an error in measure names no line",
+        "resjax/sweeps/measure.py",
+        "            raise UserError(error_in(measure.file, error)) from error",
+        "            raise UserError(str(error)) from error",
+        f"{MEASURE} -k one_line",
+    ),
+    Fault(
+        "a measurement of an earlier step is in the table",
+        "resjax/analysis/runs.py",
+        "        if found.step == steps\n",
+        "",
+        "tests/analysis/test_runs.py -k that_measure_returned",
+    ),
+    Fault(
+        "examples that fill a batch are evaluated",
+        "resjax/train/sources.py",
+        "            weight = (np.arange(batch_size) < len(own)).astype(np.float32)",
+        "            weight = np.ones(batch_size, np.float32)",
+        "tests/measurements/test_base.py -k was_in",
+    ),
+    Fault(
+        "a deleted block of a plain network passes nothing on",
+        "resjax/measurements/lesions.py",
+        "        return Scaled((1 - keep) * pad(x, shortcut.features, shortcut.strides), keep)",
+        "        return Scaled(0 * keep, keep)",
+        f"{LESIONS} -k without_a_block",
+    ),
+    Fault(
+        "blocks exchange places one off",
+        "resjax/measurements/lesions.py",
+        "        places = np.array(order) - 2\n",
+        "        places = np.array(order) % len(order)\n",
+        f"{LESIONS} -k first_place",
+    ),
+    Fault(
+        "a direction has the norm of a whole layer",
+        "resjax/measurements/loss_surface.py",
+        "    inputs = tuple(range(int(stacked), weights.ndim - 1))",
+        "    inputs = tuple(range(int(stacked), weights.ndim - (weights.ndim < 2)))",
+        f"{SURFACE} -k filter",
+    ),
+    Fault(
+        "a surface moves along one direction only",
+        "resjax/measurements/loss_surface.py",
+        "lambda w, *d: w + sum(x * each for x, each in zip(point, d, strict=True))",
+        "lambda w, *d: w + point[0] * d[0]",
+        f"{SURFACE} -k moved",
     ),
 )
 

@@ -129,6 +129,16 @@ def test_permuted_blocks_have_each_others_parameters(network):
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
+@pytest.mark.parametrize("convert", [layout.scanned, layout.unrolled], ids=["scan", "unroll"])
+def test_the_first_place_gets_the_first_block_of_the_order(network, convert):
+    model, variables = network(depth=26)
+    found = layout.scanned(permute(model, convert(layout.unrolled(variables)), {1: [4, 2, 3]}))
+    old, new = (
+        tree["params"]["stage1"]["blocks"]["Conv_1"]["kernel"] for tree in (variables, found)
+    )
+    np.testing.assert_array_equal(new, old[np.array([2, 0, 1])])
+
+
 @pytest.mark.parametrize("order", [[2], [1, 2], [2, 2], [2, 4]])
 def test_what_is_no_order_of_the_blocks_is_refused(network, order):
     model, variables = network()
