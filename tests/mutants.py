@@ -37,6 +37,7 @@ class Fault(NamedTuple):
 
 
 WIRING = "tests/train/test_wiring.py"
+INTERRUPTION = "tests/train/test_interruption.py"
 NORM = "tests/models/test_normalization.py"
 MEASURE = "tests/sweeps/test_measure.py"
 LESIONS = "tests/measurements/test_lesions.py"
@@ -58,6 +59,41 @@ FAULTS = (
         "    def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:\n"
         "        state, output = step(state, batch, step_key(state.key, first))",
         f"{WIRING} -k three_dispatches",
+    ),
+    Fault(
+        "a checkpoint within a line forgets the steps of the line",
+        "resjax/train/loop.py",
+        '"parts": records.encode_metrics(jax.device_get(parts)),',
+        '"parts": [],',
+        f"{INTERRUPTION} -k stops_within",
+    ),
+    Fault(
+        "an interrupted evaluation is not repeated",
+        "resjax/train/loop.py",
+        '"unevaluated": unevaluated,',
+        '"unevaluated": [],',
+        f"{INTERRUPTION} -k stops_within",
+    ),
+    Fault(
+        "a state whose loss was not finite is saved within a line",
+        "resjax/train/loop.py",
+        "if int(saved.step) < step:",
+        "if False:",
+        f"{INTERRUPTION} -k not_finite_within",
+    ),
+    Fault(
+        "the tap of activation gradients averages instead of summing",
+        "resjax/diagnostics/taps.py",
+        "jnp.sum(gradient.astype(jnp.float32) ** 2)",
+        "jnp.mean(gradient.astype(jnp.float32) ** 2)",
+        "tests/diagnostics/test_torch_twin.py -k slopes",
+    ),
+    Fault(
+        "the deviation of a response is taken about zero",
+        "resjax/diagnostics/forward.py",
+        "variance = jnp.square(response - mean).mean()",
+        "variance = jnp.square(response).mean()",
+        "tests/diagnostics/test_torch_twin.py -k plain-scan",
     ),
     Fault(
         "all images of a batch are augmented with one key",

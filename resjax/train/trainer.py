@@ -320,7 +320,7 @@ class Trainer:
 
     @property
     def step_seconds(self) -> float:
-        """An estimate of the time of one step, rather too long than too short."""
+        """An estimate of the time of one step."""
         return 3 * self._forward_seconds(self.config.data.batch_size)
 
     def _eval_batches(self, split: str) -> int:
