@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         "near_identity": {"depths": (20, 32), "seeds": five, "every": 300},
         "identity_mappings": {"depths": (38,), "seeds": five},
         "activation_order": {"depths": (56,), "bottleneck_depths": (29,), "seeds": five},
-        "preactivation_depth": {"depths": (20, 56, 110), "basic_depths": (), "seeds": five[:3]},
+        "preactivation_depth": {"depths": (20, 56, 110), "basic_depths": (), "seeds": five},
         "normalization_free": {"depths": (14, 56), "seeds": five},
         "stochastic_depth": {"depths": (20, 56), "seeds": five},
         "very_deep": {"depths": (110, 200), "seeds": five},
