@@ -17,6 +17,7 @@ from resjax.analysis.runs import (
     load_curves,
     load_measurements,
     load_runs,
+    name_settings,
     primary_metrics,
     status,
     summarize,
@@ -190,6 +191,25 @@ def test_runs_with_different_draws_of_examples_form_a_group(make_sweep: Maker) -
     runs["data.subset_seed"] = runs["seed"]
     assert varying(runs) == ["model.depth", "model.shortcut"]
     assert (summarize(runs)["seeds"] == 3).all()
+
+
+def test_runs_are_named_by_the_first_setting_that_they_have(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep())
+    settings = {
+        "deep and plain": {"model.depth": 56, "model.shortcut": "none"},
+        "plain": {"model.shortcut": "none"},
+        "another": {"model.shortcut_options.factor": 0.5},
+    }
+    named = runs.assign(name=name_settings(runs, settings)).groupby("name")
+    chosen = {name: {*zip(g["model.depth"], g["model.shortcut"], strict=True)} for name, g in named}
+    plain = {(depth, "none") for depth in runs["model.depth"]}
+    assert chosen.pop("deep and plain") == {(56, "none")}
+    assert chosen.pop("plain") == plain - {(56, "none")}
+    assert chosen == {
+        f"depth {depth}, shortcut {shortcut}": {(depth, shortcut)}
+        for depth, shortcut in zip(runs["model.depth"], runs["model.shortcut"], strict=True)
+        if shortcut != "none"
+    }
 
 
 def test_every_field_that_changes_results_separates_groups(make_sweep: Maker) -> None:

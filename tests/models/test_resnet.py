@@ -29,7 +29,7 @@ LAYERS = {"basic": 2, "bottleneck": 3, "preact_basic": 2, "preact_bottleneck": 3
 
 
 def network(stages, block="basic", width=4, **fields):
-    depth = 3 * LAYERS[block] + 2
+    depth = 3 * LAYERS.get(block, 2) + 2
     return build({}, depth=depth, block=block, width=width, **fields).clone(stages=stages)
 
 
@@ -382,6 +382,15 @@ def test_a_learned_scale_is_a_parameter_of_each_block_and_opens_it(loop):
     for block in blocks:
         assert (block["branch_scale"]["scale"] != 0).all()
         assert (block["Conv_0"]["kernel"] == 0).all()
+
+
+@pytest.mark.parametrize("loop", ["scan", "unroll"])
+def test_a_fixup_network_starts_with_blocks_of_its_depth_and_a_zero_classifier(loop):
+    model = network((4,), "fixup_basic", width=64, loop=loop)
+    variables = jit(model.init)(jax.random.key(0), IMAGES)
+    assert (jit(model.apply)(variables, IMAGES) == 0).all()
+    kernel = variables["params"]["stage1"]["block1"]["Conv_0"]["kernel"]
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5 / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("scale", [0.5, "learned"])
