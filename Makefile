@@ -31,10 +31,13 @@ chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write 
 
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
 	for script in throughput seeds feeds freezing chaos parity; do $(BIN)/python benchmarks/$$script.py report || exit; done
-	for run in $(wildcard experiments/results/*/sweep.json); do \
+	for run in $(wildcard experiments/results/*/sweep.json experiments/results/digits/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
-		cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg; done
+		case $$folder in */digits/*) ;; *) cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg;; esac; done
+	for figure in docs/digits/*.svg; do \
+		file=$$(basename $$figure); \
+		cp experiments/results/digits/$${file%%.*}/figures/$${file#*.} $$figure || exit; done
 
 claims: $(READY)  ## judge the papers' claims by the committed runs anew, and write docs/claims.md
 	$(BIN)/python -m resjax.analysis.claims_page experiments/results experiments docs/claims.md
