@@ -120,7 +120,9 @@ def test_a_plain_block_is_all_branch_and_a_scaled_branch_counts_as_scaled(variab
     plain, residual = of(variables, shortcut="none"), of(variables)
     assert set(plain["branch_share"].values()) == {1.0}
     # Scaled from outside, and by a shortcut that scales both.
-    half, scaled = of(variables, branch_scale=0.5), of(variables, shortcut="scale")
+    options = {"factor": 0.125, "branch_factor": 0.25}
+    half = of(variables, branch_scale=0.5)
+    scaled = of(variables, shortcut="scale", shortcut_options=options)
     first = "stage1/block1"
     ratio = residual["branch_share"][first] / (1 - residual["branch_share"][first])
     for found, factor in ((half, 0.5), (scaled, 2.0)):
