@@ -61,6 +61,7 @@ from resjax.disk import write_atomically
 from resjax.models.count import count
 from resjax.models.resnet import build, uses_scan
 from resjax.xla.compile_options import quick_compile, step_compile
+from resjax.xla.convolution import as_written
 
 RATE, DECAY = 0.1, 1e-4  # learning rate and weight decay of SGD; the momentum is 0.9
 
@@ -296,7 +297,9 @@ def work(case: Case) -> Work:
     counts = count(model, case.image_shape)
     images = jax.ShapeDtypeStruct((case.batch, *case.image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    read, written = convolved(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
+    with as_written():
+        program = jax.make_jaxpr(model.apply)(variables, images)
+    read, written = convolved(program.jaxpr)
     activations = (3 * read + 11 * written) * jnp.dtype(case.dtype).itemsize
     return Work(3 * 2 * counts.macs * case.batch, activations + 8 * 4 * counts.parameters)
 

@@ -61,7 +61,7 @@ class ResNet(nn.Module):
       bn_unbiased: whether running variances are unbiased, as in PyTorch, or biased, as in Flax.
       norm_options: further options of `BatchNorm`, such as which images share their statistics.
       remat: store only the outputs of convolutions for the backward pass and recompute the rest; a
-        basic block then stores a quarter of the bytes.
+        basic block then stores half of the bytes.
     """
 
     stages: Sequence[int]
