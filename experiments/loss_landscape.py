@@ -106,6 +106,10 @@ def figures(runs: pd.DataFrame, measurements: pd.DataFrame) -> dict[str, Figure]
         "contours": contours(surfaces, columns),
         "surfaces": three_dimensional(surfaces, columns),
     }
+    seeds = " or ".join(map(str, sorted(first["seed"].unique())))
+    shown = f"Each surface is that of one run, seed {seeds}; losses above {HIGHEST:g} look alike."
+    for figure in drawn.values():
+        draw.note(figure.axes[0], "text", [shown])
     if "spectrum" in measurements:
         names = measured.apply(network, axis=1)
         spectra = measured[["folder", "model.depth"]].assign(network=names)
@@ -132,6 +136,7 @@ def spectrum(points: pd.DataFrame) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="size of the eigenvalue")
         axes.set_ylabel("share of larger ones")
         axes.label_outer()
+        draw.note(axes, "text", ["Shares are means over all runs of a network."])
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
     return figure

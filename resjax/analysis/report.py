@@ -109,7 +109,7 @@ def write_report(
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
-            claim="\n".join(f"<p>{html.escape(text)}</p>" for text in _paragraphs(described.claim)),
+            claim="\n".join(map(_prose, _paragraphs(described.claim))),
             measured=html.escape(_measured(runs, claims)),
             claims=_claims(claims),
             training_metric=training_metric(runs),
@@ -293,6 +293,12 @@ def _asset(name: str) -> str:
 
 def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _prose(paragraph: str) -> str:
+    """Returns a paragraph of a docstring as HTML, in which backticks mark code."""
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(paragraph))
+    return f"<p>{marked}</p>"
 
 
 def _kind(experiment: Experiment) -> str:

@@ -23,7 +23,7 @@ Maker = Callable[..., Path]
 
 EXPERIMENT = '''"""Does depth <help>?
 
-It does & it does not.
+It does & it does not, says `h(x)`.
 
 See figure 6.
 """
@@ -115,7 +115,8 @@ def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> Non
     (root / "experiment.py").write_text(EXPERIMENT)
     page = Page(write_report(root))
     assert "Does depth <help>?" in page.text["header"]
-    assert "It does & it does not." in page.text["header"]
+    assert "It does & it does not, says h(x)." in page.text["header"]
+    assert "<code>h(x)</code>" in (root / "report.html").read_text()
     assert (root / "figures" / "by_depth.svg").exists()
     assert not (root / "__pycache__").exists()
 
