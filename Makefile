@@ -31,10 +31,10 @@ chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write 
 
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
 	for script in throughput seeds feeds freezing chaos parity; do $(BIN)/python benchmarks/$$script.py report || exit; done
-	for run in $(wildcard experiments/results/*/sweep.json experiments/results/digits/*/sweep.json); do \
+	for run in $(wildcard experiments/results/*/sweep.json experiments/results/*/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
-		case $$folder in */digits/*) ;; *) cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg;; esac; done
+		case $$folder in experiments/results/*/*) ;; *) cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg;; esac; done
 	for figure in docs/digits/*.svg; do \
 		file=$$(basename $$figure); \
 		cp experiments/results/digits/$${file%%.*}/figures/$${file#*.} $$figure || exit; done
