@@ -62,7 +62,7 @@ def sweep(
         param("seed", seeds),
         param("diagnostics.every", (every,)),
         param("diagnostics.names", ((NORM, "gradient_norm"),)),
-        # A network without BN may diverge; its gradients until then are what is asked for.
+        # Networks without BN can diverge; their gradients before that are recorded, too.
         param("train.nonfinite", ("record",)),
     )
 

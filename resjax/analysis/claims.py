@@ -50,7 +50,7 @@ EXPLANATION = (
     "that diverged has no value: a setting is worse if all its runs diverged and none of the "
     "other's; if only some did, nothing is decided. Nothing corrects for the number of claims."
 )
-"""What a verdict means, for the readers of reports."""
+"""Explains verdicts to the readers of reports."""
 
 Expected = Literal["higher", "lower", "same"]
 

@@ -22,7 +22,7 @@ LONGEST_NAME = 100  # of a figure, whose name becomes a file's
 
 
 class Tables(NamedTuple):
-    """What `figures` and `claims` may take; their parameters have these names."""
+    """The tables that `figures` and `claims` can request by the names of their parameters."""
 
     runs: pd.DataFrame
     curves: pd.DataFrame

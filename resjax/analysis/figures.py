@@ -118,7 +118,7 @@ def plain(value: Any) -> str:
 
 
 _NOTES: WeakKeyDictionary[Figure, dict[str, set[Any]]] = WeakKeyDictionary()
-"""What was drawn on each figure, for its caption."""
+"""Notes on each figure, from which `caption` is composed."""
 
 _TRAINING = {
     "train": "Training values are means over train.log_every steps, in training mode on images as "

@@ -199,7 +199,7 @@ def load_measurements(
 ) -> pd.DataFrame:
     """Loads what an experiment's `measure` found in the runs in `source`.
 
-    What it found at another step than the run's last one, before the run went on, is left out.
+    Measurements of an earlier step, made before the run was trained further, are left out.
 
     Args:
         source: A path, or a table of `load_runs`.

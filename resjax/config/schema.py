@@ -70,9 +70,9 @@ class Model:
     stochastic_depth: Fraction = 0.0
     """Probability of dropping the last block's branch; it grows linearly with a block's index."""
     branch_scale: Any = 1.0
-    """What multiplies the branch of every block: a number, a power of the number of blocks (L^-0.5,
-    1/L), one number per block (1,0.5,0.5), or learned: one parameter per block, from 0 on, as in
-    ReZero and, with norm none, SkipInit. learned:0.2 and learned:L^-0.5 start elsewhere."""
+    """Factor of the branch of each block: a number, a power of the number of blocks (L^-0.5, 1/L),
+    one number per block (1,0.5,0.5), or learned: one parameter per block that starts at 0, as in
+    ReZero and, with norm none, SkipInit. learned:0.2 and learned:L^-0.5 start at other values."""
     bn_momentum: Fraction = 0.9
     """Weight of the old value in each update of the running statistics; PyTorch's 0.1 is 0.9."""
     bn_epsilon: Strength | None = None

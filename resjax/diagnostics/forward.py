@@ -154,7 +154,7 @@ def cosine(x: Array, output: Array) -> dict[str, Array]:
 
 
 class Addition:
-    """What a measured shortcut returns: added to a branch, it records the squares of both."""
+    """Wraps the output of a shortcut; its addition to a branch records the mean squares of both."""
 
     def __init__(self, carried: Any, record: Callable[[dict[str, Array]], None]):
         self._carried, self._record = carried, record

@@ -25,7 +25,7 @@ Evaluation = Callable[[Any, Batch], Sums]
 
 
 class FinishedRun:
-    """What an experiment's `measure` gets.
+    """A finished run with its trained network, which an experiment's `measure` receives.
 
     Attributes:
       folder: of the run.

@@ -183,7 +183,7 @@ class ResNet(nn.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Branches:
-    """What the network does to the branches of its blocks, with one number per block.
+    """Drop rates and scale factors of the branches, one number per block each.
 
     Attributes:
       drop_rates: of stochastic depth; None never drops.

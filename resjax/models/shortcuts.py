@@ -193,8 +193,8 @@ class Survival(nn.Module):
 class LearnedScale(nn.Module):
     """Returns a branch's learned scale, one number that begins at `start`.
 
-    From 0 it is the scale of ReZero (Bachlechner et al. 2020, arXiv 2003.04887) and, in a network
-    without norms, of SkipInit (De & Smith 2020, arXiv 2002.10444).
+    A start of 0 gives ReZero (Bachlechner et al. 2020, arXiv 2003.04887) and, in a network without
+    norms, SkipInit (De & Smith 2020, arXiv 2002.10444).
     """
 
     start: Any = 0.0
