@@ -145,8 +145,8 @@ def branch_share(context: Context) -> Values:
 def input_output_cosine(context: Context) -> Values:
     """Returns the cosine between the input and the output of every block, averaged over images.
 
-    Where a block changes the shape, its input is subsampled and padded with zero channels, as
-    option A of He et al. 2015 carries it.
+    If a block changes the shape, its input is first subsampled and padded with zero channels, as in
+    option A of He et al. 2015.
     """
     return context.forward["input_output_cosine"]
 
