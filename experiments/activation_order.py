@@ -13,6 +13,7 @@ gcr/torch-residual-networks has 13.56 % for BN after the addition at 110 layers.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
-from resjax.analysis.final_values import Published, by_category
+from resjax.analysis.final_values import Published, by_category, curves_and_final
 from resjax.analysis.runs import primary_metrics
 from resjax.sweeps import chain, param, product
 
@@ -71,16 +72,12 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of each order and the final errors."""
-    runs = described(runs)
-    curves = curves.merge(runs[["folder", "network", "order"]], on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(curves, panel="order", series="network")
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["orders"] = by_category(
-            runs, category="order", series="network", published=PUBLISHED, order=ORDERS.values()
-        )
-    return drawn
+    final = partial(
+        by_category, category="order", series="network", published=PUBLISHED, order=ORDERS.values()
+    )
+    return curves_and_final(
+        described(runs), curves, panel="order", series="network", label="{}", orders=final
+    )
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:

@@ -4,8 +4,8 @@ He et al. 2015 (Deep Residual Learning for Image Recognition, arXiv 1512.03385, 
 figure 6) train networks of increasing depth with and without shortcuts. The deeper a plain network
 is, the higher its final training error, so overfitting is not the cause. With shortcuts that add no
 parameters the order reverses, and depth lowers both training and test error. A training error is
-the mean over the last `train.log_every` steps, in training mode on images as the
-config augments them.
+the mean over the last `train.log_every` steps, in training mode on images as the config augments
+them.
 
 The sweep trains each depth without shortcuts ("none", plain) and with the paper's option A ("pad",
 residual), with several seeds. The paper shows the effect for blocks of two layers only. The same

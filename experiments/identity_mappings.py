@@ -10,6 +10,7 @@ The sweep trains each depth with each of these shortcuts.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
-from resjax.analysis.final_values import FAILS, Published, by_category
+from resjax.analysis.final_values import FAILS, Published, by_category, curves_and_final
 from resjax.analysis.runs import name_settings, primary_metrics
 from resjax.sweeps import product
 
@@ -71,18 +72,10 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of each shortcut and the final errors."""
-    runs = described(runs)
-    curves = curves.merge(runs[["folder", "network", "model.depth"]], on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(
-            curves, panel="network", series="model.depth", label="{}-layer"
-        )
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["shortcuts"] = by_category(
-            runs, category="network", series="layers", published=PUBLISHED, order=SHORTCUTS
-        )
-    return drawn
+    final = partial(
+        by_category, category="network", series="layers", published=PUBLISHED, order=SHORTCUTS
+    )
+    return curves_and_final(described(runs), curves, panel="network", shortcuts=final)
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:

@@ -18,6 +18,7 @@ networks without BN need smaller rates than those with it.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, training_column, worse_and_better
-from resjax.analysis.final_values import Published, by_depth
+from resjax.analysis.final_values import Published, by_depth, curves_and_final
 from resjax.analysis.runs import name_settings, primary_metrics
 from resjax.sweeps import param, product
 
@@ -70,16 +71,8 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of each network and the final errors against depth."""
-    runs = described(runs)
-    curves = curves.merge(runs[["folder", "network", "model.depth"]], on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(
-            curves, panel="network", series="model.depth", label="{}-layer"
-        )
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["depth"] = by_depth(runs, series="network", published=PUBLISHED)
-    return drawn
+    final = partial(by_depth, series="network", published=PUBLISHED)
+    return curves_and_final(described(runs), curves, panel="network", depth=final)
 
 
 def claims(runs: pd.DataFrame, curves: pd.DataFrame) -> list[Claim]:

@@ -11,6 +11,7 @@ with identities (`basic_depths`), with the original unit and with pre-activation
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -26,7 +27,7 @@ from resjax.analysis.claims import (
     training_column,
     worse_and_better,
 )
-from resjax.analysis.final_values import Published, by_depth
+from resjax.analysis.final_values import Published, by_depth, curves_and_final
 from resjax.analysis.runs import primary_metrics
 from resjax.analysis.statistics import by_seed, estimate, paired_differences
 from resjax.run_files import Metric
@@ -65,16 +66,8 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of both units and their final errors against depth."""
-    runs = described(runs)
-    curves = curves.merge(runs[["folder", "unit", "model.depth"]], on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(
-            curves, panel="unit", series="model.depth", label="{}-layer"
-        )
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["depth"] = by_depth(runs, series="unit", published=PUBLISHED)
-    return drawn
+    final = partial(by_depth, series="unit", published=PUBLISHED)
+    return curves_and_final(described(runs), curves, panel="unit", depth=final)
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:

@@ -13,6 +13,7 @@ The sweep trains each depth with no shortcut ("none", plain) and with options A 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
-from resjax.analysis.final_values import Published, by_category
+from resjax.analysis.final_values import Published, by_category, curves_and_final
 from resjax.analysis.runs import primary_metrics
 from resjax.sweeps import param, product
 
@@ -56,19 +57,8 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of each option and their final errors."""
-    runs = described(runs)
-    columns = runs[["folder", "option", "model.depth"]]
-    curves = curves.merge(columns, on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(
-            curves, panel="option", series="model.depth", label="{}-layer"
-        )
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["options"] = by_category(
-            runs, category="option", series="layers", published=PUBLISHED
-        )
-    return drawn
+    final = partial(by_category, category="option", series="layers", published=PUBLISHED)
+    return curves_and_final(described(runs), curves, panel="option", options=final)
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:

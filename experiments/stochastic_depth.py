@@ -11,6 +11,7 @@ image of a batch by itself, the paper's code for the whole batch.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
-from resjax.analysis.final_values import Published, by_depth
+from resjax.analysis.final_values import Published, by_depth, curves_and_final
 from resjax.analysis.runs import primary_metrics
 from resjax.sweeps import param, product
 
@@ -47,16 +48,8 @@ def sweep(
 @draw.style()
 def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     """Draws the curves of each rate and the final errors against depth."""
-    runs = described(runs)
-    curves = curves.merge(runs[["folder", "network", "model.depth"]], on="folder")
-    drawn = {}
-    if len(curves):
-        drawn["curves"] = draw.metric_curves(
-            curves, panel="network", series="model.depth", label="{}-layer"
-        )
-    if (runs["finished"] | runs["diverged"]).any():
-        drawn["depth"] = by_depth(runs, series="network", published=PUBLISHED)
-    return drawn
+    final = partial(by_depth, series="network", published=PUBLISHED)
+    return curves_and_final(described(runs), curves, panel="network", depth=final)
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:

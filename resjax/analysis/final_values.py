@@ -2,14 +2,14 @@
 
 `by_depth` draws it against the depth, with a line per network; `by_category` against names, with a
 row per name. Both draw test and training values as means with bars of one sample standard
-deviation, a cross for runs that diverged, and what others have published. Training values are those
-of the whole training split if the runs have `train.evaluate_train`. Published values are in
-the panel of the measured ones if they are of the same data and series. Otherwise they have a panel
-and an axis of their own, since only their pattern can be compared.
+deviation, a cross for runs that diverged, and published values. Training values are those of the
+whole training split if the runs have `train.evaluate_train`. Published values are in the panel of
+the measured ones if they are of the same data and series. Otherwise they have a panel and an axis
+of their own, since only their pattern can be compared. `curves_and_final` adds the curves.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -90,6 +90,38 @@ class Layout(NamedTuple):
     @property
     def sources(self) -> list[str]:
         return list(dict.fromkeys(row.source for row in self.rows))
+
+
+def curves_and_final(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    panel: str,
+    series: str = "model.depth",
+    label: str = "{}-layer",
+    **final: Callable[[pd.DataFrame], Figure],
+) -> dict[str, Figure]:
+    """Draws the curves in panels and the final values, each only if there is something to draw.
+
+    Args:
+        runs: A table of `load_runs` with the additional columns `panel` and `series`.
+        curves: A table of `load_curves` of these runs.
+        panel: The column whose values each have a panel of curves.
+        series: The column whose values each have a line in every panel.
+        label: The format of the labels of these lines.
+        **final: By the figure's name, a function of the runs, such as `by_depth` with its keywords
+            bound.
+
+    Returns:
+        "curves" and the figures of `final`, by name.
+    """
+    drawn = {}
+    if len(curves):
+        curves = curves.merge(runs[["folder", panel, series]], on="folder")
+        drawn["curves"] = draw.metric_curves(curves, panel=panel, series=series, label=label)
+    if (runs["finished"] | runs["diverged"]).any():
+        drawn |= {name: function(runs) for name, function in final.items()}
+    return drawn
 
 
 def by_depth(
