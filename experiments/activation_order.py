@@ -23,7 +23,7 @@ from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import Published, by_category, curves_and_final
 from resjax.analysis.runs import primary_metrics
-from resjax.sweeps import chain, param, product
+from resjax.sweeps import chain, choose, param, product
 
 ORDERS = {
     "": "original",
@@ -54,7 +54,7 @@ def sweep(
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
 ) -> Iterator[dict[str, Any]]:
     """Yields the overrides of each run; `orders` are values of `ORDERS`."""
-    prefixes = [prefix for prefix, name in ORDERS.items() if name in (orders := tuple(orders))]
+    prefixes = choose({name: prefix for prefix, name in ORDERS.items()}, orders)
     kinds = (("basic", "pad", depths), ("bottleneck", "project", bottleneck_depths))
     networks = chain(
         *(

@@ -20,7 +20,7 @@ from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import FAILS, Published, by_category, curves_and_final
 from resjax.analysis.runs import name_settings, primary_metrics
-from resjax.sweeps import product
+from resjax.sweeps import choose, param, product
 
 
 def shortcut(name: str, **options: float) -> dict[str, Any]:
@@ -64,9 +64,8 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Yields the overrides of each run; `shortcuts` are names of `SHORTCUTS`."""
     depths, seeds = tuple(depths), tuple(seeds)
-    for name in shortcuts:
-        networks = ({"model.depth": depth, **SHORTCUTS[name]} for depth in depths)
-        yield from product(networks, ({"seed": seed} for seed in seeds))
+    for chosen in choose(SHORTCUTS, shortcuts):
+        yield from product(param("model.depth", depths), [chosen], param("seed", seeds))
 
 
 @draw.style()

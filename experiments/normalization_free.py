@@ -28,7 +28,7 @@ from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, training_column, worse_and_better
 from resjax.analysis.final_values import Published, by_depth, curves_and_final
 from resjax.analysis.runs import name_settings, primary_metrics
-from resjax.sweeps import param, product
+from resjax.sweeps import choose, param, product
 
 
 def network(block: str, norm: str, branch_scale: float | str = 1.0) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Yields the overrides of each run; `networks` are names of `NETWORKS`."""
     yield from product(
-        param("model.depth", depths), [NETWORKS[name] for name in networks], param("seed", seeds)
+        param("model.depth", depths), choose(NETWORKS, networks), param("seed", seeds)
     )
 
 

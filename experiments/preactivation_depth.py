@@ -31,7 +31,7 @@ from resjax.analysis.final_values import Published, by_depth, curves_and_final
 from resjax.analysis.runs import primary_metrics
 from resjax.analysis.statistics import by_seed, estimate, paired_differences
 from resjax.run_files import Metric
-from resjax.sweeps import chain, param, product
+from resjax.sweeps import chain, choose, param, product
 
 UNITS = {"original": "", "pre-activation": "preact_"}
 
@@ -48,7 +48,7 @@ def sweep(
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
 ) -> Iterator[dict[str, Any]]:
     """Yields the overrides of each run; `units` are keys of `UNITS`."""
-    prefixes = [UNITS[unit] for unit in units]
+    prefixes = choose(UNITS, units)
     kinds = (("basic", "pad", basic_depths), ("bottleneck", "project", depths))
     networks = chain(
         *(

@@ -51,10 +51,14 @@ def judge_results(results: Path, experiments: Path) -> list[Judged]:
     """Judges the claims of all sweep folders below `results`, ordered by experiment and folder.
 
     Raises:
-      UserError: an experiment file is missing or fails, or a run is damaged.
+      UserError: there is no sweep folder, an experiment file is missing or fails, or a run is
+        damaged.
     """
     judged = []
-    for plan in sorted(results.rglob("sweep.json")):
+    plans = sorted(results.rglob("sweep.json"))
+    if not plans:
+        raise UserError(f"{results}: no sweep folder here")
+    for plan in plans:
         name = read_json_object(plan).get("experiment")
         experiment = load_experiment(experiments / f"{name}.py")
         if experiment.judge is None:

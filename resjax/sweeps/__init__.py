@@ -3,6 +3,6 @@
 Experiment files import the algebra from here.
 """
 
-from resjax.sweeps.algebra import chain, param, product, zipped
+from resjax.sweeps.algebra import chain, choose, param, product, zipped
 
-__all__ = ["chain", "param", "product", "zipped"]
+__all__ = ["chain", "choose", "param", "product", "zipped"]

@@ -17,14 +17,30 @@ idea of an algebra comes from the sweeps of google-deepmind/simply.
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from resjax.errors import UserError
+from resjax.models.presets import nearest
 
 Overrides = dict[str, Any]
+Choice = TypeVar("Choice")
 
 
 def param(field: str, values: Iterable[Any]) -> Iterator[Overrides]:
     """Returns a sweep with one run per value of a field."""
     return ({field: value} for value in values)
+
+
+def choose(choices: Mapping[str, Choice], names: Iterable[str]) -> list[Choice]:
+    """Returns the values of `choices` by name, such as overrides that a sweep's keyword selects.
+
+    Raises:
+      UserError: there is no choice of that name.
+    """
+    for name in (names := tuple(names)):
+        if name not in choices:
+            raise UserError(f"no such choice: {name!r}{nearest(name, choices)}")
+    return [choices[name] for name in names]
 
 
 def product(*sweeps: Iterable[Mapping[str, Any]]) -> Iterator[Overrides]:

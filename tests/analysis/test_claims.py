@@ -22,6 +22,7 @@ from resjax.analysis.claims import (
     within,
 )
 from resjax.analysis.claims_page import claims_page
+from resjax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +181,11 @@ def test_verdicts_are_counted_in_words() -> None:
     made = [Claim("", "", "", "", verdict) for verdict in (AGREES, AGREES, DISAGREES, UNDECIDED)]
     assert tally(made) == "Of 4 claims, 2 agree, 1 disagrees and 1 is undecided"
     assert tally(made[:1]) == "Of 1 claim, 1 agrees"
+
+
+def test_a_folder_without_sweeps_has_no_page_of_claims(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sweep folder here"):
+        claims_page(tmp_path / "reslts", ROOT / "experiments")
 
 
 def test_docs_claims_is_what_the_committed_runs_say() -> None:

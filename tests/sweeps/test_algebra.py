@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resjax.sweeps import chain, param, product, zipped
+from resjax.errors import UserError
+from resjax.sweeps import chain, choose, param, product, zipped
 
 
 def sweeps(field):
@@ -71,3 +72,10 @@ def test_a_single_run_may_be_a_plain_dict_in_a_list():
     assert list(product([{"seed": 0}], param("model.depth", (8,)))) == [
         {"seed": 0, "model.depth": 8}
     ]
+
+
+def test_choices_are_made_by_name_in_the_order_of_the_names():
+    choices = {"Fixup": {"model.norm": "fixup"}, "BN": {"model.norm": "batch"}}
+    assert choose(choices, iter(("BN", "Fixup"))) == [choices["BN"], choices["Fixup"]]
+    with pytest.raises(UserError, match=r"^no such choice: 'Fxup'; did you mean 'Fixup'\?$"):
+        choose(choices, ("BN", "Fxup"))
