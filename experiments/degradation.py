@@ -11,7 +11,7 @@ The sweep trains each depth without shortcuts ("none", plain) and with the paper
 residual), with several seeds. The paper shows the effect for blocks of two layers only. The same
 question for bottlenecks, at the depths that exist for them, is
 
-    resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=DIR \
+    resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=DIR \\
         --config.sweep.blocks=bottleneck --config.sweep.depths=11,20,56
 """
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_report(
         page = Template(_asset("report.html")).substitute(
             title=html.escape(described.title),
             kind=_kind(described),
-            claim="\n".join(map(_prose, _paragraphs(described.claim))),
+            claim=_prose(described.claim),
             measured=html.escape(_measured(runs, claims)),
             claims=_claims(claims),
             training_metric=training_metric(runs),
@@ -196,10 +197,10 @@ def _claims(claims: Sequence[Claim]) -> str:
         return ""
     columns = {
         "claim": [claim.statement for claim in claims],
-        "source": [claim.source for claim in claims],
-        "published": [claim.published for claim in claims],
-        "measured here": [claim.measured for claim in claims],
         "verdict": [claim.verdict for claim in claims],
+        "measured here": [claim.measured for claim in claims],
+        "published": [claim.published for claim in claims],
+        "source": [claim.source for claim in claims],
     }
     return f"""<section id="claims">
 <h2>Claims</h2>
@@ -291,14 +292,16 @@ def _asset(name: str) -> str:
     return importlib.resources.files("resjax.analysis").joinpath(name).read_text("utf-8")
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
-
-
-def _prose(paragraph: str) -> str:
-    """Returns a paragraph of a docstring as HTML, in which backticks mark code."""
-    marked = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(paragraph))
-    return f"<p>{marked}</p>"
+def _prose(text: str) -> str:
+    """Returns a docstring as HTML; backticks mark code, and indented paragraphs are commands."""
+    blocks = []
+    for paragraph in re.split(r"\n\s*\n", html.escape(text.strip("\n"))):
+        if paragraph.startswith("    "):
+            blocks.append(f"<pre><code>{textwrap.dedent(paragraph).rstrip()}</code></pre>")
+        else:
+            marked = re.sub("`([^`]+)`", r"<code>\1</code>", " ".join(paragraph.split()))
+            blocks.append(f"<p>{marked}</p>")
+    return "\n".join(blocks)
 
 
 def _kind(experiment: Experiment) -> str:

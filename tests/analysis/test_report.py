@@ -110,13 +110,21 @@ def test_without_an_experiment_all_settings_are_drawn(root: Path) -> None:
     ]
 
 
+COMMAND = """    resjax sweep this.py > log
+        --workers=2
+
+"""
+
+
 def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> None:
     root = make_sweep(points=5)
-    (root / "experiment.py").write_text(EXPERIMENT)
+    (root / "experiment.py").write_text(EXPERIMENT.replace("See", COMMAND + "See"))
     page = Page(write_report(root))
     assert "Does depth <help>?" in page.text["header"]
     assert "It does & it does not, says h(x)." in page.text["header"]
-    assert "<code>h(x)</code>" in (root / "report.html").read_text()
+    text = (root / "report.html").read_text()
+    assert "<code>h(x)</code>" in text
+    assert "<pre><code>resjax sweep this.py &gt; log\n    --workers=2</code></pre>" in text
     assert (root / "figures" / "by_depth.svg").exists()
     assert not (root / "__pycache__").exists()
 
@@ -144,10 +152,10 @@ def test_claims_stand_beside_what_was_measured(
     page = Page(root / "report.html")
     assert "Measured: Of 2 claims, 1 agrees and 1 was not tested." in page.text["header"]
     header, hurts, helps = page.tables["claims"]
-    assert header == ["claim", "source", "published", "measured here", "verdict"]
-    assert hurts[:3] == ["Depth <hurts>", "=me", "1 %"]
-    assert "3 seeds" in hurts[3]
-    assert (hurts[4], helps[4]) == ("agrees", "not tested at this scale")
+    assert header == ["claim", "verdict", "measured here", "published", "source"]
+    assert [hurts[0], *hurts[3:]] == ["Depth <hurts>", "1 %", "=me"]
+    assert "3 seeds" in hurts[2]
+    assert (hurts[1], helps[1]) == ("agrees", "not tested at this scale")
     with (root / "claims.csv").open() as lines:
         assert next(csv.DictReader(lines))["source"] == "'=me"
     assert "claim: agrees: Depth <hurts>: depth 56" in capsys.readouterr().out
