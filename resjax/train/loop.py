@@ -6,7 +6,7 @@ from the newest checkpoint that passes verification, and continues with the same
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ class Run:
             compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
             if self.config.diagnostics.every:
                 trainer.compile_diagnosis(entered, dispatch.phase)
-        for split in self._evaluated():
+        for split in trainer.evaluated_splits:
             trainer.compile_evaluation(state, split)
         return compiled
 
@@ -268,7 +268,7 @@ class Run:
         Args:
           checkpoints, history, state, step: of the run.
           parts: metrics of a line within which the run was stopped.
-          unevaluated: splits that a stop left to evaluate at this step.
+          unevaluated: splits that a stop request left to evaluate at this step.
         """
         times, trainer = self.config.train, self.trainer
         every = self.config.diagnostics.every
@@ -278,7 +278,10 @@ class Run:
                 _require_finite(trainer, state, step)
             with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
                 if unevaluated:
-                    self._evaluate_and_save(checkpoints, history, state, step, parts, unevaluated)
+                    left = self._evaluate(history, state, step, unevaluated)
+                    self._save_if_due(
+                        checkpoints, history, state, step, parts, left, replace=not left
+                    )
                 for dispatch in plan(trainer, step, within_line=bool(parts)):
                     if dispatch.phase != phase:
                         phase = dispatch.phase
@@ -296,7 +299,10 @@ class Run:
                             parts = []
                     if every and step % every == 0:
                         history.add_layers(step, self._diagnose(state, phase, runner))
-                    self._evaluate_and_save(checkpoints, history, state, step, parts)
+                    due = step == times.steps or step % times.eval_every == 0
+                    splits = trainer.evaluated_splits if due else ()
+                    left = self._evaluate(history, state, step, splits)
+                    self._save_if_due(checkpoints, history, state, step, parts, left)
                     history.fetch(before=step)
                 history.fetch()
         except NotFiniteError as error:
@@ -312,49 +318,53 @@ class Run:
                 f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
 
-    def _evaluated(self) -> list[str]:
-        """Returns the splits of `EVALUATIONS` that the config asks for."""
-        left_out = () if self.config.train.evaluate_train else ("train",)
-        return [split for split in EVALUATIONS if split not in left_out]
+    def _evaluate(
+        self, history: History, state: TrainState, step: int, splits: Sequence[str]
+    ) -> list[str]:
+        """Evaluates splits in turn; returns those that a stop request leaves unevaluated."""
+        for index, split in enumerate(splits):
+            try:
+                metrics = self.trainer.evaluate(state, split, self._stop.requested)
+            except InterruptedEvaluationError:
+                return [*splits[index:]]
+            history.add(step, EVALUATIONS[split], metrics)
+        return []
 
-    def _evaluate_and_save(
+    def _save_if_due(
         self,
         checkpoints: CheckpointManager,
         history: History,
         state: TrainState,
         step: int,
         parts: list[Metrics],
-        left: list[str] | None = None,
+        unevaluated: list[str],
+        replace: bool = False,
     ) -> None:
-        """Evaluates and saves if that is due at a step, and raises Stopped if a signal requests it.
+        """Saves if a checkpoint is due or requested at a step, or if the run ends there.
 
         Args:
           checkpoints, history, state, step: of the run.
           parts: metrics of a line that has not ended.
-          left: splits that a stop left to evaluate at this step, which a checkpoint lists.
+          unevaluated: splits that a stop request left to evaluate at this step.
+          replace: whether to replace a checkpoint of this step, whose record is out of date.
+
+        Raises:
+          Stopped: a signal has requested the run to stop.
+          NotFiniteError: a loss since the last line is not finite.
         """
-        times, trainer = self.config.train, self.trainer
-        last, again = step == times.steps, left is not None
-        if left is None:
-            left = self._evaluated() if last or step % times.eval_every == 0 else []
-        try:
-            while left:
-                metrics = trainer.evaluate(state, left[0], self._stop.requested)
-                history.add(step, EVALUATIONS[left[0]], metrics)
-                left = left[1:]
-        except InterruptedEvaluationError:
-            pass
-        leave = bool(left) or (self._stop.requested() and not last)
-        due = times.checkpoint_every and step % times.checkpoint_every == 0
-        due = self._stop.take_save_request() or due
-        if last or leave or due or checkpoints.retry_due():
+        times = self.config.train
+        last = step == times.steps
+        leave = bool(unevaluated) or (self._stop.requested() and not last)
+        regular = times.checkpoint_every and step % times.checkpoint_every == 0
+        requested = self._stop.take_save_request()
+        if last or leave or regular or requested or checkpoints.retry_due():
             history.fetch()  # the record holds the lines of every step up to here
-            saved = trainer.backend.unreplicate(state)
-            if int(saved.step) < step:  # found only now if the line has not ended
+            saved = self.trainer.backend.unreplicate(state)
+            if int(saved.step) < step:  # the losses of a line are not fetched before it ends
                 reason = f"the loss is not finite in step {int(saved.step) + 1}"
                 raise NotFiniteError(reason, step)
-            record = self._record(history, parts, left)
-            if again and not left:  # a checkpoint of this step has no metrics of it
+            record = self._record(history, parts, unevaluated)
+            if replace:
                 checkpoints.discard(step)
             save = checkpoints.save_and_wait if last or leave else checkpoints.save
             save(saved, step, record)

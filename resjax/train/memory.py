@@ -87,7 +87,7 @@ def _largest_fit(
 def _peak(trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str) -> int | None:
     if field == "batch_size":
         return trainer.compile_dispatch(state, dispatch).peak_bytes
-    splits = ("train", "test") if trainer.config.train.evaluate_train else ("test",)
+    splits = trainer.evaluated_splits
     peaks = [trainer.compile_evaluation(state, split).peak_bytes for split in splits]
     return None if None in peaks else max(peak for peak in peaks if peak is not None)
 

@@ -302,13 +302,13 @@ evaluation returns `sums`, and `ema_sums` if the state has an EMA."""
 
 
 def take_steps(
-    step: Step, state: TrainState, batches: Any, of_each: bool = False
+    step: Step, state: TrainState, batches: Any, per_step: bool = False
 ) -> tuple[TrainState, Metrics]:
     """Takes as many steps as `batches` has along its first axis, in one scan.
 
     Returns:
-      The new state; the metrics, averaged over the steps, with the last learning rate, or those of
-      each step along a first axis.
+      The new state; the metrics, averaged over the steps, with the last learning rate. If
+      `per_step`, the metrics are not averaged but stacked along a first axis.
     """
 
     def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -321,7 +321,7 @@ def take_steps(
         return state, {name: value for name, value in metrics.items() if value is not None}
 
     state, stacked = scan(body, state, batches)
-    return state, stacked if of_each else reduce_metrics(stacked, jnp.mean)
+    return state, stacked if per_step else reduce_metrics(stacked, jnp.mean)
 
 
 def reduce_metrics(stacked: Metrics, reduce: Callable[..., Array]) -> Metrics:

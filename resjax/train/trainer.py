@@ -278,7 +278,7 @@ class Trainer:
         return results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def _evaluation_arrays(self, split: str) -> Iterator[Any]:
-        """Yields what each dispatch of an evaluation takes beside the state."""
+        """Yields the arrays of each dispatch of an evaluation."""
         arrays = self.source.evaluation(split)
         if not (at_once := self._batches_at_once(split)):
             yield from arrays
@@ -316,6 +316,11 @@ class Trainer:
                 values[name] = float(value)
         return dict(sorted(values.items()))
 
+    @property
+    def evaluated_splits(self) -> tuple[str, ...]:
+        """The splits that the config evaluates during training, in this order."""
+        return ("train", "test") if self.config.train.evaluate_train else ("test",)
+
     # How work is divided.
 
     @property
@@ -328,7 +333,7 @@ class Trainer:
         return -(-self.source.examples[split] // self.config.data.eval_batch_size)
 
     def _batches_at_once(self, split: str) -> int:
-        """Returns how many of these run in one dispatch, 0 if all of them do."""
+        """Returns how many batches of a split one dispatch evaluates; 0 if it evaluates all."""
         evaluations = 2 if self.config.optimizer.ema_decay else 1
         seconds = evaluations * self._forward_seconds(self.source.examples[split])
         batches = self._eval_batches(split)
@@ -364,7 +369,7 @@ class Trainer:
         self, state: TrainState, arrays: Any, *, phase: int, steps: int, part: bool = False
     ) -> tuple[TrainState, Metrics]:
         drawn = self.source.draw(arrays, order_key(state.key), state.step, steps)
-        return step.take_steps(self.train_step(phase, arrays), state, drawn, of_each=part)
+        return step.take_steps(self.train_step(phase, arrays), state, drawn, per_step=part)
 
     def train_step(self, phase: int, arrays: Any) -> step.Step:
         """Returns the train step of a phase: (state, drawn batch, key) -> (state, output).
@@ -424,7 +429,10 @@ class Trainer:
     def _evaluate_part(
         self, state: TrainState, arrays: Any, *, split: str, batches: int
     ) -> Metrics:
-        """Computes the sums of each of some batches; those after the last one have weight 0."""
+        """Computes the sums of the metrics over each of `batches` batches.
+
+        Examples after the last one of the split have weight 0.
+        """
         dataset, first = arrays
 
         def body(carry: tuple[()], drawn: Any) -> tuple[tuple[()], Metrics]:
@@ -436,14 +444,14 @@ class Trainer:
         return self.backend.sum(sums)
 
     def _join_batches(self, parts: list[Metrics], split: str) -> Metrics:
-        """Returns what `_evaluate` returns, from what `_evaluate_part` returned, in its order."""
+        """Sums the batches of `_evaluate_part` in the order in which `_evaluate` does."""
         stacked = jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
         total = jax.tree.map(lambda each: np.add.accumulate(each)[-1], stacked)
         means = partial(self._split_means, split=split)
         return jax.jit(means, compiler_options=step_compile())(total)
 
     def _batch_sums(self, state: TrainState, arrays: Any, drawn: Any, *, split: str) -> Metrics:
-        """Computes the sums of the metrics over a batch, also with the EMA if there is one."""
+        """Computes the sums of the metrics over a batch, and those of the EMA if there is one."""
         batch = self.source.eval_batch(arrays, drawn, split)
         batch = {**batch, "image": normalize(batch["image"], self.statistics)}
         variables = {"sums": state.variables}
@@ -545,13 +553,13 @@ class StepRunner:
         self._source = trainer.source.training(seed, first_step)
         self.arrays = next(self._source)
         """The arrays of the next step."""
-        self._before: Metrics | None = None  # what the part before returned
+        self._before: Metrics | None = None  # the metrics of the previous part
         self._ready, self._slow = time.monotonic(), True
 
     def run(self, state: TrainState, dispatch: Dispatch) -> tuple[TrainState, Metrics]:
         """Takes the steps of a dispatch; returns the sums of their metrics. Donates `state`.
 
-        After a part the device has at most one more to do, and none if parts are slow.
+        At the return, at most one part is still running, and none if parts are slow.
         """
         steps_per_call = 1 if self._trainer.source.streamed else dispatch.steps
         call = self._trainer.compile_dispatch(state, dispatch).call
@@ -567,7 +575,7 @@ class StepRunner:
         return state, results[0] if len(results) == 1 else _sum_dispatches(results)
 
     def _wait(self, metrics: Metrics) -> None:
-        """Waits for the part that returned these metrics if parts are slow, or the one before."""
+        """Waits for the part of these metrics if parts are slow, else for the previous part."""
         jax.block_until_ready(metrics if self._slow else self._before)
         now = time.monotonic()
         self._slow = now - self._ready > SLOW_SECONDS
