@@ -81,7 +81,7 @@ def run(args: Namespace) -> int:
 def _try_figures(planned: "Plan", workdir: Path) -> None:
     """Draws the experiment's figures from made-up runs, so that an error shows before training.
 
-    Its claims are judged too. What it measures is made up from what it measured in `workdir`.
+    Its claims are judged too. Measurements are made up from those in `workdir`.
 
     Raises:
       UserError: `figures` or `claims` raises, or returns something else.

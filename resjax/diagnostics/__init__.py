@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resjax.config import Diagnostics as DiagnosticsConfig
-from resjax.diagnostics.forward import OF_FORWARD, Values
+from resjax.diagnostics.forward import FORWARD_DIAGNOSTICS, Values
 from resjax.errors import UserError
 from resjax.models.layout import matches, path_name
 from resjax.models.presets import nearest
@@ -54,7 +54,7 @@ class Context(NamedTuple):
       batch_stats: running statistics after the step.
       activation_gradients: norm of the gradient of the mean loss with respect to the output of each
         block, over all examples of the batch, by path.
-      forward: what was recorded in the forward pass in training mode, by name and by path:
+      forward: values recorded in the forward pass in training mode, by name and by path:
         `response_mean`, `response_std`, `dead_relu_share`, `branch_share`, `input_output_cosine`
         (see the diagnostics of these names).
       loss: mean loss of the batch.
@@ -135,7 +135,7 @@ def response_std(context: Context) -> Values:
 def branch_share(context: Context) -> Values:
     """Returns the branch's share of every block's sum: |branch| / (|branch| + |shortcut|).
 
-    The norms are L2 norms of what is added, after any scale. A block equal to its shortcut has a
+    The norms are L2 norms of the two summands, after any scale. A block equal to its shortcut has a
     share of 0, a plain one has 1. Blocks that do not add their shortcut as `y + shortcut(x)` are
     left out.
     """
@@ -210,7 +210,7 @@ def _names(config: DiagnosticsConfig) -> list[str]:
 
 def needs_forward(config: DiagnosticsConfig) -> bool:
     """Returns whether a diagnostic of a config may use `Context.forward`, which costs time."""
-    return any(":" in name or name in OF_FORWARD for name in _names(config))
+    return any(":" in name or name in FORWARD_DIAGNOSTICS for name in _names(config))
 
 
 def find_diagnostics(config: DiagnosticsConfig) -> dict[str, Diagnostic]:
@@ -257,7 +257,7 @@ def measure(
     Args:
       diagnostics: from `find_diagnostics`.
       context: of a step.
-      layers: patterns, from `layer_patterns`; arrays of which no layer matches are left out.
+      layers: patterns, from `layer_patterns`; arrays without a matching layer are left out.
 
     Raises:
       UserError: a diagnostic does not return a scalar for each layer, or a pattern matches none.
@@ -298,7 +298,7 @@ def measure(
 
 
 def is_recorded(layer: str, patterns: Sequence[str]) -> bool:
-    """Returns whether the line of a layer is written."""
+    """Returns whether a layer matches one of the patterns, or there are none."""
     return not patterns or any(matches(pattern, layer) for pattern in patterns)
 
 

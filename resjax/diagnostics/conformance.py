@@ -92,7 +92,7 @@ def check_diagnostic(name: str, **options: Any) -> list[str]:
 def _context(model: nn.Module, variables: Any) -> Context:
     """Returns the context of a step of SGD on random images."""
     tapped = TappedModel(model, forward=True)
-    # Biases start at zero, which is no step of training, and relative to which nothing is finite.
+    # Biases start at zero, and the ratio of an update to an array of zeros is not finite.
     variables = {**variables, "params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
     probes, sums = tapped.zeros(variables, IMAGES.shape[1:])
     given = {**variables, "batch_stats": {**variables["batch_stats"], FORWARD: sums}}

@@ -1,10 +1,10 @@
 """Measures activations in the forward pass from outside a network, without a change to its modules.
 
 Every recorded number is a mean over the images of a batch, so the mean over equal parts of a batch,
-or over devices, is the number of the whole batch. `forward_values` turns them into diagnostics.
+or over devices, is the number of the whole batch. `forward_values` computes diagnostics from them.
 
-A response is the output of a norm, or of a convolution or dense layer whose output goes to no norm:
-what He et al. 2015 (arXiv 1512.03385, figure 7) measure after BN, before ReLU and addition.
+A response is the output of a norm, or of a convolution or dense layer whose output goes to no norm.
+He et al. 2015 (arXiv 1512.03385, figure 7) measure it after BN, before ReLU and addition.
 """
 
 import math
@@ -27,7 +27,7 @@ from resjax.models.normalization import Bias
 from resjax.models.shortcuts import Scaled, pad
 
 FORWARD = "forward"
-"""The variable collection of what is recorded."""
+"""The variable collection of recorded values."""
 
 BLOCK = re.compile(r"stage\d+/(block\d+|blocks)")
 SHORTCUT = re.compile(rf"{BLOCK.pattern}/shortcut")
@@ -37,7 +37,7 @@ WEIGHTS = (nn.Conv, nn.Dense)
 Values = dict[str, Float[Array, "*blocks"]]
 """By path, a scalar, or one value for each block of a scanned stage."""
 
-OF_FORWARD = (
+FORWARD_DIAGNOSTICS = (
     "response_mean",
     "response_std",
     "dead_relu_share",
@@ -65,19 +65,19 @@ class Recorder:
     """
 
     def __init__(self, additions: bool = True):
-        """`additions` records them too, for which shortcuts return an `Addition`."""
+        """If `additions`, wraps the outputs of shortcuts in an `Addition`, which records them."""
         self.normalized: set[str] = set()
         self._additions = additions
         self._running: list[Running] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Records what is traced in this context, where the collection is mutable."""
+        """Records the networks traced in this context, if the collection is mutable."""
         with nn.intercept_methods(self._intercept), observing(self._record_activation):
             yield
 
     def by_path(self, recorded: Any) -> dict[str, Array]:
-        """Returns a collection by path, without the outputs of layers that went to a norm."""
+        """Returns a collection by path, without the layers whose outputs go to a norm."""
         leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(recorded)}
         return {
             path: leaf
@@ -132,7 +132,7 @@ def response_moments(response: Array) -> dict[str, Array]:
     """Returns the mean of a response over all its values, its variance and its squared mean."""
     response = _single(response)
     mean = response.mean()
-    # The variance of the parts of a batch is about the parts' own means.
+    # Each part of a batch has a variance about its own mean; `forward_values` adds that of means.
     variance = jnp.square(response - mean).mean()
     return {"mean": mean, "variance": variance, "squared_mean": jnp.square(mean)}
 
@@ -140,7 +140,7 @@ def response_moments(response: Array) -> dict[str, Array]:
 def cosine(x: Array, output: Array) -> dict[str, Array]:
     """Returns the mean over images of the cosine between a block's input and its output.
 
-    An input of another shape is subsampled and padded with zero channels, as option A carries it.
+    An input of another shape is first subsampled and padded with zero channels, as in option A.
     """
     if x.ndim != 4 or x.shape[-1] > output.shape[-1]:
         return {}
@@ -172,7 +172,7 @@ class Addition:
 
 
 def observe_addition(added: Any, record: Callable[[dict[str, Array]], None]) -> Any:
-    """Returns what a shortcut adds so that the addition is recorded; the branch as it is scaled."""
+    """Wraps the output of a shortcut, which then records its addition to the scaled branch."""
     if isinstance(added, Scaled):
         return Scaled(Addition(added.carried, record), added.branch_scale)
     return Addition(added, record)
@@ -183,7 +183,7 @@ def _single(x: Array) -> Array:
 
 
 def forward_values(recorded: Mapping[str, Array]) -> dict[str, Values]:
-    """Returns the diagnostics of the forward pass, by name and layer, from what was recorded."""
+    """Computes the diagnostics of the forward pass, by name and layer, from recorded values."""
     found: dict[str, Values] = defaultdict(dict)
     for path, value in recorded.items():
         layer, _, name = path.rpartition("/")

@@ -44,7 +44,7 @@ class TappedModel:
     """A model whose blocks are tapped, and whose forward pass is recorded on request.
 
     `apply` takes the probes as `variables["params"]["probes"]`, so whatever differentiates with
-    respect to parameters measures activation gradients as well. It adds what it records to
+    respect to parameters measures activation gradients as well. It adds recorded values to
     `variables["batch_stats"]["forward"]`, so whatever passes running statistics on, from one part
     of a batch to the next, sums up the forward passes as well.
     """
@@ -80,7 +80,7 @@ class TappedModel:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any, dict[str, Array]]:
-        """Returns the outputs, the updated collections, and what was recorded, by path."""
+        """Returns the outputs, the updated collections, and the recorded values by path."""
         if not self._forward:
             with nn.intercept_methods(_tap_blocks):
                 return *self._model.apply(*arguments, **keywords), {}
@@ -89,7 +89,7 @@ class TappedModel:
         except (TypeError, AttributeError) as error:
             if Addition.__name__ not in str(error):
                 raise
-            # A user's block does more with its shortcut than to add it.
+            # A user's block does more with its shortcut than add it.
             return self._record(Recorder(additions=False), *arguments, **keywords)
 
     def _record(

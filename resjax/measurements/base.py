@@ -114,7 +114,7 @@ class FinishedRun:
           split, count: as for `batches`.
         """
         model = self.model if model is None else model
-        if id(model) not in self._evaluations:  # kept with its model, so that no other gets its id
+        if id(model) not in self._evaluations:  # stored with the model, so that its id stays unique
             step = jax.jit(partial(eval_step, model=model, task=self.task))
             self._evaluations[id(model)] = model, step
         _, evaluation = self._evaluations[id(model)]
@@ -133,7 +133,7 @@ def require_measurable(folder: Path) -> None:
       UserError: the run is not finished, has diverged, or has no checkpoint of its last step.
     """
     if not (summary := folder / "summary.json").exists():
-        raise UserError(f"{folder}: cannot be measured: it is no finished run")
+        raise UserError(f"{folder}: cannot be measured: it is not a finished run")
     if divergence := find_divergence(folder):
         raise UserError(
             f"{folder}: cannot be measured: it diverged at step {divergence.step}: "

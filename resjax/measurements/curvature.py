@@ -89,10 +89,10 @@ class Hessian:
           task: its metric `loss` is differentiated, which has no label smoothing.
           variables: `params`, and `batch_stats` if there are any.
           batches: of one shape, as `FinishedRun.batches` yields them.
-          train: whether BN normalizes by the statistics of each batch, as in training, and not by
-            its running statistics. Examples of weight 0 would change these, so a last batch that is
-            not full is left out, or cut if it is the only one. Dropout and stochastic depth are
-            off.
+          train: whether BN normalizes by the statistics of each batch, as in training, instead of
+            its running statistics. Examples of weight 0 would change the former, so a last batch
+            that is not full is left out, or cut if it is the only one. Dropout and stochastic depth
+            are off.
 
         Raises:
           UserError: there is no example.
@@ -143,7 +143,7 @@ class Hessian:
         Args:
           key: of the random vector that the Lanczos method starts from.
           largest: how many of the largest eigenvalues.
-          smallest: how many of the smallest, which are negative where the loss has a saddle.
+          smallest: how many of the smallest, which are negative at a saddle of the loss.
           steps: products with the Hessian, each of which stores a vector like the parameters. More
             make the errors smaller.
 
@@ -179,7 +179,7 @@ class Hessian:
         return SpectralDensity(values, weights)
 
     def _decompose(self, key: Key[Array, ""], steps: int) -> tuple[Array, np.ndarray, float]:
-        """Returns Lanczos vectors, the tridiagonal matrix and the norm of what is left."""
+        """Returns the Lanczos vectors, the tridiagonal matrix and the norm of the residual."""
         start = jax.random.normal(key, (self.size,), self._weights.dtype)
         steps = min(steps, self.size)
         basis, matrix, rest = self._compiled_lanczos(steps, start, self._weights, self._data)
@@ -193,25 +193,25 @@ class Hessian:
     def _product(self, vector: Array, weights: Array, data: Any) -> Array:
         collections, batches = data
 
-        def of_batch(total: Array, batch: Batch) -> tuple[Array, None]:
+        def add_batch(total: Array, batch: Batch) -> tuple[Array, None]:
             def numerator(weights: Array) -> Array:
                 return self._sums(weights, collections, batch)[0]
 
             added = jax.jvp(jax.grad(numerator), (weights,), (vector,))[1]
             return total + added, None
 
-        return scan(of_batch, jnp.zeros_like(weights), batches)[0] / self._total[1]
+        return scan(add_batch, jnp.zeros_like(weights), batches)[0] / self._total[1]
 
     def _sum(self, weights: Array, data: Any) -> tuple[Array, Array]:
         """Returns numerator and weight of the loss over all batches."""
         collections, batches = data
 
-        def of_batch(total: Any, batch: Batch) -> tuple[Any, None]:
+        def add_batch(total: Any, batch: Batch) -> tuple[Any, None]:
             added = self._sums(weights, collections, batch)
             return jax.tree.map(jnp.add, total, added), None
 
         zero = jnp.zeros((), weights.dtype)
-        return scan(of_batch, (zero, zero), batches)[0]
+        return scan(add_batch, (zero, zero), batches)[0]
 
     def _sums(self, weights: Array, collections: Any, batch: Batch) -> tuple[Array, Array]:
         variables = {**collections, "params": self._unravel(weights)}

@@ -34,7 +34,7 @@ class LesionedModel:
         """Does what the network's `apply` does.
 
         Raises:
-          UserError: a block calls no shortcut, which is where it is deleted.
+          UserError: a block calls no shortcut, through which a block is deleted.
         """
         shortcuts: set[str] = set()
 
@@ -56,10 +56,10 @@ class LesionedModel:
 
 
 def _delete(added: Any, x: Array, shortcut: nn.Module) -> Any:
-    """Returns what a shortcut returned, which will now delete the branch if the block is deleted.
+    """Wraps the output of a shortcut so that it deletes the branch if the block is deleted.
 
     Args:
-      added: by the shortcut.
+      added: the output of the shortcut.
       x: the input of the block.
       shortcut: the module.
     """
@@ -99,8 +99,8 @@ def delete(model: ResNet, variables: Mapping[str, Any], blocks: Iterable[str]) -
         stage, block = name.split("/")
         keep = jnp.asarray(float(name not in deleted))
         keeps.setdefault(stage, {})[block] = {"shortcut": {"keep": keep}}
-    lesions = {LESIONS: keeps}
-    return {**variables, **(layout.scanned(lesions) if _scans(model) else lesions)}
+    lesions, scans = {LESIONS: keeps}, uses_scan(model.loop, model.stages)
+    return {**variables, **(layout.scanned(lesions) if scans else lesions)}
 
 
 def permute(
@@ -121,7 +121,9 @@ def permute(
     for stage, order in orders.items():
         equal = range(2, model.stages[stage - 1] + 1)
         if sorted(order) != [*equal]:
-            raise UserError(f"stage {stage}: {list(order)} is no order of the blocks {[*equal]}")
+            raise UserError(
+                f"stage {stage}: {list(order)} is not an order of the blocks {[*equal]}"
+            )
         for modules in permuted.values():
             if blocks := modules.get(f"stage{stage}"):
                 modules[f"stage{stage}"] = {**blocks, **_reordered(blocks, order)}
@@ -163,7 +165,3 @@ def kendall_tau(orders: Mapping[int, Sequence[int]]) -> float:
         for later in order[place + 1 :]
     ]
     return float(np.mean(signs)) if signs else 1.0
-
-
-def _scans(model: ResNet) -> bool:
-    return uses_scan(model.loop, model.stages)

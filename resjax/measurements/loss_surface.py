@@ -2,7 +2,7 @@
 
 A surface is the loss at w + a d + b e, where w are the trained parameters and d, e two random
 directions. Each filter of a direction has the norm of the filter of w in its place, so that
-networks whose weights have other scales, which BN makes equal functions, have equal surfaces.
+two networks that differ in scales of weights only, which BN undoes, have equal surfaces.
 Biases, and the scales of norms, have the direction 0, as in the authors' code.
 
 The network is in evaluation mode, as in the authors' code: BN keeps the running statistics of w.
@@ -34,8 +34,8 @@ def random_direction(key: Key[Array, ""], params: Any) -> Any:
 
     Args:
       key: of the Gaussian random numbers.
-      params: of a network, unrolled or scanned. A filter is what makes one output of a convolution
-        or of a dense layer.
+      params: of a network, unrolled or scanned. A filter is the weights of one output channel of a
+        convolution or of a dense layer.
     """
     return _compiled_directions()(key, params)
 
@@ -84,8 +84,8 @@ def loss_surface(
         devices take part.
 
     Returns:
-      The metrics of the task by name, `loss` among them, at each point; NaN where the loss is not
-      finite.
+      The metrics of the task by name, `loss` among them, at each point; NaN at points with a loss
+      that is not finite.
     """
     devices = jax.devices()
     at_once = at_once or (1 if devices[0].platform == "cpu" else AT_ONCE)

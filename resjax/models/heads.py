@@ -37,8 +37,8 @@ class ClassificationHead(nn.Dense):
 def bind(head: nn.Module, changed: Mapping[str, Any], /, **bound: Any) -> nn.Module:
     """Returns the head of a running network.
 
-    Its fields `conv`, `norm` and `act` are filled if None; those in `changed`, if it has them, are
-    replaced.
+    Fields named in `bound` are filled if they are None; fields named in `changed` are replaced.
+    Names that the head has no field for are ignored.
     """
     fields = {name: value for name, value in bound.items() if getattr(head, name, ...) is None}
     fields |= {name: value for name, value in changed.items() if hasattr(head, name)}

@@ -120,7 +120,7 @@ def _normalized_jvp(epsilon: float, devices: Devices, primals: Any, tangents: An
     dnormal, dmean, dvar = linear_call(
         _Tangent(devices), _Gradient(devices), constants, changes, results=3
     )
-    # The shift is a constant: nothing depends on it but rounding.
+    # The shift counts as a constant, since it affects nothing but rounding.
     return results, (dnormal, jnp.zeros_like(shift), dmean, dvar)
 
 

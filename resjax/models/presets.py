@@ -254,7 +254,7 @@ class BranchScale(NamedTuple):
 
 
 def branch_scale(value: Any, blocks: int) -> BranchScale:
-    """Returns what multiplies the branch of each block.
+    """Returns the factor of the branch of each block.
 
     Args:
       value: a number; a power of the number of blocks, `L^-0.5` or `1/L`; a tuple with one number
@@ -263,7 +263,7 @@ def branch_scale(value: Any, blocks: int) -> BranchScale:
       blocks: of the network, in all stages.
 
     Raises:
-      ValueError: `value` is something else, in one line.
+      ValueError: `value` is none of these.
     """
     learned = isinstance(value, str) and value.partition(":")[0] == "learned"
     start = value

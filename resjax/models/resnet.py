@@ -54,8 +54,8 @@ class ResNet(nn.Module):
       zero_init_residual: start each block as its shortcut; its branch must end in a norm.
       stochastic_depth: rate at which the last block is dropped in training; block l of L is dropped
         at l / L of it (Huang et al. 2016). Needs a `dropout` key in `apply`, as dropout does.
-      branch_scale: what multiplies every block's branch (see `presets.branch_scale`), or an array
-        with one number per block, which may be traced. A learned factor is the parameter
+      branch_scale: factor of every block's branch (see `presets.branch_scale`), or an array with
+        one number per block, which may be traced. A learned factor is the parameter
         `branch_scale/scale` of its block.
       bn_momentum, bn_epsilon: a momentum of 0.9 here is 0.1 in PyTorch.
       bn_unbiased: whether running variances are unbiased, as in PyTorch, or biased, as in Flax.
@@ -196,11 +196,11 @@ class Branches:
     learned: bool = field(default=False, metadata={"static": True})
 
     def __getitem__(self, index: int | slice) -> "Branches":
-        """Returns those of one block, or of several."""
+        """Returns the branch of one block, or the branches of a slice of blocks."""
         return jax.tree.map(lambda values: values[index], self)
 
     def bind(self, block: Any) -> Any:
-        """Returns one bound block with a shortcut that drops and scales the branch."""
+        """Binds a shortcut that drops and scales the branch to a block."""
         if self.drop_rates is None and self.scales is None:
             return block
         bound = block.keywords["shortcut"]

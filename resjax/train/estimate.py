@@ -8,14 +8,14 @@ import jax
 
 from resjax.machine import threads
 
-SECONDS_AT_ONCE = 4.0  # for which a device gets work, as estimated, if the work can be divided
+SECONDS_AT_ONCE = 4.0  # estimated time of the work that a device gets at once, if it is divisible
 CORE_FLOPS = 2e10  # operations per second of a CPU core: 1e10 in narrow networks, 4e10 in wide ones
-ACCELERATOR_FLOPS = 1e12  # slower than those in use today, whose dispatches cost less
+ACCELERATOR_FLOPS = 1e12  # a lower bound for accelerators in use today
 LAYER_SECONDS = 7e-5  # of a layer so small that its operations take no time
 
 
 def forward_seconds(images: int, macs: int, depth: int, devices: int) -> float:
-    """Returns the time of a forward pass; twice as much goes to the backward pass.
+    """Returns the time of a forward pass; a backward pass takes twice as long.
 
     Args:
       images: on all devices.

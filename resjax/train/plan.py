@@ -45,6 +45,6 @@ def ends_line(trainer: Trainer, step: int) -> bool:
 
 
 def _parts(trainer: Trainer, steps: int) -> int:
-    """Returns into how many equal parts to divide a line, so that one program serves all."""
+    """Returns the number of equal parts of a line; one program serves all of them."""
     most = 1 if trainer.source.streamed else SECONDS_AT_ONCE / trainer.step_seconds
     return next(n for n in range(1, steps + 1) if steps % n == 0 and steps / n <= max(most, 1))

@@ -107,7 +107,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def encode_metrics(metrics: Any) -> Any:
-    """Returns metrics as JSON holds them, to the bit."""
+    """Encodes metrics as JSON content, without loss of bits."""
     if isinstance(metrics, Mapping):
         return {name: encode_metrics(value) for name, value in metrics.items()}
     if isinstance(metrics, tuple | list):
@@ -116,7 +116,7 @@ def encode_metrics(metrics: Any) -> Any:
 
 
 def decode_metrics(content: Any) -> Any:
-    """Returns what `encode_metrics` encoded, as NumPy arrays."""
+    """Decodes the content of `encode_metrics` to NumPy arrays."""
     if isinstance(content, list):
         return tuple(map(decode_metrics, content))
     if content.keys() == {"dtype", "values"}:

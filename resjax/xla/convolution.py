@@ -87,7 +87,7 @@ def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _image_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Returns the gradient of the images, from that of the output."""
+    """Returns the gradient of the images from the gradient of the output, dy."""
     sides, padding = geometry.kernel, geometry.padding
     outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -95,7 +95,7 @@ def _image_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
-    """Returns the gradient of the kernel, from that of the output.
+    """Returns the gradient of the kernel from the gradient of the output, dy.
 
     Batch and channels change places: weights sum over images as outputs sum over input channels.
     """
@@ -107,7 +107,7 @@ def _kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
 
 
 def _undo_strides(dy: Array, geometry: Geometry) -> Array:
-    """Returns the gradient of the output at stride 1, of which the output has every few pixels.
+    """Returns the gradient of the output that the convolution would have at stride 1.
 
     Zeros between the pixels undo the stride; zeros after them stand for pixels that no window
     reached.
@@ -181,17 +181,13 @@ class _Bilinear(Primitive):
             return self.bind(*moved, batches=batches + 1, **options), 0
         which = int(dims[0] is None)
         axis, result_axis = (batches + each for each in self._folds[which])
-        array, size = (
-            jnp.moveaxis(arrays[which], dims[which], axis),
-            arrays[which].shape[dims[which]],
-        )
+        size = arrays[which].shape[dims[which]]
+        array = jnp.moveaxis(arrays[which], dims[which], axis)
         folded = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
         operands = (arrays[0], folded) if which else (folded, arrays[1])
         result = self.bind(*operands, batches=batches, **options)
-        shape = result.shape
-        return result.reshape(
-            *shape[:result_axis], size, -1, *shape[result_axis + 1 :]
-        ), result_axis
+        before, after = result.shape[:result_axis], result.shape[result_axis + 1 :]
+        return result.reshape(*before, size, -1, *after), result_axis
 
 
 # The sum of dy times the output is linear in dy, images and kernel. Each primitive is its gradient

@@ -39,7 +39,7 @@ def linear_call(
     Args:
       function: has no state but what its equality compares.
       transpose: takes the constants and a cotangent per result, and returns one per argument.
-      constants: what both functions need besides.
+      constants: arrays that both functions take besides.
       arguments: at least one is not None.
       results: the number of results of `function`.
     """
@@ -87,17 +87,17 @@ def _jvp(primals: Any, tangents: Any, *, given: Any, **options: Any) -> tuple[An
     summands = []
     if any(map(_nonzero, moves)):
         present = filter(_nonzero, moves)
-        moving = _of_those(given, map(_nonzero, moves))
+        moving = _both(given, map(_nonzero, moves))
         summands.append(_linear.bind(*constants, *present, given=moving, **options))
     if any(map(_nonzero, changes)):
         changing = [i for i, change in enumerate(changes) if _nonzero(change)]
 
-        def of_constants(*values: Array) -> list[Array]:
+        def call(*values: Array) -> list[Array]:
             now = dict(enumerate(constants)) | dict(zip(changing, values, strict=True))
             return _call(*now.values(), *arguments, given=given, **options)
 
         at, along = ([each[i] for i in changing] for each in (constants, changes))
-        summands.append(jax.jvp(of_constants, at, along)[1])
+        summands.append(jax.jvp(call, at, along)[1])
     results = _linear.bind(*primals, given=given, **options)
     return results, [sum(parts[1:], parts[0]) for parts in zip(*summands, strict=True)]
 
@@ -106,8 +106,8 @@ def _nonzero(tangent: Any) -> bool:
     return not isinstance(tangent, ad.Zero)
 
 
-def _of_those(chosen: Iterable[bool], kept: Iterable[bool]) -> tuple[bool, ...]:
-    """Returns which are chosen and kept too; `kept` has a value for each that is chosen."""
+def _both(chosen: Iterable[bool], kept: Iterable[bool]) -> tuple[bool, ...]:
+    """Returns whether each is chosen and kept; `kept` has one value for each that is chosen."""
     kept = iter(kept)
     return tuple(each and next(kept) for each in chosen)
 
@@ -126,8 +126,8 @@ def _transpose(
             *filter(_nonzero, cotangents),
             function=transpose,
             transpose=function,
-            given=_of_those(wanted, map(_nonzero, cotangents)),
-            wanted=_of_those(given, unknown),
+            given=_both(wanted, map(_nonzero, cotangents)),
+            wanted=_both(given, unknown),
         )
     )
     return [None] * len(constants) + [next(found) if each else None for each in unknown]

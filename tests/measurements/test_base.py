@@ -62,7 +62,7 @@ def test_an_unknown_split_is_refused(run):
     ("spoil", "message"),
     [
         (lambda run: shutil.rmtree(run / "checkpoints"), "it has no checkpoint of step 2; copy"),
-        (lambda run: (run / "summary.json").unlink(), "it is no finished run"),
+        (lambda run: (run / "summary.json").unlink(), "it is not a finished run"),
         (
             lambda run: (run / "diverged.json").write_text('{"step": 1, "reason": "NaN"}'),
             "it diverged at step 1: NaN",

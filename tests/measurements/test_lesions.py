@@ -142,7 +142,7 @@ def test_the_first_place_gets_the_first_block_of_the_order(network, convert):
 @pytest.mark.parametrize("order", [[2], [1, 2], [2, 2], [2, 4]])
 def test_what_is_no_order_of_the_blocks_is_refused(network, order):
     model, variables = network()
-    with pytest.raises(UserError, match=r"stage 1: .* is no order of the blocks \[2, 3\]"):
+    with pytest.raises(UserError, match=r"stage 1: .* is not an order of the blocks \[2, 3\]"):
         permute(model, variables, {1: order})
 
 
