@@ -1,4 +1,4 @@
-"""What commands print: tables and values to standard output, notices to standard error."""
+"""Prints tables and values to standard output, and notices to standard error."""
 
 import sys
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What a field of the schema may hold: types, bounds, and the one line that a wrong value gets."""
+"""Checks values of the schema's fields against types and bounds, with an error of one line."""
 
 import ast
 import inspect

@@ -148,7 +148,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Task:
-    """What the network predicts, and how its predictions are scored."""
+    """The task: the predictions of the network and their scores."""
 
     name: str = "classification"
     """classification, or your own class as package.module:Class."""
@@ -213,7 +213,7 @@ class Optimizer:
     schedule_options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of your own schedule."""
     boundaries: Annotated[tuple[float, ...], Bounds(gt=0, lt=1)] = (0.5, 0.75)
-    """Where the rate decays, as fractions of train.steps."""
+    """Steps at which the rate decays, as fractions of train.steps."""
     clip_norm: Strength = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
     ema_decay: Fraction = 0.0
@@ -253,7 +253,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What is measured inside a training step, one value per layer, for layers.jsonl."""
+    """Measurements inside a training step, one value per layer, for layers.jsonl."""
 
     every: NonNegative = 0
     """Steps between two measurements, a multiple of train.log_every; 0 measures nothing."""

@@ -1,7 +1,7 @@
 """Lesions: blocks of a trained network deleted or exchanged (Veit et al. 2016, arXiv 1605.06431).
 
 A deleted block passes on what its shortcut carries. A block of a plain network has no shortcut:
-deleted, it passes its input on, subsampled and padded with zeros where the shape changes, as option
+deleted, it passes its input on, subsampled and padded with zeros if the shape changes, as option
 A does. So in both networks a deleted block changes shapes as before, and adds nothing.
 """
 
@@ -38,14 +38,14 @@ class LesionedModel:
         """
         shortcuts: set[str] = set()
 
-        def scale_branch(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        def intercept(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
             added, module = call(*arguments, **keywords), context.module
             if context.method_name != "__call__" or module.path[-1:] != ("shortcut",):
                 return added
             shortcuts.add("/".join(module.path))
             return _delete(added, arguments[0], module)
 
-        with nn.intercept_methods(scale_branch):
+        with nn.intercept_methods(intercept):
             outputs = self._model.apply(variables, *arguments, **keywords)
         keeps = jax.tree.leaves_with_path(variables[LESIONS])
         names = {path_name(path).removesuffix("/keep") for path, _ in keeps}

@@ -55,7 +55,7 @@ def dtype(block: str = "basic", shortcut: str = "pad") -> None:
 
 
 def addition(shortcut: str) -> None:
-    """What is added has the shape and the dtype of the branch, at strides 1 and 2."""
+    """The output of the shortcut has the shape and the dtype of the branch, at strides 1 and 2."""
     model = network(shortcut=shortcut, dtype="bfloat16")
 
     def intercept(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:

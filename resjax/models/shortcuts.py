@@ -24,7 +24,7 @@ Images = Float[Array, "n h w c"]
 
 @dataclass(frozen=True)
 class Scaled:
-    """What a shortcut returns to scale the branch too: `branch + Scaled(x, s)` is s * branch + x.
+    """The output of a shortcut that also scales the branch: y + Scaled(x, s) is s * y + x.
 
     A block can thus be gated or dropped without knowing it.
     """

@@ -31,7 +31,7 @@ RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "checkpoints")  # e
 
 
 class Finding(NamedTuple):
-    """What is wrong with a file or folder, or what an intact folder holds."""
+    """A fault of a file or folder, or the content of an intact folder."""
 
     path: Path
     message: str
