@@ -135,6 +135,9 @@ class Trainer:
             for phase in range(len(self.phases))
         ]
         self._executables: dict[Any, Executable] = {}
+        self._compiled_split_means = jax.jit(
+            self._split_means, static_argnums=1, compiler_options=step_compile()
+        )
 
     def with_batch_size(self, **sizes: int) -> "Trainer":
         """Returns a trainer for another `batch_size` or `eval_batch_size`; shares device arrays."""
@@ -292,7 +295,7 @@ class Trainer:
 
         On CPU they are those of a single dispatch to the last bit.
         """
-        stacked = jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
+        stacked = _concatenate(parts)
         if not self.source.streamed:
             return _mean_of_steps()(stacked)
         steps = len(jax.tree.leaves(stacked)[0])
@@ -445,10 +448,8 @@ class Trainer:
 
     def _join_batches(self, parts: list[Metrics], split: str) -> Metrics:
         """Sums the batches of `_evaluate_part` in the order in which `_evaluate` does."""
-        stacked = jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
-        total = jax.tree.map(lambda each: np.add.accumulate(each)[-1], stacked)
-        means = partial(self._split_means, split=split)
-        return jax.jit(means, compiler_options=step_compile())(total)
+        total = jax.tree.map(lambda each: np.add.accumulate(each)[-1], _concatenate(parts))
+        return self._compiled_split_means(total, split)
 
     def _batch_sums(self, state: TrainState, arrays: Any, drawn: Any, *, split: str) -> Metrics:
         """Computes the sums of the metrics over a batch, and those of the EMA if there is one."""
@@ -596,6 +597,11 @@ SLOW_SECONDS = 0.5
 def _sum_dispatches(results: list[Metrics]) -> Metrics:
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *results)
     return step.reduce_metrics(stacked, jnp.sum)
+
+
+def _concatenate(parts: list[Metrics]) -> Metrics:
+    """Returns the metrics of all parts on the host, along their first axis."""
+    return jax.tree.map(lambda *each: np.concatenate(each), *jax.device_get(parts))
 
 
 @lru_cache(maxsize=1)
