@@ -91,6 +91,14 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
 
 
 @pytest.fixture(scope="session")
+def float64_trainer() -> Iterator[ModuleType]:
+    """Imports tests/float64_trainer.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield importlib.import_module("float64_trainer")
+
+
+@pytest.fixture(scope="session")
 def read_within():
     """Reads files in a process of limited memory: `read_within(function, paths, megabytes)`.
 

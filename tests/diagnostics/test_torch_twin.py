@@ -1,6 +1,6 @@
-"""Diagnostics are what PyTorch's hooks measure in the same network, and what differences measure.
+"""Diagnostics agree with hooks of PyTorch in the same network, and with finite differences.
 
-The frozen numbers are those of `torch_twin.py`, which writes networks and measures anew.
+The expected numbers are written by `torch_twin.py`, which defines networks and measures anew.
 """
 
 import importlib
@@ -14,11 +14,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from resjax.config import default_config, override, resolve
 from resjax.diagnostics import DIAGNOSTICS, per_layer
 from resjax.models import layout
-from resjax.models.resnet import uses_scan
-from resjax.train.trainer import Dispatch, Trainer
+from resjax.train.trainer import Dispatch
 
 TORCH = json.loads(Path(__file__).with_name("torch_twin.json").read_text())["cases"]
 
@@ -45,39 +43,14 @@ def float64():
 
 
 @pytest.fixture
-def make_trainer(cases, dataset):
-    """A function from overrides to a trainer in float64, and its state at step 0."""
+def make_trainer(cases, dataset, float64_trainer):
+    """Returns a function from overrides to a trainer in float64 and its state at step 0."""
 
     def make(fields):
-        config = override(default_config(), {**cases.OVERRIDES, "data.name": dataset, **fields})
-        trainer = Trainer(resolve(config))
-        trainer.programs = [
-            program._replace(model=program.model.clone(dtype=jnp.float64))
-            for program in trainer.programs
-        ]
-        return trainer, start(trainer, cases.weights)
+        overrides = {**cases.OVERRIDES, "data.name": dataset, **fields}
+        return float64_trainer.make_trainer(overrides, cases.weights)
 
     return make
-
-
-def start(trainer, draw):
-    """Returns the state at step 0 with parameters by formula; compiles nothing."""
-
-    def first(path, leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(0)
-        dtype = jnp.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-        return jnp.full(leaf.shape, layout.path_name(path).endswith("/var"), dtype)
-
-    shapes = jax.eval_shape(trainer._init_state, jax.random.key(0))
-    state = jax.tree.map_with_path(first, shapes)
-    unrolled = layout.unrolled({"params": state.params})["params"]
-    params = jax.tree.map_with_path(
-        lambda path, leaf: jnp.asarray(draw(layout.path_name(path), leaf.shape)), unrolled
-    )
-    if uses_scan(trainer.model.loop, trainer.model.stages):
-        params = layout.scanned({"params": params})["params"]
-    return state._replace(params=params)
 
 
 def diagnose(trainer, state, steps=0):
@@ -97,7 +70,7 @@ def test_pytorch_has_measured_every_case_and_every_diagnostic(cases):
 
 
 def runs():
-    """Yields every case scanned and unrolled; one of either kind is not slow."""
+    """Yields each case, scanned and unrolled; all but one of each layout are slow."""
     for name in TORCH:
         for loop in ("scan", "unroll"):
             quick = (name, loop) in (("plain", "scan"), ("preactivation", "unroll"))
