@@ -28,7 +28,7 @@ FEWEST_SEEDS = 3
 """The smallest number of seeds from which anything is concluded."""
 
 EXACT = 7
-"""The largest number of values of which all resamples are enumerated (1,716 distinct ones)."""
+"""The largest number of values for which all resamples are enumerated (1,716 distinct ones)."""
 
 RESAMPLES = 10_000
 
@@ -36,7 +36,7 @@ Interval = tuple[float, float]
 
 
 class Estimate(NamedTuple):
-    """The mean of some values, one for each seed, and how well they determine it."""
+    """The mean of some values, one for each seed, and its confidence intervals."""
 
     mean: float
     deviation: float  # sample standard deviation, NaN for a single value
@@ -59,17 +59,17 @@ def estimate(values: ArrayLike) -> Estimate:
     return Estimate(mean, deviation, len(array), t_interval(array), bootstrap_interval(array))
 
 
-def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+def t_interval(values: ArrayLike) -> Interval:
     """Returns Student's confidence interval of the mean; NaN for fewer than two values."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return math.nan, math.nan
-    quantile = stats.t.ppf((1 + level) / 2, len(array) - 1)
+    quantile = stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)
     half = float(quantile * array.std(ddof=1) / math.sqrt(len(array)))
     return float(array.mean()) - half, float(array.mean()) + half
 
 
-def bootstrap_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+def bootstrap_interval(values: ArrayLike) -> Interval:
     """Returns the percentile bootstrap interval of the mean; NaN for fewer than two values.
 
     Up to `EXACT` values, the means of all resamples are enumerated with their probabilities. For
@@ -82,7 +82,7 @@ def bootstrap_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     means, weights = _resampled_means(array)
     order = np.argsort(means, kind="stable")
     cumulated = np.cumsum(weights[order])
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     ends = np.searchsorted(cumulated, [tail, 1 - tail]).clip(max=len(means) - 1)
     low, high = means[order][ends]
     return float(low), float(high)
@@ -234,9 +234,9 @@ def intervals(runs: pd.DataFrame) -> pd.DataFrame:
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns paired differences of the primary metrics for each field that varies.
 
-    The first value of a field is what its other values are compared with, at equal seed and at
-    equal values of all other fields, save those that change with the field. A field of which a
-    run was trained twice is left out.
+    The other values of a field are compared with its first value, at equal seed and at
+    equal values of all other fields, save those that change with the field. A field is left
+    out if one of its runs was trained twice.
 
     Returns:
       One row for each field, value, group of pairs and metric: `field`, `value`, `baseline`, `at`
@@ -251,7 +251,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
             for name in names:
                 try:
                     pairs = paired_differences(runs, name, {field: value}, {field: baseline})
-                except ValueError:  # a run was trained twice; which one counts is not ours to say
+                except ValueError:  # a run was trained twice
                     continue
                 equal = [str(n) for n in pairs if "." in str(n) and n not in REPEATS]
                 places = describe(pairs, equal) if equal else pd.Series("", pairs.index)

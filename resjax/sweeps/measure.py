@@ -1,8 +1,9 @@
-"""Measures finished runs: calls an experiment's `measure`, and keeps what it found.
+"""Measures finished runs: calls an experiment's `measure`, and writes what it returns.
 
-What `measure` found in a run is the file `measurements/EXPERIMENT.json` of its folder. It is
-written whole after `measure` has returned, so a run is measured or not. It names the checkpoint and
-the source of `measure`: if the run goes on, or the source changes, the run is measured again.
+The rows are in the file `measurements/EXPERIMENT.json` of the run folder. The file is written whole
+after `measure` has returned, so that a run is measured completely or not at all. It
+names the checkpoint and the source of `measure`: if the run goes on, or the source changes, the run
+is measured again.
 """
 
 import ast
@@ -34,7 +35,7 @@ from resjax.run_files import (
 )
 from resjax.train import records
 from resjax.train.lock import locked
-from resjax.train.progress import Warn, print_warning
+from resjax.train.progress import print_warning
 
 FUNCTION = "measure"
 
@@ -44,8 +45,8 @@ class Measure(NamedTuple):
 
     Attributes:
       experiment: its name.
-      file: where it was read, for messages.
-      source: the whole file, as it was when the sweep was launched.
+      file: the path of the experiment file, for messages.
+      source: the text of the file, as it was when the sweep was launched.
       code: digest of `measure` and of what it uses of the file.
     """
 
@@ -56,7 +57,7 @@ class Measure(NamedTuple):
 
     @property
     def function(self) -> str:
-        """What is called, for messages."""
+        """The function and its file, for messages."""
         return f"{FUNCTION}() of {self.file}"
 
 
@@ -78,8 +79,8 @@ def used_source(source: str, name: str) -> str | None:
     order of the file. Code that is imported from elsewhere is not looked at.
 
     Args:
-      source: of the file.
-      name: of the definition.
+      source: the text of the file.
+      name: the name of the definition.
 
     Returns:
       The lines, or None if the file defines no such name.
@@ -116,7 +117,7 @@ def _defined_names(statement: ast.stmt) -> Iterable[str]:
                 yield (other or name).partition(".")[0]
 
 
-def needs_measuring(measure: Measure, folder: Path, warn: Warn = print_warning) -> bool:
+def needs_measuring(measure: Measure, folder: Path) -> bool:
     """Returns whether a finished run has to be measured, perhaps again.
 
     It is measured again if `measure` has changed or if the run has taken further steps. A run
@@ -134,7 +135,7 @@ def needs_measuring(measure: Measure, folder: Path, warn: Warn = print_warning) 
     if checkpoint not in ("", found.checkpoint):
         return True
     if found.code != measure.code and not checkpoint:
-        warn(
+        print_warning(
             f"{findings_path(folder, measure.experiment)} was measured before {measure.function} "
             f"changed, and {folder} has no checkpoint to measure it again"
         )
@@ -147,13 +148,12 @@ def _findings(measure: Measure, folder: Path) -> Findings | None:
     return None
 
 
-def measure_run(measure: Measure, folder: Path, warn: Warn = print_warning) -> None:
+def measure_run(measure: Measure, folder: Path) -> None:
     """Measures a finished run and writes what was found.
 
     Args:
-      measure: of the experiment.
-      folder: of the run.
-      warn: called for a damaged checkpoint.
+      measure: the experiment's `measure`.
+      folder: the run folder.
 
     Raises:
       UserError: the run cannot be measured, `measure` raises or returns something else, or the
@@ -162,8 +162,8 @@ def measure_run(measure: Measure, folder: Path, warn: Warn = print_warning) -> N
     from resjax.measurements import FinishedRun  # imports JAX, which takes seconds
 
     start = time.monotonic()
-    with locked(folder, warn):
-        run = FinishedRun(folder, warn)
+    with locked(folder, print_warning):
+        run = FinishedRun(folder, print_warning)
         try:
             rows = _rows(_load(measure)(run))
         except Exception as error:
