@@ -93,7 +93,7 @@ def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
 
 
 SPLITS = ("train", "train_set", "test")
-"""What a line of metrics.jsonl measures: `train` is the mean over the steps since the last line, in
+"""Splits of lines of metrics.jsonl: `train` is the mean over the steps since the last line, in
 training mode on images as the config augments them; `train_set` and `test` are evaluations of the
 whole training and test split."""
 
@@ -182,10 +182,10 @@ def read_summary(path: Path) -> dict[str, float]:
 
 
 class Findings(NamedTuple):
-    """What an experiment's `measure` found in a run: a file of the folder `measurements`.
+    """Rows that an experiment's `measure` returned for a run: a file of the folder `measurements`.
 
     Attributes:
-      step: of the checkpoint that was measured.
+      step: the step of the checkpoint that was measured.
       rows: values by name: numbers, texts and booleans; NaN for a number that is not finite.
       code: digest of the source of `measure`.
       checkpoint: digest of the checkpoint.

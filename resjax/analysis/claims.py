@@ -1,4 +1,4 @@
-"""Claims of papers beside what was measured: statement, source, published, ours, and a verdict.
+"""Judges claims of papers by runs: statement, source, published and measured numbers, verdict.
 
 An experiment's `claims` returns a list of `Claim`. `compare`, `trend` and `within` make one from a
 table of runs; `judge` gives the verdict on numbers that an experiment computes itself, one for each
@@ -56,7 +56,7 @@ Expected = Literal["higher", "lower", "same"]
 
 
 class Claim(NamedTuple):
-    """A claim of a paper and what became of it here.
+    """A claim of a paper, with measured numbers and a verdict.
 
     Attributes:
       statement: the claim, as a sentence.
@@ -103,7 +103,7 @@ def compare(
       margin: the smallest difference that counts, in the unit of the column (0.01 is one per cent
         of a fraction). The expectation "same" needs one above 0.
       equal: the columns in which paired runs agree; see `paired_differences`.
-      names: what the settings are called in `measured`.
+      names: the names of the settings in `measured`.
 
     Returns:
       The claim; "not tested at this scale" if no run of one of the settings has ended.
@@ -186,8 +186,8 @@ def within(
       value: the column; of several runs of a seed, the mean counts.
       where: the setting, as column values.
       lowest, highest: the bounds, of which at least one is finite.
-      unit: how to print the value; by default that of the column.
-      label: what to call the value in `measured`.
+      unit: the unit in which the value is printed; by default that of the column.
+      label: the name of the value in `measured`.
 
     The other arguments and the result are those of `compare`. Runs count if they have the value,
     whether they finished or not.
@@ -239,7 +239,7 @@ def judge(differences: Any, expected: Expected, margin: float = 0.0) -> str:
 
 
 def _judge_divergence(pairs: pd.DataFrame, value: str, unit: Metric, expected: Expected) -> str:
-    """Returns the verdict on pairs of which runs diverged, which is worse than any value."""
+    """Returns the verdict on pairs with diverged runs; divergence is worse than any value."""
     treatment, control = pairs["treatment_diverged"], pairs["control_diverged"]
     if pairs["seed"].nunique() < FEWEST_SEEDS or not value.startswith(("train_", "test_")):
         return UNDECIDED
@@ -262,10 +262,10 @@ def tally(claims: Iterable[Claim]) -> str:
     """Returns "Of 5 claims, 3 agree, 1 disagrees and 1 is undecided"."""
     found = [claim.verdict for claim in claims]
     words = {
-        "agrees": ("agrees", "agree"),
-        "disagrees": ("disagrees", "disagree"),
-        "undecided": ("is undecided", "are undecided"),
-        "not tested at this scale": ("was not tested", "were not tested"),
+        AGREES: ("agrees", "agree"),
+        DISAGREES: ("disagrees", "disagree"),
+        UNDECIDED: ("is undecided", "are undecided"),
+        NOT_TESTED: ("was not tested", "were not tested"),
     }
     counts = {verdict: found.count(verdict) for verdict in VERDICTS}
     parts = [f"{n} {words[verdict][n > 1]}" for verdict, n in counts.items() if n]

@@ -24,7 +24,7 @@ from resjax.run_files import read_json_object
 
 HEADER = """# Claims
 
-What papers claim about residual networks, what they publish, and what the runs in
+This page states what papers claim about residual networks, what they publish, and what the runs in
 `experiments/results/` measured. `make claims` writes this page from those runs, and a test checks
 that it is up to date; it is not edited by hand.
 

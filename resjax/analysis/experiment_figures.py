@@ -1,4 +1,4 @@
-"""Loads experiment files: their title, their claim, and what `figures` and `claims` make of runs.
+"""Loads experiment files, draws their figures of runs and judges their claims.
 
 The file is the user's, so an error in it becomes one line that names the file and the line.
 """
@@ -31,7 +31,7 @@ class Tables(NamedTuple):
 
 
 def load_tables(runs: pd.DataFrame, experiment: Path | None, warn: Warn | None = None) -> Tables:
-    """Loads the tables of runs; `measurements` is what the experiment file's `measure` found."""
+    """Loads the tables of runs; `measurements` has the rows of the experiment's `measure`."""
     name = "" if experiment is None else experiment_name(experiment)
     measurements = load_measurements(runs, name, warn)
     return Tables(runs, load_curves(runs, warn), load_layers(runs, warn), measurements)
@@ -80,7 +80,7 @@ class Experiment(NamedTuple):
         return dict(drawn)
 
     def claims(self, tables: Tables) -> list[Claim]:
-        """Returns what became of the experiment's claims; [] if it makes none.
+        """Returns the experiment's claims with their verdicts; [] if it makes none.
 
         Raises:
           UserError: the experiment's `claims` raises, or returns something else.
@@ -111,7 +111,7 @@ def _call(name: str, function: Callable[..., Any], tables: Tables) -> Any:
     """Calls an experiment's function with the tables that its parameters name."""
     parameters = inspect.signature(function).parameters.values()
     if not any(each.name in Tables._fields for each in parameters):
-        return function(tables.runs, tables.curves)  # whatever an earlier version's calls them
+        return function(tables.runs, tables.curves)  # by position, as in earlier versions
     given: dict[str, pd.DataFrame] = {}
     for parameter in parameters:
         if parameter.name in Tables._fields:

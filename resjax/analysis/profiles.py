@@ -1,6 +1,6 @@
 """Draws values against a position in panels: diagnostics by layer or by step, for several networks.
 
-Where `figures.layer_profile` draws one network in the order of its layers, an experiment compares
+`figures.layer_profile` draws the layers of a network in their order. An experiment compares
 networks of different depths, whose layers share an axis only as positions between 0 and 1.
 """
 
@@ -34,8 +34,8 @@ def profiles(
 ) -> Figure:
     """Draws a panel per value of `panel` and in it a line per value of `series`.
 
-    Rows that share all but their value, such as those of several seeds, are averaged in a band of
-    one sample standard deviation; on a logarithmic axis mean and deviation are those of the
+    Rows that share all but their value, such as those of several seeds, are averaged, with a band
+    of one sample standard deviation; on a logarithmic axis mean and deviation are those of the
     logarithm. A point that some of the rows lack, because a run diverged, is left out.
 
     Args:

@@ -232,7 +232,7 @@ def _write_claims(path: Path, claims: Sequence[Claim]) -> None:
 
 
 def _warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> None:
-    """Warns of finished runs in which the experiment has not measured what it measures."""
+    """Warns of finished runs that the experiment has not measured."""
     ended = tables.runs[tables.runs["finished"] & ~tables.runs["diverged"]]
     missing = ~ended["folder"].isin(tables.measurements["folder"])
     if missing.any():
@@ -255,7 +255,7 @@ def _advice(file: Path | None, roots: list[Path]) -> str:
 
 
 def _refresh_copies(roots: list[Path], experiment: Path) -> None:
-    """Replaces the copies of an experiment in sweep folders by its file, which was mended."""
+    """Replaces the copies of an experiment in sweep folders by its corrected file."""
     for root in roots:
         copy = root / "experiment.py"
         if copy.is_file() and _plan(root).get("experiment") == experiment.stem:
@@ -337,7 +337,7 @@ def _range(runs: pd.DataFrame) -> str:
 
 
 def _splits(runs: pd.DataFrame, metric: Metric) -> dict[str, str]:
-    """Returns the part of `SPLITS` of which some run has the metric, and always train and test."""
+    """Returns the titles of train and test, and of train_set if some run has the metric on it."""
     measured = f"train_set_{metric.name}" in runs and runs[f"train_set_{metric.name}"].notna().any()
     return {name: title for name, title in SPLITS.items() if measured or name != "train_set"}
 
@@ -479,14 +479,15 @@ def _differences(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str:
         "seeds": map(_number, shown["seeds"]),
     }
     columns = {name: list(column)[:MOST_DIFFERENCES] for name, column in columns.items()}
-    more = f"Of {len(shown)}, the first {MOST_DIFFERENCES} are shown. " * (
+    more = f"The first {MOST_DIFFERENCES} of {len(shown)} are shown. " * (
         len(shown) > MOST_DIFFERENCES
     )
     return f"""<section id="differences">
 <h2>Paired differences</h2>
-<p>Each value of a field against its first one, at equal seed and equal other fields, save those
-that change with it: mean ± sample standard deviation over seeds, and intervals of the mean. With
-three seeds the bootstrap interval is their range. Pairs with a diverged run have no difference.
+<p>Each value of a field is compared with the first one, at equal seed and equal other fields,
+except those that change with it: mean ± sample standard deviation over seeds, and intervals of the
+mean. With three seeds the bootstrap interval is their range. Pairs with a diverged run have no
+difference.
 {more}differences.csv has the training metrics too.</p>
 {_table(columns)}
 </section>"""
@@ -534,9 +535,9 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
             figures[f"steps_{name}"] = _by_step(measured, name, log)
     return f"""<section id="layers">
 <h2>Layers</h2>
-<p>What diagnostics measured in each layer: by layer at the last step with finite values, and by
-step as the mean over the layers of each part of the network. Of parameters, kernels are drawn;
-layers.jsonl has the others too.</p>
+<p>Each diagnostic is drawn by layer, at the last step with finite values, and by step, as the mean
+over the layers of each part of the network. Among parameters, only kernels are drawn; layers.jsonl
+has all of them.</p>
 {_figures(figures, root)}
 </section>"""
 

@@ -67,7 +67,7 @@ def made_up_runs(configs: Mapping[str, Config]) -> Iterator[Path]:
 
 
 def made_up_measurements(runs: pd.DataFrame, workdir: Path, experiment: str) -> pd.DataFrame:
-    """Returns what an experiment might measure in made-up runs.
+    """Returns measurements of made-up runs.
 
     Args:
       runs: the table of the made-up runs.

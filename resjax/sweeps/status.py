@@ -43,7 +43,7 @@ class RunStatus:
         return digest(replace(self.config, seed=0))
 
     def update(self, message: Progress | Measuring) -> None:
-        """Takes what training reports."""
+        """Updates the progress or the state by a report of the process that trains the run."""
         if isinstance(message, Progress):
             self.progress = message
         else:

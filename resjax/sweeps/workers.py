@@ -105,10 +105,10 @@ def attempt(
     """Trains and measures one run in this process; returns the failure instead of raising it.
 
     Args:
-      config: of the run.
-      folder: of the run.
+      config: the resolved config of the run.
+      folder: the run folder.
       report: called with the progress of the training, and when measuring begins.
-      measure: of the experiment.
+      measure: the experiment's `measure`, if it has one.
       stop: a request to stop training.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is recorded of the forward pass: which layers there are, and what their values mean.
+"""Diagnostics of the forward pass: which layers they record, and what their values mean.
 
 tests/train/test_parallel.py checks all values in every layout and on several devices.
 """
