@@ -197,7 +197,7 @@ def load_layers(
 def load_measurements(
     source: str | os.PathLike[str] | pd.DataFrame, experiment: str, warn: Warn | None = None
 ) -> pd.DataFrame:
-    """Loads what an experiment's `measure` found in the runs in `source`.
+    """Loads the rows that an experiment's `measure` returned for the runs in `source`.
 
     Measurements of an earlier step, made before the run was trained further, are left out.
 

@@ -18,6 +18,7 @@ from resjax.run_files import DamagedFileError, find_divergence
 from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
+RUNNING = "running", "measuring"
 FINISHED = "done", "skipped", "done, diverged", "skipped, diverged"
 
 
@@ -95,13 +96,11 @@ def _print_line(run: RunStatus) -> None:
 
 def _table(runs: Sequence[RunStatus], height: int) -> Table:
     """Returns a table of `height` runs around the first that is running; of all at the end."""
-    ended = [run.state not in ("waiting", "running", "measuring") for run in runs]
+    ended = [run.state not in ("waiting", *RUNNING) for run in runs]
     table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
-    running = next(
-        (index for index, run in enumerate(runs) if run.state in ("running", "measuring")), 0
-    )
+    running = next((index for index, run in enumerate(runs) if run.state in RUNNING), 0)
     rows = len(runs) if all(ended) else max(height, 1)
     first = max(0, min(running - rows // 2, len(runs) - rows))
     for run in runs[first : first + rows]:
