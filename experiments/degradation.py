@@ -22,9 +22,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import Claim, compare, training_column, worse_and_better
+from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import FAILS, Published, by_depth
-from resjax.analysis.runs import describe, primary_metrics, varying
+from resjax.analysis.runs import describe, primary_metrics, training_column, varying
 from resjax.sweeps import param, product
 
 PUBLISHED = (  # of networks of basic blocks

@@ -25,9 +25,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.claims import Claim, compare, training_column, worse_and_better
+from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import Published, by_depth, curves_and_final
-from resjax.analysis.runs import name_settings, primary_metrics
+from resjax.analysis.runs import name_settings, primary_metrics, training_column
 from resjax.sweeps import choose, param, product
 
 

@@ -24,11 +24,10 @@ from resjax.analysis.claims import (
     compare,
     describe_difference,
     judge,
-    training_column,
     worse_and_better,
 )
 from resjax.analysis.final_values import Published, by_depth, curves_and_final
-from resjax.analysis.runs import primary_metrics
+from resjax.analysis.runs import primary_metrics, training_column
 from resjax.analysis.statistics import by_seed, estimate, paired_differences
 from resjax.run_files import Metric
 from resjax.sweeps import chain, choose, param, product

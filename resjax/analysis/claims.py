@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis.runs import primary_metrics
-from resjax.analysis.runs import training_column as training_column
 from resjax.analysis.statistics import (
     FEWEST_SEEDS,
     Estimate,

@@ -135,7 +135,7 @@ def note(axes: Axes, what: str, values: Iterable[Any]) -> None:
         axes: Where it was drawn.
         what: "band" or "bar", with the numbers of seeds that were averaged; "training", with the
             split of the training values, "train" or "train_set"; or "text", with sentences.
-        values: What there is to note.
+        values: The numbers of seeds, splits or sentences.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -143,7 +143,7 @@ def note(axes: Axes, what: str, values: Iterable[Any]) -> None:
 
 
 def caption(figure: Figure) -> str:
-    """Returns what the lines, bands and bars of a figure are, and of how many seeds."""
+    """Returns sentences that explain the lines, bands and bars of a figure and count the seeds."""
     notes = _NOTES.get(figure, {})
     sentences = sorted(map(str, notes.get("text", ())))
     for what, mark in (("band", "Lines"), ("bar", "Marks")):

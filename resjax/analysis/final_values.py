@@ -278,7 +278,7 @@ def draw_published(
     Args:
         axes: Where to draw.
         points: (place, mean, deviation), where means and deviations are in the printed unit.
-        metric: What the values are of.
+        metric: The metric of the values.
         color: The color of the network.
         rank: The index of the source, which chooses the marker.
         line: Whether a thin line joins the points.

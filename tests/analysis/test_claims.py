@@ -17,11 +17,11 @@ from resjax.analysis.claims import (
     compare,
     judge,
     tally,
-    training_column,
     trend,
     within,
 )
 from resjax.analysis.claims_page import claims_page
+from resjax.analysis.runs import training_column
 from resjax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
