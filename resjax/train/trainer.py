@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
@@ -135,9 +135,6 @@ class Trainer:
             for phase in range(len(self.phases))
         ]
         self._executables: dict[Any, Executable] = {}
-        self._compiled_split_means = jax.jit(
-            self._split_means, static_argnums=1, compiler_options=step_compile()
-        )
 
     def with_batch_size(self, **sizes: int) -> "Trainer":
         """Returns a trainer for another `batch_size` or `eval_batch_size`; shares device arrays."""
@@ -450,6 +447,11 @@ class Trainer:
         """Sums the batches of `_evaluate_part` in the order in which `_evaluate` does."""
         total = jax.tree.map(lambda each: np.add.accumulate(each)[-1], _concatenate(parts))
         return self._compiled_split_means(total, split)
+
+    @cached_property
+    def _compiled_split_means(self) -> Any:
+        """`_split_means`, compiled; only divided evaluations need it on its own."""
+        return jax.jit(self._split_means, static_argnums=1, compiler_options=step_compile())
 
     def _batch_sums(self, state: TrainState, arrays: Any, drawn: Any, *, split: str) -> Metrics:
         """Computes the sums of the metrics over a batch, and those of the EMA if there is one."""
