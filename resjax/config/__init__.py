@@ -18,11 +18,12 @@ custom of ml_collections.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: there is no such field, or the value is not valid for it.
     """
-    changed = config.to_dict()
-    for path, value in overrides.items():
-        field = find_field(path)
-        *sections, name = path.split(".")
-        target = changed
-        for key in sections:
-            target = target.setdefault(key, {})
-            if not isinstance(target, dict):
-                raise UserError(f"{path}: {key} holds {target!r}, it has no fields")
-        parsed = field.parse(value) if isinstance(value, str) else value
-        target[name] = field.check(parsed, path)
-    return _config_dict(changed)
+    return _config_dict(_override_values(config.to_dict(), overrides))
 
 
 def resolve(config: ConfigDict) -> Config:
@@ -111,14 +101,72 @@ def resolve(config: ConfigDict) -> Config:
       UserError: a field is unknown or its value not valid, values exclude each other, or
         `transfer.weights` cannot be read.
     """
-    resolved = _build(Config, config.to_dict())
-    for message in conflicts(resolved):
+    return _complete(_build(Config, config.to_dict()))
+
+
+class Variations:
+    """Resolves many configs that differ from one config in a few fields.
+
+    Each equals `resolve(override(config, overrides))`, but sections that the overrides leave alone
+    are checked only once.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self._values = config.to_dict()
+        self._checked: dict[str, Any] = {}
+
+    def resolve(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Config]:
+        """Returns the overrides as their fields store them, and the resolved config.
+
+        Raises:
+          UserError: as `override` and `resolve` do.
+        """
+        values = _override_values(self._values, overrides)
+        parsed = {path: reduce(getitem, path.split("."), values) for path in overrides}
+        checked = {name: self._check(name, value) for name, value in values.items()}
+        return parsed, _complete(Config(**checked))
+
+    def _check(self, name: str, value: Any) -> Any:
+        if value is not self._values.get(name):
+            return _check(name, value)
+        if name not in self._checked:
+            self._checked[name] = _check(name, value)
+        return self._checked[name]
+
+
+def _override_values(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested values with overrides; sections without any are the same objects."""
+    changed = dict(values)
+    for path, value in overrides.items():
+        field = find_field(path)
+        *sections, name = path.split(".")
+        target = changed
+        for key in sections:
+            inner = target.get(key, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{path}: {key} holds {inner!r}, it has no fields")
+            target[key] = dict(inner)
+            target = target[key]
+        parsed = field.parse(value) if isinstance(value, str) else value
+        target[name] = field.check(parsed, path)
+    for path in overrides:
+        section = path.partition(".")[0]
+        if path not in FIELDS or FIELDS[path].type in (dict, Any):
+            # A ConfigDict sorts dicts by their keys, so a run's config.json has them in this order.
+            changed[section] = ConfigDict(changed[section]).to_dict()
+    return changed
+
+
+def _complete(config: Config) -> Config:
+    """Checks values against each other and fills the model fields that are open."""
+    for message in conflicts(config):
         raise UserError(message)
-    trust(code_names(resolved))  # which the user has typed or written
-    model, weights = resolved.model, resolved.transfer.weights
+    trust(code_names(config))  # which the user has typed or written
+    model, weights = config.model, config.transfer.weights
     if weights is not None:
-        transfer = dataclasses.replace(resolved.transfer, weights=str(user_path(weights)))
-        resolved = dataclasses.replace(resolved, transfer=transfer)
+        transfer = dataclasses.replace(config.transfer, weights=str(user_path(weights)))
+        config = dataclasses.replace(config, transfer=transfer)
     described = None if weights is None else model_of(user_path(weights))
     try:
         if described is not None:
@@ -127,7 +175,7 @@ def resolve(config: ConfigDict) -> Config:
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     model = dataclasses.replace(model, **(filled | {"name": None}))
-    return dataclasses.replace(resolved, model=model)
+    return dataclasses.replace(config, model=model)
 
 
 def code_names(config: Config) -> list[str]:
@@ -141,8 +189,12 @@ def code_names(config: Config) -> list[str]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns what identifies a run, as a run folder's `config.json` holds it."""
-    content = dataclasses.asdict(config)
-    del content["sweep"], content["model"]["name"]
+    content = {
+        name: vars(value) if name in SECTIONS else value
+        for name, value in vars(config).items()
+        if name != "sweep"
+    }
+    content["model"] = {name: x for name, x in content["model"].items() if name != "name"}
     # Through JSON, so that tuples equal the lists that are read from a file.
     return json.loads(json.dumps(content))
 
@@ -194,43 +246,42 @@ def _with_later_fields(content: dict[str, Any]) -> dict[str, Any]:
 
 def digest(config: Config) -> str:
     """Returns a run's identity: eight hexadecimal digits that change with any field."""
+    return hashlib.sha256(canonical(config).encode()).hexdigest()[:8]
+
+
+def canonical(config: Config) -> str:
+    """Returns the text that `digest` is a digest of."""
     content = to_dict(config)
-    first = _select(content, lambda section, name: name in FIRST_FIELDS.get(section, "").split())
-    then = to_dict(from_dict(first))
-    later = _select(content, lambda section, name: then[section][name] != content[section][name])
-    identity = {"seed": config.seed} | {
-        section: first.get(section, {}) | later.get(section, {}) for section in first | later
+    first = {
+        section: {name: content[section][name] for name in names.split()}
+        for section, names in FIRST_FIELDS.items()
     }
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    then = _with_later_fields({**first, "model": dict(first["model"])})
+    identity: dict[str, Any] = {"seed": config.seed}
+    for section, fields in first.items():
+        implied = _DEFAULTS[section] | then[section]
+        changed = (name for name, value in content[section].items() if value != implied[name])
+        identity[section] = fields | {name: content[section][name] for name in changed}
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"))
 
 
-def _select(
-    content: dict[str, Any], chosen: Callable[[str, str], bool]
-) -> dict[str, dict[str, Any]]:
-    """Returns the fields, by section and name, that are `chosen`; no section is empty."""
-    selected = {
-        section: {name: value for name, value in fields.items() if chosen(section, name)}
-        for section, fields in content.items()
-        if section in SECTIONS
-    }
-    return {section: fields for section, fields in selected.items() if fields}
+_DEFAULTS = to_dict(Config())
 
 
 def _build(section: Any, values: Any, prefix: str = "") -> Any:
     """Returns the dataclass of a section from its values, each of them checked."""
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix[:-1]}={values!r}: expected a section with fields")
-    checked = {}
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        if path in SECTIONS:
-            checked[name] = _build(SECTIONS[path], value, f"{path}.")
-        elif path in FIELDS:
-            checked[name] = FIELDS[path].check(value, path)
-        else:
-            raise UserError(no_such_field(path))
-    return section(**checked)
+    return section(**{name: _check(f"{prefix}{name}", value) for name, value in values.items()})
+
+
+def _check(path: str, value: Any) -> Any:
+    """Returns the value of a field, or the dataclass of a section, after checks."""
+    if path in SECTIONS:
+        return _build(SECTIONS[path], value, f"{path}.")
+    if path in FIELDS:
+        return FIELDS[path].check(value, path)
+    raise UserError(no_such_field(path))
 
 
 def _config_dict(content: dict[str, Any]) -> ConfigDict:
@@ -238,5 +289,5 @@ def _config_dict(content: dict[str, Any]) -> ConfigDict:
     config = ConfigDict(content).lock()
     for path, field in FIELDS.items():
         if field.type is dict:
-            functools.reduce(getattr, path.split("."), config).unlock()
+            reduce(getattr, path.split("."), config).unlock()
     return config

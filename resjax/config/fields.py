@@ -8,6 +8,7 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal
@@ -111,7 +112,7 @@ class Field:
             return self.type(value)
         raise UserError(f"{path}={value!r}: expected {self}")
 
-    @property
+    @cached_property
     def of_item(self) -> "Field":
         """The values that each item of a tuple or dict may hold."""
         return replace(self, type=self.item, item=Any, optional=False)

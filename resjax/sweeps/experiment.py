@@ -4,20 +4,19 @@ The plan is complete before anything is trained or written, so an impossible net
 of a sweep is an error now, and not after a night.
 """
 
+import hashlib
 import inspect
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from resjax.config import Config, digest, override, resolve, to_dict
+from resjax.config import Config, Variations, canonical
 from resjax.config.python_files import errors_in, import_function
 from resjax.errors import UserError
 from resjax.models.presets import (
@@ -37,11 +36,16 @@ class Run:
     overrides: dict[str, Any]
     config: Config
 
-    @property
+    @cached_property
+    def identity(self) -> str:
+        """The SHA-256 of its config, equal for equal runs only; `digest` is its beginning."""
+        return hashlib.sha256(canonical(self.config).encode()).hexdigest()
+
+    @cached_property
     def name(self) -> str:
         """The name of its folder, readable and unique: `depth56-none-seed0-1a2b3c4d`."""
         values = "-".join(_short(field, value) for field, value in self.overrides.items())
-        return f"{values[:100]}-{digest(self.config)}".lstrip("-.")
+        return f"{values[:100]}-{self.identity[:8]}".lstrip("-.")
 
 
 class Keyword(NamedTuple):
@@ -92,14 +96,14 @@ def plan(
     with _keywords_named(given), errors_in(experiment):
         sweeping = list(sweep(**{name: keyword.value for name, keyword in given.items()}))
     runs: dict[str, Run] = {}
+    variations = Variations(config)
     for overrides in sweeping:
         with _keywords_named(given):
-            run = _resolve_run(experiment, config, overrides, sweeping)
-        identity = json.dumps(to_dict(run.config), sort_keys=True)
-        if identity in runs:
-            same = f"{_text(runs[identity].overrides)} and {_text(overrides)}"
+            run = _resolve_run(experiment, variations, overrides, sweeping)
+        if run.identity in runs:
+            same = f"{_text(runs[run.identity].overrides)} and {_text(overrides)}"
             raise UserError(f"{experiment}: two of its runs are the same: {same}")
-        runs[identity] = run
+        runs[run.identity] = run
     if not runs:
         raise UserError(f"{experiment}: sweep() yields no run")
     keywords = {
@@ -143,21 +147,18 @@ def _given_keywords(
 
 
 def _resolve_run(
-    experiment: Path, config: ConfigDict, overrides: Any, sweeping: Sequence[Any]
+    experiment: Path, variations: Variations, overrides: Any, sweeping: Sequence[Any]
 ) -> Run:
     if not isinstance(overrides, Mapping):
         raise UserError(
             f"{experiment}: sweep() yields {overrides!r}; it must yield dicts of overrides"
         )
     try:
-        changed = override(config, overrides)
-        values = changed.to_dict()
-        parsed = {name: reduce(getitem, name.split("."), values) for name in overrides}
-        return Run(parsed, resolve(changed))
+        return Run(*variations.resolve(overrides))
     except UserError as error:
         message = f"{experiment}: run {_text(overrides)}: {error}"
         if isinstance(error.__cause__, ImpossibleDepthError):
-            message += _common_depths(error.__cause__, config, sweeping)
+            message += _common_depths(error.__cause__, variations.config, sweeping)
         raise UserError(message) from error
 
 

@@ -1,9 +1,12 @@
 """A plan is complete and valid, or its experiment is refused in one line."""
 
+import json
+
 import numpy as np
 import pytest
 
-from resjax.config import default_config, override
+from resjax.config import Variations, default_config, digest, override, resolve, to_dict
+from resjax.config.fields import Field
 from resjax.errors import UserError
 from resjax.sweeps.experiment import plan
 
@@ -178,3 +181,40 @@ def test_a_missing_experiment_is_refused_with_the_nearest_name(experiment):
 )
 def test_a_broken_experiment_is_refused(tmp_path, body, message):
     assert message in refusal(written(tmp_path / "x.py", body))
+
+
+VARIATIONS = (
+    {},
+    {"seed": np.int64(3), "optimizer.learning_rate": np.float32(0.5)},
+    {"optimizer.boundaries": "0.3", "data.classes": "cat,5", "data.mixup": 1},
+    {"model.name": "cifar_resnet56", "model.branch_scale": "L^-0.5"},
+    {"model.branch_scale": [1, 0.5, *(1,) * 7]},
+    {"optimizer.options": {"b": 4, "a": True}, "optimizer.name": "lion"},
+    {"task.options.z": "1", "task.options.label_smoothing": "0.1", "task.options.a": {"b": [1]}},
+    {"transfer.thaw": {"stem": 2, "head": 1}, "transfer.freeze": "stem,head"},
+    {"sweep.other": 3},
+)
+
+
+@pytest.mark.parametrize("overrides", VARIATIONS, ids=str)
+def test_the_config_of_a_run_is_that_of_the_same_overrides_on_the_command_line(overrides):
+    base = override(default_config(), {"task.options.y": 1})
+    variations = Variations(base)
+    variations.resolve({"seed": 5, "task.options.x": 1})  # leaves nothing behind
+    config = variations.resolve(overrides)[1]
+    expected = resolve(override(base, overrides))
+    assert config == expected
+    assert json.dumps(to_dict(config)) == json.dumps(to_dict(expected))
+
+
+def test_a_plan_checks_the_fields_that_its_runs_share_once(experiment, monkeypatch):
+    checked, check = [], Field.check
+    monkeypatch.setattr(Field, "check", lambda *a: checked.append(a[2]) or check(*a))
+    planned(experiment, depths="8,14,20", seeds=",".join(map(str, range(50))))
+    assert checked.count("model.width") >= 300
+    assert checked.count("train.steps") == checked.count("optimizer.momentum") == 1
+
+
+def test_the_name_of_a_run_ends_with_the_digest_of_its_config(experiment):
+    for run in planned(experiment).runs:
+        assert run.name.endswith(f"-{digest(run.config)}")
