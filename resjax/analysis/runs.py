@@ -7,12 +7,13 @@ the runs of its newest launch. Metrics with the unit "fraction" are fractions in
 reports and figures show them in per cent.
 """
 
+import functools
 import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ FILES = (
 """The files of a run folder that are read, and a folder of such files."""
 
 ROW = (
-    *("folder", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
+    *("folder", "sweep", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
     *(*PRIMARY, "commit", "start"),
 )
 """The columns of a run that come neither from its summary nor, except for the seed, its config."""
@@ -80,7 +81,8 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
 
     If a path has a `sweep.json`, the runs that it lists are loaded in its order. Otherwise every
     run folder at or below the path is loaded, in the natural order of names (8 before 20). Nothing
-    outside of the paths is read.
+    outside of the paths is read. A run that several sweeps have, with the same config and seed, is
+    one row: that of the first sweep in which it has finished.
 
     Args:
         paths: Folders.
@@ -90,6 +92,8 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
         A table with the columns
 
         - `folder`: the path of the run, starting with the path as passed;
+        - `sweep`, if the runs are of several sweeps: the name of the run's sweep, as short as is
+          unique, such as "degradation" or "digits/degradation"; missing for a run folder by itself;
         - the resolved config under dotted names: `seed`, `model.depth`, ...; beside it
           `train.schedule_change`, if a run went on with a schedule of another number of steps;
         - the summary: `train_NAME` (mean over the last `train.log_every` steps, in training mode
@@ -106,7 +110,27 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
         FileNotFoundError: if the folder does not exist.
         ValueError: if it contains no runs, or a file is damaged (the message names the file).
     """
-    folders: dict[Path, Path] = {}  # a run below two of the paths has one row
+    return load_sweeps(*paths, warn=warn).runs
+
+
+class Sweep(NamedTuple):
+    """A sweep folder, or a folder with run folders, and a table of all its runs."""
+
+    folder: Path
+    runs: pd.DataFrame
+
+
+class Sweeps(NamedTuple):
+    """The table of `load_runs`, and the sweeps by name in which a run may stand twice."""
+
+    runs: pd.DataFrame
+    by_name: dict[str, Sweep]  # without run folders that were passed by themselves
+
+
+def load_sweeps(*paths: str | os.PathLike[str], warn: Warn | None = None) -> Sweeps:
+    """Loads runs as `load_runs` does, also by sweep."""
+    folders: dict[Path, tuple[Path, Path | None]] = {}  # a run below two of the paths has one row
+    is_sweep = functools.cache(lambda folder: (folder / "sweep.json").is_file())
     for root in map(user_path, paths):
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such folder")
@@ -116,10 +140,78 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
             what = f"is a {kind} folder with no runs" if kind else "no runs here"
             raise NoRunsError(f"{root}: {what} (a run is a folder with a config.json)")
         for folder in found:
-            folders.setdefault(folder.resolve(), folder)
-    rows = [row for folder in folders.values() for row in _read(_row, folder, warn)]
+            above = [each for each in folder.parents if each.is_relative_to(root)]
+            sweep = next((each for each in above if is_sweep(each)), root if above else None)
+            folders.setdefault(folder.resolve(), (folder, sweep and sweep.resolve()))
+    names = _short_names(dict.fromkeys(sweep for _, sweep in folders.values() if sweep))
+    rows = [
+        {"folder": row["folder"], "sweep": sweep and names[sweep], **row}
+        for folder, sweep in folders.values()
+        for row in _read(_row, folder, warn)
+    ]
     if not rows:
         raise NoRunsError(f"{', '.join(map(str, paths))}: no run can be read")
+    by_name = {}
+    for path, name in names.items():
+        if of_sweep := [row for row in rows if row["sweep"] == name]:
+            by_name[name] = Sweep(path, _table(of_sweep).drop(columns="sweep"))
+        elif warn is not None:
+            warn(f"{path}: no run can be read")
+    if len({row["sweep"] for row in rows}) == 1:
+        return Sweeps(_table(rows).drop(columns="sweep"), by_name)
+    return Sweeps(_table(_once(rows, warn)), by_name)
+
+
+def _short_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """Returns the last part of each path, or as many of its last parts as distinguish them all."""
+    folders = list(folders)
+    for count in itertools.count(1):
+        names = {folder: "/".join(folder.parts[-count:]) for folder in folders}
+        if len({*names.values()}) == len(folders):
+            return names
+    raise AssertionError("paths that differ have parts that differ")
+
+
+def _once(rows: Sequence[dict[str, Any]], warn: Warn | None) -> list[dict[str, Any]]:
+    """Leaves out the runs that another sweep has too; one that has finished goes first."""
+    counted: dict[Any, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: not row["finished"]):  # stable
+        counted.setdefault(_identity(row), row)
+    kept, pairs = list[dict[str, Any]](), dict[tuple[Any, Any], list[bool]]()
+    for row in rows:
+        first = counted[_identity(row)]
+        if first["sweep"] == row["sweep"]:
+            kept.append(row)
+        else:
+            pairs.setdefault((row["sweep"], first["sweep"]), []).append(_end(first) == _end(row))
+    if warn is not None:
+        for (sweep, other), equal in pairs.items():
+            differ = f"; {equal.count(False)} of them ended otherwise there" * (not all(equal))
+            warn(
+                f"{len(equal)} run{'s' * (len(equal) > 1)} of {sweep or 'no sweep'} that "
+                f"{other or 'no sweep'} has too, with the same config and seed{differ}"
+            )
+    return kept
+
+
+def _identity(row: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Returns the fields of a run that can change its results, with the seed."""
+    fields = {name: value for name, value in row.items() if name == "seed" or _matters(name)}
+    return frozenset(fields.items())
+
+
+def _end(row: Mapping[str, Any]) -> dict[str, str]:
+    names = ("train_loss", "test_loss", "diverged")
+    return {name: repr(row.get(name)) for name in names}
+
+
+def _matters(name: str) -> bool:
+    """Returns whether a column is a config field that can change results."""
+    # Only the config is nested, so only its names contain dots.
+    return "." in name and name not in NO_EFFECT and not name.startswith("diagnostics.")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
     kinds, metrics = ("train", "test", "best_test"), primary_metrics(runs)
     names = ["steps", "train_loss", "test_loss", "best_test_step"]
@@ -248,18 +340,19 @@ def training_column(runs: pd.DataFrame, metric: str) -> str:
 def varying(runs: pd.DataFrame) -> list[str]:
     """Returns the config columns in which the runs differ and that can change their results.
 
-    The seed and `REPEATS` are not among them, nor are `NO_EFFECT` and the diagnostics.
+    The seed and `REPEATS` are not among them, nor are `NO_EFFECT` and the diagnostics. If several
+    columns differ between sweeps but not within any, "sweep" stands for them.
     """
-    # Only the config is nested, so only its names contain dots.
-    columns = [str(name) for name in runs if "." in str(name)]
-    left_out = {*REPEATS, *NO_EFFECT}
-    return [
-        name
-        for name in columns
-        if name not in left_out
-        and not name.startswith("diagnostics.")
-        and runs[name].nunique(dropna=False) > 1
-    ]
+    names = [str(name) for name in runs if _matters(str(name)) and name not in REPEATS]
+    names = [name for name in names if runs[name].nunique(dropna=False) > 1]
+    if "sweep" not in runs or runs["sweep"].nunique(dropna=False) == 1:
+        return names
+    within = runs.groupby("sweep", dropna=False)[names].nunique(dropna=False).max()
+    between = [name for name in names if within[name] == 1]
+    settings = runs[["sweep", *between]].drop_duplicates()
+    if len(between) < 2 or settings.duplicated(between).any():
+        return names  # two sweeps may have runs of the same setting
+    return ["sweep", *(name for name in names if name not in between)]
 
 
 def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from resjax.analysis.runs import (
     load_curves,
     load_measurements,
     load_runs,
+    load_sweeps,
     name_settings,
     primary_metrics,
     status,
@@ -439,3 +442,93 @@ def test_measurements_have_a_row_for_each_that_measure_returned(make_sweep: Make
     (second / "measurements" / "lesions.json").write_text("[]")
     with pytest.raises(ValueError, match=r"lesions\.json: damaged, not a JSON object"):
         load_measurements(root, "lesions")
+
+
+def test_runs_of_several_sweeps_know_their_sweep(
+    sweep_writer: Maker, make_run: Maker, tmp_path: Path
+) -> None:
+    sweeps = [
+        sweep_writer(tmp_path / name / "sweep", depths=(depth,), seeds=(0,), points=2)
+        for name, depth in (("a", 8), ("b", 20))
+    ]
+    alone = make_run("alone", {"points": 2}, depth=56)
+    runs = load_runs(*sweeps, alone)
+    assert runs["sweep"].dropna().tolist() == ["a/sweep", "a/sweep", "b/sweep", "b/sweep"]
+    assert len(runs) == 5
+    assert load_runs(tmp_path)["sweep"].nunique() == 3  # the folder itself holds `alone`
+    assert "sweep" not in load_runs(sweeps[0])
+    assert "sweep" not in load_runs(sweeps[0], sweeps[0] / "runs")
+
+
+def test_names_of_sweeps_are_their_last_parts(sweep_writer: Maker, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("x/one", "two")]
+    for depth, path in zip((8, 20), paths, strict=True):
+        sweep_writer(path, depths=(depth,), seeds=(0,), points=2)
+    assert list(load_sweeps(*paths).by_name) == ["one", "two"]
+
+
+def test_a_run_in_two_sweeps_is_one_row(sweep_writer: Maker, tmp_path: Path) -> None:
+    unfinished = {"depth8_pad_seed0": {"stop": 0.5}}
+    first = sweep_writer(tmp_path / "first", depths=(8,), points=4, **unfinished)
+    second = sweep_writer(tmp_path / "second", depths=(8, 20), points=4, seeds=(0, 1))
+    for file in (second / "runs").glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config["train"]["evaluate_train"] = True  # changes no result
+        file.write_text(json.dumps(config))
+    edited = second / "runs" / "depth8-none-seed1" / "summary.json"
+    edited.write_text(json.dumps(json.loads(edited.read_text()) | {"test_loss": 9.0}))
+    told: list[str] = []
+    sweeps = load_sweeps(first, second, warn=told.append)
+    assert not sweeps.runs.duplicated(["model.depth", "model.shortcut", "seed"]).any()
+    assert sweeps.runs["finished"].all()
+    assert sweeps.runs["sweep"].value_counts().to_dict() == {"first": 5, "second": 5}
+    assert {name: len(each.runs) for name, each in sweeps.by_name.items()} == {
+        "first": 6,
+        "second": 8,
+    }
+    assert sorted(told) == [
+        "1 run of first that second has too, with the same config and seed; 1 of them ended "
+        "otherwise there",
+        "3 runs of second that first has too, with the same config and seed; 1 of them ended "
+        "otherwise there",
+    ]
+    assert summarize(sweeps.runs)["seeds"].tolist() == [3, 3, 2, 2]
+
+
+def test_a_run_trained_twice_in_one_sweep_has_two_rows(sweep_writer: Maker, tmp_path: Path) -> None:
+    root = sweep_writer(tmp_path / "a", depths=(8,), seeds=(0,), points=2)
+    (root / "sweep.json").unlink()
+    shutil.copytree(root / "runs" / "depth8-pad-seed0", root / "runs" / "again")
+    other = sweep_writer(tmp_path / "b", depths=(8,), seeds=(0,), points=2)
+    assert load_runs(root, other)["sweep"].tolist() == ["a"] * 3
+
+
+def test_fields_that_differ_between_sweeps_are_one_column(
+    sweep_writer: Maker, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"depths": (8, 20), "points": 2, "seeds": (0,)}
+    first = sweep_writer(tmp_path / "first", **options)
+    second = sweep_writer(tmp_path / "second", data="cifar10", **options)
+    assert varying(load_runs(first, second)) == ["model.depth", "model.shortcut", "data.name"]
+    for file in (second / "runs").glob("*/config.json"):
+        config = json.loads(file.read_text())
+        del config["model"]["bn_epsilon"]  # a field that the other sweep has
+        file.write_text(json.dumps(config))
+    runs = load_runs(first, second)
+    assert varying(runs) == ["sweep", "model.depth", "model.shortcut"]
+    assert varying(runs[runs["sweep"] == "first"]) == ["model.depth", "model.shortcut"]
+    assert len(summarize(runs)) == 8
+    # Two sweeps of the same settings are averaged together, so all fields stay.
+    third = sweep_writer(tmp_path / "third", **options | {"seeds": (1,)})
+    runs = load_runs(first, second, third)
+    assert "sweep" not in varying(runs)
+    assert summarize(runs)["seeds"].tolist() == [2] * 4 + [1] * 4
+
+
+def test_a_sweep_of_which_no_run_can_be_read_is_named(sweep_writer: Maker, tmp_path: Path) -> None:
+    whole, damaged = (sweep_writer(tmp_path / name, seeds=(0,), points=2) for name in "ab")
+    for file in (damaged / "runs").glob("*/config.json"):
+        file.write_text("{")
+    told: list[str] = []
+    assert "sweep" not in load_runs(whole, damaged, warn=told.append)
+    assert f"{damaged}: no run can be read" in told
