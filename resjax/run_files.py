@@ -76,6 +76,28 @@ class Divergence(NamedTuple):
     reason: str  # on one line
 
 
+class RunError(NamedTuple):
+    """Why the last attempt to train or measure a run failed, as error.json holds it.
+
+    Attributes:
+      launch: the ID of the launch whose worker failed.
+      attempts: how many attempts of this launch have failed.
+      retry: whether this launch tries again.
+      error: the error on one line; error.txt has the traceback.
+      state: "failed", or "not measured" if the run is trained.
+      time: when, in ISO 8601 with the offset from UTC.
+      others: the failed attempts of other launches by their IDs.
+    """
+
+    launch: str
+    attempts: int
+    retry: bool
+    error: str
+    state: str
+    time: str
+    others: dict[str, int]
+
+
 CLASSIFICATION_ERROR = Metric("error", unit="fraction")
 """The primary metric of runs of earlier versions, which do not name it."""
 
@@ -268,6 +290,17 @@ def find_divergence(folder: Path) -> Divergence | None:
             skipped = "; all steps are skipped" if line.get("skipped") == 1 else ""
             bad[split] = Divergence(step, f"the {split} {names[-1]} is not finite{skipped}")
     return min(bad.values(), key=lambda divergence: divergence.step, default=None)
+
+
+def find_error(folder: Path) -> RunError | None:
+    """Returns why a run failed, or None if no intact error.json says so."""
+    with contextlib.suppress(OSError, DamagedFileError):  # the next attempt replaces it
+        content = read_json_object(folder / "error.json")
+        match [content.get(name) for name in RunError._fields]:
+            case [str(), int(), bool(), str(), str(), str(), {**others}]:
+                if {*map(type, others.values())} <= {int}:
+                    return RunError(**{name: content[name] for name in RunError._fields})
+    return None
 
 
 def final_metrics(summary: Mapping[str, float]) -> dict[str, float]:

@@ -29,9 +29,10 @@ from resjax.cli import (
     train,
     verify,
 )
-from resjax.cli.arguments import Parser, add_command, split_overrides
+from resjax.cli.arguments import Parser, add_command, split_overrides, split_settings
 from resjax.cli.output import notify
 from resjax.errors import UserError
+from resjax.sweeps.launchers import LAUNCHERS
 from resjax.terminal import standard_streams
 from resjax.text import printable
 from resjax.train.signals import Stopped
@@ -119,9 +120,12 @@ def _parse(typed: list[str]) -> argparse.Namespace:
     for name, module in COMMANDS.items():
         module.add_arguments(add_command(commands, name, module.__doc__, module.run))
     words, overrides = split_overrides(typed)
+    words, settings = split_settings(words, LAUNCHERS)
     arguments = parser.parse_args(words or ["--help"])
     if overrides and "config" not in arguments:
         raise UserError(f"`resjax {arguments.command}` takes no --config.{next(iter(overrides))}")
-    arguments.overrides = overrides
+    if settings and "launcher" not in arguments:
+        raise UserError(f"`resjax {arguments.command}` takes no settings of a launcher")
+    arguments.overrides, arguments.settings = overrides, settings
     arguments.typed = shlex.join(["resjax", *typed])
     return arguments

@@ -3,9 +3,8 @@
 import argparse
 import difflib
 import re
-import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +12,7 @@ from resjax.config.schema import meant_field
 from resjax.errors import UserError
 from resjax.models.presets import nearest
 from resjax.text import encodable, user_path
+from resjax.train.signals import signal_names
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
 CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
@@ -94,6 +94,31 @@ def split_overrides(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return words, overrides
 
 
+def split_settings(
+    typed: Sequence[str], names: Iterable[str]
+) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Separates `--NAME.key=value`, or `--NAME.key`, from the other words.
+
+    Args:
+      typed: the words of a command line.
+      names: of the launchers.
+
+    Returns:
+      The other words, and the settings by launcher; a key without a value has "".
+    """
+    words, settings = [], dict[str, dict[str, str]]()
+    for word in typed:
+        option, _, value = word.partition("=")
+        name, dot, key = option.removeprefix("--").partition(".")
+        if not (dot and option.startswith("--") and name in names):
+            words.append(word)
+        elif not key:
+            raise UserError(f"{word}: names no setting of the launcher {name}")
+        else:
+            settings.setdefault(name, {})[key] = value
+    return words, settings
+
+
 def integer(minimum: int) -> Callable[[str], int]:
     """Returns an argument type: an integer of at least `minimum`."""
 
@@ -167,14 +192,6 @@ def add_save_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-on", type=signal_names, default="HUP", metavar="NAMES", help=f"{signals} (HUP)"
     )
-
-
-def signal_names(text: str) -> tuple[int, ...]:
-    """An argument type: signals by name, such as HUP,USR1; none of them if it is empty."""
-    names = [name.strip().upper().removeprefix("SIG") for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in ("HUP", "USR1", "USR2")]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is not HUP, USR1 or USR2")
-    return tuple(signal.Signals[f"SIG{name}"] for name in names)
 
 
 def add_weights(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:

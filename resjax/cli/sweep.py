@@ -22,6 +22,7 @@ from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import experiment_name, require_kind
+from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher
 from resjax.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     add_workdir(parser, "the sweep folder")
     add_save_on(parser)
-    add("--launcher", choices=("local",), default="local", help="where the runs are trained")
+    launchers = f"where the runs are trained: {', '.join(LAUNCHERS)}; --NAME.KEY=VALUE sets it up"
+    add("--launcher", choices=LAUNCHERS, default="local", metavar="NAME", help=launchers)
     number = "runs at a time (default: one per GPU or core)"
     add("--workers", type=integer(1), metavar="N", help=number)
+    again = "how often a run that failed is tried again (1)"
+    add("--retries", type=integer(0), default=1, metavar="N", help=again)
+    add("--dry-run", action="store_true", help="print what would be launched, and stop")
 
 
 def _describe_data(planned: "Plan") -> set[str]:
@@ -55,6 +60,8 @@ def _describe_data(planned: "Plan") -> set[str]:
 def run(args: Namespace) -> int:
     from resjax.sweeps.experiment import plan
 
+    launcher = find_launcher(args.launcher, args.settings)
+    options = Options(args.workers, args.retries, args.settings.get(args.launcher, {}))
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)
     require_kind(args.workdir, "sweep")
@@ -62,10 +69,13 @@ def run(args: Namespace) -> int:
     print(planned.description, flush=True)
     _try_figures(planned, args.workdir)
     print(*sorted(_describe_data(planned)), sep="\n", flush=True)
-    from resjax.sweeps.local import launch
-
+    if args.dry_run:
+        print(launcher.dry_run(planned, args.workdir, args.typed, options))
+        return 0
     with stop_on_signals(notify=notify, save_on=args.save_on) as stop:
-        failed = launch(planned, args.workdir, args.typed, args.workers, stop)
+        failed = launcher.launch(planned, args.workdir, args.typed, options, stop)
+    if failed is None:
+        return 0
     summaries = (args.workdir / "runs" / run.name / "summary.json" for run in planned.runs)
     if any(summary.exists() for summary in summaries):
         write_report([args.workdir], args.experiment)

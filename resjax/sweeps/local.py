@@ -3,203 +3,102 @@
 A run is identified by its config, so launching again skips finished runs and resumes the others.
 If the experiment has a `measure`, each run is measured by the process that has trained it, and a
 finished run that is not measured yet by the next launch. A run that fails leaves its traceback in
-`error.txt`; the other runs go on.
+`error.txt`; the other runs go on. Several launches may work in one folder at the same time.
 """
 
-import math
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-from resjax.config import Config, from_dict
-from resjax.disk import describe_disk_error, report_disk_errors, write_atomically
-from resjax.errors import UserError
-from resjax.machine import threads
-from resjax.run_files import experiment_name, primary_metric, recorded_threads
+from resjax.config import Config
+from resjax.disk import report_disk_errors
+from resjax.sweeps.attempts import OtherThreads, Outcome, Report, attempt
 from resjax.sweeps.experiment import Plan
-from resjax.sweeps.measure import Measure, find_measure, needs_measuring
+from resjax.sweeps.failures import Retries
+from resjax.sweeps.launchers import Options
+from resjax.sweeps.measure import Measure
+from resjax.sweeps.plan_files import new_launch, write_sweep
+from resjax.sweeps.queue import RunQueue
 from resjax.sweeps.status import FINISHED, RunStatus, shown
 from resjax.sweeps.workers import (
-    Failure,
-    Report,
     Worker,
-    attempt,
     default_workers,
     divide_machine,
+    supervise,
+    whole_machine,
 )
-from resjax.train import records
-from resjax.train.lock import locked
-from resjax.train.progress import Progress, print_warning
 from resjax.train.signals import Stopped, StopRequest
 
-POLL_SECONDS = 0.2  # between two checks whether the workers have ended or a stop is requested
+SETTINGS: dict[str, str] = {}
 
 
-def launch(
-    plan: Plan,
-    workdir: Path,
-    command: str,
-    workers: int | None = None,
-    stop: StopRequest | None = None,
-) -> int:
+def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: StopRequest) -> int:
     """Trains and measures the runs of `plan` in `workdir`; returns how many are still not finished.
 
-    A run that is trained but not measured counts as not finished. Writes `sweep.json` and a copy of
-    the experiment file, which say what `workdir` holds, and the run folders under `runs/`.
+    A run that is trained but not measured counts as not finished. Writes the plan, and the run
+    folders under `runs/`.
 
     Args:
       plan: the resolved runs.
       workdir: the sweep folder.
       command: the command line, for `sweep.json`.
-      workers: processes that train at the same time, each on its share of the machine; 1 trains in
-        this process. None: the number that was measured to be fastest.
+      options: how many processes train at the same time, each on its share of the machine (1 trains
+        in this process; None is the number that was measured to be fastest), and how often a failed
+        run is tried again.
       stop: a request to stop, which is checked between dispatches.
 
     Raises:
-      UserError: another launch is running in `workdir`, or it cannot be written.
+      UserError: `workdir` cannot be written.
       Stopped: stopping was requested; says how many of the runs under way have saved.
     """
-    with report_disk_errors(workdir), locked(workdir, print_warning):
-        _write_sweep(plan, workdir, command)
-        return _launch(plan, workdir, workers, stop or StopRequest())
-
-
-def _launch(plan: Plan, workdir: Path, workers: int | None, stop: StopRequest) -> int:
-    runs = [RunStatus(run.config, workdir / "runs" / run.name) for run in plan.runs]
-    measure = find_measure(plan.experiment)
-    with shown(runs) as show_end:
-        for run in runs:
-            run.progress = _finished(run)
-            if run.progress and not (measure and needs_measuring(measure, run.folder)):
-                run.end("skipped")
-                show_end(run)
-        waiting = [run for run in runs if run.state == "waiting"]
-        queue = RunQueue(waiting, measure, show_end)
-        # The number of cores per run must not depend on how many runs are waiting.
-        workers = min(default_workers() if workers is None else workers, len(runs))
-        began = {recorded_threads(run.folder) for run in waiting}
-        if waiting and (workers > 1 or began - {None, threads()}):
-            saved = _train_in_workers(queue, workers, stop)
-            if stop.signal and (left := sum(run.state == "running" for run in runs)):
-                raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
-        elif waiting:
-            queue.train(partial(attempt, stop=stop))
+    retries = Retries(new_launch(), options.retries)
+    with report_disk_errors(workdir):
+        stored = write_sweep(plan, workdir, command, retries.launch)
+        runs = stored.runs
+        with shown(runs) as show_end:
+            queue = RunQueue(runs, stored.measure, retries, show_end, stop)
+            if queue.skip_settled():
+                _train(queue, runs, _workers(options, len(runs)), stop)
     return sum(run.state not in FINISHED for run in runs)
 
 
-class RunQueue:
-    """The runs that wait for training; the threads of several workers share it."""
-
-    def __init__(
-        self,
-        runs: Sequence[RunStatus],
-        measure: Measure | None,
-        show_end: Callable[[RunStatus], None],
-    ):
-        self._runs, self._measure, self._show_end = list(runs), measure, show_end
-        self._compiled: set[str] = set()
-        self._lock = threading.Lock()
-
-    def train(
-        self, attempt: Callable[[Config, Path, Report, Measure | None], Failure | None]
-    ) -> None:
-        """Trains and measures one run after the other until the queue is empty."""
-        program = ""
-        while run := self._take(program):
-            program = run.program
-            run.state, run.started = "running", time.monotonic()
-            failure = attempt(run.config, run.folder, run.update, self._measure)
-            error = failure.error if failure else ""
-            try:
-                _write_error(run.folder / "error.txt", failure)
-            except OSError as unwritten:
-                error = f"{error}; error.txt: {describe_disk_error(unwritten)}".lstrip("; ")
-            run.end(failure.state if failure else "done", error)
-            self._show_end(run)
-
-    def _take(self, program: str) -> RunStatus | None:
-        """Removes a run of this program; else one of a program that nobody has; else any."""
-        with self._lock:
-            same = (run for run in self._runs if run.program == program)
-            new = (run for run in self._runs if run.program not in self._compiled)
-            if chosen := next(chain(same, new, self._runs), None):
-                self._runs.remove(chosen)
-                self._compiled.add(chosen.program)
-            return chosen
+def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
+    """Returns how the machine would be divided, and the folders of the runs."""
+    workers = _workers(options, len(plan.runs))
+    share = divide_machine(workers)[0] if workers > 1 else whole_machine()
+    where = f"{workers} processes" if workers > 1 else "this process"
+    lines = [f"{where}, {share.threads} threads each, would train in {workdir}:"]
+    return "\n".join([*lines, *(f"  runs/{run.name}" for run in plan.runs)])
 
 
-def _write_error(path: Path, failure: Failure | None) -> None:
-    """Writes the traceback of a failure, or removes that of an earlier launch."""
-    if failure is None:
-        path.unlink(missing_ok=True)
+def _workers(options: Options, runs: int) -> int:
+    # The number of cores per run must not depend on how many runs are waiting.
+    return min(options.workers or default_workers(), runs)
+
+
+def _train(queue: RunQueue, runs: list[RunStatus], workers: int, stop: StopRequest) -> None:
+    if workers == 1:
+        queue.train(partial(_attempt_here, stop=stop))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, failure.report)
+    pool = [Worker(resources, stop.save_on) for resources in divide_machine(workers)]
+    saved = supervise(pool, lambda worker: queue.train(worker.attempt), stop)
+    if stop.signal and (left := sum(run.state == "running" for run in runs)):
+        raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
 
 
-def _train_in_workers(queue: RunQueue, number: int, stop: StopRequest) -> int:
-    """Trains in worker processes until the queue is empty or a stop is requested.
-
-    Returns:
-      The number of runs that were stopped and have saved.
-    """
-    workers = [Worker(resources, stop.save_on) for resources in divide_machine(number)]
-    faults: list[BaseException] = []
-
-    def train(worker: Worker) -> None:
-        try:
-            queue.train(worker.attempt)
-        except Exception as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=train, args=(worker,), daemon=True) for worker in workers]
-    with stop.graceful():
-        try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads) and not stop.signal:
-                if stop.take_save_request():
-                    for worker in workers:
-                        worker.save()
-                time.sleep(POLL_SECONDS)
-        finally:
-            for worker in workers:
-                worker.stop()
-            for thread in threads:
-                thread.join()
-            for worker in workers:
-                worker.join()
-    if faults:  # a fault of ours; the other threads have trained all other runs
-        raise faults[0]
-    return sum(worker.saved for worker in workers)
-
-
-def _write_sweep(plan: Plan, workdir: Path, command: str) -> None:
-    (workdir / "runs").mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "experiment.py", plan.experiment.read_bytes())
-    runs = [{"folder": f"runs/{run.name}", "overrides": run.overrides} for run in plan.runs]
-    content = {
-        "experiment": experiment_name(plan.experiment),
-        "file": str(plan.experiment),
-        "command": command,
-        "runs": runs,
-    }
-    records.write_json(workdir / "sweep.json", content)
-
-
-def _finished(run: RunStatus) -> Progress | None:
-    """Returns the end of a run that an earlier launch finished with the same config."""
-    provenance = run.folder / "provenance.json"
-    # A damaged file is reported when the run is trained.
-    with suppress(UserError, ValueError, OSError):
-        saved = records.read_json(run.folder / "config.json")
-        same = saved is not None and from_dict(saved) == run.config
-        if same and (summary := records.read_summary(run.folder / "summary.json")):
-            steps, rate = summary["steps"], summary.get("images_per_second", math.nan)
-            primary = primary_metric(records.read_json(provenance) or {}, provenance)
-            return Progress(steps, steps, summary, rate, primary)
-    return None
+def _attempt_here(
+    config: Config, folder: Path, report: Report, measure: Measure | None, stop: StopRequest
+) -> Outcome:
+    """Trains in this process, or in a child with the number of threads with which the run began."""
+    outcome = attempt(config, folder, report, measure, stop)
+    if not isinstance(outcome, OtherThreads):
+        return outcome
+    outcomes: list[Outcome] = []
+    child = Worker(whole_machine(outcome.threads), stop.save_on)
+    saved = supervise(
+        [child],
+        lambda worker: outcomes.append(worker.attempt(config, folder, report, measure)),
+        stop,
+    )
+    if stop.signal and not outcomes:
+        raise Stopped(stop.signal, f"; {saved} of 1 runs under way have saved")
+    return outcomes[0]

@@ -64,12 +64,15 @@ class Measure(NamedTuple):
 def find_measure(experiment: Path) -> Measure | None:
     """Returns the `measure` of an experiment file, or None if it has none."""
     with tokenize.open(experiment) as file:
-        source = file.read()
+        return measure_in(file.read(), experiment_name(experiment), experiment)
+
+
+def measure_in(source: str, experiment: str, file: Path) -> Measure | None:
+    """Returns the `measure` in the text of an experiment file, or None if it has none."""
     used = used_source(source, FUNCTION)
     if used is None:
         return None
-    code = hashlib.sha256(used.encode()).hexdigest()
-    return Measure(experiment_name(experiment), experiment, source, code)
+    return Measure(experiment, file, source, hashlib.sha256(used.encode()).hexdigest())
 
 
 def used_source(source: str, name: str) -> str | None:

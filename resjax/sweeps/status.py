@@ -4,20 +4,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from resjax.config import Config, digest
+from resjax.config import Config, from_dict
 from resjax.run_files import DamagedFileError, find_divergence
 from resjax.train.progress import Progress, describe
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
+HELD = "held"
+TRIED_AGAIN = "failed, tried again"
+PENDING = "waiting", HELD, TRIED_AGAIN
 RUNNING = "running", "measuring"
 FINISHED = "done", "skipped", "done, diverged", "skipped, diverged"
 
@@ -26,22 +29,30 @@ class Measuring(NamedTuple):
     """Reports that a run is trained, and that the experiment's `measure` is called."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RunStatus:
     """One run of a sweep: what it is, where it is, and how far it is."""
 
-    config: Config
     folder: Path
+    content: dict[str, Any]  # the config, as `to_dict` returns it
+    program: str  # equal for runs that share a compiled program
     state: str = "waiting"
     error: str = ""
     progress: Progress | None = None
     started: float | None = None
     ended: float | None = None
+    attempts: int = 0  # that failed, as far as this process knows
+    failed_before: bool = False  # if so, other runs come first
 
     @cached_property
-    def program(self) -> str:
-        """Equal for runs that share a compiled program."""
-        return digest(replace(self.config, seed=0))
+    def config(self) -> Config:
+        """The resolved config."""
+        return from_dict(self.content)
+
+    def begin(self) -> None:
+        """Starts an attempt."""
+        self.state, self.error, self.progress = "running", "", None
+        self.started, self.ended = time.monotonic(), None
 
     def update(self, message: Progress | Measuring) -> None:
         """Updates the progress or the state by a report of the process that trains the run."""
@@ -57,7 +68,9 @@ class RunStatus:
         self.state, self.error = state, error
         with suppress(DamagedFileError, OSError):  # the report names it
             diverged = find_divergence(self.folder)
-            if diverged and (state != "failed" or diverged.reason in " ".join(error.split())):
+            if diverged and (
+                not state.startswith("failed") or diverged.reason in " ".join(error.split())
+            ):
                 self.state = "diverged" if state == "failed" else f"{state}, diverged"
                 self.error = f"step {diverged.step}: {diverged.reason}"
 
@@ -85,10 +98,11 @@ def shown(runs: Sequence[RunStatus]) -> Iterator[Callable[[RunStatus], None]]:
         with Live(get_renderable=lambda: _table(runs, console.height - 6), console=console):
             yield lambda run: None
     else:
-        yield _print_line
+        yield print_line
 
 
-def _print_line(run: RunStatus) -> None:
+def print_line(run: RunStatus) -> None:
+    """Prints a run that has ended on one line."""
     # A single write, because the threads of several workers print.
     sys.stdout.write("  ".join(filter(None, run.cells)) + "\n")
     sys.stdout.flush()
@@ -96,7 +110,7 @@ def _print_line(run: RunStatus) -> None:
 
 def _table(runs: Sequence[RunStatus], height: int) -> Table:
     """Returns a table of `height` runs around the first that is running; of all at the end."""
-    ended = [run.state not in ("waiting", *RUNNING) for run in runs]
+    ended = [run.state not in (*PENDING, *RUNNING) for run in runs]
     table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")

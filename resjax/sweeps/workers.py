@@ -11,24 +11,31 @@ import os
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from resjax.config import Config, code_names, from_dict, to_dict
-from resjax.errors import UserError, one_line
-from resjax.machine import available_cores, core_ids, pin_to_cores, safe_path, use_threads
+from resjax.config import Config, from_dict, to_dict
+from resjax.machine import (
+    available_cores,
+    core_ids,
+    pin_to_cores,
+    safe_path,
+    threads,
+    use_threads,
+)
 from resjax.run_files import recorded_threads
-from resjax.sweeps.measure import Measure, measure_run, needs_measuring
+from resjax.sweeps.attempts import Failure, OtherThreads, Outcome, Report, attempt
+from resjax.sweeps.measure import Measure
 from resjax.sweeps.status import Measuring
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
 from resjax.train.progress import Progress
 from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
-from resjax.user_code import trust
 
+POLL_SECONDS = 0.2  # between two checks whether the workers have ended or a stop is requested
 STOP_SECONDS = 2.0  # in which the launcher notices a signal that also ended a worker
 GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share
 
@@ -69,6 +76,11 @@ def divide_machine(workers: int) -> list[Resources]:
     return shares
 
 
+def whole_machine(number: int | None = None) -> Resources:
+    """Returns all that this process may use, with a number of threads or those of the process."""
+    return Resources(frozenset(core_ids()), {}, number or threads())
+
+
 def default_workers() -> int:
     """Returns the number that was measured to be fastest: one per GPU, else one per core."""
     return len(visible_gpus()) or available_cores()
@@ -82,56 +94,6 @@ def visible_gpus() -> list[str]:
         return []
     found = Path("/proc/driver/nvidia/gpus")
     return [str(index) for index, _ in enumerate(found.iterdir())] if found.is_dir() else []
-
-
-class Failure(NamedTuple):
-    """Why a run failed, or, in the state "not measured", why the trained run was not measured."""
-
-    error: str  # on one line
-    report: str  # with the traceback, if there is one
-    state: str = "failed"
-
-
-Report = Callable[[Progress | Measuring], None]
-
-
-def attempt(
-    config: Config,
-    folder: Path,
-    report: Report,
-    measure: Measure | None = None,
-    stop: StopRequest | None = None,
-) -> Failure | None:
-    """Trains and measures one run in this process; returns the failure instead of raising it.
-
-    Args:
-      config: the resolved config of the run.
-      folder: the run folder.
-      report: called with the progress of the training, and when measuring begins.
-      measure: the experiment's `measure`, if it has one.
-      stop: a request to stop training.
-
-    Raises:
-      Stopped: stopping was requested; the run is saved.
-    """
-    from resjax.train.loop import train  # imports JAX, which takes seconds
-    from resjax.xla.compilation_cache import enable_compilation_cache
-    from resjax.xla.devices import require_devices
-
-    state = Failure._field_defaults["state"]
-    try:
-        require_devices()
-        enable_compilation_cache()
-        train(config, folder, report, stop=stop)
-        if measure and needs_measuring(measure, folder):
-            state = "not measured"
-            report(Measuring())
-            trust(code_names(config))  # the user named this code when the sweep was launched
-            measure_run(measure, folder)
-    except Exception as error:
-        text = str(error) if isinstance(error, UserError) else one_line(error)
-        return Failure(text, traceback.format_exc(), state)
-    return None
 
 
 class Worker:
@@ -155,20 +117,23 @@ class Worker:
 
     def attempt(
         self, config: Config, folder: Path, report: Report, measure: Measure | None = None
-    ) -> Failure | None:
+    ) -> Outcome:
         """Does what the function `attempt` does, in the worker's process.
 
         Raises:
           SystemExit: `stop` was called meanwhile; ends the calling thread.
         """
         threads = recorded_threads(folder) or self._resources.threads
+        outcome = self._attempt(threads, config, folder, report, measure)
+        if isinstance(outcome, OtherThreads):  # another process has begun the run meanwhile
+            outcome = self._attempt(outcome.threads, config, folder, report, measure)
+        return outcome
+
+    def _attempt(
+        self, threads: int, config: Config, folder: Path, report: Report, measure: Measure | None
+    ) -> Outcome:
         try:
-            if self._process is not None and self._threads != threads:
-                self._link.close()
-                self._process.join()
-                self._process = None
-            if self._process is None:
-                self._start(threads)
+            self._require_process(threads)
             self._link.send((to_dict(config), folder, measure))
             while isinstance(message := self._link.recv(), Progress | Measuring):
                 report(message)
@@ -177,6 +142,19 @@ class Worker:
             self.saved = True
         except (EOFError, OSError):
             pass
+        return self._lost()
+
+    def _require_process(self, threads: int) -> None:
+        """Starts a process with this number of threads, unless there is one."""
+        if self._process is not None and self._threads != threads:
+            self._link.close()
+            self._process.join()
+            self._process = None
+        if self._process is None:
+            self._start(threads)
+
+    def _lost(self) -> Failure:
+        """Returns how the process ended; ends the calling thread if `stop` was called."""
         self._process.join()
         code, self._process = self._process.exitcode, None
         # A scheduler may send SIGTERM to launcher and workers at once.
@@ -219,6 +197,60 @@ class Worker:
         link.close()  # only then does the end of the process close the pipe
         if self._stopped.is_set():  # before there was a process to stop
             process.terminate()
+
+
+class AnyWorker(Protocol):
+    """What trains one run after the other, outside of this thread; see `Worker`."""
+
+    saved: bool
+
+    def attempt(
+        self, config: Config, folder: Path, report: Report, measure: Measure | None = None
+    ) -> Outcome: ...
+
+    def save(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+def supervise(
+    workers: Sequence[AnyWorker], task: Callable[[AnyWorker], None], stop: StopRequest
+) -> int:
+    """Calls `task` with each worker in a thread, and passes signals on to the workers.
+
+    Returns:
+      The number of workers whose run was stopped and has saved.
+    """
+    faults: list[BaseException] = []
+
+    def work(worker: AnyWorker) -> None:
+        try:
+            task(worker)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(each,), daemon=True) for each in workers]
+    with stop.graceful():
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads) and not stop.signal:
+                if stop.take_save_request():
+                    for worker in workers:
+                        worker.save()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for worker in workers:
+                worker.stop()
+            for thread in threads:
+                thread.join()
+            for worker in workers:
+                worker.join()
+    if faults:  # a fault of ours; the other threads have trained all other runs
+        raise faults[0]
+    return sum(worker.saved for worker in workers)
 
 
 class Stop(NamedTuple):

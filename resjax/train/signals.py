@@ -8,6 +8,7 @@ while XLA compiles. The interpreter also writes each signal's number to a socket
 there, so a process that has nothing to save ends at once.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -20,6 +21,14 @@ from resjax.terminal import GROUP_SIGNALS
 
 SIGNALS = signal.SIGTERM, *GROUP_SIGNALS
 SAVE_ON = (signal.SIGHUP,)
+
+
+def signal_names(text: str) -> tuple[int, ...]:
+    """An argument type: signals by name, such as HUP,USR1; none of them if it is empty."""
+    names = [name.strip().upper().removeprefix("SIG") for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in ("HUP", "USR1", "USR2")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is not HUP, USR1 or USR2")
+    return tuple(signal.Signals[f"SIG{name}"] for name in names)
 
 
 class Stopped(BaseException):

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from functools import partial
 
 import pytest
 
@@ -14,10 +13,16 @@ from resjax.errors import UserError
 from resjax.run_files import CLASSIFICATION_ERROR, Metric
 from resjax.sweeps import local
 from resjax.sweeps.experiment import plan
+from resjax.sweeps.launchers import Options
 from resjax.train import records
 from resjax.train.progress import Progress
+from resjax.train.signals import StopRequest
 
-launch = partial(local.launch, workers=1)  # in this process, where training is replaced
+
+def launch(plan, workdir, command, workers=1, retries=0):
+    """Trains in this process, where training is replaced."""
+    return local.launch(plan, workdir, command, Options(workers, retries), StopRequest())
+
 
 SWEEP = """
 from resjax.sweeps import param, product
@@ -167,9 +172,9 @@ def test_a_thread_that_dies_is_a_failure_and_the_others_train_what_is_left(
         if len(printed) == 1:
             raise ZeroDivisionError
 
-    monkeypatch.setattr("resjax.sweeps.status._print_line", print_line)
+    monkeypatch.setattr("resjax.sweeps.status.print_line", print_line)
     with pytest.raises(ZeroDivisionError):
-        local.launch(planned(), tmp_path / "w", "resjax sweep", workers=2)
+        launch(planned(), tmp_path / "w", "resjax sweep", workers=2)
     assert len(trained) == 4
 
 

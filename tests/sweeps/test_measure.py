@@ -12,11 +12,13 @@ from resjax.config import default_config, override, to_dict
 from resjax.run_files import read_findings
 from resjax.sweeps import local
 from resjax.sweeps.experiment import plan
+from resjax.sweeps.launchers import Options
 from resjax.sweeps.measure import find_measure, used_source
 from resjax.train import records
 from resjax.train.progress import Progress
+from resjax.train.signals import StopRequest
 
-launch = partial(local.launch, workers=1)
+launch = partial(local.launch, options=Options(workers=1, retries=0), stop=StopRequest())
 
 EXPERIMENT = '''"""Depth."""
 from resjax.sweeps import param

@@ -13,9 +13,10 @@ import pytest
 
 from resjax.config import default_config, override
 from resjax.machine import available_cores
-from resjax.sweeps import workers
+from resjax.sweeps import local, workers
 from resjax.sweeps.experiment import plan
-from resjax.sweeps.local import launch
+from resjax.sweeps.launchers import Options
+from resjax.train.signals import StopRequest
 
 BLOCKS = """
 import os, signal
@@ -36,6 +37,10 @@ def sweep():
     broken = param("model.block", ("fragile:Lost", "fragile:Broken"))
     return chain(broken, param("seed", (0, 1, 2)))
 """
+
+
+def launch(plan, workdir, workers=None):
+    return local.launch(plan, workdir, "", Options(workers, retries=0), StopRequest())
 
 
 @pytest.fixture
@@ -112,7 +117,7 @@ def planned(tmp_path, monkeypatch, smallest):
 
 def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path, capsys):
     workdir = tmp_path / "w"
-    assert launch(planned, workdir, "", workers=2) == 2
+    assert launch(planned, workdir, workers=2) == 2
     output = capsys.readouterr().out
     assert "failed: the worker process ended by SIGKILL" in output
     assert "failed: RuntimeError: this block is broken" in output
@@ -141,11 +146,11 @@ def provenance(run):
 
 def test_the_last_run_of_a_sweep_is_trained_as_it_was_among_others(seeds, tmp_path):
     workdir = tmp_path / "w"
-    assert launch(seeds(0, 1), workdir, "", workers=2) == 0
+    assert launch(seeds(0, 1), workdir, workers=2) == 0
     run, _ = (workdir / "runs").iterdir()
     whole = (run / "metrics.jsonl").read_bytes()
     shutil.rmtree(run)
-    assert launch(seeds(0, 1), workdir, "", workers=2) == 0
+    assert launch(seeds(0, 1), workdir, workers=2) == 0
     assert (run / "metrics.jsonl").read_bytes() == whole
     assert provenance(run)["threads"] == max(1, available_cores() // 2)
     assert "xla_backend_optimization_level" in provenance(run)["compile_options"]
@@ -156,7 +161,7 @@ def test_a_run_goes_on_with_the_number_of_threads_with_which_it_began(seeds, tmp
     run = tmp_path / "w" / "runs" / planned.runs[0].name
     run.mkdir(parents=True)
     (run / "provenance.json").write_text(json.dumps({"threads": began}))
-    assert launch(planned, tmp_path / "w", "") == 0
+    assert launch(planned, tmp_path / "w") == 0
     assert provenance(run)["resumed"][0]["threads"] == began
 
 

@@ -1,0 +1,70 @@
+"""Failed attempts: a run folder's `error.txt` has the traceback, its `error.json` the rest.
+
+Each launch tries a run at most 1 + retries times, however many workers it has and however often
+they are lost; another launch has attempts of its own.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from resjax.disk import describe_disk_error, write_atomically
+from resjax.run_files import RunError, find_error
+from resjax.sweeps.attempts import Failure
+from resjax.train import records
+
+REPORT, ERROR = "error.txt", "error.json"
+
+
+class Retries(NamedTuple):
+    """How often a launch tries a failed run again.
+
+    Attributes:
+      launch: its ID.
+      limit: the number of retries.
+    """
+
+    launch: str
+    limit: int
+
+    def exhausted(self, error: RunError) -> bool:
+        """Returns whether the launch does not try a run again that failed so."""
+        if error.launch == self.launch:
+            return not error.retry
+        return error.others.get(self.launch, 0) > self.limit
+
+    def record(self, folder: Path, failure: Failure, before: int) -> RunError:
+        """Writes a failed attempt to the run folder, and returns what it wrote.
+
+        What the disk refuses is added to the error.
+
+        Args:
+          folder: the run folder.
+          failure: the failure.
+          before: failed attempts that the caller knows of, if the folder does not say so.
+        """
+        others = {}
+        if last := find_error(folder):
+            others = {**last.others, last.launch: last.attempts}
+        attempts = max(others.pop(self.launch, 0), before) + 1
+        retry = failure.retry and attempts <= self.limit
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        text, report, state, _ = failure
+        error = RunError(self.launch, attempts, retry, text, state, time, others)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / REPORT, report)
+            records.write_json(folder / ERROR, error._asdict())
+        except OSError as refused:
+            return error._replace(error=f"{text}; {REPORT}: {describe_disk_error(refused)}")
+        return error
+
+
+def remove_error(folder: Path) -> str:
+    """Removes what earlier attempts wrote to a run folder; returns why the disk refuses, or ""."""
+    try:
+        for name in (REPORT, ERROR):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as refused:
+        return f"{REPORT}: {describe_disk_error(refused)}"
+    return ""

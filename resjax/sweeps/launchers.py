@@ -1,0 +1,83 @@
+"""The launchers, which start workers somewhere: on this machine, on a cluster.
+
+A launcher is a module. Workers of several launchers may train one sweep at the same time, because
+each run is claimed by a lock in its folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from resjax.errors import UserError
+from resjax.models.presets import nearest
+
+if TYPE_CHECKING:
+    from resjax.sweeps.experiment import Plan
+    from resjax.train.signals import StopRequest
+
+LAUNCHERS = {"local": "resjax.sweeps.local"}
+"""The module of each launcher by the name that `--launcher` takes."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the runs of a plan are trained.
+
+    Attributes:
+      workers: how many runs are trained at the same time; None leaves it to the launcher.
+      retries: how often a run that failed is tried again.
+      settings: the launcher's own settings: `--slurm.time=60` is `{"time": "60"}`.
+    """
+
+    workers: int | None = None
+    retries: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Launcher(Protocol):
+    """A module that starts workers.
+
+    Attributes:
+      SETTINGS: the known settings `--NAME.KEY=VALUE` and their help; None if all keys are known to
+        somebody else, such as the `sbatch` of a cluster.
+    """
+
+    SETTINGS: Mapping[str, str] | None
+
+    def launch(
+        self, plan: "Plan", workdir: Path, command: str, options: Options, stop: "StopRequest"
+    ) -> int | None:
+        """Trains and measures the runs of a plan.
+
+        Returns:
+          How many runs are not finished; None if workers go on after this call.
+        """
+
+    def dry_run(self, plan: "Plan", workdir: Path, command: str, options: Options) -> str:
+        """Returns what `launch` would start, as text; writes nothing."""
+
+
+def find_launcher(name: str, settings: Mapping[str, Mapping[str, str]]) -> Launcher:
+    """Returns a launcher whose settings are known.
+
+    Args:
+      name: of the launcher.
+      settings: the settings that were typed, by launcher.
+
+    Raises:
+      UserError: a setting is unknown, or of another launcher.
+    """
+    for other in settings.keys() - {name}:
+        raise UserError(
+            f"--{other}.{next(iter(settings[other]))} needs --launcher={other}; the launcher is "
+            f"{name}"
+        )
+    launcher = cast(Launcher, import_module(LAUNCHERS[name]))
+    known = launcher.SETTINGS
+    for key in settings.get(name, ()):
+        if known is not None and key not in known:
+            hint = nearest(key, known) or f"; known: {', '.join(known) or 'none'}"
+            raise UserError(f"--{name}.{key}: the launcher {name} has no such setting{hint}")
+    return launcher

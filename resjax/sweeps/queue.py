@@ -1,0 +1,198 @@
+"""The runs of a sweep that are left, of which each worker takes one after the other.
+
+The queue is the sweep folder: a run is finished, or claimed by the process that holds the lock in
+its folder, or left. So any number of launchers, on any number of machines that share the folder,
+work on one sweep at the same time. A worker looks at a run when its turn comes, never at all runs.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from resjax.run_files import DamagedFileError, find_error, read_divergence
+from resjax.sweeps.attempts import Attempt, Failure, Finished, Outcome, finished, has_config
+from resjax.sweeps.failures import Retries, remove_error
+from resjax.sweeps.measure import Measure
+from resjax.sweeps.status import HELD, TRIED_AGAIN, RunStatus
+from resjax.train.signals import StopRequest
+
+POLL_SECONDS = 1.0  # between two looks at runs that other processes hold
+
+
+class RunQueue:
+    """The runs that wait for training; the threads of several workers share it."""
+
+    def __init__(
+        self,
+        runs: Sequence[RunStatus],
+        measure: Measure | None,
+        retries: Retries,
+        show_end: Callable[[RunStatus], None],
+        stop: StopRequest,
+        wait: bool = True,
+    ):
+        """Looks at no run yet.
+
+        Args:
+          runs: all runs of the sweep, in its order.
+          measure: the experiment's `measure`, if it has one.
+          retries: how often a run that failed is tried again.
+          show_end: called with each run that has ended.
+          stop: a request to stop, after which no run is taken.
+          wait: whether to wait for runs that other processes hold, which are taken over when their
+            process dies; otherwise they are left to these.
+        """
+        self._measure, self._retries, self._show_end = measure, retries, show_end
+        self._stop, self._wait = stop, wait
+        self._runs, self._waiting = runs, _by_program(runs)
+        self._later = deque[RunStatus]()  # runs that have failed before
+        self._held = deque[RunStatus]()  # by other processes
+        self._shown = set[RunStatus]()  # as held
+        self._begun = set[str]()  # programs that some worker has compiled
+        self._lock = threading.Lock()
+
+    def skip_settled(self) -> bool:
+        """Ends the runs that need no training; returns whether others are left."""
+        left = [run for run in self._runs if not self._settle(run)]
+        self._waiting = _by_program(left)
+        return bool(left)
+
+    def train(self, attempt: Attempt) -> None:
+        """Trains and measures one run after the other until none is left."""
+        program = ""
+        while run := self._take(program):
+            program = run.program
+            outcome = attempt(run.config, run.folder, run.update, self._measure)
+            self._conclude(run, outcome)
+
+    def _take(self, program: str) -> RunStatus | None:
+        """Returns the next run; waits while other processes hold all that are left."""
+        while not self._stop.signal:
+            with self._lock:
+                if run := self._next(program):
+                    run.begin()
+                    return run
+                if not self._held:
+                    break
+                self._show_held()
+            time.sleep(POLL_SECONDS)
+        return None
+
+    def _next(self, program: str) -> RunStatus | None:
+        while run := self._pop(program):
+            if self._is_open(run):
+                return run
+        for _ in range(len(self._held)):
+            if self._is_open(run := self._held.popleft()):
+                return run
+        return None
+
+    def _pop(self, program: str) -> RunStatus | None:
+        """Removes a run of this program; else one of a program that nobody has; else any."""
+        if program not in self._waiting:
+            new = (each for each in self._waiting if each not in self._begun)
+            program = next(new, next(iter(self._waiting), ""))
+        if not (runs := self._waiting.get(program)):
+            return self._later.popleft() if self._later else None
+        run = runs.popleft()
+        if not runs:
+            del self._waiting[program]
+        self._begun.add(program)
+        return run
+
+    def _is_open(self, run: RunStatus) -> bool:
+        """Returns whether to train a run now; one that is held, or has failed, comes later."""
+        if self._is_held(run) or self._settle(run):
+            return False
+        if not run.failed_before and find_error(run.folder):
+            run.failed_before = True
+            self._later.append(run)
+            return False
+        return True
+
+    def _is_held(self, run: RunStatus) -> bool:
+        state = lock_state(run.folder)
+        if state == "held":
+            run.state = HELD
+            if self._wait:
+                self._held.append(run)
+        return state == "held"
+
+    def _show_held(self) -> None:
+        """Shows the runs that are waited for, once."""
+        for run in {*self._held} - self._shown:
+            self._shown.add(run)
+            self._show_end(run)
+
+    def _settle(self, run: RunStatus) -> bool:
+        """Ends a run that is finished, has diverged, or was tried often enough by this launch."""
+        if not run.folder.exists():
+            return False
+        if progress := finished(run.content, run.folder, self._measure):
+            run.progress = progress
+            run.end("skipped")
+        elif reason := _diverged(run):
+            run.end("failed", reason)
+        elif (error := find_error(run.folder)) and self._retries.exhausted(error):
+            run.end(error.state, error.error)
+        else:
+            return False
+        self._show_end(run)
+        return True
+
+    def _conclude(self, run: RunStatus, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure | None):
+            self._end(run, outcome)
+            return
+        run.started = None
+        if isinstance(outcome, Finished) and self._settle(run):
+            return
+        with self._lock:
+            run.state = HELD
+            self._held.append(run)
+
+    def _end(self, run: RunStatus, failure: Failure | None) -> None:
+        if failure is None:
+            run.end("done", remove_error(run.folder))
+        else:
+            error = self._retries.record(run.folder, failure, run.attempts)
+            run.attempts, run.failed_before = error.attempts, True
+            run.end(TRIED_AGAIN if error.retry else error.state, error.error)
+        self._show_end(run)
+        if run.state == TRIED_AGAIN:
+            with self._lock:
+                self._later.append(run)
+
+
+def lock_state(folder: Path) -> str:
+    import fcntl
+    import os
+
+    with suppress(OSError):
+        file = os.open(folder / "lock", os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "held"
+        finally:
+            os.close(file)
+    return "free"
+
+
+def _by_program(runs: Iterable[RunStatus]) -> dict[str, deque[RunStatus]]:
+    programs: dict[str, deque[RunStatus]] = {}
+    for run in runs:
+        programs.setdefault(run.program, deque()).append(run)
+    return programs
+
+
+def _diverged(run: RunStatus) -> str:
+    """Returns why training of a run has ended for good, or ""."""
+    with suppress(DamagedFileError, OSError):  # which is reported when the run is trained
+        divergence = read_divergence(run.folder)
+        if divergence and has_config(run.folder, run.content):
+            return divergence.reason
+    return ""
