@@ -335,9 +335,9 @@ FAULTS = (
     ),
     Fault(
         "a finished run is never measured by a later launch",
-        "resjax/sweeps/local.py",
-        "not (measure and needs_measuring(measure, run.folder))",
-        "True",
+        "resjax/sweeps/attempts.py",
+        "(measure and needs_measuring(measure, folder))",
+        "False",
         f"{MEASURE} -k gets_a_measure_later",
     ),
     Fault(
