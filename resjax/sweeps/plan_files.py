@@ -71,7 +71,7 @@ def read_plan(workdir: Path, digest: str) -> StoredPlan:
     Raises:
       UserError: the folder has no such plan, or its file is damaged.
     """
-    path = _plan_file(workdir, digest)
+    path = plan_file(workdir, digest)
     if not path.exists():
         raise UserError(f"{path}: no such plan; `resjax sweep` writes it")
     content = path.read_bytes()
@@ -82,7 +82,7 @@ def read_plan(workdir: Path, digest: str) -> StoredPlan:
 
 def _write_plan(plan: Plan, workdir: Path) -> StoredPlan:
     content = "".join(f"{json.dumps(line, default=str)}\n" for line in _lines(plan)).encode()
-    path = _plan_file(workdir, _digest(content))
+    path = plan_file(workdir, _digest(content))
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content)
     return _parse(content, workdir)
@@ -116,7 +116,8 @@ def _parse(content: bytes, workdir: Path) -> StoredPlan:
     )
 
 
-def _plan_file(workdir: Path, digest: str) -> Path:
+def plan_file(workdir: Path, digest: str) -> Path:
+    """Returns the file of a plan."""
     return workdir / "plans" / f"{digest}.jsonl"
 
 

@@ -128,20 +128,10 @@ class RunQueue:
             self._show_end(run)
 
     def _settle(self, run: RunStatus) -> bool:
-        """Ends a run that is finished, has diverged, or was tried often enough by this launch."""
-        if not run.folder.exists():
-            return False
-        if progress := finished(run.content, run.folder, self._measure):
-            run.progress = progress
-            run.end("skipped")
-        elif reason := _diverged(run):
-            run.end("failed", reason)
-        elif (error := find_error(run.folder)) and self._retries.exhausted(error):
-            run.end(error.state, error.error)
-        else:
-            return False
-        self._show_end(run)
-        return True
+        """Ends a run that needs no training; see `settle`."""
+        if settled := settle(run, self._measure, self._retries):
+            self._show_end(run)
+        return settled
 
     def _conclude(self, run: RunStatus, outcome: Outcome) -> None:
         if isinstance(outcome, Failure | None):
@@ -165,6 +155,34 @@ class RunQueue:
         if run.state == TRIED_AGAIN:
             with self._lock:
                 self._later.append(run)
+
+
+def settle(
+    run: RunStatus, measure: Measure | None, retries: Retries, state: str = "skipped"
+) -> bool:
+    """Ends a run that is finished, has diverged, or was tried often enough by this launch.
+
+    Args:
+      run: the run, as its folder has it.
+      measure: the experiment's `measure`, if it has one.
+      retries: how often a run that failed is tried again.
+      state: the state of a run that is finished.
+
+    Returns:
+      Whether the run needs no training.
+    """
+    if not run.folder.exists():
+        return False
+    if progress := finished(run.content, run.folder, measure):
+        run.progress = progress
+        run.end(state)
+    elif reason := _diverged(run):
+        run.end("failed", reason)
+    elif (error := find_error(run.folder)) and retries.exhausted(error):
+        run.end(error.state, error.error)
+    else:
+        return False
+    return True
 
 
 def lock_state(folder: Path) -> str:
