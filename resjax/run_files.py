@@ -5,11 +5,12 @@ A file that holds anything else raises a DamagedFileError.
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from resjax.disk import CHECKSUMS, digest
 from resjax.errors import UserError
@@ -67,6 +68,34 @@ class ScheduleChange(NamedTuple):
 
     step: int  # number of steps that it had trained
     steps: tuple[int, int]  # of the whole run, before and after
+
+
+class Devices(NamedTuple):
+    """The devices of all processes that trained a run together."""
+
+    number: int
+    kind: str
+    processes: int | None = None  # unknown of runs of earlier versions
+
+    def __str__(self) -> str:
+        processes = f" of {self.processes} processes" if (self.processes or 1) > 1 else ""
+        return f"{self.number} x {self.kind}{processes}"
+
+    def are(self, other: "Devices") -> bool:
+        """Returns whether both are as many devices of one kind in as many processes."""
+        known = None not in (self.processes, other.processes)
+        return self[:2] == other[:2] and (not known or self.processes == other.processes)
+
+
+class DeviceChange(NamedTuple):
+    """A run went on on other devices, with the same batches in the same order."""
+
+    step: int  # number of steps that it had trained
+    before: Devices
+    after: Devices
+
+    def __str__(self) -> str:
+        return f"at step {self.step}, {self.before} to {self.after}"
 
 
 class Divergence(NamedTuple):
@@ -155,6 +184,34 @@ def schedule_changes(provenance: Mapping[str, Any]) -> list[ScheduleChange]:
             case {"step": int(step), "steps": [int(before), int(after)]}:
                 changes.append(ScheduleChange(step, (before, after)))
     return changes
+
+
+def trained_on(provenance: Mapping[str, Any]) -> list[tuple[int, Devices]]:
+    """Returns the devices that trained a run, each with the first of its steps.
+
+    They follow from the launches in a provenance.json. A launch begins at the step of the
+    checkpoint that it restored, so it replaces what earlier launches trained after that step.
+    """
+    resumed = provenance.get("resumed")
+    launches = [{**provenance, "step": 0}, *(resumed if isinstance(resumed, list) else ())]
+    trained: list[tuple[int, Devices]] = []
+    for launch in launches:
+        match launch:
+            case {"step": int(step), "devices": [_, *_] as names, "device_kind": str(kind)}:
+                processes = launch.get("processes")
+                devices = Devices(len(names), kind, processes if type(processes) is int else None)
+                trained = [each for each in trained if each[0] < step]
+                if not trained or not trained[-1][1].are(devices):
+                    trained.append((step, devices))
+    return trained
+
+
+def device_changes(provenance: Mapping[str, Any]) -> list[DeviceChange]:
+    """Returns where a run went on on other devices; see `trained_on`."""
+    return [
+        DeviceChange(step, before, after)
+        for (_, before), (step, after) in itertools.pairwise(trained_on(provenance))
+    ]
 
 
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +311,14 @@ def recorded_threads(folder: Path) -> int | None:
     with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
         threads = read_json_object(folder / "provenance.json").get("threads")
         return threads if type(threads) is int and threads > 0 else None
+    return None
+
+
+def recorded_feed(folder: Path) -> Literal["device", "stream"] | None:
+    """Returns how a run's dataset was fed when it began; None if no file says so."""
+    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
+        feed = read_json_object(folder / "provenance.json").get("feed")
+        return feed if feed in ("device", "stream") else None
     return None
 
 

@@ -24,6 +24,7 @@ from resjax.run_files import (
     DamagedFileError,
     Findings,
     Metric,
+    device_changes,
     find_divergence,
     findings_path,
     folder_kind,
@@ -60,7 +61,7 @@ FILES = (
 
 ROW = (
     *("folder", "sweep", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
-    *(*PRIMARY, "commit", "start"),
+    *(*PRIMARY, "commit", "start", "device_changes"),
 )
 """The columns of a run that come neither from its summary nor, except for the seed, its config."""
 
@@ -104,7 +105,9 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
         - `finished` and `diverged` (bool): a run diverged if a metric is not finite at its end;
           `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
-        - `commit` and `start` (ISO 8601).
+        - `commit` and `start` (ISO 8601);
+        - `device_changes`: where the run went on on other devices, such as "at step 10, 1 x cpu to
+          8 x cpu"; its metrics are equal to rounding to those without a change.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -500,6 +503,7 @@ def _row(folder: Path) -> dict[str, Any]:
     [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
     _require_no_columns(files["summary"], summary, {*map(str, config), *ROW})
     texts = {name: provenance.get(name) for name in ("commit", "start")}
+    texts["device_changes"] = "; ".join(map(str, device_changes(provenance))) or None
     if changes := schedule_changes(provenance):  # such a run is not one of its number of steps
         texts_of = (f"at step {step}, {a} to {b} steps" for step, (a, b) in changes)
         config["train.schedule_change"] = "; ".join(texts_of)

@@ -2,6 +2,10 @@
 
 The number of steps may change. If the learning rate depends on it, the steps already trained had
 other rates than in a run of the new length, so the result is another, and the user must consent.
+
+The number of devices may change, because a step is the same function of its batch on any number. If
+BN statistics are computed over the images of some devices only, the run continues only where these
+groups of images stay the same.
 """
 
 from contextlib import suppress
@@ -13,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resjax.config import Config, from_dict, to_dict
+from resjax.config import Config, Parallel, from_dict, to_dict
 from resjax.errors import UserError
-from resjax.run_files import DamagedFileError, ScheduleChange, schedule_changes
+from resjax.run_files import DamagedFileError, ScheduleChange, schedule_changes, trained_on
 from resjax.train import records
 from resjax.train.optimizer import learning_rate
+from resjax.train.parallel import bn_groups
 
-# Fields that do not change the results of a step, unless the schedule depends on `train.steps`.
+# Fields that do not change the results of a step, unless the schedule depends on `train.steps`, or
+# BN statistics on `parallel.bn_devices`.
 MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -28,6 +34,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "data.eval_batch_size",
     "data.workers",
+    "parallel.shard_parameters",
+    "parallel.bn_devices",
     "diagnostics.every",
     "diagnostics.names",
     "diagnostics.layers",
@@ -108,10 +116,38 @@ def require_schedule(
     )
 
 
+def require_same_bn_groups(saved: dict[str, Any], config: Config, workdir: Path) -> None:
+    """Raises a UserError if BN statistics would be computed over other images than so far."""
+    trained, began = trained_on(_provenance(workdir)), Parallel(**saved["parallel"])
+    whole = began.bn_devices == config.parallel.bn_devices == 0
+    if whole or not trained or config.model.norm != "batch":
+        return
+    before, now = trained[-1][1].number, jax.device_count()
+    groups, here = bn_groups(began, before), bn_groups(config.parallel, now)
+    if groups == here:
+        return
+    images = config.data.batch_size // config.train.accumulation_steps
+    ways = []
+    if now % groups == 0:
+        ways.append(f"set parallel.bn_devices={now // groups if groups > 1 else 0}")
+    if began.bn_devices and now != before:
+        ways.append(f"resume on {before} devices with parallel.bn_devices={began.bn_devices}")
+    raise UserError(
+        f"{workdir} has computed BN statistics over {images // groups} images at a time, on "
+        f"{before} devices with parallel.bn_devices={began.bn_devices}; on {now} with "
+        f"parallel.bn_devices={config.parallel.bn_devices} it would be over {images // here}; "
+        f"{', or '.join(ways)}"
+    )
+
+
 def _recorded_changes(workdir: Path) -> list[ScheduleChange]:
-    with suppress(DamagedFileError):
-        return schedule_changes(records.read_json(workdir / "provenance.json") or {})
-    return []
+    return schedule_changes(_provenance(workdir))
+
+
+def _provenance(workdir: Path) -> dict[str, Any]:
+    with suppress(DamagedFileError):  # a damaged file is replaced
+        return records.read_json(workdir / "provenance.json") or {}
+    return {}
 
 
 def _rates(config: Config, steps: int, trained: int) -> np.ndarray:

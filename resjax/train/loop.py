@@ -8,6 +8,7 @@ from the newest checkpoint that passes verification, and continues with the same
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,32 @@ from resjax.disk import report_disk_errors
 from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
-from resjax.run_files import SCHEMA_VERSION, recorded_threads, require_kind
+from resjax.run_files import (
+    SCHEMA_VERSION,
+    DeviceChange,
+    device_changes,
+    recorded_feed,
+    recorded_threads,
+    require_kind,
+)
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
 from resjax.train.distributed import all_processes, is_main_process
 from resjax.train.divergence import locate_nonfinite
 from resjax.train.history import History, NotFiniteError, require_finite_sums
-from resjax.train.identity import require_compatible, require_same_run, require_schedule
+from resjax.train.identity import (
+    require_compatible,
+    require_same_bn_groups,
+    require_same_run,
+    require_schedule,
+)
 from resjax.train.lock import locked
 from resjax.train.memory import report_exhaustion, require_memory
 from resjax.train.plan import ends_line, plan
 from resjax.train.progress import Listener, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
+from resjax.train.sources import feed
 from resjax.train.state import TrainState
 from resjax.train.step import Metrics
 from resjax.train.trainer import (
@@ -104,6 +118,8 @@ def _finished(config: Config, workdir: Path, change_schedule: bool) -> dict[str,
             (summary or {}).get("steps", 0),
         ]
         require_schedule(saved, config, int(max(trained)), workdir, change_schedule)
+        if 0 < max(trained) < config.train.steps:
+            require_same_bn_groups(saved, config, workdir)
     return summary if summary and summary["steps"] >= config.train.steps else None
 
 
@@ -120,7 +136,7 @@ class Run:
         change_schedule: bool,
     ):
         self.config, self.workdir, self._change_schedule = config, workdir, change_schedule
-        self.trainer = trainer_for(config)
+        self.trainer = _trainer_of(config, workdir)
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
 
@@ -240,10 +256,22 @@ class Run:
             records.write_json(self.workdir / "config.json", config)
             provenance = {
                 "primary_metric": self.trainer.task.primary._asdict(),
+                "feed": feed(self.trainer.source),
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
-            records.write_provenance(self.workdir / "provenance.json", step, provenance, change)
+            path = self.workdir / "provenance.json"
+            written = records.write_provenance(path, step, provenance, change)
+            self._warn_of_other_devices(step, device_changes(written))
         return state, record, layers
+
+    def _warn_of_other_devices(self, step: int, changes: Sequence[DeviceChange]) -> None:
+        for change in changes:
+            if change.step == step:
+                self._warn(
+                    f"{self.workdir} goes on from step {step} on {change.after}, until there on "
+                    f"{change.before}: with the same batches in the same order; its metrics may "
+                    "differ in their last digits, and provenance.json lists the change"
+                )
 
     def _warn_of_other_threads(self) -> None:
         began = recorded_threads(self.workdir)
@@ -450,12 +478,25 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
     require_trusted(code_names(config), str(workdir))
     if not (folder := workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train it with `resjax train`")
-    trainer = trainer_for(config)
+    trainer = _trainer_of(config, workdir)
     template = trainer.checkpoint_template(trainer.init(config.seed))
     reader = CheckpointReader(folder, warn)
     restored = reader.restore_selected(which, template, trainer.task.primary)
     require_compatible(restored.record["config"], config, workdir)
     return trainer, restored
+
+
+def _trainer_of(config: Config, workdir: Path) -> Trainer:
+    """Returns the trainer of a run, whose dataset is fed as when the run began.
+
+    With `data.feed=auto` that depends on the number of devices and their memory, and the statistics
+    that normalize images depend on it.
+    """
+    trainer = trainer_for(config)
+    began = recorded_feed(workdir)
+    if config.data.feed != "auto" or began in (None, feed(trainer.source)):
+        return trainer
+    return trainer_for(replace(config, data=replace(config.data, feed=began)))
 
 
 def describe(

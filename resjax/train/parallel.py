@@ -49,11 +49,12 @@ class Backend:
         self._shards = config.shard_parameters
         if self.devices % self._shards:
             raise UserError(
-                f"parallel.shard_parameters={self._shards} does not divide {self.devices} devices"
+                f"parallel.shard_parameters={self._shards} does not divide {self.devices} devices; "
+                f"valid: {', '.join(map(str, _divisors(self.devices)))}"
             )
         shape = (self.devices // self._shards, self._shards)
         self.mesh = jax.make_mesh(shape, self.AXES, axis_types=(AxisType.Auto,) * 2)
-        self._bn_groups = self.devices // _norm_devices(config, self.devices)
+        self._bn_groups = bn_groups(config, self.devices)
 
     # Inside a compiled function.
 
@@ -262,9 +263,15 @@ def make_backend(config: Config) -> Backend:
             parts += f" and {config.train.accumulation_steps} accumulated parts"
         if config.data.mixup or config.data.cutmix:
             parts += ", into pairs of images to mix"
+        fewer = [
+            str(n)
+            for n in range(1, made.devices)
+            if not config.data.batch_size % batch_unit(config, n)
+        ]
+        fitting = f"; numbers of devices that divide it: {', '.join(fewer)}" if fewer else ""
         raise UserError(
             f"data.batch_size={config.data.batch_size} does not divide among {parts}; "
-            f"nearest: {near}"
+            f"nearest: {near}{fitting}"
         )
     return made
 
@@ -273,6 +280,15 @@ def batch_unit(config: Config, devices: int) -> int:
     """Returns the number of which every valid batch size is a multiple."""
     mixes = config.data.mixup or config.data.cutmix  # neighbors, on one device and in one part
     return devices * config.train.accumulation_steps * (2 if mixes else 1)
+
+
+def bn_groups(config: ParallelConfig, devices: int) -> int:
+    """Returns the number of equal parts of a batch that have BN statistics of their own.
+
+    Raises:
+      UserError: `parallel.bn_devices` does not divide the number of devices.
+    """
+    return devices // _norm_devices(config, devices)
 
 
 def device_memory() -> int | None:
@@ -362,9 +378,12 @@ def _addressable(leaf: Any) -> Any:
 def _norm_devices(config: ParallelConfig, devices: int) -> int:
     together = config.bn_devices or devices
     if devices % together:
-        near = [size for size in range(1, devices + 1) if devices % size == 0]
         raise UserError(
             f"parallel.bn_devices={together} does not divide {devices} devices; valid: "
-            f"{', '.join(map(str, near))}, and 0 for all"
+            f"{', '.join(map(str, _divisors(devices)))}, and 0 for all"
         )
     return together
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -48,8 +48,10 @@ def write_provenance(
     step: int,
     sources: Mapping[str, Any],
     change: run_files.ScheduleChange | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Writes provenance.json; a run that continues from `step` adds to the file's list `resumed`.
+
+    Its entry `device_changes` says where the run went on on other devices. Returns the content.
 
     Args:
       path: of the file.
@@ -66,7 +68,14 @@ def write_provenance(
     if change is not None:
         changes = [each for each in run_files.schedule_changes(content) if each != change]
         content["schedule_changes"] = [each._asdict() for each in (*changes, change)]
+    content.pop("device_changes", None)
+    if moved := run_files.device_changes(content):
+        content["device_changes"] = [
+            {"step": step, "before": before._asdict(), "after": after._asdict()}
+            for step, before, after in moved
+        ]
     write_json(path, content)
+    return content
 
 
 def provenance() -> dict[str, Any]:
@@ -83,6 +92,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
         "threads": threads(),
         "compile_options": step_compile(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

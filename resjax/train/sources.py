@@ -400,6 +400,11 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
     return source
 
 
+def feed(source: BatchSource) -> str:
+    """Returns the value of `data.feed`, other than auto, that makes such a source."""
+    return "stream" if source.streamed else "device"
+
+
 def find_stream(data: Data, devices: int) -> datasets.OpenDataset | None:
     """Returns the dataset of a config if it is streamed, or None if it is resident.
 

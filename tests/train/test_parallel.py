@@ -449,8 +449,16 @@ def test_a_run_continues_from_the_checkpoint_of_another_backend(measured, resume
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("batch", "data.batch_size=36 does not divide among 8 devices; nearest: 32 or 40"),
-        ("batch of too few", "data.batch_size=4 does not divide among 8 devices; nearest: 8"),
+        (
+            "batch",
+            "data.batch_size=36 does not divide among 8 devices; nearest: 32 or 40; numbers of "
+            "devices that divide it: 1, 2, 3, 4, 6",
+        ),
+        (
+            "batch of too few",
+            "data.batch_size=4 does not divide among 8 devices; nearest: 8; numbers of devices "
+            "that divide it: 1, 2, 4",
+        ),
         (
             "accumulated batch",
             "data.batch_size=40 does not divide among 8 devices and 3 accumulated parts; "
@@ -459,9 +467,9 @@ def test_a_run_continues_from_the_checkpoint_of_another_backend(measured, resume
         (
             "pairs",
             "data.batch_size=40 does not divide among 8 devices, into pairs of images to mix; "
-            "nearest: 32 or 48",
+            "nearest: 32 or 48; numbers of devices that divide it: 1, 2, 4, 5",
         ),
-        ("shards", "parallel.shard_parameters=3 does not divide 8 devices"),
+        ("shards", "parallel.shard_parameters=3 does not divide 8 devices; valid: 1, 2, 4, 8"),
         (
             "bn",
             "parallel.bn_devices=3 does not divide 8 devices; valid: 1, 2, 4, 8, and 0 for all",
