@@ -335,7 +335,7 @@ FAULTS = (
     ),
     Fault(
         "a finished run is never measured by a later launch",
-        "resjax/sweeps/attempts.py",
+        "resjax/sweeps/settled.py",
         "(measure and needs_measuring(measure, folder))",
         "False",
         f"{MEASURE} -k gets_a_measure_later",

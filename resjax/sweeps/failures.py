@@ -10,10 +10,18 @@ from typing import NamedTuple
 
 from resjax.disk import describe_disk_error, write_atomically
 from resjax.run_files import RunError, find_error
-from resjax.sweeps.attempts import Failure
 from resjax.train import records
 
 REPORT, ERROR = "error.txt", "error.json"
+
+
+class Failure(NamedTuple):
+    """Why a run failed, or, in the state "not measured", why the trained run was not measured."""
+
+    error: str  # on one line
+    report: str  # with the traceback, if there is one
+    state: str = "failed"
+    retry: bool = True  # whether another attempt may succeed
 
 
 class Retries(NamedTuple):

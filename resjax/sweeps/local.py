@@ -9,13 +9,11 @@ finished run that is not measured yet by the next launch. A run that fails leave
 from functools import partial
 from pathlib import Path
 
-from resjax.config import Config
 from resjax.disk import report_disk_errors
-from resjax.sweeps.attempts import OtherThreads, Outcome, Report, attempt
+from resjax.sweeps.attempts import Job, OtherThreads, Outcome, Report, attempt
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
-from resjax.sweeps.measure import Measure
 from resjax.sweeps.plan_files import new_launch, write_sweep
 from resjax.sweeps.queue import RunQueue
 from resjax.sweeps.status import FINISHED, RunStatus, shown
@@ -85,20 +83,14 @@ def _train(queue: RunQueue, runs: list[RunStatus], workers: int, stop: StopReque
         raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
 
 
-def _attempt_here(
-    config: Config, folder: Path, report: Report, measure: Measure | None, stop: StopRequest
-) -> Outcome:
+def _attempt_here(job: Job, report: Report, stop: StopRequest) -> Outcome:
     """Trains in this process, or in a child with the number of threads with which the run began."""
-    outcome = attempt(config, folder, report, measure, stop)
+    outcome = attempt(job, report, stop)
     if not isinstance(outcome, OtherThreads):
         return outcome
     outcomes: list[Outcome] = []
     child = Worker(whole_machine(outcome.threads), stop.save_on)
-    saved = supervise(
-        [child],
-        lambda worker: outcomes.append(worker.attempt(config, folder, report, measure)),
-        stop,
-    )
+    saved = supervise([child], lambda worker: outcomes.append(worker.attempt(job, report)), stop)
     if stop.signal and not outcomes:
         raise Stopped(stop.signal, f"; {saved} of 1 runs under way have saved")
     return outcomes[0]

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from resjax.run_files import DamagedFileError, find_error, read_divergence
-from resjax.sweeps.attempts import Attempt, Failure, Finished, Outcome, finished, has_config
-from resjax.sweeps.failures import Retries, remove_error
+from resjax.run_files import find_error
+from resjax.sweeps.attempts import Attempt, Finished, Job, Outcome
+from resjax.sweeps.failures import Failure, Retries, remove_error
 from resjax.sweeps.measure import Measure
+from resjax.sweeps.settled import settle
 from resjax.sweeps.status import HELD, TRIED_AGAIN, RunStatus
 from resjax.train.signals import StopRequest
 
@@ -65,8 +66,8 @@ class RunQueue:
         program = ""
         while run := self._take(program):
             program = run.program
-            outcome = attempt(run.config, run.folder, run.update, self._measure)
-            self._conclude(run, outcome)
+            job = Job(run.content, run.folder, self._measure)
+            self._conclude(run, attempt(job, run.update))
 
     def _take(self, program: str) -> RunStatus | None:
         """Returns the next run; waits while other processes hold all that are left."""
@@ -128,8 +129,8 @@ class RunQueue:
             self._show_end(run)
 
     def _settle(self, run: RunStatus) -> bool:
-        """Ends a run that needs no training; see `settle`."""
-        if settled := settle(run, self._measure, self._retries):
+        settled = settle(run, self._measure, self._retries)
+        if settled:
             self._show_end(run)
         return settled
 
@@ -157,34 +158,6 @@ class RunQueue:
                 self._later.append(run)
 
 
-def settle(
-    run: RunStatus, measure: Measure | None, retries: Retries, state: str = "skipped"
-) -> bool:
-    """Ends a run that is finished, has diverged, or was tried often enough by this launch.
-
-    Args:
-      run: the run, as its folder has it.
-      measure: the experiment's `measure`, if it has one.
-      retries: how often a run that failed is tried again.
-      state: the state of a run that is finished.
-
-    Returns:
-      Whether the run needs no training.
-    """
-    if not run.folder.exists():
-        return False
-    if progress := finished(run.content, run.folder, measure):
-        run.progress = progress
-        run.end(state)
-    elif reason := _diverged(run):
-        run.end("failed", reason)
-    elif (error := find_error(run.folder)) and retries.exhausted(error):
-        run.end(error.state, error.error)
-    else:
-        return False
-    return True
-
-
 def lock_state(folder: Path) -> str:
     import fcntl
     import os
@@ -205,12 +178,3 @@ def _by_program(runs: Iterable[RunStatus]) -> dict[str, deque[RunStatus]]:
     for run in runs:
         programs.setdefault(run.program, deque()).append(run)
     return programs
-
-
-def _diverged(run: RunStatus) -> str:
-    """Returns why training of a run has ended for good, or ""."""
-    with suppress(DamagedFileError, OSError):  # which is reported when the run is trained
-        divergence = read_divergence(run.folder)
-        if divergence and has_config(run.folder, run.content):
-            return divergence.reason
-    return ""

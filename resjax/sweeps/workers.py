@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from resjax.config import Config, from_dict, to_dict
 from resjax.machine import (
     available_cores,
     core_ids,
@@ -28,8 +27,8 @@ from resjax.machine import (
     use_threads,
 )
 from resjax.run_files import recorded_threads
-from resjax.sweeps.attempts import Failure, OtherThreads, Outcome, Report, attempt
-from resjax.sweeps.measure import Measure
+from resjax.sweeps.attempts import Job, OtherThreads, Outcome, Report, attempt
+from resjax.sweeps.failures import Failure
 from resjax.sweeps.status import Measuring
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
 from resjax.train.progress import Progress
@@ -115,26 +114,22 @@ class Worker:
         self._process: Any = None
         self._stopped = threading.Event()
 
-    def attempt(
-        self, config: Config, folder: Path, report: Report, measure: Measure | None = None
-    ) -> Outcome:
+    def attempt(self, job: Job, report: Report) -> Outcome:
         """Does what the function `attempt` does, in the worker's process.
 
         Raises:
           SystemExit: `stop` was called meanwhile; ends the calling thread.
         """
-        threads = recorded_threads(folder) or self._resources.threads
-        outcome = self._attempt(threads, config, folder, report, measure)
+        threads = recorded_threads(job.folder) or self._resources.threads
+        outcome = self._attempt(threads, job, report)
         if isinstance(outcome, OtherThreads):  # another process has begun the run meanwhile
-            outcome = self._attempt(outcome.threads, config, folder, report, measure)
+            outcome = self._attempt(outcome.threads, job, report)
         return outcome
 
-    def _attempt(
-        self, threads: int, config: Config, folder: Path, report: Report, measure: Measure | None
-    ) -> Outcome:
+    def _attempt(self, threads: int, job: Job, report: Report) -> Outcome:
         try:
             self._require_process(threads)
-            self._link.send((to_dict(config), folder, measure))
+            self._link.send(job)
             while isinstance(message := self._link.recv(), Progress | Measuring):
                 report(message)
             if not isinstance(message, Stop):
@@ -204,9 +199,7 @@ class AnyWorker(Protocol):
 
     saved: bool
 
-    def attempt(
-        self, config: Config, folder: Path, report: Report, measure: Measure | None = None
-    ) -> Outcome: ...
+    def attempt(self, job: Job, report: Report) -> Outcome: ...
 
     def save(self) -> None: ...
 
@@ -274,8 +267,7 @@ def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
         try:
             while True:
-                config, folder, measure = link.recv()
-                link.send(attempt(from_dict(config), folder, link.send, measure, stop))
+                link.send(attempt(link.recv(), link.send, stop))
         except Stopped as stopped:
             link.send(Stop())
             sys.exit(stopped.code)

@@ -1,0 +1,81 @@
+"""Which runs of a sweep need no training: what their folders say."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from resjax.config import from_dict
+from resjax.errors import UserError
+from resjax.run_files import DamagedFileError, find_error, primary_metric, read_divergence
+from resjax.sweeps.failures import Retries
+from resjax.sweeps.measure import Measure, needs_measuring
+from resjax.sweeps.status import RunStatus
+from resjax.train import records
+from resjax.train.progress import Progress
+
+
+def settle(
+    run: RunStatus, measure: Measure | None, retries: Retries, state: str = "skipped"
+) -> bool:
+    """Ends a run that is finished, has diverged, or was tried often enough by this launch.
+
+    Args:
+      run: the run, whose folder is read.
+      measure: the experiment's `measure`, if it has one; a run without it is not finished.
+      retries: how often this launch tries a run.
+      state: the state of a finished run.
+
+    Returns:
+      Whether the run has ended.
+    """
+    if not run.folder.exists():
+        return False
+    if progress := finished(run.content, run.folder, measure):
+        run.progress = progress
+        run.end(state)
+    elif reason := _diverged(run):
+        run.end("failed", reason)
+    elif (error := find_error(run.folder)) and retries.exhausted(error):
+        run.end(error.state, error.error)
+    else:
+        return False
+    return True
+
+
+def _diverged(run: RunStatus) -> str:
+    """Returns why training of a run has ended for good, or ""."""
+    with suppress(DamagedFileError, OSError):  # which is reported when the run is trained
+        divergence = read_divergence(run.folder)
+        if divergence and has_config(run.folder, run.content):
+            return divergence.reason
+    return ""
+
+
+def finished(content: dict[str, Any], folder: Path, measure: Measure | None) -> Progress | None:
+    """Returns the end of a run that is trained, and measured if need be; None if it is not.
+
+    Args:
+      content: the config of the run, as `to_dict` returns it.
+      folder: the run folder.
+      measure: the experiment's `measure`, if it has one.
+    """
+    provenance = folder / "provenance.json"
+    # A damaged file is reported when the run is trained.
+    with suppress(UserError, ValueError, OSError):
+        if not (summary := records.read_summary(folder / "summary.json")):
+            return None
+        if not has_config(folder, content) or (measure and needs_measuring(measure, folder)):
+            return None
+        steps, rate = int(summary["steps"]), summary.get("images_per_second", math.nan)
+        primary = primary_metric(records.read_json(provenance) or {}, provenance)
+        return Progress(steps, steps, summary, rate, primary)
+    return None
+
+
+def has_config(folder: Path, content: dict[str, Any]) -> bool:
+    """Returns whether the config.json of a run folder is this config."""
+    if (saved := records.read_json(folder / "config.json")) is None:
+        return False
+    # Configs that an earlier version wrote lack fields.
+    return saved == {**saved, **content} or from_dict(saved) == from_dict(content)
