@@ -41,6 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--workers", type=integer(1), metavar="N", help=number)
     again = "how often a run that failed is tried again (1)"
     add("--retries", type=integer(0), default=1, metavar="N", help=again)
+    add(
+        "--wait", action="store_true", help="wait for workers that could go on without this command"
+    )
+    nodes = "nodes that train a run together (--launcher=slurm)"
+    add("--nodes-per-run", type=integer(1), default=1, metavar="N", help=nodes)
     add("--dry-run", action="store_true", help="print what would be launched, and stop")
 
 
@@ -61,7 +66,10 @@ def run(args: Namespace) -> int:
     from resjax.sweeps.experiment import plan
 
     launcher = find_launcher(args.launcher, args.settings)
-    options = Options(args.workers, args.retries, args.settings.get(args.launcher, {}))
+    if args.nodes_per_run > 1 and args.launcher != "slurm":
+        raise UserError(f"--nodes-per-run needs --launcher=slurm; the launcher is {args.launcher}")
+    settings = args.settings.get(args.launcher, {})
+    options = Options(args.workers, args.retries, settings, args.wait, args.nodes_per_run)
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)
     require_kind(args.workdir, "sweep")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resjax.sweeps.experiment import Plan
     from resjax.train.signals import StopRequest
 
-LAUNCHERS = {"local": "resjax.sweeps.local"}
+LAUNCHERS = {"local": "resjax.sweeps.local", "slurm": "resjax.sweeps.slurm"}
 """The module of each launcher by the name that `--launcher` takes."""
 
 
@@ -29,11 +29,15 @@ class Options:
       workers: how many runs are trained at the same time; None leaves it to the launcher.
       retries: how often a run that failed is tried again.
       settings: the launcher's own settings: `--slurm.time=60` is `{"time": "60"}`.
+      wait: whether to wait for workers that could go on after the command.
+      nodes_per_run: how many nodes train a run together.
     """
 
     workers: int | None = None
     retries: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
+    wait: bool = False
+    nodes_per_run: int = 1
 
 
 class Launcher(Protocol):

@@ -80,8 +80,17 @@ def read_plan(workdir: Path, digest: str) -> StoredPlan:
     return _parse(content, workdir)
 
 
+def plan_digest(plan: Plan) -> str:
+    """Returns the digest of a plan, which names its file; writes nothing."""
+    return _digest(_encode(plan))
+
+
+def _encode(plan: Plan) -> bytes:
+    return "".join(f"{json.dumps(line, default=str)}\n" for line in _lines(plan)).encode()
+
+
 def _write_plan(plan: Plan, workdir: Path) -> StoredPlan:
-    content = "".join(f"{json.dumps(line, default=str)}\n" for line in _lines(plan)).encode()
+    content = _encode(plan)
     path = plan_file(workdir, _digest(content))
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content)
