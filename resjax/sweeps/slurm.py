@@ -26,7 +26,7 @@ from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
 from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_digest, write_sweep
-from resjax.sweeps.queue import settle
+from resjax.sweeps.settled import settle
 from resjax.sweeps.status import FINISHED, RunStatus, print_line
 from resjax.text import user_path
 from resjax.train.signals import StopRequest
