@@ -34,7 +34,7 @@ from resjax.run_files import (
     read_summary,
 )
 from resjax.train import records
-from resjax.train.lock import locked
+from resjax.train.lock import Claim, locked
 from resjax.train.progress import print_warning
 
 FUNCTION = "measure"
@@ -151,12 +151,13 @@ def _findings(measure: Measure, folder: Path) -> Findings | None:
     return None
 
 
-def measure_run(measure: Measure, folder: Path) -> None:
+def measure_run(measure: Measure, folder: Path, claim: Claim | None = None) -> None:
     """Measures a finished run and writes what was found.
 
     Args:
       measure: the experiment's `measure`.
       folder: the run folder.
+      claim: the lock of the folder, if this process holds it already; it then stays held.
 
     Raises:
       UserError: the run cannot be measured, `measure` raises or returns something else, or the
@@ -165,7 +166,9 @@ def measure_run(measure: Measure, folder: Path) -> None:
     from resjax.measurements import FinishedRun  # imports JAX, which takes seconds
 
     start = time.monotonic()
-    with locked(folder, print_warning):
+    with locked(folder, print_warning, claim) as lock:
+        if lock:
+            lock.note(state="measuring")
         run = FinishedRun(folder, print_warning)
         try:
             rows = _rows(_load(measure)(run))
@@ -181,6 +184,8 @@ def measure_run(measure: Measure, folder: Path) -> None:
             "rows": rows,
         }
         path = findings_path(folder, measure.experiment)
+        if lock:
+            lock.require()
         with report_disk_errors(folder):
             path.parent.mkdir(exist_ok=True)
             records.write_json(path, content)

@@ -39,10 +39,10 @@ from resjax.train.identity import (
     require_same_run,
     require_schedule,
 )
-from resjax.train.lock import locked
+from resjax.train.lock import Claim, locked
 from resjax.train.memory import report_exhaustion, require_memory
 from resjax.train.plan import ends_line, plan
-from resjax.train.progress import Listener, Warn, print_warning
+from resjax.train.progress import Listener, Progress, TimeLeft, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.sources import feed
 from resjax.train.state import TrainState
@@ -72,6 +72,7 @@ def train(
     stop: StopRequest | None = None,
     warn: Warn = print_warning,
     change_schedule: bool = False,
+    claim: Claim | None = None,
 ) -> dict[str, Any]:
     """Trains one network, or resumes it; a finished run is left as it is.
 
@@ -85,6 +86,7 @@ def train(
       warn: called with what the run survives: damaged checkpoints, a full disk.
       change_schedule: continue also if another `train.steps` changes the learning rates of steps
         that are trained; provenance.json and tables then say so.
+      claim: the lock of `workdir`, if this process holds it already; it then stays held.
 
     Returns:
       The summary, as summary.json holds it.
@@ -98,11 +100,34 @@ def train(
     started = time.monotonic()
     if finished := _finished(config, workdir, change_schedule):
         return finished
-    with report_exhaustion(config), report_disk_errors(workdir), locked(workdir, warn):
+    with (
+        report_exhaustion(config),
+        report_disk_errors(workdir),
+        locked(workdir, warn, claim) as lock,
+    ):
         if finished := _finished(config, workdir, change_schedule):  # by whoever held the lock
             return finished
-        run = Run(config, workdir, started, stop or StopRequest(), warn, change_schedule)
-        return run.train(on_progress, announce)
+        run = Run(config, workdir, started, stop or StopRequest(), warn, change_schedule, lock)
+        return run.train(_noting(lock, config, on_progress), announce)
+
+
+def _noting(lock: Claim | None, config: Config, listener: Listener | None) -> Listener | None:
+    """Returns a listener that also notes the progress in the lock, for `resjax status`."""
+    if lock is None:
+        return listener
+    lock.note(state="training", step=None, steps=config.train.steps)
+    time_left = TimeLeft()
+
+    def note(progress: Progress) -> None:
+        lock.note(
+            step=progress.step,
+            images_per_second=progress.images_per_second,
+            seconds_left=time_left(progress),
+        )
+        if listener:
+            listener(progress)
+
+    return note
 
 
 def _finished(config: Config, workdir: Path, change_schedule: bool) -> dict[str, Any] | None:
@@ -134,8 +159,10 @@ class Run:
         stop: StopRequest,
         warn: Warn,
         change_schedule: bool,
+        lock: Claim | None,
     ):
         self.config, self.workdir, self._change_schedule = config, workdir, change_schedule
+        self._lock = lock
         self.trainer = _trainer_of(config, workdir)
         self._started, self._stop, self._warn = started, stop, warn
         self._seconds_before = 0.0
@@ -185,9 +212,15 @@ class Run:
             "seconds": self._seconds(),
             "images_per_second": history.images_per_second,
         }
+        self._require_lock()
         if is_main_process():
             records.write_json(self.workdir / "summary.json", summary)
         return summary
+
+    def _require_lock(self) -> None:
+        """Ends a process that was paused and has lost its lock, before it writes anything."""
+        if self._lock:
+            self._lock.require()
 
     def _dispatches(self) -> set[Dispatch]:
         """Returns all that is left of the run, and the dispatch that needs most memory."""
@@ -318,6 +351,7 @@ class Run:
                         history.add_layers(0, self._diagnose(state, phase, runner))
                     state, metrics = runner.run(state, dispatch)
                     step += dispatch.steps
+                    self._require_lock()
                     if not dispatch.part:
                         history.add(step, "train", metrics)
                     else:

@@ -21,6 +21,21 @@ class Progress(NamedTuple):
     test_step: int | None = None  # of the latest evaluation
 
 
+class TimeLeft:
+    """Estimates the rest of a run from the steps that it has taken since the first report."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None  # a resumed run begins above step 0
+
+    def __call__(self, progress: Progress) -> float | None:
+        """Returns the seconds that are left; None at the first report."""
+        step, now = progress.step, time.monotonic()
+        first_step, start = self._first = self._first or (step, now)
+        if step == first_step:
+            return None
+        return (progress.steps - step) * (now - start) / (step - first_step)
+
+
 Listener = Callable[[Progress], None]
 Warn = Callable[[str], None]
 
@@ -42,18 +57,15 @@ def console(stream: TextIO = sys.stdout, every: float = 10.0) -> Iterator[Listen
         with _bar(stream) as listener:
             yield listener
         return
-    start, last = time.monotonic(), -every
-    first: tuple[int, float] | None = None  # step and seconds; a resumed run begins above step 0
+    start, last, time_left = time.monotonic(), -every, TimeLeft()
 
     def print_line(progress: Progress) -> None:
-        nonlocal last, first
+        nonlocal last
         step, steps, elapsed = progress.step, progress.steps, time.monotonic() - start
-        first = first or (step, elapsed)
+        seconds = time_left(progress)
         if elapsed - last < every and step < steps:
             return
-        last, left = elapsed, "?"
-        if step > first[0]:
-            left = f"{(steps - step) * (elapsed - first[1]) / (step - first[0]):.0f} s"
+        last, left = elapsed, "?" if seconds is None else f"{seconds:.0f} s"
         line = f"step {step}/{steps}  {describe(progress)}  {elapsed:.0f} s, {left} left"
         print(line, file=stream, flush=True)
 
