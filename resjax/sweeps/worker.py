@@ -67,14 +67,19 @@ def work(
     return len({*ended})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Works on a sweep and returns the exit code: 0, or 128 and the signal that stopped it."""
+def main(argv: Sequence[str] | None = None, worker: AnyWorker | None = None) -> int:
+    """Works on a sweep and returns the exit code: 0, or 128 and the signal that stopped it.
+
+    Args:
+      argv: the arguments, by default those of this process.
+      worker: trains the runs; see `work`.
+    """
     args = _parser().parse_args(argv)
     with standard_streams() as keep_going:
         keep_going()
         try:
             with stop_on_signals(notify=_notify, save_on=args.save_on) as stop:
-                ended = work(args.folder, args.plan, args.launch, args.retries, stop)
+                ended = work(args.folder, args.plan, args.launch, args.retries, stop, worker)
         except UserError as error:
             _notify(f"error: {printable(str(error))}")
             return 2

@@ -1,6 +1,7 @@
 """Joins several processes, on one host or many, before JAX initializes its devices."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,13 +34,33 @@ def join(cluster: Cluster) -> None:
         raise UserError("--coordinator, --processes and --process go together; give all three")
     try:
         jax.distributed.initialize(
-            *cluster, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            *cluster,
+            local_device_ids=_own_gpus(),
+            initialization_timeout=300,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes did not find each other: {one_line(error)} "
             "(give --coordinator=HOST:PORT --processes=N --process=I)"
         ) from error
+
+
+def _own_gpus() -> list[int] | None:
+    """Returns which visible GPUs are for this SLURM task; None leaves the choice to JAX.
+
+    JAX gives each task of a node the one GPU of its index: too few if there are more GPUs than
+    tasks, and a missing one if SLURM shows each task only its own.
+    """
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if not gpus or not per_node:
+        return None
+    counts = [int(tasks) for tasks, nodes in per_node for _ in range(int(nodes or 1))]
+    tasks, task = counts[int(os.environ["SLURM_NODEID"])], int(os.environ["SLURM_LOCALID"])
+    if "SLURM_GPUS_PER_TASK" in os.environ or len(gpus) < tasks:
+        tasks, task = 1, 0
+    return [*range(len(gpus))][task::tasks]
 
 
 @contextmanager
