@@ -1,4 +1,4 @@
-"""The processor cores of this machine, XLA's threads, and Python in child processes."""
+"""The cores of this machine, XLA's threads, the user's caches, and Python in child processes."""
 
 import os
 import sys
@@ -38,6 +38,18 @@ def pin_to_cores(cores: Collection[int]) -> None:
     """Restricts this process to these cores; does nothing where the system cannot (macOS)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def user_caches() -> Path:
+    """Returns the folder of this user's caches that resjax writes; it need not exist.
+
+    Raises:
+      RuntimeError: this user has no home folder.
+    """
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "resjax"
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path.home() / caches / "resjax"
 
 
 _starting = threading.Lock()

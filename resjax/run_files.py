@@ -4,7 +4,6 @@ A file that holds anything else raises a DamagedFileError.
 """
 
 import contextlib
-import copy
 import itertools
 import json
 import math
@@ -216,18 +215,20 @@ def device_changes(provenance: Mapping[str, Any]) -> list[DeviceChange]:
 
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config in which fields with an earlier version's names have today's."""
-    renamed = copy.deepcopy(dict(config))
+    renamed = dict(config)
     renamed.pop("schema_version", None)  # is no field
     for old, new in RENAMED_FIELDS.items():
         section, _, name = old.partition(".")
         fields = renamed.get(section)
         if not isinstance(fields, dict) or name not in fields:
             continue
-        value = fields.pop(name)
+        renamed[section] = dict(fields)  # `config` stays as it is
+        value = renamed[section].pop(name)
         *sections, name = new.split(".")
         target = renamed
         for section in sections:
-            target = target.setdefault(section, {})
+            target[section] = dict(target.get(section, {}))
+            target = target[section]
         target.setdefault(name, value)
     return renamed
 

@@ -61,6 +61,14 @@ def quick_trainers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tables_leave_the_users_caches_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.getbasetemp() / "caches"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resjax.analysis.row_cache.user_caches", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def compile_as_users() -> Iterator[None]:
     """Compiles steps and evaluations with the options of users' runs, within a test file."""

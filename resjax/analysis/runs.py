@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
+from resjax.analysis.row_cache import RowCache
 from resjax.errors import UserError
 from resjax.run_files import (
     CLASSIFICATION_ERROR,
@@ -58,6 +59,9 @@ FILES = (
     *("metrics.jsonl", "layers.jsonl", "measurements"),
 )
 """The files of a run folder that are read, and a folder of such files."""
+
+ROW_FILES = FILES[:5]
+"""The files of a run folder that its row comes from."""
 
 ROW = (
     *("folder", "sweep", "seed", "finished", "diverged", "diverged_step", "diverged_reason"),
@@ -132,8 +136,9 @@ class Sweeps(NamedTuple):
 
 def load_sweeps(*paths: str | os.PathLike[str], warn: Warn | None = None) -> Sweeps:
     """Loads runs as `load_runs` does, also by sweep."""
-    folders: dict[Path, tuple[Path, Path | None]] = {}  # a run below two of the paths has one row
-    is_sweep = functools.cache(lambda folder: (folder / "sweep.json").is_file())
+    # A run below two of the paths has one row.
+    folders: dict[str, tuple[Path, Path | None, RowCache]] = {}
+    caches, sweep_above = [], functools.cache(_sweep_above)
     for root in map(user_path, paths):
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such folder")
@@ -142,16 +147,18 @@ def load_sweeps(*paths: str | os.PathLike[str], warn: Warn | None = None) -> Swe
             kind = folder_kind(root)
             what = f"is a {kind} folder with no runs" if kind else "no runs here"
             raise NoRunsError(f"{root}: {what} (a run is a folder with a config.json)")
-        for folder in found:
-            above = [each for each in folder.parents if each.is_relative_to(root)]
-            sweep = next((each for each in above if is_sweep(each)), root if above else None)
-            folders.setdefault(folder.resolve(), (folder, sweep and sweep.resolve()))
-    names = _short_names(dict.fromkeys(sweep for _, sweep in folders.values() if sweep))
+        caches.append(RowCache(root, ROW_FILES, _row, len(found)))
+        for folder, real_path in found:
+            sweep = sweep_above(folder.parent, root)
+            folders.setdefault(real_path, (folder, sweep, caches[-1]))
+    names = _short_names(dict.fromkeys(sweep for _, sweep, _ in folders.values() if sweep))
     rows = [
-        {"folder": row["folder"], "sweep": sweep and names[sweep], **row}
-        for folder, sweep in folders.values()
-        for row in _read(_row, folder, warn)
+        {"folder": str(folder), "sweep": sweep and names[sweep], **row}
+        for folder, sweep, cache in folders.values()
+        for row in _read(cache.row, folder, warn)
     ]
+    for cache in caches:
+        cache.save()
     if not rows:
         raise NoRunsError(f"{', '.join(map(str, paths))}: no run can be read")
     by_name = {}
@@ -161,8 +168,21 @@ def load_sweeps(*paths: str | os.PathLike[str], warn: Warn | None = None) -> Swe
         elif warn is not None:
             warn(f"{path}: no run can be read")
     if len({row["sweep"] for row in rows}) == 1:
-        return Sweeps(_table(rows).drop(columns="sweep"), by_name)
+        [table] = [sweep.runs for sweep in by_name.values()] or [
+            _table(rows).drop(columns="sweep")
+        ]
+        return Sweeps(table, by_name)
     return Sweeps(_table(_once(rows, warn)), by_name)
+
+
+def _sweep_above(folder: Path, root: Path) -> Path | None:
+    """Returns the nearest sweep folder from `folder` up to `root`, else the root.
+
+    None if `folder` lies above the root.
+    """
+    above = [each for each in (folder, *folder.parents) if each.is_relative_to(root)]
+    sweeps = (each for each in above if (each / "sweep.json").is_file())
+    return next((each.resolve() for each in sweeps), root.resolve() if above else None)
 
 
 def _short_names(folders: Iterable[Path]) -> dict[Path, str]:
@@ -432,17 +452,27 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def _run_folders(root: Path, warn: Warn | None) -> list[Path]:
+def _run_folders(root: Path, warn: Warn | None) -> list[tuple[Path, str]]:
+    """Returns the run folders below a folder, in order, and their paths without links."""
     plan = root / "sweep.json"
+    require_inside = _require_inside(root)
     if plan.exists() and is_inside(plan, root):
         for planned in _read(_planned_folders, plan, warn):
             # A planned run has no folder until it starts.
             listed = [each for each in planned if (each / "config.json").exists() or each.is_file()]
-            return [folder for folder in listed for _ in _read(_require_inside(root), folder, warn)]
+            return [(each, real) for each in listed for real in _read(require_inside, each, warn)]
+    found = sorted(_walk(root), key=_natural_order)
+    return [(each, real) for each in found for real in _read(require_inside, each, warn)]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yields the run folders at or below a folder."""
     # Unlike Path.rglob, os.walk bears that a run in training deletes folders meanwhile.
-    walked = (Path(folder) for folder, _, files in os.walk(root) if "config.json" in files)
-    found = sorted(walked, key=_natural_order)
-    return [folder for folder in found for _ in _read(_require_inside(root), folder, warn)]
+    for folder, folders, files in os.walk(root):
+        if "config.json" in files:
+            yield Path(folder)
+            if "checkpoints" in folders:  # many folders, and no run
+                folders.remove("checkpoints")
 
 
 def _planned_folders(plan: Path) -> list[Path]:
@@ -452,18 +482,25 @@ def _planned_folders(plan: Path) -> list[Path]:
         raise DamagedFileError(plan, "no list of runs with folders") from None
 
 
-def _require_inside(root: Path) -> Callable[[Path], None]:
-    """Returns a function that refuses a run if one of its files lies outside of `root`."""
+def _require_inside(root: Path) -> Callable[[Path], str]:
+    """Returns a function that refuses a run if one of its files lies outside of `root`.
 
-    def require(folder: Path) -> None:
+    It returns the run's path without links.
+    """
+    real_root = root.resolve()
+
+    def require(folder: Path) -> str:
         if folder.is_file():
             raise DamagedFileError(folder, "a file and not a run folder")
-        for path in (folder, *(folder / name for name in FILES)):
-            if not is_inside(path, root):
+        real_path = os.path.realpath(folder)
+        links = [name for name in FILES if os.path.islink(f"{real_path}/{name}")]
+        for path in (folder, *(folder / name for name in links)):
+            if not path.resolve().is_relative_to(real_root):
                 raise OutsideError(
                     f"{path} is in {path.resolve().parent}, outside of {root}, and is not read; "
                     "load that folder itself"
                 )
+        return real_path
 
     return require
 
@@ -500,16 +537,15 @@ def _row(folder: Path) -> dict[str, Any]:
     provenance = read_json_object(files["provenance"]) if files["provenance"].exists() else {}
     summary = read_summary(files["summary"]) if files["summary"].exists() else {}
     divergence = find_divergence(folder)
-    [config] = pd.json_normalize(read_config(folder / "config.json")).to_dict("records")
-    _require_no_columns(files["summary"], summary, {*map(str, config), *ROW})
+    config = _flatten(read_config(folder / "config.json"))
+    _require_no_columns(files["summary"], summary, {*config, *ROW})
     texts = {name: provenance.get(name) for name in ("commit", "start")}
     texts["device_changes"] = "; ".join(map(str, device_changes(provenance))) or None
     if changes := schedule_changes(provenance):  # such a run is not one of its number of steps
         texts_of = (f"at step {step}, {a} to {b} steps" for step, (a, b) in changes)
         config["train.schedule_change"] = "; ".join(texts_of)
     return {
-        "folder": str(folder),
-        **{str(name): _hashable(value) for name, value in config.items()},
+        **{name: _hashable(value) for name, value in config.items()},
         **summary,
         "finished": files["summary"].exists(),
         "diverged": divergence is not None,
@@ -547,6 +583,23 @@ def _require_no_columns(path: Path, names: Iterable[str], columns: Collection[st
     """Raises DamagedFileError if a value has the name of another column of its table."""
     if twice := next((name for name in names if name in columns), None):
         raise DamagedFileError(path, f"a value is named {twice}, which is another column")
+
+
+def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested values under dotted names, after those that are not nested."""
+    flat = {name: value for name, value in content.items() if not isinstance(value, dict)}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= _with_prefix(value, f"{name}.")
+    return flat
+
+
+def _with_prefix(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _with_prefix(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _hashable(value: Any) -> Any:

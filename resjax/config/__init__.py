@@ -240,7 +240,7 @@ def _with_later_fields(content: dict[str, Any]) -> dict[str, Any]:
             filled = architecture(**{name: model.get(name) for name in ARCHITECTURE})
             content["model"] = filled | model
         if isinstance(transfer, dict) and transfer.get("weights") is not None:
-            content["model"].setdefault("bn_unbiased", False)
+            content["model"] = {"bn_unbiased": False, **content["model"]}
     return content
 
 
@@ -256,7 +256,7 @@ def canonical(config: Config) -> str:
         section: {name: content[section][name] for name in names.split()}
         for section, names in FIRST_FIELDS.items()
     }
-    then = _with_later_fields({**first, "model": dict(first["model"])})
+    then = _with_later_fields(dict(first))
     identity: dict[str, Any] = {"seed": config.seed}
     for section, fields in first.items():
         implied = _DEFAULTS[section] | then[section]

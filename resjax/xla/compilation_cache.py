@@ -6,15 +6,13 @@ lacks the number of threads, among which XLA divides work when it compiles, so t
 after it.
 """
 
-import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import filelock
 import jax
 
-from resjax.machine import threads
+from resjax.machine import threads, user_caches
 
 MAX_BYTES = 2**30
 """The size at which JAX removes the entries that were not used for longest."""
@@ -55,11 +53,7 @@ def cache_folder() -> Path:
     Raises:
       RuntimeError: this user has no home folder.
     """
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        caches = Path(chosen)
-    else:
-        caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return caches / "resjax" / f"xla-{threads()}-threads"
+    return user_caches() / f"xla-{threads()}-threads"
 
 
 def _remove_incomplete(folder: Path) -> None:
