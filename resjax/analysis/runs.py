@@ -168,9 +168,7 @@ def load_sweeps(*paths: str | os.PathLike[str], warn: Warn | None = None) -> Swe
         elif warn is not None:
             warn(f"{path}: no run can be read")
     if len({row["sweep"] for row in rows}) == 1:
-        [table] = [sweep.runs for sweep in by_name.values()] or [
-            _table(rows).drop(columns="sweep")
-        ]
+        [table] = [sweep.runs for sweep in by_name.values()] or [_table(rows).drop(columns="sweep")]
         return Sweeps(table, by_name)
     return Sweeps(_table(_once(rows, warn)), by_name)
 
