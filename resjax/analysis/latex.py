@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from resjax.analysis.runs import primary_metrics, summarize, training_column, varying
+from resjax.analysis.runs import (
+    field_heads,
+    group_rows,
+    primary_metrics,
+    summarize,
+    training_column,
+    varying,
+)
 from resjax.run_files import Metric
 from resjax.text import printable
 
@@ -147,14 +154,6 @@ def results_table(runs: pd.DataFrame, name: str, *, bold_best: bool = False) -> 
         caption += f" The other fields determine {_listed(left_out)}."
     caption += " The best mean of each column is bold." * bold_best
     return _table(columns, caption, _label(name))
-
-
-def group_rows(results: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Moves rows with the same value of the first field together, which several sweeps may mix."""
-    if not by:
-        return results
-    order = pd.factorize(results[by[0]])[0]
-    return results.iloc[np.argsort(order, kind="stable")]
 
 
 def _long_that_fits(
@@ -327,18 +326,9 @@ def _label(name: str) -> str:
     return f"tab:{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-') or 'results'}"
 
 
-def field_heads(names: Sequence[str]) -> dict[str, str]:
-    """Returns the last part of each field's name, or all of it if that says too little."""
-    last = [name.rpartition(".")[2] for name in names]
-    return {
-        name: (part if part.isidentifier() and last.count(part) == 1 else name).replace("_", " ")
-        for name, part in zip(names, last, strict=True)
-    }
-
-
 def _field(head: str, values: pd.Series) -> Column:
     cells = [escape(_shown(x)) for x in values]
-    return Column(escape(head), cells, "r" if _is_numeric(values) else "l")
+    return Column(escape(head.replace("_", " ")), cells, "r" if _is_numeric(values) else "l")
 
 
 def _is_numeric(values: pd.Series) -> bool:

@@ -10,13 +10,13 @@ import importlib.resources
 import json
 import os
 import re
-import shlex
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,18 +24,28 @@ from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import EXPLANATION, Claim, tally
-from resjax.analysis.experiment_figures import (
-    Experiment,
-    Tables,
-    load_experiment,
-    load_tables,
+from resjax.analysis.experiment_figures import Experiment, Tables, load_experiment
+from resjax.analysis.latex import results_table
+from resjax.analysis.parts import (
+    NO_FIELD,
+    FiguresError,
+    Part,
+    advice,
+    differing_settings,
+    judge,
+    load_parts,
+    read_sweep_json,
+    refresh_copies,
+    unstarted,
+    warn_of_unmeasured,
 )
 from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import (
+    Sweeps,
     Warn,
     describe,
-    is_inside,
-    load_runs,
+    group_rows,
+    load_sweeps,
     primary_metrics,
     status,
     summarize,
@@ -45,7 +55,7 @@ from resjax.analysis.statistics import differences as paired_tables
 from resjax.analysis.statistics import intervals
 from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError, one_line
-from resjax.run_files import DamagedFileError, Metric, read_json_object
+from resjax.run_files import Metric, read_json_object
 from resjax.text import csv_cell, user_path
 
 POINTS = 300
@@ -62,82 +72,94 @@ SPLITS = {"train": "training", "train_set": "training-set", "test": "test"}
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FiguresError(UserError):
-    """An experiment's figures could not be drawn, or its claims not be judged.
-
-    The report has the default figures, or no claims.
-    """
-
-
 def write_report(
     paths: Paths,
     experiment: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     warn: Warn = lambda _: None,
+    *,
+    announce: Callable[[Path], object] = lambda _: None,
+    bold_best: bool = False,
 ) -> Path:
     """Writes report.html, figures/ and tables, and returns the path of the page.
 
     The tables are runs.csv, results.csv (a mean with its intervals for each setting and metric),
-    differences.csv (paired differences at equal seed) and claims.csv.
+    results.tex (the primary metrics for a paper), differences.csv (paired differences at equal
+    seed), claims.csv and, of several sweeps, settings.csv (the fields in which they differ).
+
+    Several sweeps have common tables, in which a run that two of them have stands once. Each has
+    its own figures and claims, unless one experiment draws all of them: that of `experiment`, or
+    the one that all have if no fields differ between the sweeps only.
 
     Args:
         paths: A sweep folder, or any folder that contains runs, or several of them.
         experiment: The experiment file, which describes and draws the runs; by default the one
             that `find_experiment` finds or, without it, curves of all settings.
         out: The folder to write to; by default that of `default_out`.
-        warn: Called with what is left out because its files are damaged; the page says it too.
+        warn: Called with what is left out, because its files are damaged or because it is the run
+            of another sweep; the page says it too.
+        announce: Called with each experiment file before it is executed.
+        bold_best: Whether the best mean of each column is bold in results.tex.
 
     Raises:
         FileNotFoundError, ValueError: if `load_runs`, `load_curves` or `load_layers` raises them.
-        FiguresError: if the experiment cannot draw its figures or judge its claims; the report is
+        FiguresError: if an experiment cannot draw its figures or judge its claims; the report is
             written nevertheless.
     """
     roots, left_out = _roots(paths), list[str]()
     root = default_out(roots) if out is None else Path(out)
-    runs = load_runs(*roots, warn=left_out.append)
-    source = find_experiment(roots) if experiment is None else Path(experiment)
-    tables = load_tables(runs, source, left_out.append)
+    sweeps = load_sweeps(*roots, warn=left_out.append)
+    runs = sweeps.runs
+    parts = load_parts(sweeps, roots, Path(experiment) if experiment else None, left_out.append)
     table = runs.assign(folder=[os.path.relpath(folder, root) for folder in runs["folder"]])
     with report_disk_errors(root, "mend that, or add --out=DIR to write elsewhere"):
         root.mkdir(parents=True, exist_ok=True)
-        described, figures, failure = _draw(source, root, roots, tables, left_out.append)
-        claims, fault = _judge(described, tables)
-        if fault and failure is None:
-            failure = FiguresError(f"{fault}; {_advice(source, roots)}")
+        drawn = [_draw(part, root, announce, left_out.append) for part in parts]
+        claims = [
+            (part.name, claim)
+            for part, each in zip(parts, drawn, strict=True)
+            for claim in each.claims
+        ]
         for problem in left_out:
             warn(problem)
         differences = paired_tables(runs)
+        settings = differing_settings(sweeps)
+        described = drawn[0].described if len(parts) == 1 and parts[0].file else None
         page = Template(_asset("report.html")).substitute(
-            title=html.escape(described.title),
-            kind=_kind(described),
-            claim=_prose(described.claim),
-            measured=html.escape(_measured(runs, claims)),
+            title=html.escape(described.title if described else _names(sweeps, root)),
+            kind=_kind(described) if described else "",
+            claim=_prose(described.claim) if described else "",
+            measured=html.escape(_measured(runs, [claim for _, claim in claims])),
+            sweeps=_sweeps(sweeps, settings, parts, drawn, root),
             claims=_claims(claims),
             training_metric=training_metric(runs),
-            status=html.escape(_status(roots, runs)),
+            status=html.escape(_status(sweeps, runs)),
             left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
             style=_asset("report.css"),
             script=_asset("report.js"),
-            figures=figures,
+            figures=_titled(parts, [each.figures for each in drawn]),
             directions=html.escape(_directions(runs)),
             summary=_table(summary_columns(runs)),
             differences=_differences(differences, primary_metrics(runs)),
             runs=_runs(table),
-            layers=_layers(runs, tables.layers, root),
+            layers=_layers(parts, root),
             config=_config(runs),
             provenance=_provenance(roots, runs),
-            data=_data(runs, tables.curves),
+            data=_data(runs, pd.concat([part.tables.curves for part in parts])),
         )
         _write_table(root / "runs.csv", table)
         _write_claims(root / "claims.csv", claims)
+        _write_or_remove(root / "settings.csv", settings)
         _write_table(root / "results.csv", intervals(runs))
+        latex = results_table(runs, _names(sweeps, root), bold_best=bold_best)
+        write_atomically(root / "results.tex", latex)
         _write_table(root / "differences.csv", differences)
         path = write_atomically(root / "report.html", page)
-    if failure:
-        raise failure
+    if failures := [each.failure for each in drawn if each.failure]:
+        raise FiguresError("; ".join(failures))
     if experiment is not None:
         with suppress(OSError):  # the folders may be read-only
-            _refresh_copies(roots, Path(experiment))
+            refresh_copies(roots, Path(experiment))
     return path
 
 
@@ -147,60 +169,115 @@ def default_out(paths: Paths) -> Path:
     return roots[0] if len(roots) == 1 else Path(os.path.commonpath([r.absolute() for r in roots]))
 
 
-def find_experiment(paths: Paths) -> Path | None:
-    """Returns the copy of the experiment in the sweep folders, if all of them have the same."""
-    copies = [root / "experiment.py" for root in _roots(paths)]
-    inside = [copy.is_file() and is_inside(copy, copy.parent) for copy in copies]
-    same = all(inside) and len({copy.read_bytes() for copy in copies}) == 1
-    return copies[0] if same else None
-
-
 def _roots(paths: Paths) -> list[Path]:
-    return list(map(user_path, [paths] if isinstance(paths, str | os.PathLike) else paths))
+    """Returns the paths, each folder once."""
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return list({path.resolve(): path for path in map(user_path, listed)}.values())
 
 
-def _draw(
-    file: Path | None, root: Path, roots: list[Path], tables: Tables, warn: Warn
-) -> tuple[Experiment, str, FiguresError | None]:
-    """Returns the experiment, its figures or the default ones as HTML, and why its own failed."""
-    fault, described = "", Experiment(Path(), root.resolve().name, "")
+def _names(sweeps: Sweeps, root: Path) -> str:
+    """Returns the names of several sweeps, or that of the folder of a report."""
+    *first, last = sweeps.by_name or [""]
+    return f"{', '.join(first)} and {last}" if first else root.resolve().name
+
+
+class Drawn(NamedTuple):
+    """A part of a report with its figures as HTML, its claims, and what failed or ""."""
+
+    described: Experiment
+    figures: str
+    claims: list[Claim]
+    failure: str
+
+
+def _draw(part: Part, root: Path, announce: Callable[[Path], object], warn: Warn) -> Drawn:
+    """Draws the figures of a part's experiment, or the default ones, and judges its claims."""
+    file, tables = part.file, part.tables
+    fault, described = "", Experiment(Path(), "", "")
+    figures: str | None = None
     try:
         if file is not None:
+            announce(file)
             described = load_experiment(file)
         if described.measure is not None:
-            _warn_of_unmeasured(described, tables, warn)
+            warn_of_unmeasured(described, tables, warn)
         if described.draw is not None and not described.lacks_measurements(tables):
-            return described, _figures(described.figures(tables), root), None
+            figures = _figures(described.figures(tables), root, part.slug)
     except UserError as error:
         fault = str(error)
     except OSError:  # of the disk
         raise
     except Exception as error:
         fault = f"{file}: a figure cannot be drawn: {one_line(error)}"
-    failure = FiguresError(f"{fault}; {_advice(file, roots)}") if fault else None
-    return described, _figures(overview(tables.runs, tables.curves), root), failure
+    if figures is None:
+        figures = _figures(overview(tables.runs, tables.curves), root, part.slug)
+    claims, fault_of_claims = judge(described, tables)
+    fault = fault or fault_of_claims
+    return Drawn(
+        described, figures, claims, f"{fault}; {advice(file, part.roots)}" if fault else ""
+    )
 
 
-def _judge(experiment: Experiment, tables: Tables) -> tuple[list[Claim], str]:
-    """Returns the experiment's claims, and why they could not be judged or ""."""
-    if experiment.lacks_measurements(tables):
-        return [], ""
-    try:
-        return experiment.claims(tables), ""
-    except UserError as error:
-        return [], str(error)
+def _titled(parts: Sequence[Part], contents: Sequence[str]) -> str:
+    """Returns contents of parts below the names of their sweeps, if there are several."""
+    if len(parts) == 1:
+        return contents[0]
+    titled = zip(parts, contents, strict=True)
+    return "\n".join(f"<h3>{html.escape(part.name)}</h3>\n{text}" for part, text in titled if text)
 
 
-def _claims(claims: Sequence[Claim]) -> str:
-    """Returns a section with the table of claims; "" without claims."""
+def _sweeps(
+    sweeps: Sweeps,
+    settings: pd.DataFrame,
+    parts: Sequence[Part],
+    drawn: Sequence[Drawn],
+    root: Path,
+) -> str:
+    """Returns a section with the sweeps of a report and their settings; "" for only one."""
+    if len(sweeps.by_name) < 2:
+        return ""
+    titles = {
+        part.name: each.described.title
+        for part, each in zip(parts, drawn, strict=True)
+        if part.file
+    }
+    items = []
+    for name, sweep in sweeps.by_name.items():
+        text, page = f"<b>{html.escape(name)}</b>", sweep.folder / "report.html"
+        if page.exists() and sweep.folder != root.resolve():
+            href = html.escape(urllib.parse.quote(os.path.relpath(page, root.resolve())))
+            text = f'<a href="{href}">{html.escape(name)}</a>'
+        title = f": {html.escape(titles[name])}" if name in titles else ""
+        status = html.escape(_status(Sweeps(sweep.runs, {name: sweep}), sweep.runs))
+        items.append(f'<li>{text}{title}<br><span class="status">{status}</span></li>')
+    listed = "\n".join(items)
+    columns = {str(name): list(map(str, settings[name])) for name in settings}
+    shown = (
+        f"<p>The sweeps differ in these settings; “{NO_FIELD}” stands for a field that a config "
+        f"does not have.</p>\n{_table(columns)}"
+        if len(settings)
+        else "<p>The configs of the sweeps do not differ.</p>"
+    )
+    return f"""<section id="sweeps">
+<h2>Sweeps</h2>
+<ul>
+{listed}
+</ul>
+{shown}
+</section>"""
+
+
+def _claims(claims: Sequence[tuple[str, Claim]]) -> str:
+    """Returns a section with the table of claims by sweep; "" without claims."""
     if not claims:
         return ""
-    columns = {
-        "claim": [claim.statement for claim in claims],
-        "verdict": [claim.verdict for claim in claims],
-        "measured here": [claim.measured for claim in claims],
-        "published": [claim.published for claim in claims],
-        "source": [claim.source for claim in claims],
+    columns = {"sweep": [sweep for sweep, _ in claims]} if claims[0][0] else {}
+    columns |= {
+        "claim": [claim.statement for _, claim in claims],
+        "verdict": [claim.verdict for _, claim in claims],
+        "measured here": [claim.measured for _, claim in claims],
+        "published": [claim.published for _, claim in claims],
+        "source": [claim.source for _, claim in claims],
     }
     return f"""<section id="claims">
 <h2>Claims</h2>
@@ -209,13 +286,15 @@ def _claims(claims: Sequence[Claim]) -> str:
 </section>"""
 
 
-def read_claims(root: Path) -> list[Claim]:
-    """Returns the claims in the report of a folder."""
+def read_claims(root: Path) -> list[tuple[str, Claim]]:
+    """Returns the claims in the report of a folder, with their sweeps or "" if it has only one."""
     path = root / "claims.csv"
     if not path.exists():
         return []
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return [Claim(*row) for row in rows.itertuples(index=False, name=None)]
+    sweeps = rows.pop("sweep") if "sweep" in rows else [""] * len(rows)
+    claims = (Claim(*row) for row in rows.itertuples(index=False, name=None))
+    return list(zip(sweeps, claims, strict=True))
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
@@ -223,51 +302,19 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, cells.rename(columns=csv_cell).to_csv(index=False))
 
 
-def _write_claims(path: Path, claims: Sequence[Claim]) -> None:
-    """Writes the claims as a table, or removes an earlier one if there are none."""
-    if not claims:
+def _write_or_remove(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table, or removes an earlier one if this one has no rows."""
+    if table.empty:
         path.unlink(missing_ok=True)
-        return
-    _write_table(path, pd.DataFrame(claims, columns=Claim._fields))
+    else:
+        _write_table(path, table)
 
 
-def _warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> None:
-    """Warns of finished runs that the experiment has not measured."""
-    ended = tables.runs[tables.runs["finished"] & ~tables.runs["diverged"]]
-    missing = ~ended["folder"].isin(tables.measurements["folder"])
-    if missing.any():
-        default = "; the figures are the default ones" * experiment.lacks_measurements(tables)
-        warn(
-            f"measurements of {missing.sum()} of {len(ended)} finished runs, which measure() of "
-            f"{experiment.file} has not seen; `resjax sweep` with the same options measures them"
-            f"{default}"
-        )
-
-
-def _advice(file: Path | None, roots: list[Path]) -> str:
-    """Returns what to type after an experiment's figures failed."""
-    original = next((source for root in roots if (source := _plan(root).get("file"))), file)
-    folders = shlex.join(map(str, roots))
-    return (
-        f"the runs are kept, and the report was written without them. Fix {original}, then type: "
-        f"resjax report {folders} --experiment={shlex.quote(str(original))}"
-    )
-
-
-def _refresh_copies(roots: list[Path], experiment: Path) -> None:
-    """Replaces the copies of an experiment in sweep folders by its corrected file."""
-    for root in roots:
-        copy = root / "experiment.py"
-        if copy.is_file() and _plan(root).get("experiment") == experiment.stem:
-            write_atomically(copy, experiment.read_bytes())
-
-
-def _plan(root: Path) -> dict[str, Any]:
-    """Returns the content of a folder's sweep.json; {} without a readable one."""
-    file = root / "sweep.json"
-    with suppress(DamagedFileError, OSError):
-        return read_json_object(file) if is_inside(file, root) else {}
-    return {}
+def _write_claims(path: Path, claims: Sequence[tuple[str, Claim]]) -> None:
+    table = pd.DataFrame([claim for _, claim in claims], columns=Claim._fields)
+    if claims and claims[0][0]:
+        table.insert(0, "sweep", [sweep for sweep, _ in claims])
+    _write_or_remove(path, table)
 
 
 @draw.style()
@@ -305,9 +352,7 @@ def _prose(text: str) -> str:
 
 
 def _kind(experiment: Experiment) -> str:
-    """Returns "Claim: " or "Question: " for an experiment's title; "" for a folder's name."""
-    if experiment.file == Path():
-        return ""
+    """Returns "Claim: " or "Question: " for an experiment's title."""
     return f"<small>{'Question' if experiment.title.endswith('?') else 'Claim'}:</small> "
 
 
@@ -358,17 +403,14 @@ def training_metric(runs: pd.DataFrame) -> str:
     return text
 
 
-def _status(roots: list[Path], runs: pd.DataFrame) -> str:
+def _status(sweeps: Sweeps, runs: pd.DataFrame) -> str:
     diverged, finished = runs["diverged"], runs["finished"]
-    listed = [_plan(root).get("runs") for root in roots]
-    planned = max(sum(len(each) for each in listed if isinstance(each, list)), len(runs))
+    planned = len(runs) + sum(unstarted(sweep) for sweep in sweeps.by_name.values())
     text = f"{finished.sum()} of {planned} runs finished"
     if to_the_end := (finished & diverged).sum():
         text += f", {to_the_end} of them diverged"
     if before := (~finished & diverged).sum():
         text += f", {before} diverged before the end"
-    if moved := runs["device_changes"].notna().sum():
-        text += f", {moved} went on on other devices"
     datasets = ", ".join(runs["data.name"].unique())
     starts = sorted(runs["start"].dropna())
     return " · ".join([text, datasets, *(f"started {start}" for start in starts[:1])])
@@ -381,18 +423,19 @@ def _directions(runs: pd.DataFrame) -> str:
     )
 
 
-def _figures(figures: Mapping[str, Figure], root: Path) -> str:
-    """Saves figures and returns them as HTML."""
+def _figures(figures: Mapping[str, Figure], root: Path, folder: str = "") -> str:
+    """Saves figures in a folder below figures/ and returns them as HTML."""
     parts = []
     for name, figure in figures.items():
-        files = {path.suffix[1:]: path for path in draw.save(figure, root / "figures" / name)}
+        stem = Path("figures", folder, name)
+        files = {path.suffix[1:]: path for path in draw.save(figure, root / stem)}
         svg = files["svg"].read_text("utf-8")
         # All drawings of a page share one namespace of ids.
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{folder}{name}-", svg[svg.index("<svg") :])
         # Hundredths of a point are finer than any screen and halve the size.
         svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
-        hrefs = {kind: html.escape(f"figures/{name}.{kind}") for kind in files}
+        hrefs = {kind: html.escape(f"{stem}.{kind}") for kind in files}
         links = ", ".join(f'<a href="{href}">{kind.upper()}</a>' for kind, href in hrefs.items())
         title = f"{name.replace('_', ' ')}: {draw.caption(figure)}".removesuffix(": ")
         caption = f"<figcaption>{html.escape(title)} ({links})</figcaption>"
@@ -437,8 +480,9 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
     """Returns the table of `summarize` as text: the columns by their headings."""
-    results = summarize(runs)
-    columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in varying(runs)}
+    by = varying(runs)
+    results = group_rows(summarize(runs, by), by)
+    columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in by}
     columns["parameters"] = map(_number, results["parameters"])
     columns["seeds"] = map(str, results["seeds"])
     for metric in primary_metrics(runs):
@@ -497,7 +541,8 @@ difference.
 
 def _runs(runs: pd.DataFrame) -> str:
     columns: dict[str, Iterable[str]] = {"run": runs["folder"]}
-    columns |= {name: map(_text, runs[name]) for name in (*varying(runs), "seed") if name in runs}
+    shown = dict.fromkeys(["sweep", *varying(runs), "seed"])
+    columns |= {name: map(_text, runs[name]) for name in shown if name in runs}
     columns["status"] = status(runs)
     if runs["diverged"].any():
         columns["diverged at step"] = map(_number, runs["diverged_step"])
@@ -513,11 +558,23 @@ def _runs(runs: pd.DataFrame) -> str:
     return _table(columns, sortable=True)
 
 
-@draw.style()
-def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
+def _layers(parts: Sequence[Part], root: Path) -> str:
     """Returns a section with the figures of each diagnostic, by layer and by step."""
-    if layers.empty:
+    figures = [_figures(_layer_figures(part.tables), root, part.slug) for part in parts]
+    if not any(figures):
         return ""
+    return f"""<section id="layers">
+<h2>Layers</h2>
+<p>Each diagnostic is drawn by layer, at the last step with finite values, and by step, as the mean
+over the layers of each part of the network. Among parameters, only kernels are drawn; layers.jsonl
+has all of them.</p>
+{_titled(parts, figures)}
+</section>"""
+
+
+@draw.style()
+def _layer_figures(tables: Tables) -> dict[str, Figure]:
+    runs, layers = tables.runs, tables.layers
     settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))
     figures: dict[str, Figure] = {}
     for name in layers.columns.drop(["folder", "step", "layer"]):
@@ -535,13 +592,7 @@ def _layers(runs: pd.DataFrame, layers: pd.DataFrame, root: Path) -> str:
         )
         if measured["step"].nunique() > 1:
             figures[f"steps_{name}"] = _by_step(measured, name, log)
-    return f"""<section id="layers">
-<h2>Layers</h2>
-<p>Each diagnostic is drawn by layer, at the last step with finite values, and by step, as the mean
-over the layers of each part of the network. Among parameters, only kernels are drawn; layers.jsonl
-has all of them.</p>
-{_figures(figures, root)}
-</section>"""
+    return figures
 
 
 def _by_step(measured: pd.DataFrame, name: str, log: bool) -> Figure:
@@ -563,7 +614,7 @@ def _config(runs: pd.DataFrame) -> str:
 
 def _provenance(roots: list[Path], runs: pd.DataFrame) -> str:
     starts = sorted(runs["start"].dropna())
-    commands = [str(plan.get("command", "")) for plan in map(_plan, roots) if plan]
+    commands = [str(plan.get("command", "")) for plan in map(read_sweep_json, roots) if plan]
     facts = {"sweep": "; ".join(commands)} if commands else {}
     origins = pd.DataFrame([_origin(Path(folder) / "provenance.json") for folder in runs["folder"]])
     facts |= {str(name): "; ".join(origins[name].dropna().unique()) for name in origins}

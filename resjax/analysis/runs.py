@@ -376,11 +376,20 @@ def varying(runs: pd.DataFrame) -> list[str]:
     return ["sweep", *(name for name in names if name not in between)]
 
 
+def field_heads(names: Sequence[str]) -> dict[str, str]:
+    """Returns the last part of each field's name, or all of it if that is no word or not unique."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {
+        name: part if part.isidentifier() and last.count(part) == 1 else name
+        for name, part in zip(names, last, strict=True)
+    }
+
+
 def describe(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """Returns a short name for each run from its values in `by`: "depth 56, shortcut none"."""
     names = [
         ", ".join(
-            f"{column.rpartition('.')[2]} {value}"
+            str(value) if column == "sweep" else f"{column.rpartition('.')[2]} {value}"
             for column, value in zip(by, row, strict=True)
             if value is not None and value == value
         )
@@ -448,6 +457,14 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
             row[f"{name}_std"] = averaged[name].std(ddof=1)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def group_rows(results: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Moves rows with the same value of the first field together, which several sweeps may mix."""
+    if not by:
+        return results
+    order = pd.factorize(results[by[0]])[0]
+    return results.iloc[np.argsort(order, kind="stable")]
 
 
 def _run_folders(root: Path, warn: Warn | None) -> list[tuple[Path, str]]:

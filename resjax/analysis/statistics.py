@@ -105,6 +105,8 @@ def _resampled_means(array: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
 def select(runs: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     """Returns the runs whose columns have the values `where`; a list allows several values.
 
+    None is the value of a column that a run lacks.
+
     Raises:
       KeyError: the table has no such column.
     """
@@ -113,7 +115,8 @@ def select(runs: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
         if column not in runs:
             raise KeyError(f"{column}: no such column in the table of runs")
         allowed = value if isinstance(value, list | set | frozenset | range) else [value]
-        chosen &= pd.Series([cell in allowed for cell in runs[column]], runs.index, dtype=bool)
+        cells = runs[column].astype(object).where(runs[column].notna(), None)
+        chosen &= pd.Series([cell in allowed for cell in cells], runs.index, dtype=bool)
     return runs[chosen]
 
 
@@ -151,7 +154,8 @@ def paired_differences(
         free = {name for side in sides.values() for name in varying(side)}
         free -= {*treatment, *control}
         equal = [name for name in map(str, runs) if name in free]
-    repeats = [name for name in REPEATS if name in runs]
+    # Configs of earlier versions lack the field.
+    repeats = [n for n in REPEATS if n in runs and all(s[n].notna().all() for s in sides.values())]
     keys = ["seed", *repeats, *(name for name in equal if name != "seed")]
     tables = []
     for name, side in sides.items():
@@ -246,14 +250,15 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     names = [f"{kind}_{m.name}" for m in primary_metrics(runs) for kind in ("train", "test")]
     rows = []
     for field in varying(runs):
-        baseline, *others = dict.fromkeys(runs[field])
+        values = runs[field].astype(object).where(runs[field].notna(), None)
+        baseline, *others = dict.fromkeys(values)
         for value in others:
             for name in names:
                 try:
                     pairs = paired_differences(runs, name, {field: value}, {field: baseline})
                 except ValueError:  # a run was trained twice
                     continue
-                equal = [str(n) for n in pairs if "." in str(n) and n not in REPEATS]
+                equal = [n for n in map(str, pairs) if n == "sweep" or _is_field(n)]
                 places = describe(pairs, equal) if equal else pd.Series("", pairs.index)
                 for place, group in pairs.groupby(places, sort=False):
                     lost = group[["treatment_diverged", "control_diverged"]].any(axis=1)
@@ -265,6 +270,10 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
                         }
                     )
     return pd.DataFrame(rows)
+
+
+def _is_field(name: str) -> bool:
+    return "." in name and name not in REPEATS
 
 
 def _columns(found: Estimate) -> dict[str, float]:
