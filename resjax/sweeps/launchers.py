@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from resjax.sweeps.experiment import Plan
     from resjax.train.signals import StopRequest
 
-LAUNCHERS = {"local": "resjax.sweeps.local", "slurm": "resjax.sweeps.slurm"}
+LAUNCHERS = {
+    "local": "resjax.sweeps.local",
+    "ray": "resjax.sweeps.ray_cluster",
+    "slurm": "resjax.sweeps.slurm",
+}
 """The module of each launcher by the name that `--launcher` takes."""
 
 

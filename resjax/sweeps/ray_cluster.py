@@ -1,0 +1,293 @@
+"""The Ray launcher: trains the runs of a plan in tasks of a Ray cluster.
+
+Each task runs one worker on a node that shares the sweep folder. The launcher starts lost workers
+again, and shows what the sweep folder says about the runs. It needs Ray's core alone. Ray counts
+resources and does not enforce them, so a worker gets as many threads as its task has CPUs, and its
+share of a GPU's memory, before JAX is imported.
+"""
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from resjax.disk import report_disk_errors
+from resjax.errors import UserError, first_few, one_line
+from resjax.machine import available_cores, module_search_path
+from resjax.sweeps import ray_task
+from resjax.sweeps.experiment import Plan
+from resjax.sweeps.failures import Retries
+from resjax.sweeps.launchers import Options
+from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_file, write_sweep
+from resjax.sweeps.ray_pool import Pool, Share
+from resjax.sweeps.status import RUNNING, shown
+from resjax.sweeps.watching import SweepWatch
+from resjax.sweeps.workers import GPU_MEMORY
+from resjax.train.lock import FILE_NAME
+from resjax.train.signals import Stopped, StopRequest
+
+SETTINGS = {
+    "address": "auto (RAY_ADDRESS, or the cluster of this machine), HOST:PORT, or local",
+    "cpus": "CPUs per worker, which is also its number of threads",
+    "gpus": "GPUs per worker, such as 0.5 for two workers on each GPU",
+    "autoscaling": "the cluster adds nodes: wait for one with room for a worker",
+}
+POLL_SECONDS = 0.5  # between two looks at the tasks
+CONNECT_SECONDS = 5.0
+OBJECT_STORE_BYTES = 100_000_000  # the tasks exchange a few texts
+QUICK = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "5"}
+"""Without these, Ray tries for minutes to connect to what is no cluster, or refuses the token."""
+
+
+def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: StopRequest) -> int:
+    """Trains and measures the runs of `plan`; returns how many are still not finished.
+
+    Args:
+      plan: the resolved runs.
+      workdir: the sweep folder, which the nodes share.
+      command: the command line, for `sweep.json`.
+      options: the number of workers (None: as many as the cluster has room for), how often a failed
+        run is tried again, and values for `SETTINGS`.
+      stop: a request to stop, after which the workers save their runs.
+
+    Raises:
+      UserError: a setting is wrong, Ray is not installed or does not run at the address, no node
+        has room for a worker or sees the sweep folder, or this machine cannot write to it.
+      Stopped: stopping was requested; says how many of the runs under way have saved.
+    """
+    settings = options.settings
+    cpus, gpus = _typed_share(settings)
+    with _connected(settings.get("address", "auto")) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = _share(cpus, gpus, nodes)
+        room = sum(map(share.room, nodes))
+        if not room and "autoscaling" not in settings:
+            raise UserError(_no_room(share, nodes))
+        retries = Retries(new_launch(), options.retries)
+        with report_disk_errors(workdir):
+            stored = write_sweep(plan, workdir, command, retries.launch)
+            arguments = _task_arguments(workdir.absolute(), stored, retries, share)
+            with shown(stored.runs) as show_end, stop.graceful():
+                watch = SweepWatch(stored, retries, show_end)
+                with closing(Pool(ray, share, arguments)) as pool:
+                    _supervise(pool, watch, options.workers or max(room, 1), stop)
+                return watch.unfinished
+
+
+def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
+    """Returns what would be started, without a look at the cluster."""
+    settings = options.settings
+    cpus, gpus = _typed_share(settings)
+    number = options.workers and min(options.workers, len(plan.runs))
+    lines = [
+        f"workers: {number or 'as many as the cluster has room for'}",
+        f"CPUs per worker: {cpus or '1, or the part of a node that goes with its GPUs'}",
+        f"GPUs per worker: {'1 if the cluster has any' if gpus is None else f'{gpus:g}'}",
+        f"would train on the Ray cluster {settings.get('address', 'auto')}, in {workdir}:",
+    ]
+    return "\n".join([*lines, *(f"  runs/{run.name}" for run in plan.runs)])
+
+
+def _typed_share(settings: Mapping[str, str]) -> tuple[int | None, float | None]:
+    """Returns the CPUs and GPUs per worker, None for what was not typed."""
+    cpus, gpus = settings.get("cpus"), settings.get("gpus")
+    if cpus is not None and not (cpus.isdecimal() and int(cpus)):
+        raise UserError(f"--ray.cpus={cpus}: is not an integer of at least 1")
+    if settings.get("autoscaling"):
+        raise UserError("--ray.autoscaling takes no value")
+    if gpus is None:
+        return (cpus and int(cpus)) or None, None
+    try:
+        number = float(gpus)
+    except ValueError:
+        number = -1.0
+    if not (0 <= number <= 1 or (number.is_integer() and number > 0)):
+        raise UserError(
+            f"--ray.gpus={gpus}: is not a number of GPUs, such as 2, or a part of one, such as 0.5"
+        )
+    return (cpus and int(cpus)) or None, number
+
+
+def _share(cpus: int | None, gpus: float | None, nodes: list[Mapping[str, float]]) -> Share:
+    """Returns the share per worker; by default a GPU, if there are any, and its part of the CPUs.
+
+    All workers have the same number of CPUs, so that no result depends on who trained a run.
+    """
+    with_gpus = [node for node in nodes if node.get("GPU")]
+    if gpus is None:
+        gpus = 1.0 if with_gpus else 0.0
+    if cpus is None:
+        parts = [int(node.get("CPU", 0) * gpus / node["GPU"]) for node in with_gpus if gpus]
+        cpus = max(1, min(parts, default=1))
+    return Share(cpus, gpus)
+
+
+def _no_room(share: Share, nodes: list[Mapping[str, float]]) -> str:
+    has = {Share(int(node.get("CPU", 0)), node.get("GPU", 0.0)).text for node in nodes}
+    return (
+        f"--launcher=ray: no node of the cluster has {share.text} for a worker; they have "
+        f"{first_few(sorted(has), separator=' or ')}; lower --ray.cpus or --ray.gpus, or add "
+        "--ray.autoscaling if the cluster adds nodes"
+    )
+
+
+def _task_arguments(
+    workdir: Path, stored: StoredPlan, retries: Retries, share: Share
+) -> tuple[Any, ...]:
+    """Returns the arguments of `ray_task.run_worker`."""
+    named = f"--plan={stored.digest}", f"--launch={retries.launch}", f"--retries={retries.limit}"
+    # -P: a file of the working directory never takes precedence over an installed module.
+    program = [sys.executable, "-P", "-m", "resjax.sweeps.ray_worker"]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ray_task.ASSIGNED and not name.startswith("RAY_")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(module_search_path())
+    environment["NPROC"] = str(share.cpus)
+    if share.gpus:
+        fraction = f"{GPU_MEMORY * min(share.gpus, 1):.3f}"
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = fraction
+    else:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    plan = str(plan_file(workdir, stored.digest))
+    return [*program, str(workdir), *named], str(Path.cwd()), environment, plan
+
+
+def _supervise(pool: Pool, watch: SweepWatch, workers: int, stop: StopRequest) -> None:
+    """Keeps workers running until no run is left that they could take, or a stop is requested."""
+    watch.look()
+    while watch.left and not stop.signal:
+        # A worker that ends leaves no run that it could take; one that is lost may.
+        wanted = min(workers, len(pool.workers) + len(watch.open))
+        pool.start(wanted - len(pool.workers))
+        time.sleep(POLL_SECONDS)
+        pool.poll()
+        left = len(watch.left)
+        watch.look()
+        if len(watch.left) < left:
+            pool.progressed()
+    if stop.signal and watch.left:
+        running = [run for run in watch.left if run.state in RUNNING] if pool.workers else []
+        pool.stop()
+        saved = sum(not (run.folder / FILE_NAME).exists() for run in running)
+        raise Stopped(stop.signal, f"; {saved} of {len(running)} runs under way have saved")
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Connects this process to a cluster, or starts a local one; yields the module `ray`.
+
+    Raises:
+      UserError: Ray is not installed, does not run there, or refuses the connection.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            '--launcher=ray: Ray is not installed; install it by `pip install "resjax[ray]"`'
+        )
+    options = _local_options() if address == "local" else {"address": _require_address(address)}
+    ray = importlib.import_module("ray")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with _stderr_dropped():
+            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"--ray.address={address}: {_reason(error)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's would end this process at once
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stderr_dropped() -> Iterator[None]:
+    """Drops what Ray's C++ code logs about each attempt to connect."""
+    sys.stderr.flush()
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
+
+
+def _local_options() -> dict[str, Any]:
+    """Returns how a cluster of this machine is started, which ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return {
+        "address": "local",
+        "num_cpus": available_cores(),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+
+
+def _require_address(address: str) -> str:
+    """Returns where a cluster seems to run.
+
+    Raises:
+      UserError: nothing listens there.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    for name, value in QUICK.items():  # Ray reads them when it is imported
+        os.environ.setdefault(name, value)
+    if address == "auto":  # Ray looks for one on this machine
+        return address
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()) or "/" in host:
+        raise UserError(
+            f"--ray.address={address}: is not auto, local or HOST:PORT, the address that "
+            "`ray start --head` prints"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray.address={address}: no Ray cluster answers there: {error}; start one by "
+            "`ray start --head`, or use --ray.address=local"
+        ) from error
+    _use_token()
+    return address
+
+
+def _use_token() -> None:
+    """Makes Ray send the user's token, which it does by itself only if it looks for the cluster."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns on one line why Ray did not connect."""
+    causes = list(_causes(error))
+    text = " ".join(map(str, causes))
+    if "InvalidAuthToken" in text or "AuthenticationError" in text:
+        return (
+            "the cluster refuses this user's token; copy what `ray get-auth-token` prints there to "
+            "~/.ray/auth_token"
+        )
+    if "Could not find any running Ray instance" in text:
+        return (
+            "no Ray cluster runs on this machine; name one by --ray.address=HOST:PORT, or start "
+            "one by --ray.address=local"
+        )
+    if "TimedOut" in text or "Timed out" in text:
+        return "what answers there is not Ray, or is too slow"
+    return one_line(causes[0])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
