@@ -128,7 +128,7 @@ def in_grain(examples: FileExamples, workers: int, batches: int) -> float:
 
 def one_image(maker: BatchMaker, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     batch = maker(BatchRequest(position, np.array([index]), 1))
-    return batch.images[0], batch.labels[0]
+    return batch.images[0], batch.targets["label"][0]
 
 
 def in_torch(examples: FileExamples, workers: int, batches: int) -> float:

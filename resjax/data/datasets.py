@@ -66,7 +66,7 @@ class Dataset(NamedTuple):
         train, test, class_names, skipped, notes = self
         if skipped:
             notes = (*notes, f"skipped {skipped:,} images that cannot be decoded")
-        return describe(len(train.labels), len(test.labels), len(class_names), notes)
+        return describe(len(train), len(test), len(class_names), notes)
 
 
 class OpenDataset(NamedTuple):
@@ -159,7 +159,7 @@ def load(
         _concatenate([_read(*part, channels, image_size, on_bad_image) for part in slices.parts])
         for slices in (opened.train, opened.test)
     )
-    read, expected = len(train.labels) + len(test.labels), len(opened.train) + len(opened.test)
+    read, expected = len(train) + len(test), len(opened.train) + len(opened.test)
     _require_same_size(f"{name}: the test split", test.images[0], train.images)
     notes = opened.notes
     if selected:
@@ -211,8 +211,7 @@ def _read(
     on_bad_image: OnBadImage,
 ) -> Split:
     if isinstance(examples, ArrayExamples) and not image_size:
-        images, labels = examples.split
-        return Split(images[start:stop], labels[start:stop])
+        return examples.split[start:stop]
 
     def decoded() -> Split:
         part = Slices(((examples, start, stop),))
@@ -221,39 +220,52 @@ def _read(
     if not isinstance(examples, PreparedExamples):
         return decoded()
     key = f"{examples.split}-{start}-{stop}-{image_size or 'original'}-{on_bad_image}"
-    return Split(**cached_arrays(examples.folder, key, lambda: decoded()._asdict()))
+
+    def arrays() -> dict[str, np.ndarray]:
+        split = decoded()
+        return {"images": split.images, "labels": split.labels}
+
+    return Split.labeled(**cached_arrays(examples.folder, key, arrays))
 
 
 def _concatenate(splits: Sequence[Split]) -> Split:
-    return splits[0] if len(splits) == 1 else Split(*map(np.concatenate, zip(*splits, strict=True)))
+    if len(splits) == 1:
+        return splits[0]
+    names = splits[0].targets
+    targets = {name: np.concatenate([each.targets[name] for each in splits]) for name in names}
+    return Split(np.concatenate([each.images for each in splits]), targets)
 
 
 def _decode_all(
     examples: Examples, channels: int, image_size: int | None, on_bad_image: OnBadImage
 ) -> Split:
-    images, labels = np.empty(0, np.uint8), np.empty(len(examples), np.int32)
+    arrays: dict[str, np.ndarray] = {}
     count, bad = 0, None
     for index in range(len(examples)):
         try:
             example = examples[index]
-            pixels = _pixels(example, channels, image_size)
+            read = {"image": _pixels(example, channels, image_size), **example.targets}
         except BadImageError as error:
             if on_bad_image == "error":
                 raise
             bad = error
             continue
-        if not count:
-            images = np.empty((len(examples), *pixels.shape), np.uint8)
-        _require_same_size(example.origin, pixels, images)
-        images[count], labels[count] = pixels, example.label
+        for name, value in read.items():
+            if not count:
+                kind = getattr(value, "dtype", np.int32)  # a label is a Python integer
+                arrays[name] = np.empty((len(examples), *np.shape(value)), kind)
+            if name == "image":
+                _require_same_size(example.origin, value, arrays[name])
+            arrays[name][count] = value
         count += 1
     if not count:
         raise DataError(f"none of {len(examples):,} images can be decoded; the last: {bad}")
-    return Split(images[:count], labels[:count])
+    images = arrays.pop("image")[:count]
+    return Split(images, {name: array[:count] for name, array in arrays.items()})
 
 
 def _pixels(example: Example, channels: int, image_size: int | None) -> UInt8[np.ndarray, "h w c"]:
-    image, _, origin = example
+    image, origin = example.image, example.origin
     if image_size is None:
         return decode(image, channels, origin) if isinstance(image, bytes) else image
     opened = open_image(image, channels, origin) if isinstance(image, bytes) else as_image(image)
@@ -282,8 +294,8 @@ def digits() -> Source:
     labels = np.ascontiguousarray(table[:, -1])
     count = DATASETS["digits"].train_images
     splits = {
-        "train": Split(images[:count], labels[:count]),
-        "test": Split(images[count:], labels[count:]),
+        "train": Split.labeled(images[:count], labels[:count]),
+        "test": Split.labeled(images[count:], labels[count:]),
     }
     return array_source("digits", splits, tuple(map(str, range(10))))
 
@@ -295,7 +307,7 @@ def synthetic(name: str, info: KnownDataset) -> Source:
 
     def split(shape: Shape, count: int) -> Split:
         images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        return Split(images, generator.integers(0, info.classes, count, dtype=np.int32))
+        return Split.labeled(images, generator.integers(0, info.classes, count, dtype=np.int32))
 
     splits = {
         "train": split(info.image_shape, info.train_images),

@@ -1,8 +1,8 @@
 """Datasets as sequences of examples, split expressions, and the errors of reading data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -10,6 +10,9 @@ from jaxtyping import Int, UInt8
 from resjax.errors import UserError, one_line
 
 Shape = tuple[int, int, int]  # height, width, channels
+
+Targets = Mapping[str, Any]
+"""What is to be predicted, by its name in a batch: a `label`, or a `mask` of the image's size."""
 
 
 class DataError(UserError):
@@ -24,9 +27,17 @@ class BadImageError(DataError):
     """An image cannot be decoded."""
 
 
+def stack_targets(examples: Sequence[Targets]) -> dict[str, np.ndarray]:
+    """Returns the targets of several examples as arrays, a label as int32."""
+    return {
+        name: np.array([each[name] for each in examples], getattr(first, "dtype", np.int32))
+        for name, first in examples[0].items()
+    }
+
+
 class Example(NamedTuple):
     image: bytes | UInt8[np.ndarray, "h w c"]  # a file's contents, or decoded
-    label: int
+    targets: Targets  # of one example
     origin: str  # for messages: a file's path, or "cifar10 train[17]"
 
 
@@ -49,11 +60,33 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()  # for the user: how the images are split, what was skipped and why
 
 
-class Split(NamedTuple):
-    """Images and labels as NumPy or JAX arrays."""
+@dataclass(frozen=True)
+class Split:
+    """Images and their targets as NumPy or JAX arrays, with the examples along the first axis."""
 
     images: UInt8[Any, "n h w c"]
-    labels: Int[Any, "n"]
+    targets: Targets
+
+    @classmethod
+    def labeled(cls, images: UInt8[Any, "n h w c"], labels: Int[Any, "n"]) -> Self:
+        """Returns images with one class each."""
+        return cls(images, {"label": labels})
+
+    @property
+    def labels(self) -> Int[Any, "n"]:
+        return self.targets["label"]
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by their names in a batch."""
+        return {"image": self.images, **self.targets}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Any) -> "Split":
+        """Returns the examples that a slice or an array of indices selects."""
+        return Split(self.images[chosen], {k: v[chosen] for k, v in self.targets.items()})
 
 
 @dataclass(frozen=True)
@@ -64,11 +97,11 @@ class ArrayExamples:
     name: str  # for messages
 
     def __len__(self) -> int:
-        return len(self.split.labels)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> Example:
-        images, labels = self.split
-        return Example(images[index], int(labels[index]), f"{self.name}[{index}]")
+        targets = {name: array[index] for name, array in self.split.targets.items()}
+        return Example(self.split.images[index], targets, f"{self.name}[{index}]")
 
 
 def array_source(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Source:

@@ -183,7 +183,7 @@ class PreparedExamples:
         origin = f"{self.name} {self.split}[{index}]"
         if not 0 <= label < self.classes:
             raise DataError(f"{origin}: its label is {label}, but there are {self.classes} classes")
-        return Example(image, label, origin)
+        return Example(image, {"label": label}, origin)
 
 
 @functools.cache

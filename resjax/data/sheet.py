@@ -48,8 +48,8 @@ def sheet(sample: Sample, augmentation: Augmentation, seed: int) -> Figure:
       augmentation: of training, after the crops.
       seed: of the augmentation.
     """
-    (images, labels), crops, class_names, statistics = sample
-    targets = jax.nn.one_hot(labels, len(class_names))
+    originals, crops, class_names, statistics = sample
+    targets = jax.nn.one_hot(originals.labels, len(class_names))
 
     @jax.jit
     def augmented(key: Array, images: Array) -> tuple[Array, Array]:
@@ -63,7 +63,7 @@ def sheet(sample: Sample, augmentation: Augmentation, seed: int) -> Figure:
         figsize=(CELL * (1 + DRAWS), 1.2 * CELL * EXAMPLES), layout="constrained", dpi=150
     )
     axes = figure.subplots(EXAMPLES, 1 + DRAWS)
-    for row, image, label in zip(axes[:, 0], images, labels, strict=True):
+    for row, image, label in zip(axes[:, 0], originals.images, originals.labels, strict=True):
         draw_image(row, image / 255, class_names[label])
     keys = jax.random.split(jax.random.key(seed), DRAWS)
     for column, key, cropped in zip(axes[:, 1:].T, keys, crops, strict=True):

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from resjax.data.datasets import OnBadImage
 from resjax.data.decoding import as_image, decode, decoding, open_image
-from resjax.data.examples import BadImageError, DataError, Example, Examples
+from resjax.data.examples import BadImageError, DataError, Example, Examples, stack_targets
 from resjax.machine import safe_path
 from resjax.terminal import group_signals_blocked
 
@@ -53,9 +53,14 @@ SHARED_MEMORY = Path("/dev/shm")
 
 class Batch(NamedTuple):
     images: UInt8[np.ndarray, "b ..."]  # (b, h, w, c), or (b, 10, h, w, c) with ten crops
-    labels: Int32[np.ndarray, "b"]
+    targets: dict[str, np.ndarray]  # by their names in a task's batch, such as label (b,)
     weights: Float32[np.ndarray, "b"]  # 0 for padding and for replaced bad images, else 1
     skipped: int  # bad images
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The images and targets by their names in a task's batch."""
+        return {"image": self.images, **self.targets}
 
 
 class WorkerError(DataError):
@@ -92,8 +97,8 @@ class BatchMaker:
                 )
         weights = np.array(good, np.float32)
         weights[request.valid :] = 0
-        labels = np.array([example.label for example in examples], np.int32)
-        return Batch(np.stack(images), labels, weights, request.valid - int(weights.sum()))
+        targets = stack_targets([example.targets for example in examples])
+        return Batch(np.stack(images), targets, weights, request.valid - int(weights.sum()))
 
     def _example(self, position: int, index: int) -> tuple[np.ndarray, Example, bool]:
         """Returns an image, its example and True, or with "skip" the next good one and False."""
@@ -109,7 +114,7 @@ class BatchMaker:
         raise DataError(f"none of {count:,} images can be decoded; the last: {bad}")
 
     def _image(self, example: Example, position: int) -> UInt8[np.ndarray, "..."]:
-        content, _, origin = example
+        content, origin = example.image, example.origin
         if self.crop is None:
             return decode(content, self.channels, origin) if isinstance(content, bytes) else content
         generator = np.random.default_rng((self.seed, position))

@@ -52,7 +52,7 @@ def select_classes(split: Split, classes: Sequence[int], class_names: Sequence[s
         names = ", ".join(class_names[label] for label in classes)
         raise DataError(f"data.classes: the split has no example of the classes {names}")
     relabeled = np.argsort(classes)[np.searchsorted(np.sort(classes), split.labels[selected])]
-    return Split(split.images[selected], relabeled.astype(split.labels.dtype))
+    return Split.labeled(split.images[selected], relabeled.astype(split.labels.dtype))
 
 
 def sample_per_class(split: Split, per_class: int, seed: int, class_names: Sequence[str]) -> Split:
@@ -74,4 +74,4 @@ def sample_per_class(split: Split, per_class: int, seed: int, class_names: Seque
         generator = np.random.default_rng((seed, label))
         chosen.append(generator.permutation(members)[:per_class])
     rows = np.sort(np.concatenate(chosen))
-    return Split(split.images[rows], split.labels[rows])
+    return split[rows]

@@ -34,7 +34,7 @@ class FileExamples:
 
     def __getitem__(self, index: int) -> Example:
         path = self.root / self.files[index]
-        return Example(read_image(path), self.labels[index], str(path))
+        return Example(read_image(path), {"label": self.labels[index]}, str(path))
 
 
 def open_folder(root: Path) -> Source:
@@ -112,7 +112,7 @@ def open_npz(path: Path) -> Source:
     elif {"images", "labels"} <= arrays.keys():
         whole = _split(path, arrays, "images", "labels")
         parts = zip(("train", "test"), hold_out_fifth(whole.labels), strict=True)
-        splits = {name: Split(whole.images[i], whole.labels[i]) for name, i in parts}
+        splits = {name: whole[i] for name, i in parts}
     else:
         raise DataError(
             f"{path}: contains {first_few(found) or 'nothing'}; it needs x_train, y_train, x_test "
@@ -156,7 +156,7 @@ def _split(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Spli
         raise DataError(f"{path}: a label is {labels.max()}, more than {largest}")
     if labels.min() < 0:
         raise DataError(f"{path}: a label is {labels.min()}; classes are numbered from 0")
-    return Split(images, labels.astype(np.int32))
+    return Split.labeled(images, labels.astype(np.int32))
 
 
 def hold_out_fifth(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

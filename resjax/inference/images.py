@@ -92,7 +92,7 @@ def each_image(
     ) as feed:
         for batch in feed:
             values.append(function(batch.images))
-            labels.append(batch.labels)
+            labels.append(batch.targets["label"])
             weights.append(batch.weights)
             if len(values) > 1:  # compute while the next batch is decoded
                 values[-2] = np.asarray(values[-2])

@@ -145,15 +145,14 @@ class Resident(BatchSource):
         data, dataset = config.data, load_dataset(config.data)
         height, width, channels = dataset.train.images.shape[1:]
         self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
-        self.examples = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+        self.examples = {"train": len(dataset.train), "test": len(dataset.test)}
         self.skipped = dataset.skipped
         self.description = f"{data.name}: {dataset}"
         self.statistics = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
         self._arrays = tuple(
-            backend.shard_dataset({"image": split.images, "label": split.labels})
-            for split in (dataset.train, dataset.test)
+            backend.shard_dataset(split.arrays) for split in (dataset.train, dataset.test)
         )
 
     def training(self, seed: int, first_step: int) -> Generator[Any, None, None]:
@@ -172,11 +171,11 @@ class Resident(BatchSource):
     def _read(
         self, split: str, chosen: Int[np.ndarray, "count"], batch_size: int
     ) -> Iterator[HostBatch]:
-        images, labels = getattr(load_dataset(self._config.data), split)
+        arrays = getattr(load_dataset(self._config.data), split).arrays
         for first in range(0, len(chosen), batch_size):
             indices = np.resize(own := chosen[first : first + batch_size], batch_size)
             weight = (np.arange(batch_size) < len(own)).astype(np.float32)
-            yield {"image": images[indices], "label": labels[indices], "weight": weight}
+            yield {**{name: array[indices] for name, array in arrays.items()}, "weight": weight}
 
     def draw(
         self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int
@@ -247,9 +246,8 @@ class Streamed(BatchSource):
             while True:
                 parts = [next(batches) for _ in range(self._parts)]
                 self.skipped += sum(part.skipped for part in parts)
-                images = np.stack([part.images for part in parts])
-                labels = np.stack([part.labels for part in parts])
-                yield self._backend.place_batches({"image": images, "label": labels})
+                arrays = jax.tree.map(lambda *each: np.stack(each), *(p.arrays for p in parts))
+                yield self._backend.place_batches(arrays)
 
     def evaluation(self, split: str = "test") -> Iterator[Any]:
         examples = {"train": self._opened.train, "test": self._opened.test}[split]
@@ -257,7 +255,7 @@ class Streamed(BatchSource):
         with eval_batches(examples, batch_size=self._eval_batch_size(), **reading) as batches:
             for batch in batches:
                 self.skipped += batch.skipped
-                arrays = {"image": batch.images, "label": batch.labels, "weight": batch.weights}
+                arrays = {**batch.arrays, "weight": batch.weights}
                 yield self._backend.place_batches(jax.tree.map(lambda array: array[None], arrays))
 
     def _read(
@@ -267,7 +265,7 @@ class Streamed(BatchSource):
         examples = Chosen(getattr(self._opened, split), chosen)
         with eval_batches(examples, batch_size=batch_size, **reading) as batches:
             for batch in batches:
-                yield {"image": batch.images, "label": batch.labels, "weight": batch.weights}
+                yield {**batch.arrays, "weight": batch.weights}
 
     def example_arrays(self) -> tuple[Any, Any]:
         processes = jax.process_count()
@@ -312,7 +310,7 @@ class Streamed(BatchSource):
         crop = self._reading(self._data.train_crop) | reading
         with stream(chosen, lambda _, size: np.arange(size), seed=seed, **crop) as batches:
             crops = np.stack([batch.images for batch in itertools.islice(batches, draws)])
-        return Split(original.images, original.labels), crops
+        return Split(original.images, original.targets), crops
 
     def _eval_batch_size(self) -> int:
         """Returns the size, at most the test split, rounded up to a multiple of the devices."""

@@ -3,7 +3,6 @@
 import numpy as np
 
 from resjax.config import Config
-from resjax.data.examples import Split
 from resjax.data.normalization import compute_statistics
 from resjax.data.sheet import DRAWS, Sample, choose
 from resjax.train.init_from_weights import initial_weights, normalization_statistics
@@ -28,11 +27,11 @@ def training_sample(config: Config) -> tuple[Sample, str]:
         description = source.description
     else:
         dataset = load_dataset(data)
-        images, labels = dataset.train
-        chosen = choose(len(labels), config.seed)
-        originals = Split(images[chosen], labels[chosen])
+        originals = dataset.train[choose(len(dataset.train), config.seed)]
         crops = np.stack([originals.images] * DRAWS)
-        own = compute_statistics(images, data.normalization, colors=data.pca_lighting > 0)
+        own = compute_statistics(
+            dataset.train.images, data.normalization, colors=data.pca_lighting > 0
+        )
         names, description = dataset.class_names, f"{data.name}: {dataset}"
     shape = originals.images.shape[1:]
     initial = initial_weights(config, shape[2])

@@ -25,7 +25,8 @@ def test_digits_have_1437_training_and_360_test_images(digits):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_are_uint8_and_labels_int32_of_every_class(digits, split):
-    images, labels = getattr(digits, split)
+    part = getattr(digits, split)
+    images, labels = part.images, part.labels
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
     assert set(labels.tolist()) == set(range(DATASETS["digits"].classes))
     assert digits.class_names == tuple("0123456789")
@@ -93,7 +94,7 @@ def test_per_class_samples_training_examples_only(digits):
         label: {image.tobytes() for image in digits.train.images[digits.train.labels == number]}
         for label, number in enumerate((7, 3, 5))
     }
-    images, labels = part.train
+    images, labels = part.train.images, part.train.labels
     assert all(
         image.tobytes() in of_label[label] for image, label in zip(images, labels, strict=True)
     )
@@ -112,7 +113,7 @@ def test_a_sample_depends_on_its_seed():
 )
 def test_a_larger_sample_contains_the_smaller_one(labels, counts, seed):
     rows = np.arange(len(labels)).reshape(-1, 1, 1, 1)  # each image is its row number
-    split = Split(rows, np.array(labels))
+    split = Split.labeled(rows, np.array(labels))
     smaller, larger = (
         sample_per_class(split, count, seed, "abc").images.ravel() for count in counts
     )

@@ -12,7 +12,9 @@ from resjax.data.examples import ArrayExamples, Slices, Split, select
 
 
 def row(count, name="train"):
-    return ArrayExamples(Split(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count)), name)
+    return ArrayExamples(
+        Split.labeled(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count)), name
+    )
 
 
 @settings(deadline=None)  # the first imports TFDS
@@ -48,7 +50,7 @@ def test_slices_are_concatenated(bounds):
     joined = Slices(tuple((examples, start, stop) for start, stop in bounds))
     expected = [index for start, stop in bounds for index in range(start, stop)]
     assert len(joined) == len(expected)
-    assert [joined[index].label for index in range(len(joined))] == expected
+    assert [joined[index].targets["label"] for index in range(len(joined))] == expected
     for beyond in (-1, len(joined)):
         with pytest.raises(IndexError):
             joined[beyond]

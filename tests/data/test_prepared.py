@@ -37,9 +37,9 @@ def test_every_split_equals_that_of_tfds(shapes, split):
     stock = tfds.builder_from_directory(shapes).as_data_source(split)
     assert len(ours) == len(stock)
     for index, expected in enumerate(stock):
-        image, label, _ = ours[index]
+        image, targets, _ = ours[index]
         np.testing.assert_array_equal(decode(image, 3, ""), expected["image"])
-        assert label == expected["label"]
+        assert targets == {"label": expected["label"]}
 
 
 def test_a_split_in_several_files_is_one_sequence(write_images, noise):

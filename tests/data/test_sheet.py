@@ -18,13 +18,13 @@ NAMES = tuple("abcde")
 
 def split_of(channels, count=12):
     images = np.random.default_rng(0).integers(0, 256, (count, 6, 8, channels), np.uint8)
-    return Split(images, np.arange(count, dtype=np.int32) % len(NAMES))
+    return Split.labeled(images, np.arange(count, dtype=np.int32) % len(NAMES))
 
 
 def drawn(split, augmentation, seed=0, normalization="channel"):
     statistics = compute_statistics(split.images, normalization, colors=True)
     chosen = choose(len(split.labels), seed)
-    originals = Split(split.images[chosen], split.labels[chosen])
+    originals = split[chosen]
     sample = Sample(originals, np.stack([originals.images] * DRAWS), NAMES, statistics)
     return sheet(sample, augmentation, seed)
 

@@ -45,7 +45,7 @@ def no_process_and_no_file_remains() -> Iterator[None]:
 def numbered(count: int) -> ArrayExamples:
     """Noise whose labels are indices."""
     images = np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3), np.uint8)
-    return ArrayExamples(Split(images, np.arange(count, dtype=np.int32)), "noise")
+    return ArrayExamples(Split.labeled(images, np.arange(count, dtype=np.int32)), "noise")
 
 
 def stream(examples: Examples, seed: int = 0, **options: Any) -> Prefetcher:
@@ -59,20 +59,21 @@ def collect(feed: Prefetcher, batches: int | None = None) -> list[Batch]:
 
 
 def labels(batches: list[Batch]) -> np.ndarray:
-    return np.concatenate([batch.labels for batch in batches])
+    return np.concatenate([batch.targets["label"] for batch in batches])
 
 
 def same(ones: list[Batch], others: list[Batch]) -> bool:
     return all(
-        (field == other).all()
+        (one.arrays[name] == two.arrays[name]).all() and (one.weights == two.weights).all()
         for one, two in zip(ones, others, strict=True)
-        for field, other in zip(one[:3], two[:3], strict=True)
+        for name in one.arrays
     )
 
 
 def joined(parts: tuple[Batch, ...]) -> Batch:
-    images, labels, weights, skipped = zip(*parts, strict=True)
-    return Batch(*map(np.concatenate, (images, labels, weights)), sum(skipped))
+    images, targets, weights, skipped = zip(*parts, strict=True)
+    label = np.concatenate([each["label"] for each in targets])
+    return Batch(np.concatenate(images), {"label": label}, np.concatenate(weights), sum(skipped))
 
 
 def test_batches_follow_the_order_of_resident_datasets() -> None:
@@ -132,12 +133,12 @@ def test_crops_differ_between_epochs_and_runs() -> None:
 def test_without_a_crop_images_are_unchanged(channels: int) -> None:
     examples = numbered(10)
     examples = ArrayExamples(
-        Split(examples.split.images[..., :channels], examples.split.labels), "noise"
+        Split.labeled(examples.split.images[..., :channels], examples.split.labels), "noise"
     )
     [batch] = collect(stream(examples, batch_size=10, seed=0, channels=channels), 1)
     assert batch.images.dtype == np.uint8
-    assert batch.labels.dtype == np.int32
-    assert (batch.images == examples.split.images[batch.labels]).all()
+    assert batch.targets["label"].dtype == np.int32
+    assert (batch.images == examples.split.images[batch.targets["label"]]).all()
     assert (batch.weights == 1).all()
 
 
@@ -145,7 +146,7 @@ def test_without_a_crop_images_are_unchanged(channels: int) -> None:
 @given(count=SIZES, batch_size=SIZES)
 def test_an_evaluation_has_every_example_once_in_order(count: int, batch_size: int) -> None:
     batches = collect(eval_batches(numbered(count), batch_size=batch_size))
-    assert {len(batch.labels) for batch in batches} == {batch_size}
+    assert {len(batch.targets["label"]) for batch in batches} == {batch_size}
     weights = np.concatenate([batch.weights for batch in batches])
     assert labels(batches)[weights == 1].tolist() == list(range(count))
     assert weights.sum() == count
@@ -181,10 +182,10 @@ def test_skip_replaces_a_bad_image_by_the_next_good_one(
     [batch] = collect(
         stream(photos, batch_size=8, seed=0, crop=crop, workers=workers, on_bad_image="skip"), 1
     )
-    assert sorted(batch.labels) == [0, 0, 2, 2, 3, 4, 5, 6]  # 2 for 1, and 0 for 7
+    assert sorted(batch.targets["label"]) == [0, 0, 2, 2, 3, 4, 5, 6]  # 2 for 1, and 0 for 7
     assert batch.skipped == 2
     if crop is None:
-        for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+        for image, label in zip(batch.images, batch.targets["label"].tolist(), strict=True):
             path = photos.root / photos.files[label]
             assert (image == decode(path.read_bytes(), 3, "")).all()
 
@@ -285,7 +286,7 @@ from resjax.data.examples import ArrayExamples, Split
 from resjax.data.stream import stream
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
-split = Split(np.zeros((30, 20, 24, 3), np.uint8), np.zeros(30, np.int32))
+split = Split.labeled(np.zeros((30, 20, 24, 3), np.uint8), np.zeros(30, np.int32))
 def order(first, count):
     return np.arange(first, first + count) % 30
 

@@ -46,7 +46,8 @@ def weights(run):
 def digits(tmp_path_factory):
     """The test images as files, and their labels."""
     folder = tmp_path_factory.mktemp("digits")
-    images, labels = datasets.load("digits").test
+    test = datasets.load("digits").test
+    images, labels = test.images, test.labels
     paths = []
     for index, image in enumerate(images):
         paths.append(folder / f"{index:03}.png")

@@ -29,7 +29,8 @@ def same(one, other):
 @pytest.mark.parametrize(("stage", "name"), [(None, "stage3"), ("stage1", "stage1")])
 def test_features_are_the_means_of_a_stage(run, weights, stage, name):
     found = features(weights, of_dataset("digits", "test"), stage, batch_size=100)
-    images, labels = datasets.load("digits").test
+    test = datasets.load("digits").test
+    images, labels = test.images, test.labels
     model, variables = resjax.load_pretrained(run)
     every = model.apply(variables, normalize(images[:5], weights.statistics), method="features")
     np.testing.assert_allclose(found.values[:5], every[name].mean((1, 2)), rtol=1e-4, atol=1e-5)
