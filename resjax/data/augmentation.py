@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from resjax.data.examples import VOID
 from resjax.data.normalization import Statistics, scale, standardize
 from resjax.data.trivial_augment import GRAY, trivial_augment
 from resjax.errors import UserError
@@ -82,14 +83,17 @@ def augment(
     """Augments and normalizes the images of a batch, and mixes images and targets in pairs.
 
     Operations on bytes come first, then those on colors in [0, 1], then normalization, so that
-    the zeros of padding, cutout and erasing are the mean image. Mixing comes last and applies the
-    same share to every floating-point entry. All other entries are returned unchanged.
+    the zeros of padding, cutout and erasing are the mean image. Masks and boxes move with their
+    images. Mixing comes last and applies the same share to every floating-point entry. All other
+    entries are returned unchanged.
 
     Args:
       keys: one for each image.
       batch_key: the same on every device; used by mixing.
       batch: `image` as uint8 (n, h, w, c). With mixing, n is even, and `label` holds probabilities
-        (n, classes) or regression targets (n, ...) in floating point.
+        (n, classes) or regression targets (n, ...) in floating point. A `mask` (n, h, w) holds
+        classes, `boxes` (n, objects, 4) left, top, right and bottom in pixels, `classes` (n,
+        objects) the class of each box, 0 for none.
       statistics: of the dataset; `pca_lighting` needs its `color_axes`.
       augmentation: what to apply.
 
@@ -114,10 +118,12 @@ def augment(
         axes, deviation = statistics.color_axes, augmentation.pca_lighting
         images = pca_lighting(draw(Draw.LIGHTING), images, axes, deviation)
     images = standardize(images, statistics)
+    batch = {**batch, "image": images}
     if augmentation.crop_padding:
-        images = pad_crop(draw(Draw.CROP), images, augmentation.crop_padding)
+        batch = pad_crop(draw(Draw.CROP), batch, augmentation.crop_padding)
     if augmentation.flip:
-        images = flip(draw(Draw.FLIP), images)
+        batch = flip(draw(Draw.FLIP), batch)
+    images = batch["image"]
     if augmentation.cutout:
         images = cutout(draw(Draw.CUTOUT), images, augmentation.cutout)
     if augmentation.random_erasing:
@@ -128,27 +134,55 @@ def augment(
     return batch
 
 
-def pad_crop(keys: Key[Array, "n"], images: Images, padding: int) -> Images:
+def pad_crop(keys: Key[Array, "n"], batch: Batch, padding: int) -> Batch:
     """Pads each side with zeros and crops a random window of the original size (He et al. 2015).
 
     Args:
       keys: one for each image.
-      images: normalized, so that zeros are the mean image.
+      batch: `image` is normalized, so that zeros are the mean image. The padding of a `mask` is
+        void. Boxes are cut at the window, and one of which nothing is left has the class 0.
       padding: pixels on each side.
     """
-    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
-    def crop(key: Array, image: Array) -> Array:
-        row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-        return lax.dynamic_slice(image, (row, column, 0), images.shape[1:])
+    def window(images: Array, fill: int) -> Array:
+        sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        padded = jnp.pad(images, sides, constant_values=fill)
 
-    return jax.vmap(crop)(keys, jnp.pad(images, sides))
+        def crop(corner: Array, image: Array) -> Array:
+            return lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+
+        return jax.vmap(crop)(corners, padded)
+
+    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
+    cropped = {**batch, "image": window(batch["image"], 0)}
+    if "mask" in batch:
+        cropped["mask"] = window(batch["mask"][..., None], VOID)[..., 0]
+    if "boxes" in batch:
+        moved = batch["boxes"] + jnp.tile(padding - corners[:, None, ::-1], 2)
+        height, width = batch["image"].shape[1:3]
+        boxes = jnp.clip(moved, 0, jnp.asarray([width, height] * 2, moved.dtype))
+        left = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        cropped |= {"boxes": boxes, "classes": jnp.where(left, batch["classes"], 0)}
+    return cropped
 
 
-def flip(keys: Key[Array, "n"], images: Images) -> Images:
-    """Mirrors each image left to right with probability 1/2."""
+def flip(keys: Key[Array, "n"], batch: Batch) -> Batch:
+    """Mirrors each image left to right with probability 1/2, with its mask and boxes."""
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+    def chosen(changed: Array, array: Array) -> Array:
+        return jnp.where(mirrored.reshape(-1, *[1] * (array.ndim - 1)), changed, array)
+
+    images = batch["image"]
+    flipped = {**batch, "image": chosen(images[:, :, ::-1], images)}
+    if "mask" in batch:
+        flipped["mask"] = chosen(batch["mask"][:, :, ::-1], batch["mask"])
+    if "boxes" in batch:
+        left, top, right, bottom = jnp.moveaxis(batch["boxes"], -1, 0)
+        width = images.shape[2]
+        changed = jnp.stack([width - right, top, width - left, bottom], -1)
+        flipped["boxes"] = chosen(changed, batch["boxes"])
+    return flipped
 
 
 def color_jitter(keys: Key[Array, "n"], images: Images, strengths: tuple[float, ...]) -> Images:

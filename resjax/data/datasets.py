@@ -30,6 +30,7 @@ from resjax.data.examples import (
     select,
 )
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
+from resjax.data.scenes import CLASS_NAMES, scenes
 from resjax.data.subsets import class_indices, sample_per_class, select_classes
 from resjax.data.user_data import open_folder, open_npz
 from resjax.text import printable, user_path
@@ -187,6 +188,8 @@ def _open_source(name: str) -> Source:
         return open_npz(user_path(rest))
     if name == "digits":
         return digits()
+    if name == "scenes":
+        return digit_scenes()
     info = DATASETS.get(name)
     if info and info.synthetic:
         return synthetic(name, info)
@@ -282,7 +285,12 @@ def _require_same_size(origin: str, pixels: np.ndarray, others: np.ndarray) -> N
 
 
 def digits() -> Source:
-    """Returns scikit-learn's 1,797 grayscale digits of 8x8 pixels.
+    """Returns scikit-learn's digits."""
+    return array_source("digits", digit_splits(), tuple(map(str, range(10))))
+
+
+def digit_splits() -> dict[str, Split]:
+    """Returns scikit-learn's 1,797 grayscale digits of 8x8 pixels by split.
 
     The file is ordered by writer and its last fifth is the test split, so most test digits are by
     writers that training does not see.
@@ -293,11 +301,20 @@ def digits() -> Source:
     images = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = np.ascontiguousarray(table[:, -1])
     count = DATASETS["digits"].train_images
-    splits = {
+    return {
         "train": Split.labeled(images[:count], labels[:count]),
         "test": Split.labeled(images[count:], labels[count:]),
     }
-    return array_source("digits", splits, tuple(map(str, range(10))))
+
+
+def digit_scenes() -> Source:
+    """Returns the scenes of `resjax.data.scenes`."""
+    info, shown = DATASETS["scenes"], digit_splits()
+    splits = {
+        "train": scenes(shown["train"], info.train_images, seed=0),
+        "test": scenes(shown["test"], info.test_images, seed=1),
+    }
+    return array_source("scenes", splits, CLASS_NAMES)
 
 
 def synthetic(name: str, info: KnownDataset) -> Source:

@@ -12,7 +12,11 @@ from resjax.errors import UserError, one_line
 Shape = tuple[int, int, int]  # height, width, channels
 
 Targets = Mapping[str, Any]
-"""What is to be predicted, by its name in a batch: a `label`, or a `mask` of the image's size."""
+"""What is to be predicted, by its name in a batch: a `label`; a `mask` of the image's size; or
+`boxes` (objects, 4), as left, top, right and bottom in pixels, and their `classes`, 0 for none."""
+
+VOID = 255
+"""The value of a mask's pixels that belong to no class, as in PASCAL VOC."""
 
 
 class DataError(UserError):

@@ -37,7 +37,10 @@ class Metrics(NamedTuple):
     names: tuple[str, ...]
 
 
-KNOWN = {"classification": Metrics(CLASSIFICATION_ERROR, ("error", "loss"))}
+KNOWN = {
+    "classification": Metrics(CLASSIFICATION_ERROR, ("error", "loss")),
+    "segmentation": Metrics(Metric("miou", False, "fraction"), ("accuracy", "loss", "miou")),
+}
 """Metrics of our own tasks, for which nothing needs to be traced."""
 
 

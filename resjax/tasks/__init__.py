@@ -6,11 +6,21 @@ from resjax.config import Task as TaskConfig
 from resjax.errors import UserError
 from resjax.tasks.base import DatasetInfo, Metric, Task, weighted_sum
 from resjax.tasks.classification import Classification
+from resjax.tasks.segmentation import Segmentation
 from resjax.user_code import import_name
 
-__all__ = ["TASKS", "Classification", "DatasetInfo", "Metric", "Task", "make_task", "weighted_sum"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "DatasetInfo",
+    "Metric",
+    "Segmentation",
+    "Task",
+    "make_task",
+    "weighted_sum",
+]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:

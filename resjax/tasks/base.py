@@ -44,11 +44,13 @@ class Task:
       dataset: what the network is trained on.
       primary: the metric that chooses the best checkpoint and that progress, tables and figures
         show.
+      targets: the entries of a batch that the dataset must have beside `image`.
     """
 
     dataset: DatasetInfo
 
     primary: ClassVar[Metric]
+    targets: ClassVar[tuple[str, ...]] = ("label",)
 
     def head(self) -> nn.Module:
         """Returns the module from stage features to outputs.

@@ -53,6 +53,7 @@ class BatchSource:
     Attributes:
       info: what a task knows of the dataset.
       examples: number of examples by split, "train" and "test".
+      targets: the entries of a batch beside `image`.
       statistics: for the normalization of images.
       streamed: whether images are decoded, and perhaps cropped, on the host. A stream yields the
         arrays of one step per dispatch; a resident dataset serves any number of steps.
@@ -63,6 +64,7 @@ class BatchSource:
 
     info: DatasetInfo
     examples: dict[str, int]
+    targets: tuple[str, ...] = ("label",)
     statistics: Statistics
     streamed: bool
     skipped: int = 0
@@ -146,6 +148,7 @@ class Resident(BatchSource):
         height, width, channels = dataset.train.images.shape[1:]
         self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
         self.examples = {"train": len(dataset.train), "test": len(dataset.test)}
+        self.targets = tuple(dataset.train.targets)
         self.skipped = dataset.skipped
         self.description = f"{data.name}: {dataset}"
         self.statistics = compute_statistics(

@@ -111,6 +111,7 @@ class Trainer:
             config, self.initial_weights, self.source.statistics, self.image_shape
         )
         self.augmentation = Augmentation.from_config(config.data, self.image_shape)
+        self._require_targets()
         self._require_mixable_labels()
         self.model = self._network()
         # Jitted, so that it is traced once for all uses.
@@ -521,12 +522,32 @@ class Trainer:
             options["frozen"] = lambda path: "/".join(path) in frozen
         return build(self.config.model, head=self.task.head(), norm_options=options)
 
+    def _require_targets(self) -> None:
+        """Refuses a dataset without the task's targets, and augmentations that do not move them."""
+        for target in self.task.targets:
+            if target not in self.source.targets:
+                raise UserError(
+                    f"task.name={self.config.task.name} needs a {target} for each image, and "
+                    f"{self.config.data.name} has only {', '.join(self.source.targets)}"
+                )
+        if "label" in self.task.targets:
+            return
+        for name in ("trivial_augment", "mixup", "cutmix"):
+            if getattr(self.augmentation, name):
+                raise UserError(
+                    f"data.{name} moves or mixes images without their "
+                    f"{' and '.join(self.task.targets)}; task.name={self.config.task.name} cannot "
+                    "use it"
+                )
+
     def _require_mixable_labels(self) -> None:
         """Refuses to mix images whose labels the task leaves as integers."""
+        if not self.augmentation.mixes:
+            return
         image = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.uint8)
         batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
         label = jax.eval_shape(self.task.encode, batch)["label"]
-        if self.augmentation.mixes and not jnp.issubdtype(label.dtype, jnp.floating):
+        if not jnp.issubdtype(label.dtype, jnp.floating):
             raise UserError(
                 f"data.mixup, data.cutmix: {self.config.task.name} has integer labels, which "
                 "cannot be mixed; let its encode() return floating-point targets"

@@ -29,6 +29,7 @@ from resjax.data.augmentation import (
     random_erasing,
     swap_neighbors,
 )
+from resjax.data.examples import VOID
 from resjax.data.normalization import compute_statistics, normalize
 from resjax.errors import UserError
 from resjax.xla.compile_options import quick_compile
@@ -36,8 +37,8 @@ from resjax.xla.compile_options import quick_compile
 TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
 
 quick = partial(jax.jit, compiler_options=quick_compile())
-crop = quick(pad_crop, static_argnames="padding")
-mirror = quick(flip)
+crop_batch = quick(pad_crop, static_argnames="padding")
+mirror_batch = quick(flip)
 
 IMAGES = np.random.default_rng(0).uniform(1, 2, (400, 3, 4, 2)).astype(np.float32)
 
@@ -45,6 +46,14 @@ IMAGES = np.random.default_rng(0).uniform(1, 2, (400, 3, 4, 2)).astype(np.float3
 IMAGENET_COLOR_AXES = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
 ) * np.array([0.2175, 0.0188, 0.0045], np.float32)
+
+
+def crop(keys, images, padding):
+    return crop_batch(keys, {"image": images}, padding)["image"]
+
+
+def mirror(keys, images):
+    return mirror_batch(keys, {"image": images})["image"]
 
 
 def keys(seed, count):
@@ -78,6 +87,43 @@ def test_a_crop_is_a_window_of_the_zero_padded_image(padding, seed):
 def test_every_offset_occurs():
     found = offsets(IMAGES, np.asarray(crop(keys(0, 400), IMAGES, 2)), 2)
     assert set(found) == set(np.ndindex(5, 5))
+
+
+def numbered_scenes(count, side=6):
+    """Images whose pixels are all different, masks of the same numbers, and boxes of one pixel."""
+    numbers = np.arange(1, 1 + side * side, dtype=np.uint8).reshape(side, side)
+    pixels = np.random.default_rng(1).integers(0, side, (count, 3, 2))
+    boxes = np.concatenate([pixels, pixels + 1], -1).astype(np.float32)
+    classes = 1 + side * pixels[..., 1] + pixels[..., 0]
+    images = np.broadcast_to(numbers[..., None], (count, side, side, 1)).astype(np.float32)
+    return {
+        "image": images,
+        "mask": np.broadcast_to(numbers, (count, side, side)),
+        "boxes": boxes,
+        "classes": classes.astype(np.int32),
+    }
+
+
+@pytest.mark.parametrize("move", [lambda *each: crop_batch(*each, 2), mirror_batch])
+def test_masks_and_boxes_move_with_their_images(move):
+    before = numbered_scenes(100)
+    moved = jax.device_get(move(keys(0, 100), before))
+    mask, image = moved["mask"], moved["image"][..., 0]
+    assert (mask == np.where(image == 0, VOID, image)).all()
+    assert moved["image"].tolist() != before["image"].tolist()
+    gone = 0
+    for number in range(100):
+        for box, name, was in zip(
+            moved["boxes"][number], moved["classes"][number], before["classes"][number], strict=True
+        ):
+            left, top, right, bottom = box.astype(int)
+            if name:
+                assert (right - left, bottom - top) == (1, 1)
+                assert mask[number, top, left] == name == was
+            else:
+                assert was not in mask[number]
+                gone += 1
+    assert gone == sum(n not in m for m, c in zip(mask, before["classes"], strict=True) for n in c)
 
 
 def test_flip_mirrors_half_of_the_images():
