@@ -9,7 +9,11 @@ from resjax.data import invalid_name
 from resjax.models.presets import nearest
 
 SCHEDULES = ("steps", "constant", "cosine", "onecycle", "he2015")
-TASKS = ("classification", "segmentation")  # the keys of resjax.tasks.TASKS, which imports JAX
+TASKS = (
+    "classification",
+    "segmentation",
+    "detection",
+)  # the keys of resjax.tasks.TASKS, which imports JAX
 
 
 def conflicts(config: Config) -> Iterator[str]:

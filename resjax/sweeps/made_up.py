@@ -40,6 +40,7 @@ class Metrics(NamedTuple):
 KNOWN = {
     "classification": Metrics(CLASSIFICATION_ERROR, ("error", "loss")),
     "segmentation": Metrics(Metric("miou", False, "fraction"), ("accuracy", "loss", "miou")),
+    "detection": Metrics(Metric("ap", False, "fraction"), ("ap", "ap50", "loss")),
 }
 """Metrics of our own tasks, for which nothing needs to be traced."""
 

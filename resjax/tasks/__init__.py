@@ -6,6 +6,7 @@ from resjax.config import Task as TaskConfig
 from resjax.errors import UserError
 from resjax.tasks.base import DatasetInfo, Metric, Task, weighted_sum
 from resjax.tasks.classification import Classification
+from resjax.tasks.detection import Detection
 from resjax.tasks.segmentation import Segmentation
 from resjax.user_code import import_name
 
@@ -13,6 +14,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "DatasetInfo",
+    "Detection",
     "Metric",
     "Segmentation",
     "Task",
@@ -20,7 +22,11 @@ __all__ = [
     "weighted_sum",
 ]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}
 
 
 def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
