@@ -1,22 +1,33 @@
-"""Semantic segmentation of handwritten digits on textured backgrounds.
+"""Segmentation and detection of handwritten digits on textured backgrounds.
 
-resjax train --config=configs/scenes.py --workdir=/tmp/scenes
+    resjax train --config=configs/scenes.py --workdir=/tmp/segmentation
+    resjax train --config=configs/scenes.py:detection --workdir=/tmp/detection
+
+The data are part of the installation, so no network is needed.
 """
 
 from ml_collections import ConfigDict
 
 from resjax.config import default_config
+from resjax.errors import UserError
 
 
-def get_config() -> ConfigDict:
+def get_config(task: str = "segmentation") -> ConfigDict:
     config = default_config()
-    config.task.name = "segmentation"
     config.model.width = 8
     config.data.name = "scenes"
     config.data.batch_size = 32
     config.data.crop_padding = 4
-    config.train.steps = 1000
+    config.train.steps = 1500
     config.train.log_every = 25
     config.train.eval_every = 250
     config.train.checkpoint_every = 0
+    config.optimizer.schedule = "cosine"
+    config.task.name = task
+    if task == "detection":
+        config.task.options = {"channels": 32, "stages": 1}
+        config.optimizer.learning_rate = 0.01
+        config.optimizer.clip_norm = 1.0
+    elif task != "segmentation":
+        raise UserError(f"unknown task {task!r}; known: segmentation, detection")
     return config
