@@ -28,9 +28,9 @@ class KnownDataset(NamedTuple):
 DATASETS = {
     # Handwritten digits, part of scikit-learn (Alpaydin & Kaynak 1998, UCI).
     "digits": KnownDataset(10, (8, 8, 1), 1_437, 360),
-    # Krizhevsky 2009
-    # Scenes of these digits, with masks and boxes: resjax.data.scenes.
+    # Scenes of these digits, with masks and boxes: resjax.data.scenes
     "scenes": KnownDataset(11, (64, 64, 1), 2_000, 400),
+    # Krizhevsky 2009
     "cifar10": KnownDataset(10, (32, 32, 3), 50_000, 10_000, "cifar10"),
     "cifar100": KnownDataset(100, (32, 32, 3), 50_000, 10_000, "cifar100"),
     # LeCun et al. 1998
