@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import code_names, from_dict
+from resjax.disk import report_disk_errors
 from resjax.errors import UserError, one_line
 from resjax.machine import threads
 from resjax.run_files import recorded_threads
@@ -13,15 +14,14 @@ from resjax.sweeps.failures import Failure
 from resjax.sweeps.measure import Measure, measure_run, needs_measuring
 from resjax.sweeps.settled import finished
 from resjax.sweeps.status import Measuring
-from resjax.train.progress import Progress
+from resjax.train.lock import Claim, try_claim
+from resjax.train.progress import Progress, print_warning
 from resjax.train.signals import StopRequest
 from resjax.user_code import trust
 
 
 class Held(NamedTuple):
     """Another process trains or measures the run."""
-
-    holder: str = ""
 
 
 class Finished(NamedTuple):
@@ -79,16 +79,19 @@ def attempt(job: Job, report: Report, stop: StopRequest | None = None) -> Outcom
         report(message)
 
     try:
-        return _train_and_measure(job, report_stage, stop)
+        with report_disk_errors(job.folder):
+            claim = try_claim(job.folder, print_warning, job.dead)
+        if claim is None:
+            return Held()
+        with claim:
+            return _train_and_measure(job, claim, report_stage, stop)
     except Exception as error:
-        if isinstance(error, UserError) and " is in use by " in str(error):
-            return Held(str(error))
         users = isinstance(error, UserError)
         text = str(error) if users else one_line(error)
         return Failure(text, traceback.format_exc(), state, retry=not users)
 
 
-def _train_and_measure(job: Job, report: Report, stop: StopRequest | None) -> Outcome:
+def _train_and_measure(job: Job, claim: Claim, report: Report, stop: StopRequest | None) -> Outcome:
     from resjax.train.loop import train  # imports JAX, which takes seconds
     from resjax.xla.compilation_cache import enable_compilation_cache
     from resjax.xla.devices import require_devices
@@ -101,11 +104,11 @@ def _train_and_measure(job: Job, report: Report, stop: StopRequest | None) -> Ou
     require_devices()
     enable_compilation_cache()
     config = from_dict(content)
-    train(config, folder, report, stop=stop)
+    train(config, folder, report, stop=stop, claim=claim)
     if measure and needs_measuring(measure, folder):
         report(Measuring())
         trust(code_names(config))  # the user named this code when the sweep was launched
-        measure_run(measure, folder)
+        measure_run(measure, folder, claim=claim)
     return None
 
 

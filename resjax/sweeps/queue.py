@@ -9,8 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from resjax.run_files import find_error
 from resjax.sweeps.attempts import Attempt, Finished, Job, Outcome
@@ -18,6 +16,7 @@ from resjax.sweeps.failures import Failure, Retries, remove_error
 from resjax.sweeps.measure import Measure
 from resjax.sweeps.settled import settle
 from resjax.sweeps.status import HELD, TRIED_AGAIN, RunStatus
+from resjax.train import lock
 from resjax.train.signals import StopRequest
 
 POLL_SECONDS = 1.0  # between two looks at runs that other processes hold
@@ -53,6 +52,7 @@ class RunQueue:
         self._held = deque[RunStatus]()  # by other processes
         self._shown = set[RunStatus]()  # as held
         self._begun = set[str]()  # programs that some worker has compiled
+        self._watch = lock.Watch()
         self._lock = threading.Lock()
 
     def skip_settled(self) -> bool:
@@ -66,7 +66,7 @@ class RunQueue:
         program = ""
         while run := self._take(program):
             program = run.program
-            job = Job(run.content, run.folder, self._measure)
+            job = Job(run.content, run.folder, self._measure, self._watch.dead_token(run.folder))
             self._conclude(run, attempt(job, run.update))
 
     def _take(self, program: str) -> RunStatus | None:
@@ -115,12 +115,13 @@ class RunQueue:
         return True
 
     def _is_held(self, run: RunStatus) -> bool:
-        state = lock_state(run.folder)
-        if state == "held":
-            run.state = HELD
-            if self._wait:
-                self._held.append(run)
-        return state == "held"
+        if self._watch.state(run.folder) != lock.HELD:
+            return False
+        run.state, run.error = HELD, lock.holder_name(self._watch.holder(run.folder) or {})
+        # A worker that does not wait leaves the run to a holder that lives.
+        if self._wait or not self._watch.beating(run.folder):
+            self._held.append(run)
+        return True
 
     def _show_held(self) -> None:
         """Shows the runs that are waited for, once."""
@@ -154,23 +155,9 @@ class RunQueue:
             run.end(TRIED_AGAIN if error.retry else error.state, error.error)
         self._show_end(run)
         if run.state == TRIED_AGAIN:
+            run.started = None
             with self._lock:
                 self._later.append(run)
-
-
-def lock_state(folder: Path) -> str:
-    import fcntl
-    import os
-
-    with suppress(OSError):
-        file = os.open(folder / "lock", os.O_RDWR)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "held"
-        finally:
-            os.close(file)
-    return "free"
 
 
 def _by_program(runs: Iterable[RunStatus]) -> dict[str, deque[RunStatus]]:

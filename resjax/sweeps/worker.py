@@ -16,7 +16,7 @@ from resjax.errors import UserError
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.plan_files import read_plan
 from resjax.sweeps.queue import RunQueue
-from resjax.sweeps.status import RunStatus, print_line
+from resjax.sweeps.status import TRIED_AGAIN, RunStatus, print_line
 from resjax.sweeps.workers import AnyWorker, Worker, supervise, whole_machine
 from resjax.terminal import standard_streams
 from resjax.text import printable, printable_lines
@@ -53,8 +53,9 @@ def work(
 
     def show_end(run: RunStatus) -> None:
         if run.started is not None:  # by this worker
-            ended.append(run)
             print_line(run)
+            if run.state != TRIED_AGAIN:
+                ended.append(run)
 
     tried = Retries(launch, retries)
     queue = RunQueue(stored.runs, stored.measure, tried, show_end, stop, wait)
@@ -64,7 +65,7 @@ def work(
         under_way = any(run.state == "running" for run in stored.runs)
         has = "has saved" if saved else "has not saved"
         raise Stopped(stop.signal, f"; the run under way {has}" if under_way else "")
-    return len({*ended})
+    return len(ended)
 
 
 def main(argv: Sequence[str] | None = None, worker: AnyWorker | None = None) -> int:

@@ -27,10 +27,11 @@ from resjax.machine import (
     use_threads,
 )
 from resjax.run_files import recorded_threads
-from resjax.sweeps.attempts import Job, OtherThreads, Outcome, Report, attempt
+from resjax.sweeps.attempts import Held, Job, OtherThreads, Outcome, Report, attempt
 from resjax.sweeps.failures import Failure
 from resjax.sweeps.status import Measuring
 from resjax.terminal import GROUP_SIGNALS, group_signals_blocked, standard_streams
+from resjax.train.lock import EXIT_LOST
 from resjax.train.progress import Progress
 from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
 
@@ -148,7 +149,7 @@ class Worker:
         if self._process is None:
             self._start(threads)
 
-    def _lost(self) -> Failure:
+    def _lost(self) -> Failure | Held:
         """Returns how the process ended; ends the calling thread if `stop` was called."""
         self._process.join()
         code, self._process = self._process.exitcode, None
@@ -156,6 +157,8 @@ class Worker:
         ended = code in (-signal.SIGTERM, 128 + signal.SIGTERM)
         if self._stopped.wait(STOP_SECONDS if ended else 0):
             sys.exit()
+        if code == EXIT_LOST:
+            return Held()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         text = f"the worker process ended {how}"
         return Failure(text, text + "\n")
@@ -266,7 +269,7 @@ def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
     with stop_on_signals(signals, save_on=save_on) as stop, suppress(BrokenPipeError, EOFError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
         try:
-            while True:
+            while not stop.signal:  # which may come too late for a run to stop
                 link.send(attempt(link.recv(), link.send, stop))
         except Stopped as stopped:
             link.send(Stop())

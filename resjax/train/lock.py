@@ -66,7 +66,7 @@ class InUseError(UserError):
     """Another process holds the lock of a folder."""
 
     def __init__(self, folder: Path, holder: dict[str, Any]):
-        super().__init__(f"{folder} is in use by {_name(holder)}; wait for it or stop it")
+        super().__init__(f"{folder} is in use by {holder_name(holder)}; wait for it or stop it")
         self.holder = holder
 
 
@@ -260,7 +260,7 @@ def _claim_or_refuse(folder: Path, warn: Warn) -> Claim:
             raise InUseError(folder, holder)
         if not waits:
             path = folder / FILE_NAME
-            warn(f"{path} belongs to {_name(holder)}; watching it for {TIMEOUT_SECONDS:g} s")
+            warn(f"{path} belongs to {holder_name(holder)}; watching it for {TIMEOUT_SECONDS:g} s")
             waits = True
         time.sleep(min(1.0, TIMEOUT_SECONDS / 10))
 
@@ -295,7 +295,7 @@ def try_claim(folder: Path, warn: Warn = lambda _: None, dead: str | None = None
             if claim:
                 claim._created, created = created, []
                 if look:
-                    name, path = _name(look.holder), folder / FILE_NAME
+                    name, path = holder_name(look.holder), folder / FILE_NAME
                     warn(f"{name} ended without releasing {path}, which is taken over")
                 return claim
         return None
@@ -318,7 +318,7 @@ def end_process(claim: Claim) -> None:
     """Ends this process, which has lost a lock, before it writes to the folder of another."""
     with suppress(OSError):
         holder = read_holder(claim.folder)
-        how = f"{_name(holder)} has taken it over" if holder else "it was removed"
+        how = f"{holder_name(holder)} has taken it over" if holder else "it was removed"
         text = f"resjax: {claim.folder}: this process has lost the lock: {how}; exits at once"
         print(printable_lines(text), file=sys.stderr, flush=True)
     os._exit(EXIT_LOST)
@@ -532,7 +532,8 @@ def _job() -> str | None:
     return None
 
 
-def _name(holder: dict[str, Any]) -> str:
+def holder_name(holder: dict[str, Any]) -> str:
+    """Returns the process and the host of a holder that `read_holder` returned."""
     if "process" not in holder:
         return "another process"
     return f"process {holder.get('process')} on {holder.get('host')}"

@@ -48,7 +48,7 @@ def trained(monkeypatch):
     """Replaces training; `trained.runs` lists the (depth, seed) that were trained, in order."""
     runs = []
 
-    def train(config, workdir, on_progress=None, stop=None):
+    def train(config, workdir, on_progress=None, stop=None, claim=None):
         runs.append((config.model.depth, config.seed))
         if config.model.depth in train.failing:
             raise MemoryError("no room\nat all")
@@ -181,8 +181,8 @@ def test_a_thread_that_dies_is_a_failure_and_the_others_train_what_is_left(
 def test_a_diverged_run_is_reported_with_step_and_reason(
     planned, trained, tmp_path, capsys, monkeypatch
 ):
-    def diverge(config, workdir, on_progress=None, stop=None):
-        workdir.mkdir()
+    def diverge(config, workdir, on_progress=None, stop=None, claim=None):
+        workdir.mkdir(exist_ok=True)
         content = {"step": 50, "reason": "the loss is not finite"}
         records.write_json(workdir / "diverged.json", content)
         raise UserError("the loss is not finite; lower the rate")
@@ -203,7 +203,7 @@ def test_a_traceback_is_removed_when_its_run_succeeds(planned, trained, tmp_path
 
 
 def test_an_interrupt_stops_the_sweep(planned, trained, tmp_path, monkeypatch):
-    def interrupted(config, workdir, on_progress=None, stop=None):
+    def interrupted(config, workdir, on_progress=None, stop=None, claim=None):
         trained.runs.append(config)
         raise KeyboardInterrupt
 

@@ -45,7 +45,7 @@ def measured(monkeypatch):
     """Replaces training and the restored run; lists the seeds that were trained and measured."""
     seen = SimpleNamespace(trained=[], measured=[])
 
-    def train(config, workdir, on_progress, stop=None):
+    def train(config, workdir, on_progress, stop=None, claim=None):
         steps = config.train.steps
         if not (workdir / "summary.json").exists():
             seen.trained.append(config.seed)
