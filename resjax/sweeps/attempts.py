@@ -23,6 +23,8 @@ from resjax.user_code import trust
 class Held(NamedTuple):
     """Another process trains or measures the run."""
 
+    holder: str = ""
+
 
 class Finished(NamedTuple):
     """Another process has finished and measured the run since it was chosen."""

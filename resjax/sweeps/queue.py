@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from resjax.run_files import find_error
-from resjax.sweeps.attempts import Attempt, Finished, Job, Outcome
+from resjax.sweeps.attempts import Attempt, Finished, Held, Job, Outcome
 from resjax.sweeps.failures import Failure, Retries, remove_error
 from resjax.sweeps.measure import Measure
 from resjax.sweeps.settled import settle
@@ -143,7 +143,7 @@ class RunQueue:
         if isinstance(outcome, Finished) and self._settle(run):
             return
         with self._lock:
-            run.state = HELD
+            run.state, run.error = HELD, outcome.holder if isinstance(outcome, Held) else ""
             self._held.append(run)
 
     def _end(self, run: RunStatus, failure: Failure | None) -> None:
