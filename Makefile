@@ -1,5 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or later, make and git, and install the rest here.
-# EXTRAS=cuda (CUDA 13: driver 580 or later) or EXTRAS=tpu installs JAX for accelerators too.
+# EXTRAS=cuda (CUDA 13: driver 580 or later) or EXTRAS=tpu installs JAX for accelerators too, and
+# EXTRAS=ray what the tests of the Ray launcher need.
 PYTHON ?= python3
 EXTRAS ?=
 BIN := .venv/bin
@@ -51,6 +52,9 @@ lint: $(READY)  ## check style, types and layers
 lock:  ## pin the newest versions for every supported Python (needs uv)
 	uv pip compile --universal --python-version 3.11 --group dev --upgrade --no-header \
 		--quiet pyproject.toml --output-file requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra ray --upgrade \
+		--constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
+		--output-file extras.lock
 
 clean:  ## remove the environment, the demo and all caches
 	rm -rf .venv $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -59,7 +63,7 @@ clean:  ## remove the environment, the demo and all caches
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | column -t -s:
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock extras.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "resjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -c 'import sys, tomllib; \
@@ -68,6 +72,7 @@ $(READY): requirements.lock pyproject.toml
 		unknown and sys.exit(f"EXTRAS: no extra {min(unknown)}; known: " + ", ".join(known))'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --requirement requirements.lock
-	$(INSTALL) --no-build-isolation $(if $(EXTRAS),--constraint requirements.lock,--no-deps) \
+	$(INSTALL) --no-build-isolation \
+		$(if $(EXTRAS),--constraint requirements.lock --constraint extras.lock,--no-deps) \
 		--editable '.$(addsuffix ],$(addprefix [,$(EXTRAS)))'
 	touch $@

@@ -20,7 +20,7 @@ def commands(*arguments):
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_extras_are_installed_with_the_pinned_versions(target):
     printed = commands(target, "EXTRAS=cuda")
-    assert "--constraint requirements.lock --editable '.[cuda]'" in printed
+    assert "--constraint requirements.lock --constraint extras.lock --editable '.[cuda]'" in printed
     assert "touch .venv/ready-cuda\n" in printed
 
 
@@ -35,7 +35,8 @@ def test_without_extras_exactly_the_pinned_versions_are_installed():
 def test_an_unknown_extra_is_refused_before_anything_is_installed(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "requirements.lock").touch()
+    for name in ("requirements.lock", "extras.lock"):
+        (tmp_path / name).touch()
     made = ["make", "demo", "EXTRAS=tpu,cudaa", f"PYTHON={sys.executable}"]
     ended = subprocess.run(made, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
