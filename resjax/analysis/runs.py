@@ -48,6 +48,7 @@ NO_EFFECT = (
     "train.evaluate_train",
     "data.eval_batch_size",
     "data.workers",
+    "track",
 )
 """Config columns that change no result."""
 

@@ -26,6 +26,7 @@ from resjax.cli import (
     probe,
     report,
     sweep,
+    track,
     train,
     verify,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "train": train,
     "sweep": sweep,
     "report": report,
+    "track": track,
     "evaluate": evaluate,
     "predict": predict,
     "features": features,
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _writes_files(arguments: argparse.Namespace) -> bool:
     """Returns whether a command writes files, so that it goes on without a terminal."""
     names = arguments.command, getattr(arguments, "data_command", None)
-    always = names[0] in ("train", "sweep", "report") or names == ("data", "prepare")
+    always = names[0] in ("train", "sweep", "report", "track") or names == ("data", "prepare")
     return always or getattr(arguments, "out", None) is not None
 
 

@@ -23,6 +23,7 @@ from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import experiment_name, require_kind
 from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher
+from resjax.tracking import require_tracker
 from resjax.train.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def run(args: Namespace) -> int:
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)
     require_kind(args.workdir, "sweep")
+    for tracker in {run.config.track for run in planned.runs}:
+        require_tracker(tracker)
     require_writable(args.workdir)
     print(planned.description, flush=True)
     _try_figures(planned, args.workdir)

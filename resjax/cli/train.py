@@ -17,6 +17,7 @@ from resjax.config import load, override, resolve
 from resjax.disk import report_disk_errors
 from resjax.machine import threads, use_threads
 from resjax.run_files import recorded_threads, require_kind
+from resjax.tracking import require_tracker
 from resjax.train.signals import stop_on_signals
 
 
@@ -40,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     config = resolve(override(load(args.config), args.overrides))
     require_kind(args.workdir, "run")
+    require_tracker(config.track)
     began = recorded_threads(args.workdir)
     if began not in (None, threads()) and "NPROC" not in os.environ:
         use_threads(began)

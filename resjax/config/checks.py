@@ -14,6 +14,7 @@ TASKS = (
     "segmentation",
     "detection",
 )  # the keys of resjax.tasks.TASKS, which imports JAX
+TRACKERS = ("tensorboard", "wandb")  # the packages that they need have these names
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -31,6 +32,7 @@ def _unknown_names(config: Config) -> Iterator[str]:
     for path, name, known in (
         ("task.name", config.task.name, TASKS),
         ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
+        ("track", config.track or TRACKERS[0], TRACKERS),
     ):
         if name not in known and ":" not in name:
             hint = f"{nearest(name, known)} (or package.module:name of your own)"

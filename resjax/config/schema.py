@@ -291,6 +291,9 @@ class Config:
     transfer: Transfer = field(default_factory=Transfer)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     parallel: Parallel = field(default_factory=Parallel)
+    track: str = field(default="", compare=False)
+    """A tracker that follows the run: tensorboard, wandb, or your own as package.module:Name; empty
+    for none. It is not part of a run's identity."""
     sweep: dict[str, Any] = field(default_factory=dict, compare=False)
     """Keywords of the sweep() of experiments, below an experiment's name for that one only:
     {'degradation': {'depths': (8, 20)}}. They choose the runs and are not part of a run's

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "diagnostics.names",
     "diagnostics.layers",
     "diagnostics.options",
+    "track",
 )
 
 

@@ -27,6 +27,7 @@ from resjax.run_files import (
     recorded_threads,
     require_kind,
 )
+from resjax.tracking.process import following
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
@@ -93,14 +94,16 @@ def train(
 
     Raises:
       UserError: `workdir` holds a run of another config, or another process trains in it; data,
-        pretrained weights or memory do not allow the run; the loss is no longer finite; the last
-        checkpoint could not be saved.
+        pretrained weights or memory do not allow the run; there is no such tracker; the loss is no
+        longer finite; the last checkpoint could not be saved.
       Stopped: `stop` was requested, and the run has saved.
     """
     started = time.monotonic()
     if finished := _finished(config, workdir, change_schedule):
         return finished
+    tracker = config.track if is_main_process() else ""
     with (
+        following(tracker, workdir, warn) as follow,
         report_exhaustion(config),
         report_disk_errors(workdir),
         locked(workdir, warn, claim) as lock,
@@ -108,6 +111,7 @@ def train(
         if finished := _finished(config, workdir, change_schedule):  # by whoever held the lock
             return finished
         run = Run(config, workdir, started, stop or StopRequest(), warn, change_schedule, lock)
+        follow()
         return run.train(_noting(lock, config, on_progress), announce)
 
 

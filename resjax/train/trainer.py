@@ -654,7 +654,7 @@ def trainer_for(config: Config) -> Trainer:
     Raises:
       UserError: data, devices or options do not allow the config.
     """
-    return _cached_trainer(json.dumps(to_dict(replace(config, seed=0)), sort_keys=True))
+    return _cached_trainer(json.dumps(to_dict(replace(config, seed=0, track="")), sort_keys=True))
 
 
 @lru_cache(maxsize=2)
