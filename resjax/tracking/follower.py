@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resjax.config import digest, from_dict, to_dict
-from resjax.disk import describe_disk_error, write_atomically
-from resjax.errors import UserError
+from resjax.disk import write_atomically
+from resjax.errors import UserError, one_line
 from resjax.run_files import (
     find_divergence,
     is_run_folder,
@@ -301,4 +301,4 @@ def _sha256(path: Path) -> str | None:
 
 
 def _disk_problem(run: Path, error: OSError) -> str:
-    return f"{error.filename or run}: {describe_disk_error(error)}"
+    return f"{error.filename or run}: {error.strerror or one_line(error)}"

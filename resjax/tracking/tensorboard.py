@@ -1,12 +1,13 @@
 """Writes a run as a TensorBoard event file, without TensorFlow.
 
-The folder of a run holds one event file, with every value once. A run that begins anew is written
-to a new file under another name, which then takes the place of the old one: TensorBoard keeps a
-file open and reads on where it was. The new file starts with the mark of a restart at step 0,
-whereupon a TensorBoard that is running drops what it has of the run.
+The folder of a run holds one event file with every value once. A run that begins anew gets a new
+file, and the old one is emptied, not removed: a TensorBoard that is running reads on where it was
+and gets no further if the file is gone. The new file starts with the mark of a restart at step 0,
+whereupon TensorBoard drops what it has of the run.
 """
 
 import math
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +40,9 @@ class TensorBoard:
             unfinished.unlink()
         self._old = [*run.folder.glob(f"{PREFIX}*")]
         numbers = [int(path.name.split(".")[3]) for path in self._old]
+        for empty in [path for path in self._old if not path.stat().st_size]:
+            self._old.remove(empty)
+            empty.unlink()
         number = max([int(time.time()), *(each + 1 for each in numbers)])  # names are read in order
         self._path = run.folder / f"{PREFIX}{number}.resjax"
         self._hidden: Path | None = self._path.with_name(f".{self._path.name}")
@@ -70,13 +74,13 @@ class TensorBoard:
         self._write(row.time, summary, row.step)
 
     def flush(self) -> None:
-        """Writes the file; the first call puts it in the place of the old one."""
+        """Writes the file; the first call makes it visible and empties the old one."""
         self._file.flush()
         if self._hidden is not None:
             self._hidden.rename(self._path)
             self._hidden = None
             for path in self._old:
-                path.unlink(missing_ok=True)
+                os.truncate(path, 0)
 
     def close(self, end: End) -> None:
         """Adds the summary as scalars `summary/NAME`, and the state as the text `state`."""

@@ -9,12 +9,15 @@ checkpoint repeats its rows bit for bit.
 import math
 import os
 import shutil
+import time
+from pathlib import Path
 
 import wandb
 
 from resjax.tracking import End, Row, TrackedRun
 
 DEFAULT_PROJECT = "resjax"
+SETTLE_SECONDS = 0.1
 
 
 class WandB:
@@ -35,6 +38,7 @@ class WandB:
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
+            x_transaction_log_flush_interval=1.0,  # seconds, for viewers of running runs
         )
         self._run = wandb.init(
             id=run.id,
@@ -65,3 +69,13 @@ class WandB:
         """Adds the summary, `state` and `reason`; the exit code is 0 only for a finished run."""
         self._run.summary.update({**end.summary, "state": end.state, "reason": end.reason})
         self._run.finish(exit_code=0 if end.state == "finished" else 1)
+        for file in Path(self._run.settings.sync_dir).glob("*.wandb"):
+            _wait_until_written(file)
+
+
+def _wait_until_written(file: Path) -> None:
+    """Waits until a file has stopped to grow, because `finish` returns before the last write."""
+    size, seen = -1, file.stat().st_size
+    while seen != size:
+        time.sleep(SETTLE_SECONDS)
+        size, seen = seen, file.stat().st_size

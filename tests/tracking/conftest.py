@@ -173,11 +173,11 @@ def read_wandb(folder: Path) -> Shown:
         for item in record.summary.update:
             summary[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
         for item in record.history.item:
-            name, value = item.key, json.loads(item.value_json)
-            if [*item.nested_key][1:] == ["values"]:
-                add(histograms, item.nested_key[0], record.history.step.num, sum(value))
-            elif name and not name.startswith("_"):
-                add(values, name, record.history.step.num, float(value))
+            keys, value = [*item.nested_key] or [item.key], json.loads(item.value_json)
+            if keys[1:] == ["values"]:
+                add(histograms, keys[0], record.history.step.num, sum(value))
+            elif not keys[1:] and not keys[0].startswith("_"):
+                add(values, keys[0], record.history.step.num, float(value))
     return Shown(values, histograms, config, summary.get("state", ""))
 
 
