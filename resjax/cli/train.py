@@ -53,6 +53,7 @@ def run(args: Namespace) -> None:
         distributed.join(cluster)
     if not joins or distributed.is_main_process():
         require_writable(args.workdir)
+    from resjax.tracking.process import wait_for_followers
     from resjax.train.loop import train
     from resjax.train.progress import console
     from resjax.train.trainer import trainer_for
@@ -78,6 +79,7 @@ def run(args: Namespace) -> None:
                 stop,
                 change_schedule=args.change_schedule,
             )
+        wait_for_followers()
         print_values(summary, out)
         print(f"best checkpoint: {_best_checkpoint(summary, args.workdir)}", file=out)
         print(f"run folder: {args.workdir}", file=out)

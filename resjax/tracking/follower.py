@@ -20,6 +20,7 @@ from resjax.disk import write_atomically
 from resjax.errors import UserError, one_line
 from resjax.run_files import (
     find_divergence,
+    find_error,
     is_run_folder,
     read_divergence,
     read_json_object,
@@ -77,6 +78,7 @@ class RunFollower:
         self.steps = 0
         self.unchanged = False
         self.problem = ""
+        self.in_use = False  # by another process
         self._run, self._target = run, target
         self._owners = {} if owners is None else owners
         self._reader = RowReader(run)
@@ -96,17 +98,15 @@ class RunFollower:
             return False
         try:
             self._catch_up(read_end(self._run, left))
-            self._seen, self.problem = seen, ""
+            self._seen, self.problem, self.in_use = seen, "", False
         except RewoundError:
             self.close()
             return self.update(left)
         except (UserError, OSError) as error:
             self.close()
             text = str(error) if isinstance(error, UserError) else _disk_problem(self._run, error)
-            if isinstance(error, _InUseError):  # look again next time
-                seen = None
-            changed = text != self.problem
-            self._seen, self.problem = seen, text
+            self.in_use, changed = isinstance(error, _InUseError), text != self.problem
+            self._seen, self.problem = None if self.in_use else seen, text
             return changed
         return True
 
@@ -243,8 +243,8 @@ def read_end(run: Path, left: End | None = None) -> End | None:
 
 def _failure(run: Path) -> str:
     """Returns why the last attempt of a sweep at a run failed, on one line, or ""."""
-    if (path := run / FAILED[0]).exists():
-        return " ".join(str(read_json_object(path).get("error", "")).split())
+    if error := find_error(run):
+        return " ".join(error.error.split())
     if (path := run / FAILED[1]).exists():
         return next(reversed(path.read_text(errors="replace").strip().splitlines()), "")
     return ""

@@ -1,11 +1,15 @@
 """Replaying and following run folders, into a tracker in memory."""
 
+import json
 import shutil
 from functools import partial
 
 import pytest
 
+from resjax.run_files import RunError
 from resjax.tracking.follower import UNFINISHED, RunFollower, Target, track
+
+ERROR = RunError("now", 1, False, "no\nroom", "failed", "2026-01-01", {})._asdict()
 
 
 @pytest.fixture
@@ -165,7 +169,7 @@ def test_of_a_step_that_an_earlier_version_repeated_the_later_values_count(
             "Traceback\n  File x\nMemoryError: no room\n",
             "failed: MemoryError: no room",
         ),
-        ("error.json", '{"error": "no\\nroom", "attempts": 2}', "failed: no room"),
+        ("error.json", json.dumps(ERROR), "failed: no room"),
         ("diverged.json", '{"step": 3, "reason": "bad"}', "diverged: step 3: bad"),
         ("summary.json", '{"steps": 3, "train_loss": null}', "diverged: "),
         ("summary.json", '{"steps": 3, "train_loss": 0.5}', "finished"),
