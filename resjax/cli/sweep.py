@@ -22,7 +22,7 @@ from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.errors import UserError
 from resjax.run_files import experiment_name, require_kind
-from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher
+from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher, per_gpu
 from resjax.tracking import require_tracker
 from resjax.train.signals import stop_on_signals
 
@@ -40,6 +40,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--launcher", choices=LAUNCHERS, default="local", metavar="NAME", help=launchers)
     number = "runs at a time (default: one per GPU or core)"
     add("--workers", type=integer(1), metavar="N", help=number)
+    shared = "runs that share a GPU, or auto: measured once, kept in DIR/packing.json"
+    add("--workers-per-gpu", type=per_gpu, metavar="K", help=shared)
+    add("--mps", action="store_true", help="serve processes that share a GPU by NVIDIA's MPS")
     again = "how often a run that failed is tried again (1)"
     add("--retries", type=integer(0), default=1, metavar="N", help=again)
     add(
@@ -70,7 +73,15 @@ def run(args: Namespace) -> int:
     if args.nodes_per_run > 1 and args.launcher != "slurm":
         raise UserError(f"--nodes-per-run needs --launcher=slurm; the launcher is {args.launcher}")
     settings = args.settings.get(args.launcher, {})
-    options = Options(args.workers, args.retries, settings, args.wait, args.nodes_per_run)
+    options = Options(
+        args.workers,
+        args.retries,
+        settings,
+        args.wait,
+        args.nodes_per_run,
+        args.workers_per_gpu,
+        args.mps,
+    )
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)
     require_kind(args.workdir, "sweep")

@@ -4,11 +4,12 @@ A launcher is a module. Workers of several launchers may train one sweep at the 
 each run is claimed by a lock in its folder.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from resjax.errors import UserError
 from resjax.models.presets import nearest
@@ -35,6 +36,9 @@ class Options:
       settings: the launcher's own settings: `--slurm.time=60` is `{"time": "60"}`.
       wait: whether to wait for workers that could go on after the command.
       nodes_per_run: how many nodes train a run together.
+      per_gpu: how many runs share a GPU of a worker's machine, or "auto" for the number that is
+        measured to be fastest; None leaves it to `workers`.
+      mps: whether NVIDIA's MPS serves processes that share a GPU.
     """
 
     workers: int | None = None
@@ -42,6 +46,23 @@ class Options:
     settings: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False
     nodes_per_run: int = 1
+    per_gpu: int | Literal["auto"] | None = None
+    mps: bool = False
+
+    @property
+    def worker_flags(self) -> list[str]:
+        """The options of `python -m resjax.sweeps.worker` that say how it shares its GPUs."""
+        shared = [] if self.per_gpu is None else [f"--workers-per-gpu={self.per_gpu}"]
+        return shared + ["--mps"] * self.mps
+
+
+def per_gpu(text: str) -> int | Literal["auto"]:
+    """An argument type: a number of workers per GPU, or auto."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is neither auto nor an integer of at least 1")
+    return int(text)
 
 
 class Launcher(Protocol):

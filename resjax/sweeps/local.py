@@ -14,9 +14,10 @@ from resjax.sweeps.attempts import Job, OtherThreads, Outcome, Report, attempt
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
-from resjax.sweeps.plan_files import new_launch, write_sweep
+from resjax.sweeps.packing import describe_sharing, require_sharing, shared_devices
+from resjax.sweeps.plan_files import StoredPlan, new_launch, write_sweep
 from resjax.sweeps.queue import RunQueue
-from resjax.sweeps.status import FINISHED, RunStatus, shown
+from resjax.sweeps.status import FINISHED, shown
 from resjax.sweeps.workers import (
     Worker,
     default_workers,
@@ -45,9 +46,10 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
       stop: a request to stop, which is checked between dispatches.
 
     Raises:
-      UserError: `workdir` cannot be written.
+      UserError: `workdir` cannot be written, or this machine lacks what `options` asks for.
       Stopped: stopping was requested; says how many of the runs under way have saved.
     """
+    require_sharing(options)
     retries = Retries(new_launch(), options.retries)
     with report_disk_errors(workdir):
         stored = write_sweep(plan, workdir, command, retries.launch)
@@ -55,31 +57,33 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
         with shown(runs) as show_end:
             queue = RunQueue(runs, stored.measure, retries, show_end, stop)
             if queue.skip_settled():
-                _train(queue, runs, _workers(options, len(runs)), stop)
+                _train(queue, stored, workdir, options, stop)
     return sum(run.state not in FINISHED for run in runs)
 
 
 def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
     """Returns how the machine would be divided, and the folders of the runs."""
-    workers = _workers(options, len(plan.runs))
+    require_sharing(options)
+    workers = min(options.workers or default_workers(), len(plan.runs))
+    where = "this process" if workers == 1 else f"{workers} processes"
     share = divide_machine(workers)[0] if workers > 1 else whole_machine()
-    where = f"{workers} processes" if workers > 1 else "this process"
-    lines = [f"{where}, {share.threads} threads each, would train in {workdir}:"]
+    where += f", {share.threads} threads each,"
+    if options.per_gpu is not None:
+        where = describe_sharing(options)
+    lines = [f"{where} would train in {workdir}:"]
     return "\n".join([*lines, *(f"  runs/{run.name}" for run in plan.runs)])
 
 
-def _workers(options: Options, runs: int) -> int:
-    # The number of cores per run must not depend on how many runs are waiting.
-    return min(options.workers or default_workers(), runs)
-
-
-def _train(queue: RunQueue, runs: list[RunStatus], workers: int, stop: StopRequest) -> None:
-    if workers == 1:
-        queue.train(partial(_attempt_here, stop=stop))
-        return
-    pool = [Worker(resources, stop.save_on) for resources in divide_machine(workers)]
-    saved = supervise(pool, lambda worker: queue.train(worker.attempt), stop)
-    if stop.signal and (left := sum(run.state == "running" for run in runs)):
+def _train(
+    queue: RunQueue, stored: StoredPlan, workdir: Path, options: Options, stop: StopRequest
+) -> None:
+    with shared_devices(options, workdir, stored, stop) as shares:
+        if len(shares) == 1 and options.per_gpu is None and not options.mps:
+            queue.train(partial(_attempt_here, stop=stop))
+            return
+        pool = [Worker(resources, stop.save_on) for resources in shares]
+        saved = supervise(pool, lambda worker: queue.train(worker.attempt), stop)
+    if stop.signal and (left := sum(run.state == "running" for run in stored.runs)):
         raise Stopped(stop.signal, f"; {saved} of {left} runs under way have saved")
 
 

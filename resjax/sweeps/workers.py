@@ -183,18 +183,26 @@ class Worker:
                 os.kill(process.pid, number)
 
     def _start(self, threads: int) -> None:
-        # A forked copy of a process that runs threads may hang.
-        context = multiprocessing.get_context("spawn")
-        self._link, link = context.Pipe()
         self._threads = threads
-        arguments = link, self._resources._replace(threads=threads), self._save_on
-        process = context.Process(target=_serve, args=arguments, daemon=True)
-        with safe_path(), group_signals_blocked():  # until the process handles them
-            process.start()
-        self._process = process
-        link.close()  # only then does the end of the process close the pipe
+        resources = self._resources._replace(threads=threads)
+        self._process, self._link = start_child(_serve, resources, self._save_on)
         if self._stopped.is_set():  # before there was a process to stop
-            process.terminate()
+            self._process.terminate()
+
+
+def start_child(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
+    """Starts a process that calls `target(link, *arguments)`; returns it and our end of the link.
+
+    Signals that a terminal sends to the group are blocked in it.
+    """
+    # A forked copy of a process that runs threads may hang.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    with safe_path(), group_signals_blocked():
+        process.start()
+    theirs.close()  # only then does the end of the process close the pipe
+    return process, ours
 
 
 class AnyWorker(Protocol):
@@ -257,7 +265,7 @@ def _serve(link: Connection, resources: Resources, save_on: tuple[int, ...]) -> 
     """Receives configs; sends progress, and at the end of each run its failure or None."""
     for number in {*GROUP_SIGNALS} - {*save_on}:
         signal.signal(number, signal.SIG_IGN)  # the launcher handles them
-    threading.Thread(target=_exit_with_launcher, daemon=True).start()
+    end_with_launcher()
     resources.claim()
     with standard_streams() as keep_going:
         keep_going()
@@ -276,9 +284,13 @@ def _train_requested(link: Connection, save_on: tuple[int, ...]) -> None:
             sys.exit(stopped.code)
 
 
-def _exit_with_launcher() -> None:
+def end_with_launcher() -> None:
     """Ends this process when the launcher is killed; the next launch resumes the run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

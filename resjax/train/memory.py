@@ -18,6 +18,7 @@ from resjax.train.state import TrainState
 from resjax.train.trainer import Dispatch, Trainer
 
 GIB = 2**30
+BATCHES = "batch_size", "eval_batch_size"
 
 
 def require_memory(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> None:
@@ -34,7 +35,7 @@ def require_memory(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> N
     available = device_memory()
     if available is None:
         return
-    for field in ("batch_size", "eval_batch_size"):
+    for field in BATCHES:
         peak = _peak(trainer, state, dispatch, field)
         if peak is not None and peak > available:
             raise UserError(
@@ -42,6 +43,13 @@ def require_memory(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> N
                 f"memory per device, and {available / GIB:.2f} GiB are available; "
                 f"{_largest_fit(trainer, state, dispatch, field, peak, available)}"
             )
+
+
+def fits(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> bool:
+    """Returns whether a dispatch and an evaluation fit into a device, as far as is known."""
+    available = device_memory()
+    peaks = (_peak(trainer, state, dispatch, field) for field in BATCHES)
+    return available is None or all(peak is None or peak <= available for peak in peaks)
 
 
 @contextmanager
