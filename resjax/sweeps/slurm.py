@@ -214,6 +214,12 @@ def _script(
     module = "resjax.sweeps.worker" if nodes * job.processes == 1 else "resjax.sweeps.srun"
     worker = [sys.executable, "-P", "-m", module, str(folder)]
     worker += [f"--plan={digest}", f"--launch={launch_id}", f"--retries={options.retries}"]
+    worker += options.worker_flags
+    if options.worker_flags and module == "resjax.sweeps.srun":
+        raise UserError(
+            f"{options.worker_flags[0]}: several processes train each run together, so runs cannot "
+            "share a GPU; leave it out"
+        )
     lines = [
         "#!/bin/bash",
         *_directives(defaults),

@@ -10,10 +10,13 @@ failed attempt, and the worker goes on. A signal that ends the worker saves its 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from resjax.errors import UserError
 from resjax.sweeps.failures import Retries
+from resjax.sweeps.launchers import Options, per_gpu
+from resjax.sweeps.packing import require_sharing, shared_devices
 from resjax.sweeps.plan_files import read_plan
 from resjax.sweeps.queue import RunQueue
 from resjax.sweeps.status import TRIED_AGAIN, RunStatus, print_line
@@ -31,6 +34,7 @@ def work(
     stop: StopRequest | None = None,
     worker: AnyWorker | None = None,
     wait: bool = False,
+    sharing: Options | None = None,
 ) -> int:
     """Trains and measures runs of a plan until none is left; returns how many have ended here.
 
@@ -42,11 +46,14 @@ def work(
       stop: a request to stop.
       worker: trains the runs; by default a child process with all that this process may use.
       wait: whether to wait for runs that other processes hold, and take them over if they die.
+      sharing: how several runs share each GPU, if they do; see `packing.shared_devices`.
 
     Raises:
-      UserError: the folder has no such plan.
-      Stopped: stopping was requested; says whether the run under way has saved.
+      UserError: the folder has no such plan, or this machine lacks what `sharing` asks for.
+      Stopped: stopping was requested; says whether the runs under way have saved.
     """
+    if sharing:
+        require_sharing(sharing)
     stored = read_plan(folder, plan)
     stop = stop or StopRequest()
     ended: list[RunStatus] = []
@@ -59,12 +66,18 @@ def work(
 
     tried = Retries(launch, retries)
     queue = RunQueue(stored.runs, stored.measure, tried, show_end, stop, wait)
-    workers = [worker or Worker(whole_machine(), stop.save_on)]
-    saved = supervise(workers, lambda worker: queue.train(worker.attempt), stop)
+    with ExitStack() as ending:
+        workers = [worker or Worker(whole_machine(), stop.save_on)]
+        if sharing:
+            shares = ending.enter_context(shared_devices(sharing, folder, stored, stop))
+            workers = [Worker(share, stop.save_on) for share in shares]
+        saved = supervise(workers, lambda worker: queue.train(worker.attempt), stop)
     if stop.signal:
-        under_way = any(run.state == "running" for run in stored.runs)
-        has = "has saved" if saved else "has not saved"
-        raise Stopped(stop.signal, f"; the run under way {has}" if under_way else "")
+        left = sum(run.state == "running" for run in stored.runs)
+        details = f"; the run under way has {'' if saved else 'not '}saved"
+        if len(workers) > 1:
+            details = f"; {saved} of {left} runs under way have saved"
+        raise Stopped(stop.signal, details if left else "")
     return len(ended)
 
 
@@ -80,7 +93,16 @@ def main(argv: Sequence[str] | None = None, worker: AnyWorker | None = None) -> 
         keep_going()
         try:
             with stop_on_signals(notify=_notify, save_on=args.save_on) as stop:
-                ended = work(args.folder, args.plan, args.launch, args.retries, stop, worker)
+                sharing = Options(per_gpu=args.workers_per_gpu, mps=args.mps)
+                ended = work(
+                    args.folder,
+                    args.plan,
+                    args.launch,
+                    args.retries,
+                    stop,
+                    worker,
+                    sharing=sharing if sharing.worker_flags else None,
+                )
         except UserError as error:
             _notify(f"error: {printable(str(error))}")
             return 2
@@ -98,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", required=True, metavar="DIGEST", help="the plan, a file of the folder plans")
     add("--launch", required=True, metavar="ID", help="the launch, whose retries are counted")
     add("--retries", type=int, default=1, metavar="N", help="how often a failed run is tried again")
+    add("--workers-per-gpu", type=per_gpu, metavar="K", help="see `resjax sweep`")
+    add("--mps", action="store_true", help="see `resjax sweep`")
     add("--save-on", type=signal_names, default="HUP", metavar="NAMES", help="see `resjax sweep`")
     return parser
 
