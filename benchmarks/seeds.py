@@ -265,6 +265,11 @@ Predicted before anything was measured:
 - **GPU**: vmapped gains most with 8 seeds of the quickstart's network, whose kernels end before the
   next one is launched, and little on CIFAR's, because cuDNN's grouped convolutions are slow.
   Processes gain 1.5 at most, because they use the GPU in turns without NVIDIA's MPS.
+
+On the CPU processes win and vmapped loses, as predicted, so `resjax sweep` trains seeds in
+processes and has no option for several seeds in one program. No GPU has been measured: whether
+vmapped wins there is open. `resjax sweep --workers-per-gpu=auto` measures how many processes are
+fastest on the GPU at hand.
 """
 HEADS = (
     *("network", "batch", "dtype", "seeds", "in turn", "vmapped", "/ in turn"),

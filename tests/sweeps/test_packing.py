@@ -186,14 +186,14 @@ if folder := os.environ.get("SEEN"):
 
 
 @pytest.fixture
-def fragile(tmp_path, monkeypatch):
+def watched(tmp_path, monkeypatch):
     """A module with a block that kills its process; it writes its environment to $SEEN, if set."""
-    (tmp_path / "fragile.py").write_text(BLOCKS)
+    (tmp_path / "watched.py").write_text(BLOCKS)
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_a_process_that_is_lost_ends_the_measurement(sweep, tmp_path, fragile, capsys):
-    stored = sweep({"model.block": "fragile:Lost"})
+def test_a_process_that_is_lost_ends_the_measurement(sweep, tmp_path, watched, capsys):
+    stored = sweep({"model.block": "watched:Lost"})
     assert len(divide(stored, tmp_path)) == 1
     assert "1 processes: one was killed; memory may be exhausted" in capsys.readouterr().out
 
@@ -286,12 +286,12 @@ def test_a_daemon_that_does_not_start_is_one_line(control):
 
 
 def test_workers_of_one_gpu_get_their_share_of_its_memory_and_find_mps(
-    sweep, tmp_path, fragile, control, monkeypatch
+    sweep, tmp_path, watched, control, monkeypatch
 ):
     """The workers are real processes; their run fails when they have written what they see."""
     logged, seen = control(), tmp_path / "seen"
     seen.mkdir()
-    stored = sweep({"model.block": "fragile:Lost"})
+    stored = sweep({"model.block": "watched:Lost"})
     monkeypatch.setenv("SEEN", str(seen))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     typed = [str(tmp_path / "w"), f"--plan={stored.digest}", "--launch=1", "--retries=0"]
