@@ -50,6 +50,8 @@ def conv(
     if features < 1:
         raise ImpossibleNetworkError(f"a convolution needs 1 channel or more, not {features}")
     height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    if (height, width) == (1, 1):
+        kernel_dilation = 1  # has no effect, and keeps the convolution dense
     spans = [kernel_dilation * (side - 1) for side in (height, width)]
     return nn.Conv(
         features,

@@ -246,6 +246,32 @@ def nearest_depths(depth: int, layers: Iterable[int], family: str = "cifar") -> 
     return f"{below} and {above}" if depth > below else f"{below}"
 
 
+def stem_stride(stem: str, pool: str) -> int:
+    """Returns the stride of a stem with its pooling."""
+    return (1 if stem == "cifar" else 2) * (1 if pool == "none" else 2)
+
+
+def stages_to_dilate(fields: Mapping[str, Any], output_stride: int) -> int:
+    """Returns the number of dilated stages with which the last stage has a stride.
+
+    Args:
+      fields: of a network, complete.
+      output_stride: of the last stage's features.
+
+    Raises:
+      ValueError: no number of stages gives this stride.
+    """
+    stages = len(stage_sizes(fields["family"], fields["depth"], fields["block"]))
+    first = stem_stride(fields["stem"], fields["stem_pool"])
+    strides = [first * 2**stage for stage in range(stages)]
+    if output_stride not in strides:
+        known = ", ".join(map(str, strides))
+        raise ValueError(f"output_stride must be one of {known}, not {output_stride!r}")
+    dilated = stages - 1 - strides.index(output_stride)
+    _check({**fields, "dilated_stages": dilated})
+    return dilated
+
+
 class BranchScale(NamedTuple):
     """Factors of the branches, one per block, or the values with which learned ones start."""
 
@@ -362,8 +388,8 @@ def _check(fields: Mapping[str, Any]) -> None:
     stages = len(stage_sizes(fields["family"], fields["depth"], block))
     if not 0 <= (number := fields["dilated_stages"]) < stages:
         raise ValueError(f"dilated_stages must be from 0 to {stages - 1}, not {number!r}")
-    if number and "bottleneck" not in block:  # PyTorch's libraries disagree about others
-        raise ValueError("dilated_stages needs bottleneck blocks")
+    if number and fields["block_options"].get("antialias", "none") != "none":
+        raise ValueError("dilated_stages does not go with antialias, which strides after a filter")
     for key, choices in (("stem", STEMS), ("stem_pool", STEM_POOLS), ("norm", NORMS)):
         if fields[key] not in choices:
             raise ValueError(f"unknown {key} {fields[key]!r}{nearest(fields[key], choices)}")

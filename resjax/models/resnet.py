@@ -44,7 +44,8 @@ class ResNet(nn.Module):
       stem_pool: what ends the stem: "max" (3x3 with stride 2), "average" (2x2), "blur" (maximum of
         3x3, then a blur) or "none".
       dilated_stages: how many of the last stages dilate their 3x3 convolutions instead of
-        striding, as segmentation networks do (torchvision's `replace_stride_with_dilation`).
+        striding, as segmentation networks do (torchvision's `replace_stride_with_dilation`). Every
+        second row and column of a stage's output is then that of the network with strides.
       loop: "unroll" or "scan" the equal blocks of a stage, or "auto": see `uses_scan`.
       dtype: of the computation; parameters and BN statistics stay float32.
       norm: "batch", "group"; "none", which puts a bias per channel in the place of every norm, or
@@ -85,6 +86,22 @@ class ResNet(nn.Module):
     bn_unbiased: bool = False
     norm_options: Mapping[str, Any] | None = None
     remat: bool = False
+
+    @property
+    def feature_strides(self) -> dict[str, int]:
+        """The stride of each entry of `features`: pixels of the image per pixel of the features."""
+        strides = {"stem": presets.stem_stride(self.stem, self.stem_pool)}
+        for index in range(len(self.stages)):
+            strided = 0 < index < len(self.stages) - self.dilated_stages
+            strides[f"stage{index + 1}"] = [*strides.values()][-1] * (2 if strided else 1)
+        return strides
+
+    @property
+    def feature_channels(self) -> dict[str, int]:
+        """The number of channels of each entry of `features`."""
+        first = self.width * getattr(class_of(self.block), "expansion", 1)
+        stages = {f"stage{index + 1}": first * 2**index for index in range(len(self.stages))}
+        return {"stem": self.stem_width} | stages
 
     @nn.nowrap
     def init_with_output(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
@@ -151,19 +168,22 @@ class ResNet(nn.Module):
         )
         x = stem(jnp.asarray(images, self.dtype))
         outputs = {"stem": x}
-        dilation = 1
+        dilation, undilated = 1, len(self.stages) - self.dilated_stages
         for index, blocks in enumerate(self.stages):
             done = sum(self.stages[:index])
-            before, dilates = dilation, index >= len(self.stages) - self.dilated_stages
-            dilation *= 2 if dilates else 1
+            opening, dilates = first if index == 0 else block, index >= undilated
+            if dilates:
+                opening = without_strides(opening, dilation)
+                dilation *= 2
             x = Stage(
                 features=self.width * 2**index,
-                strides=1 if index == 0 or dilates else 2,
-                first=dilated(first if index == 0 else block, before),
+                strides=1 if index == 0 else 2,
+                first=opening,
                 block=dilated(block, dilation),
                 blocks=blocks,
                 branches=branches[done : done + blocks],
                 scan=scan,
+                dilates=dilates,
                 name=f"stage{index + 1}",
             )(x)
             outputs[f"stage{index + 1}"] = x
@@ -270,12 +290,18 @@ class Stage(nn.Module):
     blocks: int
     branches: Branches  # of these blocks
     scan: bool
+    dilates: bool = False  # in place of the strides
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         equal = self.blocks - 1
-        first = self.branches[0].bind(self.first)
+        first, before = self.branches[0].bind(self.first), x.shape
         x = first(self.features, self.strides, name="block1")(x)
+        if self.dilates and x.shape[1:3] != before[1:3]:
+            raise presets.ImpossibleNetworkError(
+                f"{'/'.join(self.path)}: dilated_stages needs a block whose strides are those of "
+                f"its convolutions, and {class_of(self.first).__name__} strides by itself"
+            )
         if equal and self.scan:
             stacked = self.block(self.features, 1, name="blocks")
 
@@ -321,6 +347,28 @@ def make_norm(*, kind: Any, last: bool = False, zero_last: bool = False, **optio
     """Returns a norm whose scale starts at 1; at 0 if it is the branch's `last` and `zero_last`."""
     start = nn.initializers.zeros if last and zero_last else nn.initializers.ones
     return kind(scale_init=start, **options)
+
+
+def without_strides(block: Any, dilation: int) -> Any:
+    """Returns the bound block with convolutions and a shortcut that do not stride.
+
+    Convolutions after the one that would stride are dilated twice as much, so that every second
+    row and column of the output is that of the block with strides (the "algorithme à trous").
+
+    Args:
+      block: bound.
+      dilation: of its first convolutions.
+    """
+    conv, shortcut = block.keywords["conv"], block.keywords["shortcut"]
+    current = dilation  # of this trace of the block
+
+    def dilating(features: int, kernel_size: Any, strides: int = 1, **options: Any) -> Any:
+        nonlocal current
+        own = current * options.pop("kernel_dilation", 1)
+        current *= strides
+        return conv(features, kernel_size, kernel_dilation=own, **options)
+
+    return partial(block, conv=dilating, shortcut=lambda features, strides=1: shortcut(features, 1))
 
 
 def dilated(block: Any, dilation: int) -> Any:
@@ -372,7 +420,8 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
         or an object with the fields of a config's `model` section.
       **overrides: fields that replace those, such as `shortcut="none"`, `depth=110`,
         `classes=100`, `loop="scan"`, `dtype="bfloat16"`; `head=` replaces the classifier by another
-        module (see `resjax.models.heads`).
+        module (see `resjax.models.heads`); `output_stride=8` dilates the last stages so that their
+        features have this stride.
 
     Returns:
       A Flax module: `init(key, images)` draws variables, `apply(variables, images, train=False)`
@@ -383,12 +432,15 @@ def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> Re
     """
     source = {"name": name_or_config} if isinstance(name_or_config, str) else name_or_config
     fields = {**(source if isinstance(source, Mapping) else vars(source)), **overrides}
+    output_stride = fields.pop("output_stride", None)
     own = ("classes", "head", "loop", "dtype", *BN_FIELDS, "norm_options", "remat")
     options = {key: value for key in own if (value := fields.pop(key, None)) is not None}
     for key in fields.keys() - set(presets.ARCHITECTURE):
-        known = [*presets.ARCHITECTURE, *own]
+        known = [*presets.ARCHITECTURE, *own, "output_stride"]
         raise ValueError(f"unknown field {key!r}{presets.nearest(key, known)}")
     spec = presets.architecture(**fields)
+    if output_stride is not None:
+        spec["dilated_stages"] = presets.stages_to_dilate(spec, output_stride)
     if options.get("loop", "auto") not in ("auto", "unroll", "scan"):
         raise ValueError(f"loop must be auto, unroll or scan, not {options['loop']!r}")
     classes = options.pop("classes", presets.CLASSES[spec["family"]])

@@ -12,6 +12,7 @@ from flax import linen as nn
 from resjax.models import layout
 from resjax.models.blocks import BasicBlock, Block
 from resjax.models.conformance import close
+from resjax.models.presets import ImpossibleNetworkError
 from resjax.models.resnet import ResNet, build
 from resjax.models.shortcuts import Pad, pad
 from resjax.xla.compile_options import quick_compile
@@ -462,3 +463,80 @@ def test_remat_recomputes_no_convolution(loop):
         return program.as_text().count("stablehlo.convolution")
 
     assert convolutions(remat=True) == convolutions(remat=False)
+
+
+@pytest.mark.parametrize(
+    ("block", "depth", "options"),
+    [
+        ("basic", 8, {}),
+        ("preact_basic", 8, {}),
+        ("fixup_basic", 8, {}),
+        ("bottleneck", 11, {}),
+        ("bottleneck", 11, {"stride_in_1x1": True}),
+        ("preact_bottleneck", 11, {}),
+    ],
+)
+@pytest.mark.parametrize("shortcut", ["pad", "project"])
+def test_a_dilated_stage_has_the_features_of_the_strided_one_between_others(
+    block, depth, options, shortcut
+):
+    fields = {"depth": depth, "block": block, "block_options": options, "shortcut": shortcut}
+    strided = build({"family": "cifar", "width": 4, **fields})
+    images = jax.random.normal(jax.random.key(0), (1, 13, 11, 3))
+    variables = jit(strided.init)(jax.random.key(1), images)
+
+    def features(model):
+        return jit(partial(model.apply, method="features"))(variables, images)
+
+    dilated = features(strided.clone(dilated_stages=2))
+    assert dilated["stage3"].shape[1:3] == (13, 11)
+    for stage, strides in (("stage2", 2), ("stage3", 4)):
+        expected = features(strided)[stage]
+        found = dilated[stage][:, ::strides, ::strides]
+        np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+class PoolingBlock(BasicBlock):
+    """Halves its output by itself."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.avg_pool(x, (2, 2), (self.strides,) * 2, "SAME")
+        return self.conv(self.features, 3)(y)
+
+
+def test_a_block_that_strides_by_itself_cannot_be_dilated():
+    model = build("cifar_resnet8", width=4, dilated_stages=1)
+    model = model.clone(block=PoolingBlock)
+    with pytest.raises(ImpossibleNetworkError, match=r"stage3: .*PoolingBlock strides by itself"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("cifar_resnet8", {}),
+        ("cifar_resnet8", {"output_stride": 2}),
+        ("resnet50", {"output_stride": 8}),
+        ("resnet50", {"output_stride": 16}),
+        ("resnet50d", {}),
+        ("bit_r50x1", {}),
+        ("resnet18", {"stem_pool": "none"}),
+        ("cifar_wrn16_8", {}),
+    ],
+)
+def test_strides_and_channels_of_features_are_those_declared(name, fields):
+    model = build(name, **fields)
+    images = jnp.zeros((1, 64, 96, 3))
+    shapes = jax.eval_shape(model.clone(head=None).init_with_output, jax.random.key(0), images)[0]
+    for key, features in shapes.items():
+        stride = model.feature_strides[key]
+        assert features.shape == (1, 64 // stride, 96 // stride, model.feature_channels[key])
+    assert shapes.keys() == model.feature_strides.keys() == model.feature_channels.keys()
+    if "output_stride" in fields:
+        assert [*model.feature_strides.values()][-1] == fields["output_stride"]
+
+
+def test_an_output_stride_that_no_stage_has_is_one_line():
+    with pytest.raises(ValueError, match="output_stride must be one of 4, 8, 16, 32, not 6"):
+        build("resnet50", output_stride=6)
