@@ -18,7 +18,6 @@ import pandas as pd
 
 from resjax.analysis.runs import (
     field_heads,
-    group_rows,
     primary_metrics,
     summarize,
     training_column,
@@ -138,7 +137,7 @@ def results_table(runs: pd.DataFrame, name: str, *, bold_best: bool = False) -> 
         bold_best: Whether the best mean of each column is bold.
     """
     by = varying(runs)
-    results = group_rows(summarize(runs, by), by)
+    results = summarize(runs, by)
     values = [
         (metric, column)
         for metric in primary_metrics(runs)
@@ -298,16 +297,16 @@ def _caption(
 ) -> str:
     """Returns what the numbers are, of how many seeds and after which step."""
     ended = runs[runs["finished"] & ~runs["diverged"]]
-    steps = _range(ended["steps"])
     data = " and ".join(escape(_shown(each)) for each in dict.fromkeys(runs["data.name"]))
     kinds = {column.removesuffix(f"_{metric.name}") for metric, column in values}
     names = " and ".join(dict.fromkeys(escape(metric.name) for metric, _ in values))
-    seeds = _range(results["seeds"])
-    one = seeds == "1"
-    spread = "of one seed" if one else f"mean $\\pm$ sample standard deviation over {seeds} seeds"
+    if ended.empty:
+        return f"{escape(name)}: {names} on {data}; no run has finished."
+    seeds = _range(results.loc[results["seeds"] > 0, "seeds"])
+    spread = f"mean $\\pm$ sample standard deviation over {seeds} seeds"
     sentences = [
-        f"{escape(name)}: {names} on {data} after the last step ({steps or 'none has ended'}), "
-        f"{spread}."
+        f"{escape(name)}: {names} on {data} after the last step ({_range(ended['steps'])}), "
+        f"{'of one seed' if seeds == '1' else spread}."
     ]
     if "train_set" in kinds:
         sentences.append("Training values are those of the whole training split.")
@@ -367,7 +366,7 @@ def _metric(
     deviations = metric.scale * results[f"{column}_std"].to_numpy(np.float64)
     exponent, decimals = _form(means) if metric.unit != "fraction" else (0, 2)
     if exponent:
-        head = rf"{head} $/\,10^{{{exponent}}}$"
+        head = rf"{head} ($\times 10^{{{exponent}}}$)"
     means, deviations = means / 10.0**exponent, deviations / 10.0**exponent
     texts = ["--" if math.isnan(mean) else f"{mean:.{decimals}f}" for mean in means]
     if bold_best and np.isfinite(means).any():

@@ -44,7 +44,6 @@ from resjax.analysis.runs import (
     Sweeps,
     Warn,
     describe,
-    group_rows,
     load_sweeps,
     primary_metrics,
     status,
@@ -481,7 +480,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
     """Returns the table of `summarize` as text: the columns by their headings."""
     by = varying(runs)
-    results = group_rows(summarize(runs, by), by)
+    results = summarize(runs, by)
     columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in by}
     columns["parameters"] = map(_number, results["parameters"])
     columns["seeds"] = map(str, results["seeds"])

@@ -437,7 +437,8 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
         by: The columns whose values distinguish groups; those of `varying` by default.
 
     Returns:
-        One row per group, in the order of the runs: the columns `by`, `seeds` (the number of runs
+        One row per group, in the order of the runs (of several sweeps, groups with the same value
+        of the first column stand together): the columns `by`, `seeds` (the number of runs
         averaged), `unfinished`, `diverged`, `parameters`, and the mean `NAME_mean` and sample
         standard deviation `NAME_std` (NaN for a single run) of every `train_` and `test_` column.
     """
@@ -457,15 +458,11 @@ def summarize(runs: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFra
             row[f"{name}_mean"] = averaged[name].mean()
             row[f"{name}_std"] = averaged[name].std(ddof=1)
         rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def group_rows(results: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Moves rows with the same value of the first field together, which several sweeps may mix."""
-    if not by:
-        return results
-    order = pd.factorize(results[by[0]])[0]
-    return results.iloc[np.argsort(order, kind="stable")]
+    table = pd.DataFrame(rows)
+    if by and "sweep" in runs:
+        first = pd.factorize(table[by[0]])[0]
+        return table.iloc[np.argsort(first, kind="stable")].reset_index(drop=True)
+    return table
 
 
 def _run_folders(root: Path, warn: Warn | None) -> list[tuple[Path, str]]:
