@@ -93,6 +93,11 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def any_process(value: bool) -> bool:
+    """Returns whether `value` is true in some process; waits until all of them call this."""
+    return not all_processes(not value)
+
+
 def all_processes(value: bool) -> bool:
     """Returns whether `value` is true in every process; waits until all of them call this."""
     import jax

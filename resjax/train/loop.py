@@ -31,7 +31,7 @@ from resjax.tracking.process import following
 from resjax.train import init_from_weights, records
 from resjax.train.checkpoint_reader import CheckpointReader, Restored
 from resjax.train.checkpoints import CheckpointManager
-from resjax.train.distributed import all_processes, is_main_process
+from resjax.train.distributed import all_processes, any_process, is_main_process
 from resjax.train.divergence import locate_nonfinite
 from resjax.train.history import History, NotFiniteError, require_finite_sums
 from resjax.train.identity import (
@@ -422,7 +422,7 @@ class Run:
         last = step == times.steps
         leave = bool(unevaluated) or (self._stop.requested() and not last)
         regular = times.checkpoint_every and step % times.checkpoint_every == 0
-        requested = self._stop.take_save_request()
+        requested = self._save_requested(step)
         if last or leave or regular or requested or checkpoints.retry_due():
             history.fetch()  # the record holds the lines of every step up to here
             saved = self.trainer.backend.unreplicate(state)
@@ -436,6 +436,15 @@ class Run:
             save(saved, step, record)
         if leave and self._stop.signal:
             raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
+
+    def _save_requested(self, step: int) -> bool:
+        """Returns whether a signal has requested a checkpoint.
+
+        Several processes agree at the ends of lines, because asking all of them takes a moment.
+        """
+        if jax.process_count() == 1:
+            return self._stop.take_save_request()
+        return ends_line(self.trainer, step) and any_process(self._stop.take_save_request())
 
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)

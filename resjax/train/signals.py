@@ -118,8 +118,7 @@ def stop_on_signals(
     Args:
       signals: to handle.
       together: whether several processes train together. JAX then handles SIGTERM, to agree on a
-        step at which all stop, and other signals that end a run are passed on as SIGTERM. They do
-        not agree on a step at which all save, so a signal of `save_on` does nothing.
+        step at which all stop, and other signals that end a run are passed on as SIGTERM.
       notify: receives a line about what a signal does.
       save_on: the signals after which a run saves and goes on; the others end it.
     """
@@ -131,12 +130,9 @@ def stop_on_signals(
     def receive_all() -> None:
         while received := reader.recv(1):
             number = received[0]
-            if together and number in save_on:
-                name = signal.Signals(number).name
-                notify(f"{name}: goes on; several processes save at regular checkpoints only")
-            elif number in handled:
+            if number in handled:
                 stop.receive(number)
-                if together:
+                if together and number not in save_on:
                     os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=receive_all, daemon=True)

@@ -21,13 +21,18 @@ from resjax.train.signals import Stopped, StopRequest
 from resjax.xla.compile_options import quick_compile
 
 
-def leg(fields, folder, until):
-    """Trains or resumes a run, stops it some steps after `until`, and returns what it says."""
+def leg(fields, folder, until, save_after):
+    """Trains or resumes a run and returns what it says.
+
+    Stops it some steps after `until`; a signal at `save_after` makes it save.
+    """
     stop, warnings, ended = StopRequest(), [], ""
 
     def stop_after(progress):
         if until and progress.step >= until:
             stop.signal = signal.SIGTERM
+        if progress.step == save_after:
+            stop.receive(signal.SIGHUP)
 
     try:
         config = resolve(override(default_config(), fields))

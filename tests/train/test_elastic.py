@@ -49,9 +49,10 @@ class Process:
         self._process = subprocess.Popen(program, **pipes)
         self._send({"devices": devices, "cluster": cluster})
 
-    def start(self, folder, overrides=(), until=None):
+    def start(self, folder, overrides=(), until=None, save_after=None):
         fields = RUN | dict(overrides)
-        self._send({"fields": fields, "folder": str(folder), "until": until})
+        times = {"until": until, "save_after": save_after}
+        self._send({"fields": fields, "folder": str(folder), **times})
 
     def result(self):
         line = next((line for line in self._process.stdout if line.startswith("{")), None)
@@ -160,9 +161,13 @@ def test_two_processes_go_on_from_one_and_one_from_two(trained, coordinator):
     folder = trained.root / "on one device"
     pair = [Process(1, [coordinator, 2, number]) for number in (0, 1)]
     try:
-        for process in pair:  # each holds half of the parameters
-            process.start(folder, {"parallel.shard_parameters": 2, "train.steps": 16})
+        fields = {"parallel.shard_parameters": 2, "train.steps": 16}  # each holds half of them
+        for process, save_after in zip(pair, (None, 10), strict=True):
+            process.start(folder, fields, save_after=save_after)
         assert [process.result()["ended"] for process in pair] == ["", ""]
+        # A signal to one of them made both save, at the end of a line.
+        steps = {int(path.name) for path in (folder / "checkpoints").iterdir()}
+        assert steps & {12, 14}
     finally:
         for process in pair:
             process.close()

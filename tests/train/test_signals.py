@@ -1,5 +1,6 @@
 """Signals end a process at once, or after it has saved, or it saves and goes on."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,6 +86,17 @@ def test_a_hangup_during_compilation_has_nothing_to_save_and_ends_nothing(start)
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGUSR1
+
+
+def test_a_hangup_of_one_of_several_processes_requests_a_checkpoint_and_ends_nothing():
+    """Signals that end one of them are passed on as SIGTERM, which would end this process."""
+    with stop_on_signals((signal.SIGHUP,), together=True) as stop, stop.graceful():
+        os.kill(os.getpid(), signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while not stop.take_save_request():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert stop.signal is None
 
 
 def test_a_second_ctrl_c_ends_graceful_code_at_once(start):
