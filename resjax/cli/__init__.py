@@ -25,6 +25,7 @@ from resjax.cli import (
     predict,
     probe,
     report,
+    status,
     sweep,
     track,
     train,
@@ -42,6 +43,7 @@ from resjax.user_code import describe, trust
 COMMANDS = {
     "train": train,
     "sweep": sweep,
+    "status": status,
     "report": report,
     "track": track,
     "evaluate": evaluate,

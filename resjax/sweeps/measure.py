@@ -35,7 +35,7 @@ from resjax.run_files import (
 )
 from resjax.train import records
 from resjax.train.lock import Claim, locked
-from resjax.train.progress import print_warning
+from resjax.train.progress import Warn, print_warning
 
 FUNCTION = "measure"
 
@@ -120,7 +120,7 @@ def _defined_names(statement: ast.stmt) -> Iterable[str]:
                 yield (other or name).partition(".")[0]
 
 
-def needs_measuring(measure: Measure, folder: Path) -> bool:
+def needs_measuring(measure: Measure, folder: Path, warn: Warn = print_warning) -> bool:
     """Returns whether a finished run has to be measured, perhaps again.
 
     It is measured again if `measure` has changed or if the run has taken further steps. A run
@@ -138,7 +138,7 @@ def needs_measuring(measure: Measure, folder: Path) -> bool:
     if checkpoint not in ("", found.checkpoint):
         return True
     if found.code != measure.code and not checkpoint:
-        print_warning(
+        warn(
             f"{findings_path(folder, measure.experiment)} was measured before {measure.function} "
             f"changed, and {folder} has no checkpoint to measure it again"
         )

@@ -1,10 +1,11 @@
-"""The state of each run of a sweep while it is trained, and its display."""
+"""The state of each run of a sweep, and its display."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,29 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from resjax.config import Config, from_dict
 from resjax.run_files import DamagedFileError, find_divergence
+from resjax.text import printable
+from resjax.train.lock import HEARTBEAT_SECONDS
 from resjax.train.progress import Progress, describe
 
+
+class State(StrEnum):
+    """The state of a run, as its folder says it to anybody who looks."""
+
+    QUEUED = "queued"  # has not begun
+    RUNNING = "running"
+    MEASURING = "measuring"  # trained; the experiment's `measure` is called
+    INTERRUPTED = "interrupted"  # has begun, and no process trains it
+    FINISHED = "finished"  # and measured, if the experiment has a `measure`
+    FAILED = "failed"
+    DIVERGED = "diverged"
+
+
 COLUMNS = ("run", "state", "step", "metrics", "time")
+SILENCE_SECONDS = 2 * HEARTBEAT_SECONDS  # without a beat, which is then worth a word
 HELD = "held"
 TRIED_AGAIN = "failed, tried again"
 PENDING = "waiting", HELD, TRIED_AGAIN
@@ -43,6 +61,41 @@ class RunStatus:
     ended: float | None = None
     attempts: int = 0  # that failed, as far as this process knows
     failed_before: bool = False  # if so, other runs come first
+    retry: bool = False  # if it failed, whether its launch tries it again
+    holder: dict[str, Any] | None = None  # of its lock, and the holder's notes
+    alive: bool = False  # whether the holder is known to live
+    beat_seconds: float | None = None  # since its last beat; None if this process has seen none
+    seconds_left: float | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """The steps of the whole run, or None without a config."""
+        return self._field("train", "steps")
+
+    @property
+    def batch_size(self) -> int | None:
+        """The images per step, or None without a config."""
+        return self._field("data", "batch_size")
+
+    def _field(self, section: str, name: str) -> int | None:
+        fields = self.content.get(section)
+        value = fields.get(name) if isinstance(fields, dict) else None
+        return value if type(value) is int else None
+
+    def observe(
+        self,
+        state: State,
+        error: str = "",
+        progress: Progress | None = None,
+        holder: dict[str, Any] | None = None,
+        alive: bool = False,
+        beat_seconds: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Sets what the folder of the run says; what is not given is not known."""
+        self.state, self.error, self.progress = state, error, progress
+        self.holder, self.alive, self.beat_seconds = holder, alive, beat_seconds
+        self.seconds_left, self.attempts, self.retry = seconds_left, 0, False
 
     @cached_property
     def config(self) -> Config:
@@ -77,14 +130,40 @@ class RunStatus:
     @property
     def cells(self) -> tuple[str, ...]:
         """The texts for `COLUMNS`."""
-        state = f"{self.state}: {self.error}" if self.error else self.state
+        state = f"{self.state}{self._place}" + (f": {self.error}" if self.error else "")
         step = metrics = seconds = ""
         if self.progress is not None:
             step = f"step {self.progress.step}/{self.progress.steps}"
             metrics = describe(self.progress)
         if self.started is not None:
             seconds = f"{(self.ended or time.monotonic()) - self.started:.0f} s"
+        elif self.seconds_left is not None:
+            seconds = f"{duration(self.seconds_left)} left"
         return self.folder.name, state, step, metrics, seconds
+
+    @property
+    def _place(self) -> str:
+        """Where the run is trained, and when its holder last beat, if that may be long ago."""
+        if self.holder is None:
+            return ""
+        place = f" on {self.holder.get('host', 'an unknown host')}"
+        if job := self.holder.get("job"):
+            place += f" ({job})"
+        if self.beat_seconds is not None and self.beat_seconds >= SILENCE_SECONDS:
+            return f"{place}, last beat {duration(self.beat_seconds)} ago"
+        return place if self.alive else f"{place}, last beat unknown"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that suits it: `45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, length, least, form in (
+        ("days", 86_400, 48 * 3600, ".1f"),
+        ("h", 3600, 90 * 60, ".1f"),
+        ("min", 60, 90, ".0f"),
+    ):
+        if seconds >= least:
+            return f"{seconds / length:{form}} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @contextmanager
@@ -111,12 +190,12 @@ def print_line(run: RunStatus) -> None:
 def _table(runs: Sequence[RunStatus], height: int) -> Table:
     """Returns a table of `height` runs around the first that is running; of all at the end."""
     ended = [run.state not in (*PENDING, *RUNNING) for run in runs]
-    table = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
+    shown = Table(title=f"{sum(ended)} of {len(runs)} runs ended", title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
+        shown.add_column(column, no_wrap=True, justify="left" if column in COLUMNS[:2] else "right")
     running = next((index for index, run in enumerate(runs) if run.state in RUNNING), 0)
     rows = len(runs) if all(ended) else max(height, 1)
     first = max(0, min(running - rows // 2, len(runs) - rows))
     for run in runs[first : first + rows]:
-        table.add_row(*run.cells)
-    return table
+        shown.add_row(*(Text(printable(cell)) for cell in run.cells))
+    return shown

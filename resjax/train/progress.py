@@ -1,5 +1,6 @@
 """Reports the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +87,9 @@ def describe(progress: Progress) -> str:
         for split in when
         if (value := progress.metrics.get(f"{split}_{metric.name}")) is not None
     ]
-    return "  ".join([*values, f"{progress.images_per_second:,.0f} images/s"])
+    if math.isfinite(progress.images_per_second):
+        values.append(f"{progress.images_per_second:,.0f} images/s")
+    return "  ".join(values)
 
 
 @contextmanager
