@@ -102,7 +102,7 @@ def differing_settings(sweeps: Sweeps) -> pd.DataFrame:
 def _values(runs: pd.DataFrame, field: str) -> list[Any]:
     if field not in runs:
         return [NO_FIELD]
-    texts = [NO_FIELD if _is_missing(value) else str(value) for value in runs[field]]
+    texts = [NO_FIELD if _is_missing(value) else str(value) or '""' for value in runs[field]]
     return list(dict.fromkeys(texts))
 
 

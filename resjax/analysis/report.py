@@ -130,7 +130,7 @@ def write_report(
             claim=_prose(described.claim) if described else "",
             measured=html.escape(_measured(runs, [claim for _, claim in claims])),
             sweeps=_sweeps(sweeps, settings, parts, drawn, root),
-            claims=_claims(claims),
+            claims=_claims(parts, drawn),
             training_metric=training_metric(runs),
             status=html.escape(_status(sweeps, runs)),
             left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
@@ -143,7 +143,7 @@ def write_report(
             runs=_runs(table),
             layers=_layers(parts, root),
             config=_config(runs),
-            provenance=_provenance(roots, runs),
+            provenance=_provenance(sweeps, runs),
             data=_data(runs, pd.concat([part.tables.curves for part in parts])),
         )
         _write_table(root / "runs.csv", table)
@@ -171,7 +171,10 @@ def default_out(paths: Paths) -> Path:
 def _roots(paths: Paths) -> list[Path]:
     """Returns the paths, each folder once."""
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-    return list({path.resolve(): path for path in map(user_path, listed)}.values())
+    unique: dict[Path, Path] = {}
+    for path in map(user_path, listed):
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
 
 
 def _names(sweeps: Sweeps, root: Path) -> str:
@@ -266,23 +269,28 @@ def _sweeps(
 </section>"""
 
 
-def _claims(claims: Sequence[tuple[str, Claim]]) -> str:
-    """Returns a section with the table of claims by sweep; "" without claims."""
-    if not claims:
+def _claims(parts: Sequence[Part], drawn: Sequence[Drawn]) -> str:
+    """Returns a section with the claims of each part in a table; "" without claims."""
+    tables = [_claims_table(each.claims) if each.claims else "" for each in drawn]
+    if not any(tables):
         return ""
-    columns = {"sweep": [sweep for sweep, _ in claims]} if claims[0][0] else {}
-    columns |= {
-        "claim": [claim.statement for _, claim in claims],
-        "verdict": [claim.verdict for _, claim in claims],
-        "measured here": [claim.measured for _, claim in claims],
-        "published": [claim.published for _, claim in claims],
-        "source": [claim.source for _, claim in claims],
-    }
     return f"""<section id="claims">
 <h2>Claims</h2>
 <p>{html.escape(EXPLANATION)} A verdict holds for the data and the recipe of these runs.</p>
-{_table(columns)}
+{_titled(parts, tables)}
 </section>"""
+
+
+def _claims_table(claims: Sequence[Claim]) -> str:
+    return _table(
+        {
+            "claim": [claim.statement for claim in claims],
+            "verdict": [claim.verdict for claim in claims],
+            "measured here": [claim.measured for claim in claims],
+            "published": [claim.published for claim in claims],
+            "source": [claim.source for claim in claims],
+        }
+    )
 
 
 def read_claims(root: Path) -> list[tuple[str, Claim]]:
@@ -613,9 +621,10 @@ def _config(runs: pd.DataFrame) -> str:
     return _facts({name: str(runs[name].iloc[0]) for name in shared})
 
 
-def _provenance(roots: list[Path], runs: pd.DataFrame) -> str:
+def _provenance(sweeps: Sweeps, runs: pd.DataFrame) -> str:
     starts = sorted(runs["start"].dropna())
-    commands = [str(plan.get("command", "")) for plan in map(read_sweep_json, roots) if plan]
+    plans = (read_sweep_json(sweep.folder) for sweep in sweeps.by_name.values())
+    commands = [str(plan.get("command", "")) for plan in plans if plan]
     facts = {"sweep": "; ".join(commands)} if commands else {}
     origins = pd.DataFrame([_origin(Path(folder) / "provenance.json") for folder in runs["folder"]])
     facts |= {str(name): "; ".join(origins[name].dropna().unique()) for name in origins}
