@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
 from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_file, write_sweep
 from resjax.sweeps.ray_pool import Pool, Share
-from resjax.sweeps.status import RUNNING, shown
+from resjax.sweeps.status import shown
 from resjax.sweeps.watching import SweepWatch
 from resjax.sweeps.workers import GPU_MEMORY
 from resjax.train.lock import FILE_NAME
@@ -65,7 +65,7 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
     cpus, gpus = _typed_share(settings)
     with _connected(settings.get("address", "auto")) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = _share(cpus, gpus, nodes)
+        share = choose_share(cpus, gpus, nodes)
         room = sum(map(share.room, nodes))
         if not room and "autoscaling" not in settings:
             raise UserError(_no_room(share, nodes))
@@ -114,10 +114,17 @@ def _typed_share(settings: Mapping[str, str]) -> tuple[int | None, float | None]
     return (cpus and int(cpus)) or None, number
 
 
-def _share(cpus: int | None, gpus: float | None, nodes: list[Mapping[str, float]]) -> Share:
-    """Returns the share per worker; by default a GPU, if there are any, and its part of the CPUs.
+def choose_share(
+    cpus: int | None, gpus: float | None, nodes: Sequence[Mapping[str, float]]
+) -> Share:
+    """Returns the share per worker: by default a GPU, if there is any, and its part of the CPUs.
 
-    All workers have the same number of CPUs, so that no result depends on who trained a run.
+    All workers have the same number of CPUs, so that no result depends on which one trained a run.
+
+    Args:
+      cpus: CPUs per worker, if they were chosen.
+      gpus: GPUs per worker, if they were chosen.
+      nodes: the resources of each node.
     """
     with_gpus = [node for node in nodes if node.get("GPU")]
     if gpus is None:
@@ -174,10 +181,10 @@ def _supervise(pool: Pool, watch: SweepWatch, workers: int, stop: StopRequest) -
         if len(watch.left) < left:
             pool.progressed()
     if stop.signal and watch.left:
-        running = [run for run in watch.left if run.state in RUNNING] if pool.workers else []
+        under_way = watch.held_by(f"Ray {pool.job}")
         pool.stop()
-        saved = sum(not (run.folder / FILE_NAME).exists() for run in running)
-        raise Stopped(stop.signal, f"; {saved} of {len(running)} runs under way have saved")
+        saved = sum(not (run.folder / FILE_NAME).exists() for run in under_way)
+        raise Stopped(stop.signal, f"; {saved} of {len(under_way)} runs under way have saved")
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class Pool:
         self._waited = False  # whether a line has said so
         self.workers: list[Task] = []
 
+    @property
+    def job(self) -> str:
+        """The ID of the Ray job, which the locks of its workers name."""
+        return self._ray.get_runtime_context().get_job_id()
+
     def start(self, number: int) -> None:
         """Starts workers, unless the last ones were all lost.
 

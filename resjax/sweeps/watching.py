@@ -43,6 +43,10 @@ class SweepWatch:
         """The number of runs that are not finished."""
         return sum(run.state not in FINISHED for run in self._runs)
 
+    def held_by(self, job: str) -> list[RunStatus]:
+        """Returns the runs that processes of a SLURM or Ray job held at the last look."""
+        return [run for run in self.left if self._holder(run).get("job") == job]
+
     def look(self) -> None:
         """Updates the state of each run that is left, unless the last look was just now."""
         start = time.monotonic()
@@ -62,8 +66,11 @@ class SweepWatch:
             return False
         if run.state not in RUNNING:
             run.begin()
-        _read_note(run, self._locks.holder(run.folder) or {})
+        _read_note(run, self._holder(run))
         return False
+
+    def _holder(self, run: RunStatus) -> dict[str, Any]:
+        return self._locks.holder(run.folder) or {}
 
 
 def _read_note(run: RunStatus, holder: dict[str, Any]) -> None:

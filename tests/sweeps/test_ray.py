@@ -1,0 +1,342 @@
+"""Sweeps on a Ray cluster, which these tests start and stop; about a minute in all."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from resjax.cli import main
+from resjax.sweeps.ray_cluster import choose_share
+from resjax.sweeps.ray_pool import Share
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "resjax[ray]"'
+)
+
+EXPERIMENT = """
+import os
+from resjax.sweeps import param
+
+NAMES = "NPROC", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "OF_THE_LAUNCHER"
+
+def sweep(seeds=(0, 1, 2, 3, 4, 5)):
+    return param("seed", seeds)
+
+def measure(run):
+    return {name: os.environ.get(name, "") for name in NAMES} | {"cwd": os.getcwd()}
+"""
+LONG_EXPERIMENT = """
+from resjax.sweeps import param
+sweep = lambda: param("seed", (0, 1))
+"""
+CONFIG = """
+from resjax.config import default_config
+get_config = default_config
+"""
+LONG = {"train.steps": 1200, "train.log_every": 40, "train.checkpoint_every": 40}
+LONG |= {"train.eval_every": 1200}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one node with two CPUs and a GPU that it only believes to have."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # the paths of its sockets must be short
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Ray's processes would be niced, and starve beside other tests.
+    environment = os.environ | token | {"RAY_worker_niceness": "0", "PYTHONPATH": ""}
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port=0"]
+    command += ["--num-cpus=2", "--num-gpus=1", "--include-dashboard=false"]
+    command += ["--disable-usage-stats", f"--temp-dir={folder}"]
+    with open(f"{folder}/log", "w") as log:
+        node = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        address = Path(folder, "ray_current_cluster")
+        wait_until(lambda: address.exists() and address.read_text(), node)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in token.items():
+                patch.setenv(name, value)
+            yield address.read_text()
+    finally:
+        node.terminate()
+        node.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with two experiments and a config."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "sweep.py").write_text(EXPERIMENT)
+    (folder / "long.py").write_text(LONG_EXPERIMENT)
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(files):
+    """Returns a function that returns the command of a sweep in a folder."""
+    smallest = {"model.depth": 8, "model.width": 4, "data.batch_size": 8}
+    short = {"train.steps": 2, "train.log_every": 1, "train.eval_every": 2}
+
+    def sweep(workdir, *options, experiment="sweep.py"):
+        fields = smallest | (short if experiment == "sweep.py" else LONG)
+        typed = ["sweep", f"{files / experiment}", f"--config={files / 'config.py'}"]
+        typed += [f"--workdir={workdir}", *options]
+        typed += [f"--config.{name}={value}" for name, value in fields.items()]
+        return [sys.executable, "-c", "from resjax.cli import main; exit(main())", *typed]
+
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster):
+    """The options of a launch on the cluster, whose workers share the GPU."""
+    return ["--launcher=ray", f"--ray.address={cluster}", "--ray.cpus=1", "--ray.gpus=0.5"]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Returns a function that starts a command, which does not outlive the test."""
+    processes = []
+
+    def popen(command):
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield popen
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The runs of the long sweep, trained without interruption by the local launcher."""
+    workdir = tmp_path_factory.mktemp("whole") / "w"
+    finish(subprocess.Popen(command(workdir, "--workers=2", experiment="long.py")))
+    return metrics(workdir)
+
+
+def measurements(workdir):
+    return sum(len(content.splitlines()) for content in metrics(workdir).values())
+
+
+def ancestor(process, name):
+    """Returns the process above another whose command line has the name."""
+    while process > 1:
+        stat = Path(f"/proc/{process}/stat").read_text()
+        process = int(stat.rpartition(")")[2].split()[1])
+        if name in Path(f"/proc/{process}/cmdline").read_text():
+            return process
+    raise LookupError(name)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_until(condition, *processes):
+    deadline = time.monotonic() + 120
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def metrics(workdir):
+    return {path.parent.name: path.read_bytes() for path in workdir.glob("runs/*/metrics.jsonl")}
+
+
+def under_way(workdir, count=2):
+    """Returns whether that many runs have a checkpoint that they could resume from."""
+    return (
+        len({path.parents[2] for path in workdir.glob("runs/*/checkpoints/*/SHA256SUMS")}) >= count
+    )
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def locks(workdir):
+    return list(workdir.glob("runs/*/lock"))
+
+
+@needs_ray
+def test_a_sweep_on_ray_has_the_results_of_the_local_launcher(
+    command, on_ray, start, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OF_THE_LAUNCHER", "its value")
+    ray, local = tmp_path / "ray", tmp_path / "local"
+    output = finish(start(command(ray, *on_ray)))
+    finish(start(command(local, "--workers=2")))
+    assert output.count("  done  step 2/2  train error ") == 6
+    assert len(metrics(ray)) == 6
+    assert metrics(ray) == metrics(local)
+    assert (ray / "report.html").exists()
+    assert not locks(ray)
+    for run in (ray / "runs").iterdir():
+        assert read_json(run / "config.json") == read_json(
+            local / "runs" / run.name / "config.json"
+        )
+        (row,) = read_json(run / "measurements" / "sweep.json")["rows"]
+        assert row == {
+            "NPROC": "1",
+            "CUDA_VISIBLE_DEVICES": "0",
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450",
+            "OF_THE_LAUNCHER": "its value",
+            "cwd": str(tmp_path),
+        }
+
+
+@needs_ray
+def test_launchers_share_a_sweep_replace_killed_workers_and_save_when_they_are_stopped(
+    command, on_ray, start, tmp_path, whole
+):
+    workdir = tmp_path / "w"
+    launch = command(workdir, *on_ray, "--workers=1", experiment="long.py")
+    stopped, other = start(launch), start(launch)
+    wait_until(lambda: under_way(workdir), stopped, other)
+    stopped.terminate()
+    wait_until(lambda: len(locks(workdir)) == 1, other)
+    (lock,) = locks(workdir)
+    os.kill(ancestor(read_json(lock)["process"], "run_worker"), signal.SIGKILL)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; 1 of 1 runs under way have saved" in output
+    output = finish(other)
+    assert "a worker on " in output
+    assert " was lost: WorkerCrashedError" in output
+    assert metrics(workdir) == whole
+    assert all(read_json(run / "provenance.json")["resumed"] for run in workdir.glob("runs/*"))
+    assert not locks(workdir)
+    assert not list(workdir.glob("runs/*/error.txt"))
+
+
+@needs_ray
+def test_ray_goes_on_with_a_sweep_of_the_local_launcher_and_this_one_finishes_it(
+    command, on_ray, start, tmp_path, whole
+):
+    workdir = tmp_path / "w"
+    local = command(workdir, "--workers=2", experiment="long.py")
+    begun = start(local)
+    wait_until(lambda: under_way(workdir), begun)
+    begun.terminate()
+    begun.communicate(timeout=120)
+    before = measurements(workdir)
+    killed = start(command(workdir, *on_ray, experiment="long.py"))
+    wait_until(lambda: measurements(workdir) > before + 1, killed)
+    killed.kill()
+    finish(start(local))
+    assert metrics(workdir) == whole
+    assert not locks(workdir)
+
+
+@needs_ray
+def test_a_worker_for_which_no_node_has_room_is_refused(command, cluster, start, tmp_path):
+    options = "--launcher=ray", f"--ray.address={cluster}", "--ray.gpus=2"
+    refused = start(command(tmp_path / "w", *options))
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "no node of the cluster has 4 CPUs and 2 GPUs for a worker; they have" in output
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture
+def typed(command, tmp_path):
+    """Returns a function that runs a sweep in this process."""
+    return lambda *options: main(command(tmp_path / "w", *options)[3:])
+
+
+def test_ray_that_is_not_installed_is_named_in_one_line(typed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert typed("--launcher=ray") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith('Ray is not installed; install it by `pip install "resjax[ray]"`')
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--launcher=ray", "--ray.address=here"],
+            "--ray.address=here: is not auto, local",
+        ),
+        (["--launcher=ray", "--ray.address=127.0.0.1:1"], "127.0.0.1:1: no Ray cluster answers"),
+        (["--launcher=ray", "--ray.gpus=1.5"], "--ray.gpus=1.5: is not a number of GPUs"),
+        (["--launcher=ray", "--ray.gpus=nan"], "--ray.gpus=nan: is not a number of GPUs"),
+        (["--launcher=ray", "--ray.cpus=0"], "--ray.cpus=0: is not an integer of at least 1"),
+        (["--launcher=ray", "--ray.gpu=1"], "--ray.gpu: the launcher ray has no such setting"),
+        (["--ray.gpus=1"], "--ray.gpus needs --launcher=ray; the launcher is local"),
+    ],
+)
+def test_a_mistake_is_one_line_and_launches_nothing(
+    typed, tmp_path, capsys, monkeypatch, options, message
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    start = time.monotonic()
+    assert typed(*options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "w").exists()
+    assert time.monotonic() - start < 10
+
+
+def test_a_dry_run_looks_for_no_cluster(typed, tmp_path, capsys):
+    assert typed("--launcher=ray", "--ray.gpus=0.5", "--workers=9", "--dry-run") == 0
+    output = capsys.readouterr().out
+    assert "workers: 6\n" in output
+    assert "GPUs per worker: 0.5\n" in output
+    assert output.count("  runs/seed") == 6
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "resources", "room"),
+    [
+        (1, 0.0, {"CPU": 4.0}, 4),
+        (3, 0.0, {"CPU": 4.0}, 1),
+        (1, 0.5, {"CPU": 4.0, "GPU": 1.0}, 2),
+        (1, 0.4, {"CPU": 9.0, "GPU": 2.0}, 4),  # two on each GPU, none on both
+        (2, 2.0, {"CPU": 9.0, "GPU": 5.0}, 2),
+        (1, 1.0, {"CPU": 4.0}, 0),
+        (1, 0.0, {}, 0),
+    ],
+)
+def test_a_node_has_room_for_the_workers_that_its_cpus_and_gpus_allow(cpus, gpus, resources, room):
+    assert Share(cpus, gpus).room(resources) == room
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share"),
+    [
+        ([{"CPU": 4.0}], (1, 0)),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}], (8, 1)),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 6.0, "GPU": 2.0}], (3, 1)),
+    ],
+)
+def test_a_worker_gets_a_gpu_and_its_part_of_the_cpus_by_default(nodes, share):
+    assert choose_share(None, None, nodes) == share
