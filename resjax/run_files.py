@@ -142,10 +142,12 @@ def primary_metric(provenance: Mapping[str, Any], path: Path) -> Metric:
     return metric
 
 
-SPLITS = ("train", "train_set", "test")
+EVALUATIONS = {"train": "train_set", "test": "test"}
+"""Splits that are evaluated, and the names of their lines in metrics.jsonl."""
+
+SPLITS = ("train", *EVALUATIONS.values())
 """Splits of lines of metrics.jsonl: `train` is the mean over the steps since the last line, in
-training mode on images as the config augments them; `train_set` and `test` are evaluations of the
-whole training and test split."""
+training mode on images as the config augments them; the others are evaluations of whole splits."""
 
 MARKS = {"sweep.json": "sweep", "weights.json": "weights", "dataset_info.json": "dataset"}
 """Files that mark the kind of a folder."""

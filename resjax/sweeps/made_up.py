@@ -24,7 +24,7 @@ from resjax.data.datasets import open_dataset
 from resjax.data.subsets import class_indices
 from resjax.errors import UserError, one_line
 from resjax.machine import safe_path
-from resjax.run_files import CLASSIFICATION_ERROR, Metric
+from resjax.run_files import CLASSIFICATION_ERROR, EVALUATIONS, Metric
 
 MEASUREMENTS = 20  # per split of a run, at most
 LAYERS = ("stem/Conv_0/kernel", "stage1/block1/Conv_0/kernel", "head/Dense_0/kernel")
@@ -131,8 +131,8 @@ def _measurements(config: Config, metrics: Metrics, rank: float) -> Iterator[dic
         yield line | {"learning_rate": config.optimizer.learning_rate}
         if step in test_steps:
             both = {f"{prefix}{name}": x for prefix in averaged for name, x in values.items()}
-            for split in ("train_set", "test") if train.evaluate_train else ("test",):
-                yield {"step": step, "split": split, **both}
+            for split in EVALUATIONS if train.evaluate_train else ("test",):
+                yield {"step": step, "split": EVALUATIONS[split], **both}
 
 
 def _steps(config: Config, every: int) -> list[int]:

@@ -20,6 +20,7 @@ from resjax.errors import UserError
 from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
 from resjax.run_files import (
+    EVALUATIONS,
     SCHEMA_VERSION,
     DeviceChange,
     device_changes,
@@ -58,9 +59,6 @@ from resjax.train.trainer import (
 )
 from resjax.transfer.weights import describe_run
 from resjax.user_code import require_trusted
-
-EVALUATIONS = {"train": "train_set", "test": "test"}
-"""Splits that are evaluated, and the names of their lines in metrics.jsonl."""
 
 DIVERGED = "diverged.json"  # says when and why a run ended, if it is not finite
 
