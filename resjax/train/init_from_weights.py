@@ -20,6 +20,7 @@ from resjax.transfer.surgery import reorder_classes, with_channels
 from resjax.transfer.weights import ARRAYS, Weights, flatten, is_weights_folder
 
 HEAD = "params/head/"
+HEADS = HEAD, "batch_stats/head/"
 
 
 def initial_weights(config: Config, channels: int) -> Weights | None:
@@ -49,7 +50,12 @@ def require_fit(config: Config, initial: Weights, shapes: Variables) -> None:
       UserError: they have another number of classes, or belong to another network.
     """
     where = f"transfer.weights={config.transfer.weights}"
-    ignored = () if config.transfer.head == "keep" else (HEAD,)
+    if config.transfer.head == "zero" and config.task.name != "classification":
+        raise UserError(
+            f"transfer.head=zero is for classification; for task.name={config.task.name} set "
+            "transfer.head=new"
+        )
+    ignored = () if config.transfer.head == "keep" else HEADS
     theirs, ours = _shapes(initial.variables, ignored), _shapes(shapes, ignored)
     found, classes = (shapes.get(f"{HEAD}bias", (0,))[0] for shapes in (theirs, ours))
     if found != classes:
@@ -116,7 +122,7 @@ def replace_variables(state: Any, initial: Weights, transfer: Transfer) -> Any:
         variables = scanned(variables)
     arrays = flatten(variables)
     if transfer.head != "keep":
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(HEAD)}
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     if transfer.head == "zero":
         arrays[f"{HEAD}kernel"] = np.zeros(state.params["head"]["kernel"].shape, np.float32)
 

@@ -105,7 +105,8 @@ def _read_run(folder: Path, which: str, warn: Warn) -> Weights:
     }
     description = record.get("weights") or _describe_from_dataset(record["config"])
     if not description["model"]["classes"]:  # the head of another task
-        variables = {k: v for k, v in variables.items() if not k.startswith("params/head/")}
+        heads = "params/head/", "batch_stats/head/"
+        variables = {k: v for k, v in variables.items() if not k.startswith(heads)}
     try:
         return from_description(description, unrolled(unflatten(variables)), source)
     except UserError as error:

@@ -13,7 +13,7 @@ from resjax.data.normalization import Statistics
 from resjax.errors import UserError, first_few
 from resjax.models.convolution import he_normal
 from resjax.models.layout import Variables
-from resjax.transfer.weights import Weights, flatten, unflatten
+from resjax.transfer.weights import CLASSIFICATION, Weights, flatten, unflatten
 from resjax.xla.compile_options import quick_compile
 
 FIRST_KERNEL = "params/stem/Conv_0/kernel"
@@ -21,12 +21,16 @@ FIRST_KERNEL = "params/stem/Conv_0/kernel"
 
 def backbone(weights: Weights) -> Weights:
     """Returns the weights without a head: the output is then the last stage's mean over h and w."""
-    params = {name: value for name, value in weights.variables["params"].items() if name != "head"}
+    params, statistics = (
+        {name: value for name, value in weights.variables[collection].items() if name != "head"}
+        for collection in ("params", "batch_stats")
+    )
     return replace(
         weights,
         model={**weights.model, "classes": 0},
-        variables={**weights.variables, "params": params},
+        variables={**weights.variables, "params": params, "batch_stats": statistics},
         class_names=(),
+        task=CLASSIFICATION,
     )
 
 

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resjax.config import WEIGHTS_DESCRIPTION as DESCRIPTION
 from resjax.config import Config
+from resjax.config import Task as TaskConfig
 from resjax.config.schema import FIELDS
 from resjax.data.crops import usual_shorter_side
 from resjax.data.decoding import Interpolation
@@ -28,11 +29,13 @@ from resjax.models.layout import Variables, unrolled_shapes
 from resjax.models.presets import ARCHITECTURE, architecture
 from resjax.models.resnet import ResNet, build
 from resjax.run_files import read_json_object
+from resjax.tasks import TASKS, DatasetInfo, Task, make_task
 from resjax.user_code import require_trusted
 
 ARRAYS = "weights.safetensors"
 LARGEST_SIDE = 1 << 14  # of an image in pixels
 # Model fields that change how a network is trained or compiled, but not what it computes.
+CLASSIFICATION: Mapping[str, Any] = {"name": "classification", "options": {}}
 TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
 
 
@@ -73,6 +76,7 @@ class Weights:
       statistics: normalization of RGB images, for `resjax.data.normalization.normalize`.
       preprocessing: what precedes the normalization.
       class_names: one for each class, or empty if they are unknown.
+      task: `name` and `options` of the task whose head the weights have, as in a config.
       source: where the weights come from: `file`, its `sha256`, `format`, ...
     """
 
@@ -82,10 +86,19 @@ class Weights:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=lambda: CLASSIFICATION)
 
     def network(self, **overrides: Any) -> ResNet:
         """Returns the network, with overrides such as `loop="scan"` or `dtype="bfloat16"`."""
-        return build({**self.model, **overrides})
+        return network_of({**self.model, **overrides}, self.task)
+
+    def made_task(self) -> Task:
+        """Returns the task whose head the weights have.
+
+        Raises:
+          UserError: there is no such task, or it has no such options.
+        """
+        return task_of(self.task, self.model["classes"], self.class_names)
 
 
 def describe_run(
@@ -110,7 +123,7 @@ def describe_run(
 
     Returns:
       A JSON object. Its `preprocessing` is None if images are not square. Without classes, as for
-      every task but classification, the weights are a backbone.
+      every task of the user's, the weights are a backbone.
     """
     height, width, channels = image_shape
     preprocessing = None
@@ -119,17 +132,24 @@ def describe_run(
         shorter_side = usual_shorter_side(height) if resized else height
         preprocessing = Preprocessing(int(height), int(shorter_side), int(channels))
     model = {k: v for k, v in asdict(config.model).items() if k not in TRAINING_ONLY}
-    if config.task.name != "classification":
-        class_names = ()
+    task: Mapping[str, Any] = asdict(config.task)
+    if config.task.name not in TASKS:
+        class_names, task = (), CLASSIFICATION
+    if config.task.name == "classification":
+        task = CLASSIFICATION  # its options are those of the loss
     return _description(
-        {**model, "classes": len(class_names)}, statistics, preprocessing, class_names
+        {**model, "classes": len(class_names)}, statistics, preprocessing, class_names, task
     )
 
 
 def describe(weights: Weights) -> dict[str, Any]:
     """Returns a JSON object of everything about weights except their arrays and their source."""
     return _description(
-        weights.model, weights.statistics, weights.preprocessing, weights.class_names
+        weights.model,
+        weights.statistics,
+        weights.preprocessing,
+        weights.class_names,
+        weights.task,
     )
 
 
@@ -138,6 +158,7 @@ def _description(
     statistics: Statistics,
     preprocessing: Preprocessing | None,
     class_names: Sequence[str],
+    task: Mapping[str, Any],
 ) -> dict[str, Any]:
     mean, std = (np.asarray(array, np.float32).tolist() for array in statistics[:2])
     return {
@@ -145,6 +166,7 @@ def _description(
         "statistics": {"mean": mean, "std": std},
         "preprocessing": preprocessing and asdict(preprocessing),
         "class_names": list(class_names),
+        **({} if task == CLASSIFICATION else {"task": dict(task)}),
     }
 
 
@@ -172,6 +194,7 @@ def from_description(
             preprocessing=Preprocessing(**description["preprocessing"]),
             class_names=tuple(description["class_names"]),
             source=dict(source),
+            task=dict(description.get("task", CLASSIFICATION)),
         )
 
 
@@ -203,9 +226,32 @@ def require_network(model: Mapping[str, Any]) -> None:
             raise ValueError("classes must be a whole number")
 
 
-def network_shapes(model: Mapping[str, Any], channels: int) -> dict[str, tuple[int, ...]]:
+def task_of(task: Mapping[str, Any], classes: int, class_names: Sequence[str] = ()) -> Task:
+    """Returns the task that a description names, for images of any size.
+
+    Raises:
+      UserError: there is no such task, or it has no such options.
+    """
+    with reading("the description"):
+        config = TaskConfig(name=task["name"], options=dict(task["options"]))
+        if config.name not in TASKS:
+            raise ValueError(f"there is no task {config.name!r}")
+    names = tuple(class_names) or tuple(map(str, range(classes)))
+    return make_task(config, DatasetInfo(names, (64, 64, 3)))
+
+
+def network_of(model: Mapping[str, Any], task: Mapping[str, Any] = CLASSIFICATION) -> ResNet:
+    """Returns the network with the head of a task; without classes, the backbone."""
+    if task["name"] == CLASSIFICATION["name"] or not model["classes"]:
+        return build(model)
+    return build(model, head=task_of(task, model["classes"]).head())
+
+
+def network_shapes(
+    model: Mapping[str, Any], channels: int, task: Mapping[str, Any] = CLASSIFICATION
+) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each array of a network by path, in the unrolled layout."""
-    network = build({**model, "loop": "scan"})
+    network = network_of({**model, "loop": "scan"}, task)
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
     return unrolled_shapes(jax.eval_shape(network.init, jax.random.key(0), images))
 
@@ -233,7 +279,7 @@ def require_usable(weights: Weights) -> None:
                 raise ValueError(f"statistics of shape {array.shape} for images of {shape}")
         if not (np.isfinite(statistics.mean).all() and (statistics.std > 0).all()):
             raise ValueError("a mean is not finite, or a standard deviation is not above 0")
-        expected = network_shapes(model, images.channels)
+        expected = network_shapes(model, images.channels, weights.task)
         shapes = {path: np.shape(array) for path, array in arrays.items()}
         if other := [path for path in shapes | expected if shapes.get(path) != expected.get(path)]:
             raise ValueError(f"the arrays are those of another network: {first_few(other, 2)}")
