@@ -6,12 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from resjax.cli import main
+from resjax.errors import UserError
+from resjax.run_files import find_error
+from resjax.sweeps import slurm as launcher
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
+from resjax.train.distributed import _own_gpus
 from resjax.train.lock import read_holder
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +58,7 @@ def submit(capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
 
     def launch(files, workdir, *options):
         capsys.readouterr()
@@ -95,7 +101,8 @@ class Watch:
     def under_way(self, task):
         for folder in self._runs.glob("*"):
             holder, metrics = read_holder(folder), folder / "metrics.jsonl"
-            if holder and holder["job"] == f"SLURM {task}":
+            lives = holder and Path("/proc", str(holder["process"])).exists()
+            if lives and holder["job"] == f"SLURM {task}":
                 size = metrics.stat().st_size if metrics.exists() else 0
                 if size > self._sizes.setdefault(holder["token"], size):
                     return folder
@@ -155,3 +162,269 @@ def test_interrupted_workers_change_no_result_and_train_each_run_once(
     ended = [path.read_text() for path in (workdir / "slurm").glob("*.log")]
     lines = "".join([*ended, outputs[0]]).splitlines()
     assert sorted(line.split()[0] for line in lines if "  done  " in line) == sorted(trained)
+
+
+def test_a_run_of_two_nodes_survives_a_lost_process_and_a_cancelled_job(
+    slurm, submit, files, tmp_path
+):
+    typed = files(data__batch_size=256, train__steps=120, train__log_every=2, train__eval_every=120)
+    typed.append("--config.sweep.seeds=0")
+    workdir = tmp_path / "w"
+    nodes = ["--workers=1", "--nodes-per-run=2", "--slurm.time=5"]
+    job = submit(typed, workdir, *nodes)[0]
+    watch = Watch(workdir)
+    folder = slurm.wait(lambda: watch.under_way(f"{job}_0"))
+    os.kill(read_holder(folder)["process"], signal.SIGKILL)
+    slurm.wait(lambda: find_error(folder))
+    slurm.wait(lambda: watch.under_way(f"{job}_0"))
+    slurm.run("scancel", job)
+    slurm.wait(lambda: not slurm.queued())
+    log = (workdir / "slurm" / f"{job}_0.log").read_text()
+    assert "failed, tried again: a process is lost: localhost: task 0: Killed" in log
+    assert "the run under way has saved" in log
+    assert not (folder / "summary.json").exists()
+    assert len(CheckpointReader(folder / "checkpoints").steps()) == 1
+
+    submit(typed, workdir, *nodes, "--wait")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(2, 121, 2)]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["processes"] == 2
+    assert provenance["resumed"][-1]["step"] > 0
+    assert results(workdir)[folder.name][2] == [{"last": 120}]
+    assert find_error(folder) is None
+
+
+@pytest.mark.slow  # SLURM counts a limit in minutes
+def test_a_time_limit_that_ends_before_the_sweep_loses_no_step(slurm, submit, files, tmp_path):
+    typed = files(train__steps=200_000, train__eval_every=100_000, train__log_every=50)
+    typed.append("--config.sweep.seeds=0,1")
+    workdir = tmp_path / "w"
+    limit = ["--workers=1", "--slurm.time=1", "--slurm.signal=B:USR1@20"]
+    jobs = submit(typed, workdir, *limit, "--slurm.chain=2")
+    slurm.wait(lambda: not slurm.queued(), seconds=240)
+    logs = [(workdir / "slurm" / f"{job}_0.log").read_text() for job in jobs]
+    assert all("SIGUSR1: saves after the current steps" in log for log in logs)
+    assert all("the run under way has saved" in log for log in logs)
+    assert not any("CANCELLED" in log for log in logs)
+    steps = [
+        CheckpointReader(each).steps()[-1] for each in (workdir / "runs").glob("*/checkpoints")
+    ]
+    resumed = (workdir / "runs").glob("*/provenance.json")
+    assert steps
+    assert any(json.loads(path.read_text()).get("resumed") for path in resumed)
+
+
+def refusal(capsys, *typed):
+    assert main(["sweep", *typed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            "--slurm.partition=gpuu",
+            "invalid partition specified: gpuu; Batch job submission failed",
+        ),
+        ("--slurm.partion=main", "unrecognized option '--partion=main'"),
+        ("--slurm.time=soon", "Invalid --time specification"),
+        ("--slurm.mem=900T", "Requested node configuration is not available"),
+    ],
+)
+def test_what_slurm_refuses_is_its_message_in_one_line_and_leaves_nothing(
+    slurm, files, tmp_path, capsys, option, said
+):
+    workdir = tmp_path / "w"
+    options = [f"--workdir={workdir}", "--launcher=slurm", "--workers=2", "--slurm.chain=2"]
+    line = refusal(capsys, *files(), *options, option)
+    assert line.startswith("resjax: error: sbatch refuses: ")
+    assert said in line
+    assert line.endswith("; nothing was launched")
+    assert not workdir.exists()
+    assert not slurm.queued()
+
+
+def test_a_refusal_keeps_what_earlier_launches_wrote(slurm, submit, files, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    job = submit(files(), workdir, "--workers=1", "--slurm.hold")[0]
+    script = workdir / "slurm"
+    before = sorted(script.iterdir())
+    options = [f"--workdir={workdir}", "--launcher=slurm", "--workers=1"]
+    refusal(capsys, *files(), *options, "--slurm.partition=gpuu")
+    assert sorted(script.iterdir()) == before
+    assert slurm.queued() == [f"{job}_0"]
+    slurm.run("scancel", job)
+
+
+def test_jobs_are_cancelled_if_sbatch_takes_only_some_of_them(slurm, files, tmp_path, monkeypatch):
+    calls = []
+    real = launcher._sbatch
+
+    def refuse_third(*arguments):
+        calls.append(arguments)
+        return ["false"] if len(calls) == 3 else real(*arguments)
+
+    monkeypatch.setattr(launcher, "_sbatch", refuse_third)
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --hold\n")
+    with pytest.raises(UserError, match="sbatch refuses: exit code 1; nothing was launched"):
+        launcher._submit(script, 7, chain=1)
+    assert not slurm.queued()
+
+
+@pytest.fixture
+def no_slurm(monkeypatch, tmp_path):
+    """As on a machine without the commands of SLURM."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--launcher=slurm", "--workers=2"], "there is no sbatch on this machine; launch on a"),
+        (["--launcher=slurm", "--workers=0"], "'0' is not an integer of at least 1"),
+        (["--slurm.time=60"], "--slurm.time needs --launcher=slurm; the launcher is local"),
+        (["--nodes-per-run=2"], "--nodes-per-run needs --launcher=slurm; the launcher is local"),
+    ],
+)
+def test_an_impossible_launch_is_refused_in_one_line(
+    no_slurm, files, tmp_path, capsys, options, said
+):
+    workdir = tmp_path / "w"
+    assert said in refusal(capsys, *files(), f"--workdir={workdir}", *options)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--launcher=slurm needs --workers=N, the number of tasks of the job array"),
+        (["--workers=1", "--slurm.file=absent.sh"], "absent.sh: No such file or directory"),
+        (["--workers=1", "--slurm.array=0-9"], "--slurm.array: --workers=N sets the number"),
+        (["--workers=1", "--slurm.chain=0"], "--slurm.chain=0: not an integer of at least 1"),
+        (["--workers=1", "--slurm.comment=a\nb"], r"comment='a\nb': the value must be on one line"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_submitted(
+    no_slurm, files, tmp_path, capsys, options, said
+):
+    options = [f"--workdir={tmp_path / 'w'}", "--launcher=slurm", "--dry-run", *options]
+    assert said in refusal(capsys, *files(), *options)
+
+
+def dry_run(capsys, *typed):
+    assert main(["sweep", *typed, "--launcher=slurm", "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_script_has_the_settings_the_files_lines_and_the_launchers_environment(
+    no_slurm, files, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "setup.sh").write_text(
+        "#!/bin/bash\n#SBATCH --account=lab\n#SBATCH --time=5\nmodule load cuda\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    workdir = tmp_path / "100%"
+    printed = dry_run(
+        capsys,
+        *files(),
+        f"--workdir={workdir}",
+        "--workers=20",
+        f"--slurm.file={tmp_path / 'setup.sh'}",
+        "--slurm.gpus_per_node=a100:2",
+        "--slurm.cpus=8",
+        "--slurm.time=4:00:00",
+        "--slurm.comment=two words",
+        "--slurm.exclusive",
+    )
+    call, _, script = printed.partition("#!/bin/bash\n")
+    assert "sbatch --parsable --array=0-5 " in call  # no more tasks than runs
+    lines = script.splitlines()
+    options = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+    assert options == [
+        "job-name=resjax-seeds",
+        f"output={tmp_path}/100%%/slurm/%A_%a.log",
+        "open-mode=append",
+        "signal=B:USR1@120",
+        "nodes=1",
+        "ntasks-per-node=1",
+        "account=lab",
+        "time=5",
+        "gpus-per-node=a100:2",
+        "cpus-per-task=8",
+        "time=4:00:00",
+        "comment='two words'",
+        "exclusive",
+    ]
+    assert f"cd {Path.cwd()} || exit" in lines
+    assert f"export PYTHONPATH={Path.cwd() / 'mine'}:{ROOT}" in lines
+    assert lines.index("module load cuda") < len(lines) - 1
+    assert lines[-1].startswith(f"exec {sys.executable} -P -m resjax.sweeps.worker {workdir}")
+    assert not workdir.exists()
+
+
+def test_an_array_is_split_at_the_clusters_limit_and_each_set_of_a_chain_follows_the_last(
+    slurm, submit, files, tmp_path, capsys
+):
+    options = ["--workers=5", "--slurm.chain=2", "--slurm.hold"]
+    printed = dry_run(capsys, *files(), f"--workdir={tmp_path / 'dry'}", *options)
+    arrays = ["--array=0-2", "--array=0-1"] * 2
+    assert re.findall(r"--array=\S+", printed) == arrays
+    jobs = submit(files(), tmp_path / "w", *options)
+    assert len(jobs) == 4
+    waits = slurm.run("squeue", "--noheader", f"--jobs={jobs[3]}", "--format=%E")
+    assert {*re.findall(r"afterany:(\d+)", waits)} == {*jobs[:2]}
+    slurm.run("scancel", *jobs)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "node", "task", "own"),
+    [
+        ("0,1,2,3", "1(x2)", 0, 0, [0, 1, 2, 3]),
+        ("0,1,2,3", "2(x2)", 1, 1, [1, 3]),
+        ("0,1", "2,1", 1, 0, [0, 1]),
+        ("3", "4", 0, 3, [0]),
+        ("", "4", 0, 3, None),
+    ],
+)
+def test_the_gpus_of_a_node_are_divided_among_its_tasks(monkeypatch, gpus, tasks, node, task, own):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_NODEID", str(node))
+    monkeypatch.setenv("SLURM_LOCALID", str(task))
+    assert _own_gpus() == own
+
+
+OWNER = """
+import subprocess, sys
+server = subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE)
+server.wait()
+"""
+
+
+def test_the_tests_slurm_ends_with_the_process_that_started_it(slurm, tmp_path):
+    script = ROOT / "tests" / "slurm_server.py"
+    folder = tmp_path / "slurm"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(script), str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout.readline() == "ready\n"
+    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    sleep = ["sbatch", "--wrap=sleep 1000", f"--output={tmp_path / 'sleep.log'}"]
+    subprocess.run(sleep, env=environment, check=True, capture_output=True)
+
+    def users():
+        """Returns the processes that have the SLURM's folder in their environment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if str(folder).encode() in path.read_bytes():
+                    found.append(path)
+        return found
+
+    slurm.wait(lambda: len(users()) >= 5)  # two slurmd, slurmctld, slurmstepd, sleep
+    owner.kill()
+    owner.communicate()
+    slurm.wait(lambda: not users(), seconds=20)
