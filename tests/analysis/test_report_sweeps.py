@@ -102,6 +102,8 @@ def test_sweeps_are_compared_at_equal_seed(two: list[Path], tmp_path: Path) -> N
     gaps = errors["fashion", 20, "pad"] - errors["depths", 20, "pad"]
     assert row[4] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
     assert row[-1] == "3"
+    places = {row[3] for row in rows if row[0] == "model.shortcut"}
+    assert places == {"depths, depth 8", "depths, depth 20", "fashion, depth 20"}
     found = pd.read_csv(tmp_path / "differences.csv")
     assert (found.loc[found["field"] == "sweep", "pairs"] == 3).all()
 
