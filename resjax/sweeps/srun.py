@@ -25,6 +25,7 @@ from resjax.sweeps.workers import STOP_SECONDS, Worker, whole_machine
 from resjax.train.progress import Progress
 
 MEMBER = [sys.executable, "-P", "-m", "resjax.sweeps.srun_member"]
+SAVE, STOP = signal.SIGUSR2, signal.SIGUSR1  # which srun passes on to its processes
 REPORT_LINES = 100  # of the processes' errors, for error.txt
 
 
@@ -94,13 +95,13 @@ class SrunWorker:
         return Failure(text, f"{text}\n{''.join(errors)}")
 
     def save(self) -> None:
-        """Does nothing: several processes save at regular checkpoints only."""
+        """Requests a checkpoint of the run under way."""
+        self._send(SAVE)
 
     def stop(self) -> None:
         """Requests the end of the run, whose processes agree on a step and save."""
         self._stopped.set()
-        if process := self._process:
-            process.send_signal(signal.SIGUSR1)  # which srun passes on
+        self._send(STOP)
         self._measuring.stop()
 
     def join(self) -> None:
@@ -108,6 +109,10 @@ class SrunWorker:
         if process := self._process:
             process.wait()
         self._measuring.join()
+
+    def _send(self, number: int) -> None:
+        if process := self._process:
+            process.send_signal(number)
 
 
 def _pass_on(stream: Any, errors: deque[str]) -> None:

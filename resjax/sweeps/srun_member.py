@@ -6,6 +6,7 @@ claims the run folder and writes lines of JSON to standard output, which `resjax
 """
 
 import json
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -57,7 +58,9 @@ def _train(content: dict[str, Any], folder: Path) -> int:
         trust(code_names(config))  # the user named this code when the sweep was launched
         with (
             distributed.exit_when_peer_is_lost(),
-            stop_on_signals(together=True, notify=notify) as stop,
+            stop_on_signals(
+                together=True, notify=notify, save_on=(signal.SIGHUP, signal.SIGUSR2)
+            ) as stop,
         ):
             train(config, folder, lambda progress: tell(progress=progress), stop=stop, warn=notify)
     except Stopped:
