@@ -205,27 +205,36 @@ def average_curves(curves: pd.DataFrame, value: str) -> MeanCurve:
     Only runs that reach the last step are averaged: if runs dropped out of the mean on the way, it
     would jump there and show a change that no network made.
     """
-    complete: list[pd.Series] = []
-    stopped: list[pd.DataFrame] = []
-    diverged: list[pd.DataFrame] = []
-    for _, run in curves.sort_values("step").groupby("folder", sort=False):
-        finite = run[["loss", value]].map(np.isfinite).all(axis=1)
-        table = run[finite.cummin()].rename(columns={value: "value"})[["step", "value"]]
-        if not finite.all() or ("diverged" in run and run["diverged"].any()):
-            first = run.head(1)[["step"]].assign(value=np.nan)
-            diverged.append(table if len(table) else first)
-        elif run["step"].max() < curves["step"].max():
-            stopped.append(table)
+    curves = curves.sort_values("step")
+    finite = np.isfinite(curves[["loss", value]].to_numpy(np.float64)).all(axis=1)
+    table = curves[["folder", "step"]].assign(value=curves[value], finite=finite)
+    by_run = table.groupby("folder", sort=False)
+    last, whole = by_run["step"].max(), by_run["finite"].all()
+    if "diverged" in curves:
+        whole &= ~curves.groupby("folder", sort=False)["diverged"].any()
+    complete = whole & (last == curves["step"].max())
+    diverged, stopped = list[pd.DataFrame](), list[pd.DataFrame]()
+    for folder in complete.index[~complete]:
+        run = table[table["folder"] == folder]
+        shown = run.loc[run["finite"].cummin(), ["step", "value"]]
+        if whole[folder]:
+            stopped.append(shown)
         else:
-            complete.append(table.set_index("step")["value"])
-    together = pd.concat(complete, axis=1, join="inner") if complete else pd.DataFrame()
+            first = run.head(1)[["step"]].assign(value=np.nan)
+            diverged.append(shown if len(shown) else first)
+    # The steps that all of the complete runs have measured.
+    averaged = complete.index[complete]
+    together = table[table["folder"].isin(averaged)].pivot(
+        index="step", columns="folder", values="value"
+    )
+    together = together[averaged].dropna()
     return MeanCurve(
         step=together.index.to_numpy(dtype=np.int64),
         mean=together.mean(axis=1).to_numpy(dtype=np.float64),
         deviation=together.std(axis=1, ddof=1).to_numpy(dtype=np.float64),
         stopped=stopped,
         diverged=diverged,
-        seeds=(len(complete),),
+        seeds=(int(complete.sum()),),
     )
 
 

@@ -654,15 +654,17 @@ def _data(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     metrics = {metric.name: metric for metric in primary_metrics(runs)}
     steps: dict[tuple[int, ...], int] = {}
     records = []
+    places = curves.groupby(["folder", "split"]).indices
+    columns = {name: curves[name].to_numpy() for name in ("step", *metrics)}
     for folder, metric, name in zip(runs["folder"], runs["primary_metric"], names, strict=True):
         record = {"name": Path(folder).name, "group": groups[name], "metric": metric}
         for split in ("train", "test"):
-            curve = curves[(curves["folder"] == folder) & (curves["split"] == split)]
+            curve = places.get((folder, split), np.array([], int))
             last, count = len(curve) - 1, min(len(curve), POINTS)
-            chosen = curve.iloc[np.linspace(0, last, count).round().astype(int)]
-            scaled = metrics[metric].scale * chosen[metric]
+            chosen = curve[np.linspace(0, last, count).round().astype(int)]
+            scaled = metrics[metric].scale * columns[metric][chosen]
             # Runs of one sweep are measured at the same steps, which are stored once.
-            index = steps.setdefault(tuple(chosen["step"].tolist()), len(steps))
+            index = steps.setdefault(tuple(columns["step"][chosen].tolist()), len(steps))
             values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in scaled]
             record[split] = {"steps": index, "values": values}
         records.append(record)
