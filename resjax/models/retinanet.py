@@ -86,7 +86,7 @@ class Tower(nn.Module):
     def setup(self) -> None:
         small = {"kernel_init": nn.initializers.normal(0.01), "use_bias": not self.group_norm}
         self.convs = [self.conv(self.channels, 3, **small) for _ in range(DEPTH)]
-        self.norms = [GroupNorm() for _ in range(DEPTH)] if self.group_norm else []
+        self.norms = [GroupNorm(epsilon=1e-5) for _ in range(DEPTH)] if self.group_norm else []
         self.last = self.conv(
             self.outputs,
             3,

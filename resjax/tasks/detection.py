@@ -119,7 +119,8 @@ class Detection(Task):
     ) -> list[Float[np.ndarray, "anchors 4"]]:
         """Returns the anchors of each level of the outputs."""
         grids = [level.shape[1:3] for level in outputs["class"]]
-        finest = max(round(image_size[0] / grids[0][0]), 1)
+        # The last row may be cut, so the quotient is only near the stride, a power of two.
+        finest = 2 ** max(round(math.log2(image_size[0] / grids[0][0])), 0)
         sizes = [
             [int(STRIDES_PER_ANCHOR * finest * 2**level * octave) for octave in OCTAVE]
             for level in range(len(grids))

@@ -31,9 +31,10 @@ from resjax.transfer.naming import (
     translate,
     wrapper_prefixes,
 )
-from resjax.transfer.recognition import UnknownNetworkError, recognize
+from resjax.transfer.recognition import UnknownNetworkError, dense_task, recognize
 from resjax.transfer.surgery import backbone
 from resjax.transfer.weights import (
+    CLASSIFICATION,
     Preprocessing,
     Weights,
     from_description,
@@ -89,6 +90,7 @@ class Network(NamedTuple):
     model: Mapping[str, Any]  # fields of `resjax.build`
     description: Mapping[str, Any] | None  # what `export_torchvision` wrote
     notes: tuple[str, ...]  # what was assumed or left out
+    task: Mapping[str, Any]  # whose head it has
 
 
 def import_weights(
@@ -158,11 +160,14 @@ def _recognize_with(source: str, file: Arrays, options: Options) -> Network:
     }
     if not arrays:
         raise UserError(f"no name in it begins with {options.prefix!r}")
-    heads = [name for name in arrays if HEADS.match(name)] if options.without_head else []
-    translated = translate({name: array for name, array in arrays.items() if name not in {*heads}})
+    translated, heads = translate(arrays), list[str]()
+    if options.without_head and not (translated and translated.naming.task):
+        heads = [name for name in arrays if HEADS.match(name)]
+        translated = translate({n: array for n, array in arrays.items() if n not in {*heads}})
     if translated is None:
         raise UserError(_explain_unknown(source, file, options))
     description, notes = _description(file), []
+    task = dense_task(translated)
     if heads:
         notes.append(f"left out: {first_few(heads, 3)}")
     if description and (given := options.hidden.known()):
@@ -174,6 +179,8 @@ def _recognize_with(source: str, file: Arrays, options: Options) -> Network:
         found, fields = _shown(translated, options)
         facts = _facts(source, file, options)
         default = assumptions.defaults(translated.naming.library, fields)
+        if task["name"] == "segmentation":
+            facts = {"dilated_stages": 2, **facts}
         fields = assumptions.apply(fields, {**default, **facts})
         if translated.naming.library != "Keras" and fields["norm"] == "batch":
             fields["bn_unbiased"] = True  # as PyTorch's running variances are
@@ -184,8 +191,8 @@ def _recognize_with(source: str, file: Arrays, options: Options) -> Network:
         model = {**architecture(**known), **fields}
     except ValueError as error:
         raise UserError(str(error)) from error
-    _require_complete(translated._replace(arrays=found), model, options.without_head)
-    return Network(translated.naming.library, found, model, description, tuple(notes))
+    _require_complete(translated._replace(arrays=found), model, task, options.without_head)
+    return Network(translated.naming.library, found, model, description, tuple(notes), task)
 
 
 def _description(file: Arrays) -> dict[str, Any] | None:
@@ -237,7 +244,9 @@ def _with_preprocessing(path: Path, file: Arrays, network: Network) -> Weights:
     with reading("its config.json or preprocessor_config.json"):
         statistics, preprocessing = _preprocessing(path, file, network)
         names = _class_names(config, model["classes"])
-    return Weights(model, variables, statistics, preprocessing, names, source)
+    if network.task != CLASSIFICATION:  # the whole image counts, not its center
+        preprocessing = replace(preprocessing, squash=True)
+    return Weights(model, variables, statistics, preprocessing, names, source, network.task)
 
 
 def _preprocessing(path: Path, file: Arrays, network: Network) -> tuple[Statistics, Preprocessing]:
@@ -254,10 +263,12 @@ def _channels(arrays: Mapping[str, np.ndarray]) -> int:
     return int(arrays["params/stem/Conv_0/kernel"].shape[2])
 
 
-def _require_complete(translated: Translated, model: Mapping[str, Any], without_head: bool) -> None:
+def _require_complete(
+    translated: Translated, model: Mapping[str, Any], task: Mapping[str, Any], without_head: bool
+) -> None:
     """Raises UserError if an array is missing, left over, or has a wrong shape."""
     arrays = translated.arrays
-    shapes = network_shapes(model, _channels(arrays))
+    shapes = network_shapes(model, _channels(arrays), task)
     missing = [path for path in shapes if path not in arrays]
     wrong = [
         f"{path} is {arrays[path].shape} and should be {shape}"

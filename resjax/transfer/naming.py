@@ -6,7 +6,7 @@ translated, known to have no counterpart, or left over.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Naming(NamedTuple):
       separator: between modules.
       unused: a pattern of arrays without influence on the output.
       convert: converts the arrays, once they have our names.
+      task: name and options of the task whose head its networks have; None for classification.
     """
 
     library: str
@@ -38,6 +39,7 @@ class Naming(NamedTuple):
     separator: str = "."
     unused: str = COUNTERS
     convert: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict
+    task: Mapping[str, Any] | None = None
 
 
 class Translated(NamedTuple):
@@ -230,10 +232,69 @@ resnet/block#/unit#/c/group_norm                 stage{1}/block{2}/Norm_2
 resnet/group_norm                                norm
 resnet/head/conv2d                               head
 """
+FCN = """
+classifier.0      head/classifier/Conv_0
+classifier.1      head/classifier/Norm_0
+classifier.4      head/classifier/logits
+"""
+DEEPLABV3 = """
+classifier.0.convs.0.0    head/classifier/Conv_0
+classifier.0.convs.0.1    head/classifier/Norm_0
+classifier.0.convs.4.1    head/classifier/Conv_4
+classifier.0.convs.4.2    head/classifier/Norm_4
+classifier.0.convs.#.0    head/classifier/Conv_{1}
+classifier.0.convs.#.1    head/classifier/Norm_{1}
+classifier.0.project.0    head/classifier/Conv_5
+classifier.0.project.1    head/classifier/Norm_5
+classifier.1              head/classifier/Conv_6
+classifier.2              head/classifier/Norm_6
+classifier.4              head/classifier/logits
+"""
+AUXILIARY = """
+aux_classifier.0  head/aux_classifier/Conv_0
+aux_classifier.1  head/aux_classifier/Norm_0
+aux_classifier.4  head/aux_classifier/logits
+"""
+RETINANET = """
+backbone.fpn.inner_blocks.#           head/fpn/inner{1}
+backbone.fpn.inner_blocks.#.0         head/fpn/inner{1}
+backbone.fpn.layer_blocks.#           head/fpn/layer{1}
+backbone.fpn.layer_blocks.#.0         head/fpn/layer{1}
+backbone.fpn.extra_blocks.p6          head/fpn/coarse1
+backbone.fpn.extra_blocks.p7          head/fpn/coarse2
+head.classification_head.conv.#.0     head/classification/convs_{1}
+head.classification_head.conv.#.1     head/classification/norms_{1}
+head.classification_head.cls_logits   head/classification/last
+head.regression_head.conv.#.0         head/regression/convs_{1}
+head.regression_head.conv.#.1         head/regression/norms_{1}
+head.regression_head.bbox_reg         head/regression/last
+"""
+
+
+def _below(prefix: str, modules: str) -> str:
+    """Returns the lines of modules that another module contains."""
+    return "\n".join(f"{prefix}{line}" for line in modules.strip().splitlines() if line) + "\n"
+
+
 HUGGING_FACE_MARK = "encoder.stages.0.layers.0.layer.0.convolution.weight"
 BIT_MARK = "resnet/block1/unit01/a/standardized_conv2d/kernel"
 
 NAMINGS = (
+    Naming(
+        "torchvision", ("backbone.conv1.weight", "classifier.0.project.0.weight"),
+        _below("backbone.", STEM + TORCHVISION) + DEEPLABV3 + AUXILIARY, TORCH,
+        task={"name": "segmentation", "options": {"decoder": "deeplabv3"}},
+    ),
+    Naming(
+        "torchvision", ("backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"),
+        _below("backbone.", STEM + TORCHVISION) + FCN + AUXILIARY, TORCH,
+        task={"name": "segmentation", "options": {"decoder": "fcn"}},
+    ),
+    Naming(
+        "torchvision", ("backbone.body.conv1.weight", "head.classification_head.cls_logits.weight"),
+        _below("backbone.body.", STEM + TORCHVISION) + RETINANET, TORCH,
+        task={"name": "detection", "options": {}},
+    ),
     Naming("timm", ("layer1.0.conv1.weight", "conv1.0.weight"), DEEP_STEM + TORCHVISION, TORCH),
     Naming("torchvision", ("layer1.0.conv1.weight", "conv1.weight"), STEM + TORCHVISION, TORCH),
     Naming("timm", ("stages.0.blocks.0.conv1.weight",), RESNETV2, TORCH),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from resjax.models.presets import BLOCK_LAYERS, CIFAR_OFFSETS, IMAGENET_STAGES
+from resjax.transfer.naming import Translated
+from resjax.transfer.weights import CLASSIFICATION
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -59,7 +61,38 @@ def recognize(
         fields["block_options"] = _bottleneck_options(shapes, first, out // expansion)
     if squeezed := shapes.get(first + "SqueezeExcite_0/Conv_0/kernel"):
         fields["block_options"]["se_reduction"] = squeezed[2] // squeezed[3]
-    return {**fields, "classes": shapes.get("head/kernel", (0,))[-1]}
+    return {**fields, "classes": _classes(shapes)}
+
+
+def _classes(shapes: Mapping[str, Any]) -> int:
+    """Returns the number of classes that the head has, 0 without a head."""
+    located = shapes.get("head/regression/last/bias", (0,))[0] // 4  # anchors per pixel
+    for layer in ("head/kernel", "head/classifier/logits/kernel"):
+        if layer in shapes:
+            return int(shapes[layer][-1])
+    if "head/classification/last/bias" in shapes and located:
+        return int(shapes["head/classification/last/bias"][0] // located)
+    return 0
+
+
+def dense_task(translated: Translated) -> Mapping[str, Any]:
+    """Returns name and options of the task whose head an imported network has."""
+    task = translated.naming.task
+    if task is None:
+        return CLASSIFICATION
+    shapes = {path.removeprefix("params/"): a.shape for path, a in translated.arrays.items()}
+    options = dict(task["options"])
+    if task["name"] == "segmentation":
+        if "head/aux_classifier/logits/kernel" in shapes:
+            options["auxiliary_weight"] = 0.5
+        return {**task, "options": options}
+    _, _, source, channels = _shape(shapes, "head/fpn/coarse1/kernel")
+    options["channels"] = channels
+    options["stages"] = sum(bool(re.fullmatch(r"head/fpn/inner\d/kernel", p)) for p in shapes)
+    options["coarse_from"] = "pyramid" if source == channels else "backbone"
+    if "head/classification/norms_0/scale" in shapes:  # as in torchvision's second version
+        options |= {"group_norm": True, "box_loss": "giou"}
+    return {**task, "options": options}
 
 
 def _blocks(shapes: Mapping[str, Any]) -> tuple[int, ...]:
