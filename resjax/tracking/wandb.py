@@ -33,6 +33,7 @@ class WandB:
             console="off",
             disable_git=True,
             save_code=False,
+            symlink=False,
             reinit="create_new",
             x_disable_meta=True,
             x_disable_stats=True,
