@@ -21,7 +21,7 @@ PAGES = {
     "README": README,
     **{
         name: (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("data", "training", "devices", "transfer", "results")
+        for name in ("data", "training", "tracking", "devices", "transfer", "results")
     },
 }
 
@@ -34,7 +34,16 @@ SMALL = (
 )
 SMALL_SWEEP = (*SMALL[1:], "--config.sweep.depths=8", "--config.sweep.seeds=0", "--workers=1")
 # Commands with one of these words need data, weights or processes that are not here.
-PARSED_ONLY = ("prepare", "cifar10", "fashion", "imagenet", "weights/", "photos", "--distributed")
+PARSED_ONLY = (
+    "prepare",
+    "cifar10",
+    "fashion",
+    "imagenet",
+    "weights/",
+    "photos",
+    "--distributed",
+    "track",
+)
 
 
 def commands(page: str) -> list[list[str]]:

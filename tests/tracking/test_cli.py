@@ -1,30 +1,14 @@
 """Mistakes at `resjax track` and in the field `track`, and a tracker of the user's own."""
 
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
 from resjax.cli import main
 
-OWN = '''
-"""A tracker of one's own: a text file per run."""
-
-class Lines:
-    def __init__(self, run):
-        self._file = (run.folder / "lines.txt").open("w")
-        print(run.id, run.name, run.config["seed"], file=self._file)
-
-    def log(self, row):
-        for name, value in row.scalars.items():
-            print(row.step, name, value, file=self._file)
-
-    def flush(self):
-        self._file.flush()
-
-    def close(self, end):
-        print(end.text, end.summary, file=self._file)
-        self._file.close()
-'''
+PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
 
 
 def refused(capsys, *arguments):
@@ -67,23 +51,24 @@ def test_a_folder_without_runs_is_refused(capsys, tmp_path, own_tracker):
 def own_tracker(tmp_path, monkeypatch):
     folder = tmp_path / "code"
     folder.mkdir()
-    (folder / "my_lines.py").write_text(OWN)
+    (code,) = re.findall(r"`my_trackers.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "my_trackers.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
-    return "my_lines:Lines"
+    return "my_trackers:Lines"
 
 
 def test_an_own_tracker_receives_runs(finished, own_tracker, tmp_path, capsys):
     assert main(["track", str(finished.folder), f"--to={own_tracker}"]) == 0
     first, *lines, last = (finished.folder / "tracking/lines.txt").read_text().splitlines()
-    assert first == f"{finished.id} run 0"
+    assert first.startswith(f"{finished.id} run {{'name': 'sgd'")
     assert "2 test/error 0.1" in lines
-    assert last == "finished {'steps': 9, 'test_error': 0.1}"
+    assert last == "finished  {'steps': 9, 'test_error': 0.1}"
     assert capsys.readouterr().out == f"{finished.folder}: 2 steps with values, finished\n"
 
 
 def test_an_own_tracker_that_does_not_exist_is_refused(finished, own_tracker, capsys):
-    line = refused(capsys, "track", finished.folder, "--to=my_lines:Line")
-    assert line.startswith("--to=my_lines:Line: cannot be imported: module 'my_lines' has no")
+    line = refused(capsys, "track", finished.folder, "--to=my_trackers:Line")
+    assert line.startswith("--to=my_trackers:Line: cannot be imported: module 'my_trackers' has no")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(finished, own_tracker, capsys, tmp_path):
