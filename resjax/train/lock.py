@@ -411,7 +411,8 @@ def _remove(folder: Path, token: str, file: int) -> None:
 def _owned(folder: Path, token: str, file: int) -> bool:
     """Returns whether the open file is the lock, and has no successor."""
     # In this order, because a successor's name is gone once it is the lock.
-    if _successor(folder, token).exists():
+    with suppress(FileNotFoundError):
+        os.stat(_successor(folder, token))
         return False
     return _is_file_of(folder / FILE_NAME, token, file)
 
