@@ -77,7 +77,11 @@ def describe_sharing(options: Options) -> str:
 
 @contextmanager
 def shared_devices(
-    options: Options, folder: Path, stored: StoredPlan, stop: StopRequest
+    options: Options,
+    folder: Path,
+    stored: StoredPlan,
+    stop: StopRequest,
+    threads: int | None = None,
 ) -> Iterator[list[Resources]]:
     """Divides this machine among workers, several of which may share a GPU.
 
@@ -86,6 +90,7 @@ def shared_devices(
       folder: the sweep folder, which keeps what is measured.
       stored: the plan, whose first network is measured.
       stop: a request to stop.
+      threads: of all workers together; by default as many as cores.
 
     Yields:
       The share of each worker.
@@ -100,13 +105,14 @@ def shared_devices(
         environment = ending.enter_context(mps_daemon(gpus)) if options.mps else {}
 
         def divide(workers: int) -> list[Resources]:
-            shares = divide_machine(workers)
+            shares = divide_machine(workers, threads)
             return [_serve_by(environment, gpus, *each) for each in enumerate(shares)]
 
         workers = options.workers or default_workers()
         if options.per_gpu == "auto":
-            measured = _measured_number(folder, stored, divide, len(gpus), options.mps, stop)
-            workers = devices * measured
+            cores = max(min(threads or available_cores(), available_cores()) // devices, 1)
+            known = Packing(stored.runs[0].program, "cpu", cores, options.mps, {})
+            workers = devices * _measured_number(folder, stored, divide, len(gpus), known, stop)
         elif options.per_gpu is not None:
             workers = devices * options.per_gpu
         # The number of cores per run must not depend on how many runs are waiting.
@@ -181,28 +187,37 @@ def _measured_number(
     stored: StoredPlan,
     divide: Callable[[int], list[Resources]],
     gpus: int,
-    mps: bool,
+    found: Packing,
     stop: StopRequest,
 ) -> int:
-    """Returns how many processes per device are fastest, from `packing.json` or measured now."""
-    run, devices = stored.runs[0], max(gpus, 1)
+    """Returns how many processes per device are fastest, from `packing.json` or measured now.
+
+    Args:
+      folder: the sweep folder.
+      stored: the plan, whose first network is measured.
+      divide: divides the machine among a number of workers.
+      gpus: their number.
+      found: the network and the device, without measurements; on a GPU without its kind.
+      stop: a request to stop.
+    """
+    devices = max(gpus, 1)
     began = time.monotonic()
     with stop.graceful():
-        measure = Measurement(run.content, stop, began + LIMIT_SECONDS)
-        kind = measure.device_kind(divide(devices)[0]) if gpus else "cpu"
-        cores = max(available_cores() // devices, 1)
-        found = Packing(run.program, kind, cores, mps, {})
+        measure = Measurement(stored.runs[0].content, stop, began + LIMIT_SECONDS)
+        if gpus:
+            found = found._replace(device=measure.device_kind(divide(devices)[0]))
         known = read_packings(folder)
         found = next((each for each in known if each.same(found)), found)
-        most = min(MOST_PER_GPU if gpus else cores, -(-len(stored.runs) // devices))
+        most = min(MOST_PER_GPU if gpus else found.cores, -(-len(stored.runs) // devices))
         rates, reason = dict(found.steps_per_second), found.reason
         best, number = choose(rates, most)
         if number is None:
             print(f"{_summary(found._replace(workers=best))}; from {folder / FILE}", flush=True)
             return best
+        where = f"a {found.device}" if gpus else "this machine"
         print(
-            f"measuring how many runs at a time are fastest on {'a ' * bool(gpus)}{kind}: at most "
-            f"{LIMIT_SECONDS / 60:g} minutes, with nothing but {FILE} written",
+            f"measuring how many runs at a time are fastest on {where}: {LIMIT_SECONDS / 60:g} "
+            f"minutes at most, and nothing but {FILE} is written",
             flush=True,
         )
         while number is not None:

@@ -69,10 +69,13 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
         room = sum(map(share.room, nodes))
         if not room and "autoscaling" not in settings:
             raise UserError(_no_room(share, nodes))
+        if options.worker_flags and not share.gpus:
+            flag = options.worker_flags[0]
+            raise UserError(f"{flag}: the workers get no GPU to share; add --ray.gpus=1")
         retries = Retries(new_launch(), options.retries)
         with report_disk_errors(workdir):
             stored = write_sweep(plan, workdir, command, retries.launch)
-            arguments = _task_arguments(workdir.absolute(), stored, retries, share)
+            arguments = _task_arguments(workdir.absolute(), stored, retries, share, options)
             with shown(stored.runs) as show_end, stop.graceful():
                 watch = SweepWatch(stored, retries, show_end)
                 with closing(Pool(ray, share, arguments)) as pool:
@@ -145,7 +148,7 @@ def _no_room(share: Share, nodes: list[Mapping[str, float]]) -> str:
 
 
 def _task_arguments(
-    workdir: Path, stored: StoredPlan, retries: Retries, share: Share
+    workdir: Path, stored: StoredPlan, retries: Retries, share: Share, options: Options
 ) -> tuple[Any, ...]:
     """Returns the arguments of `ray_task.run_worker`."""
     named = f"--plan={stored.digest}", f"--launch={retries.launch}", f"--retries={retries.limit}"
@@ -164,7 +167,8 @@ def _task_arguments(
     else:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     plan = str(plan_file(workdir, stored.digest))
-    return [*program, str(workdir), *named], str(Path.cwd()), environment, plan
+    program += [str(workdir), *named, *options.worker_flags]
+    return program, str(Path.cwd()), environment, plan
 
 
 def _supervise(pool: Pool, watch: SweepWatch, workers: int, stop: StopRequest) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from resjax.errors import UserError
+from resjax.machine import threads
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options, per_gpu
 from resjax.sweeps.packing import require_sharing, shared_devices
@@ -69,7 +70,7 @@ def work(
     with ExitStack() as ending:
         workers = [worker or Worker(whole_machine(), stop.save_on)]
         if sharing:
-            shares = ending.enter_context(shared_devices(sharing, folder, stored, stop))
+            shares = ending.enter_context(shared_devices(sharing, folder, stored, stop, threads()))
             workers = [Worker(share, stop.save_on) for share in shares]
         saved = supervise(workers, lambda worker: queue.train(worker.attempt), stop)
     if stop.signal:

@@ -37,7 +37,8 @@ from resjax.train.signals import SAVE_ON, Stopped, StopRequest, stop_on_signals
 
 POLL_SECONDS = 0.2  # between two checks whether the workers have ended or a stop is requested
 STOP_SECONDS = 2.0  # in which the launcher notices a signal that also ended a worker
-GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share
+GPU_MEMORY = 0.9  # fraction of a GPU's memory that its workers share, if no other is set
+MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 class Resources(NamedTuple):
@@ -54,26 +55,39 @@ class Resources(NamedTuple):
         os.environ.update(self.environment)
 
 
-def divide_machine(workers: int) -> list[Resources]:
-    """Divides the cores and GPUs of this machine among workers.
+def divide_machine(workers: int, threads: int | None = None) -> list[Resources]:
+    """Divides the cores, the GPUs and the memory of the GPUs of this machine among workers.
 
     All have the same number of threads, so that no result depends on which worker trained a run.
+
+    Args:
+      workers: their number.
+      threads: of all workers together. If they are fewer than the cores, as in a task of a cluster
+        that may run on any core of its node, no worker is restricted to cores of its own.
     """
     cores, gpus = core_ids(), visible_gpus()
-    threads = max(1, len(cores) // workers)
+    together = min(threads or len(cores), len(cores))
     shares = []
     for worker in range(workers):
         # Workers beyond the number of cores share one.
         own = cores[worker::workers] or [cores[worker % len(cores)]]
+        own = cores if together < len(cores) else own
         environment = {}
         if gpus:
             sharing = -(-workers // len(gpus))
             environment = {
                 "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)],
-                "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / sharing:.3f}",
+                MEMORY_FRACTION: f"{_memory() / sharing:.3f}",
             }
-        shares.append(Resources(frozenset(own), environment, threads))
+        shares.append(Resources(frozenset(own), environment, max(1, together // workers)))
     return shares
+
+
+def _memory() -> float:
+    """Returns the fraction of a GPU's memory that this process may use."""
+    with suppress(ValueError):
+        return float(os.environ.get(MEMORY_FRACTION, GPU_MEMORY))
+    return GPU_MEMORY
 
 
 def whole_machine(number: int | None = None) -> Resources:

@@ -119,7 +119,7 @@ def test_processes_are_measured_on_one_gpu_with_their_share_of_its_memory(
     assert {share.threads for share in rates.shares} == {2}  # of 16 for two GPUs
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5"] * 2
     output = capsys.readouterr().out
-    assert "measuring how many runs at a time are fastest on a H100: at most 5 minutes" in output
+    assert "measuring how many runs at a time are fastest on a H100: 5 minutes at most" in output
     assert "(1: 100.0, 2: 190.0, 4: 191.0): 2 on one H100 (0 s)" in output
 
 
@@ -322,6 +322,22 @@ def test_runs_are_spread_over_gpus(sweep, tmp_path, gpus, control, options, devi
     shares = divide(sweep(), tmp_path, options)
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == devices
     assert all(("CUDA_MPS_PIPE_DIRECTORY" in each.environment) == options.mps for each in shares)
+
+
+def test_workers_within_a_task_share_its_threads_and_its_part_of_a_gpu(
+    sweep, tmp_path, gpus, rates, monkeypatch
+):
+    gpus("2", cores=64)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.48")  # of a task with half a GPU
+    rates |= {1: 100.0, 2: 190.0, 4: 300.0, 8: 301.0}
+    with shared_devices(AUTO, tmp_path / "w", sweep(), StopRequest(), threads=8) as shares:
+        assert len(shares) == 4
+    assert {share.threads for share in shares} == {2}
+    assert {len(share.cores) for share in shares} == {64}  # other tasks are on the node too
+    fractions = {share.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in shares}
+    assert fractions == {"0.120"}
+    (entry,) = json.loads((tmp_path / "w" / "packing.json").read_text())["packings"]
+    assert entry["cores"] == 8
 
 
 @pytest.mark.parametrize(
