@@ -9,8 +9,8 @@ import numpy as np
 
 from resjax.disk import write_atomically
 from resjax.errors import UserError
-from resjax.transfer.naming import to_torchvision
-from resjax.transfer.weights import Weights, describe, flatten
+from resjax.transfer.naming import exports, to_torchvision
+from resjax.transfer.weights import CLASSIFICATION, Weights, describe, flatten
 
 
 def export_torchvision(weights: Weights, path: Path) -> None:
@@ -26,19 +26,22 @@ def export_torchvision(weights: Weights, path: Path) -> None:
     from safetensors.numpy import save
 
     model = weights.model
-    if reason := _find_obstacle(model):
+    task = None if weights.task == CLASSIFICATION else weights.task
+    if reason := _find_obstacle(model, task):
         raise UserError(f"torchvision has no such network: {reason}")
     deep, averages = model.get("stem") == "deep", model.get("shortcut") == "project_avg"
     arrays = {
         name: np.asarray(array, order="C")
         for ours, value in flatten(weights.variables).items()
-        for name, array in to_torchvision(ours, value, deep=deep, averages=averages)
+        for name, array in to_torchvision(ours, value, deep=deep, averages=averages, task=task)
     }
     metadata = {"format": "pt", "resjax": json.dumps(describe(weights))}
     write_atomically(path, save(arrays, metadata=metadata))
 
 
-def _find_obstacle(model: Mapping[str, Any]) -> str | None:
+def _find_obstacle(model: Mapping[str, Any], task: Mapping[str, Any] | None) -> str | None:
+    if task and not exports(task):
+        return f"its head is that of {task['name']} with {task['options']}"
     block = model.get("block")
     if block not in ("basic", "bottleneck"):
         return f"its blocks are {block}"

@@ -242,13 +242,13 @@ classifier.0.convs.0.0    head/classifier/Conv_0
 classifier.0.convs.0.1    head/classifier/Norm_0
 classifier.0.convs.4.1    head/classifier/Conv_4
 classifier.0.convs.4.2    head/classifier/Norm_4
-classifier.0.convs.#.0    head/classifier/Conv_{1}
-classifier.0.convs.#.1    head/classifier/Norm_{1}
 classifier.0.project.0    head/classifier/Conv_5
 classifier.0.project.1    head/classifier/Norm_5
 classifier.1              head/classifier/Conv_6
 classifier.2              head/classifier/Norm_6
 classifier.4              head/classifier/logits
+classifier.0.convs.#.0    head/classifier/Conv_{1}
+classifier.0.convs.#.1    head/classifier/Norm_{1}
 """
 AUXILIARY = """
 aux_classifier.0  head/aux_classifier/Conv_0
@@ -256,10 +256,10 @@ aux_classifier.1  head/aux_classifier/Norm_0
 aux_classifier.4  head/aux_classifier/logits
 """
 RETINANET = """
-backbone.fpn.inner_blocks.#           head/fpn/inner{1}
 backbone.fpn.inner_blocks.#.0         head/fpn/inner{1}
-backbone.fpn.layer_blocks.#           head/fpn/layer{1}
 backbone.fpn.layer_blocks.#.0         head/fpn/layer{1}
+backbone.fpn.inner_blocks.#           head/fpn/inner{1}
+backbone.fpn.layer_blocks.#           head/fpn/layer{1}
 backbone.fpn.extra_blocks.p6          head/fpn/coarse1
 backbone.fpn.extra_blocks.p7          head/fpn/coarse2
 head.classification_head.conv.#.0     head/classification/convs_{1}
@@ -309,7 +309,12 @@ NAMINGS = (
 
 
 def to_torchvision(
-    path: str, array: np.ndarray, *, deep: bool, averages: bool
+    path: str,
+    array: np.ndarray,
+    *,
+    deep: bool,
+    averages: bool,
+    task: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the name and array of torchvision, or timm, for one of ours; inverts `translate`.
 
@@ -318,11 +323,15 @@ def to_torchvision(
       array: with our order of axes.
       deep: whether the stem has three convolutions, as in ResNet-D.
       averages: whether shortcuts average before they project, as in ResNet-D.
+      task: name and options of the task whose head the network has; None for classification.
     """
+    naming = _naming_of(task) if task else None
     _, *modules, leaf = path.split("/")
     last, _, index = modules[-1].rpartition("_")
     kind = {"Conv": "conv", "BatchNorm": "bn"}.get(last, "")
-    if modules == ["head"]:
+    if naming and modules[0] == "head":
+        name = _head_name(naming, "/".join(modules))
+    elif modules == ["head"]:
         name = "fc"
     elif modules[0] == "stem" and deep:
         name = f"conv1.{3 * int(index) + (kind == 'bn')}" if (kind, index) != ("bn", "2") else "bn1"
@@ -335,9 +344,40 @@ def to_torchvision(
             name += f"downsample.{(kind == 'bn') + averages}"
         else:
             name += f"{'se.fc' if modules[2] == 'SqueezeExcite_0' else kind}{int(index) + 1}"
+    if naming and modules[0] != "head":
+        name = naming.marks[0].removesuffix("conv1.weight") + name
     if leaf == "kernel":
         array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
     theirs = {"kernel": "weight", "scale": "weight", **{ours: it for it, ours in TORCH.items()}}
     yield f"{name}.{theirs[leaf]}", array
     if leaf == "mean":
         yield f"{name}.num_batches_tracked", np.zeros((), np.int64)
+
+
+def exports(task: Mapping[str, Any]) -> bool:
+    """Returns whether torchvision has networks with the head of a task."""
+    return _naming_of(task) is not None
+
+
+def _naming_of(task: Mapping[str, Any]) -> Naming | None:
+    """Returns torchvision's names of the networks with the head of a task."""
+    wanted = task["name"], task["options"].get("decoder")
+    return next(
+        (
+            naming
+            for naming in NAMINGS
+            if naming.task
+            and wanted == (naming.task["name"], naming.task["options"].get("decoder"))
+        ),
+        None,
+    )
+
+
+def _head_name(naming: Naming, path: str) -> str:
+    """Returns torchvision's name of a module of a head."""
+    for row in naming.modules.strip().splitlines():
+        theirs, ours = row.split() if row.strip() else ("", "")
+        pattern = re.escape(ours.replace("Norm_", "BatchNorm_")).replace(r"\{1\}", NUMBER)
+        if theirs and (match := re.fullmatch(pattern, path)):
+            return theirs.replace("#", match[1]) if match.groups() else theirs
+    raise KeyError(path)
