@@ -1,6 +1,7 @@
 """The `resjax` command: what it runs, what it refuses in one line, and that it answers at once."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -68,12 +69,52 @@ def test_train_trains_the_config_with_its_overrides(trained, tmp_path, capsys):
         (("train", "--save-on=HUP,TERM"), "TERM is not HUP, USR1 or USR2"),
         (("sweep", "nowhere.py"), "nowhere.py: no such file"),
         (("sweep", EXPERIMENT, "--launcher=cloud"), "no such choice: 'cloud'; known: local"),
+        (("sweep", EXPERIMENT, "--launcher=slrum"), "did you mean 'slurm'?"),
+        (("sweep", EXPERIMENT, "--slurm.time=60"), "--slurm.time needs --launcher=slurm; the"),
+        (("sweep", EXPERIMENT, "--slurm.=60"), "names no setting of the launcher slurm"),
+        (("sweep", EXPERIMENT, "--local.gpus=1"), "--local.gpus: the launcher local has no such"),
+        (("sweep", EXPERIMENT, "--retries=-1"), "'-1' is not an integer of at least 0"),
+        (("train", "--slurm.time=60"), "`resjax train` takes no settings of a launcher"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(typed, message, tmp_path, capsys):
     workdir = tmp_path / "w"
     assert message in refusal(capsys, *typed[:2], CONFIG, f"--workdir={workdir}", *typed[2:])
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("return [{'model.dept': 8}]", "run model.dept=8: model.dept: no such field; did you mean"),
+        ("return [{'seed': 1}, {'seed': 1}]", "two of its runs are the same: seed=1 and seed=1"),
+        ("return []", "sweep() yields no run"),
+    ],
+)
+def test_a_sweep_that_cannot_be_planned_launches_nothing(sweep, message, tmp_path, capsys):
+    experiment, workdir = tmp_path / "mine.py", tmp_path / "w"
+    experiment.write_text(f"def sweep():\n    {sweep}\n")
+    assert message in refusal(capsys, "sweep", str(experiment), CONFIG, f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+def test_a_sweep_folder_that_cannot_be_written_launches_nothing(monkeypatch, tmp_path, capsys):
+    def refuse(folder, *args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    message = refusal(capsys, "sweep", EXPERIMENT, CONFIG, f"--workdir={tmp_path / 'w'}")
+    assert f"--workdir={tmp_path / 'w'}: cannot write to this folder: Read-only" in message
+
+
+def test_a_dry_run_names_the_runs_and_writes_nothing(trained, tmp_path, capsys):
+    typed = ["sweep", EXPERIMENT, CONFIG, f"--workdir={tmp_path / 'w'}", "--workers=1"]
+    assert main([*typed, "--dry-run", "--config.sweep.depths=8", "--config.sweep.seeds=0"]) == 0
+    out = capsys.readouterr().out
+    assert "this process, " in out
+    assert out.count("  runs/depth8-") == 2
+    assert not trained
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(

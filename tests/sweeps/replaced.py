@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from resjax.config import default_config, override, to_dict
+from resjax.machine import threads
 from resjax.train import records
 from resjax.train.progress import Progress
 from resjax.train.signals import Stopped, StopRequest, stop_on_signals
@@ -35,7 +36,10 @@ def log(*words):
 def train(config, workdir, on_progress=None, stop=None, claim=None):
     """Writes a line of metrics.jsonl in each step, after those that are there."""
     log("begin", workdir.name)
+    log("threads", workdir.name, threads())
     records.write_json(workdir / "config.json", to_dict(config))
+    if not (workdir / "provenance.json").exists():
+        records.write_json(workdir / "provenance.json", {"threads": threads()})
     fail(workdir)
     metrics, steps = workdir / "metrics.jsonl", config.train.steps
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0

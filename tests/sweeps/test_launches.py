@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from resjax.config import default_config, override
+from resjax.machine import available_cores
 from resjax.sweeps.experiment import plan
 from resjax.sweeps.plan_files import write_sweep
 
@@ -36,8 +37,9 @@ def sweeps(tmp_path):
     log = tmp_path / "log"
     log.touch()
 
-    def start(*arguments, **faults):
-        environment = os.environ | {"RUN_LOG": str(log), "FAULTS": json.dumps(faults)}
+    def start(*arguments, nproc="", **faults):
+        variables = {"RUN_LOG": str(log), "FAULTS": json.dumps(faults), "NPROC": nproc}
+        environment = os.environ | variables
         process = subprocess.Popen(
             [sys.executable, SCRIPT, *map(str, arguments)],
             env=environment,
@@ -136,6 +138,20 @@ def test_a_sweep_whose_launcher_is_killed_goes_on_with_the_same_results(sweeps, 
     assert (code, output.count("  done  ")) == (0, 8 - output.count("  skipped  "))
     assert sorted(Counter(name for name, _ in sweeps.lines("end")).values()) == [1] * 8
     assert sorted(metrics(tmp_path / "w").values()) == expected((0, 8))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_run_keeps_its_number_of_threads_in_another_launch(sweeps, workers):
+    first = sweeps.launch(seeds=(0, 3), nproc="7")
+    sweeps.go()
+    sweeps.wait_until(lambda: len(sweeps.lines("step")) > 3)
+    first.kill()
+    first.wait()
+    assert sweeps.ended(sweeps.launch(seeds=(0, 3), workers=workers, nproc="5"))[0] == 0
+    (name, *_), *others = sweeps.lines("threads")
+    assert {number for other, number, _ in others if other == name} == {"7"}
+    shared = str(max(1, available_cores() // 2))
+    assert {number for other, number, _ in others if other != name} == {["5", shared][workers - 1]}
 
 
 def test_a_waiting_launch_takes_over_when_the_other_is_killed(sweeps, tmp_path):

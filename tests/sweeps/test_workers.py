@@ -237,6 +237,53 @@ def test_a_sweep_survives_a_hangup_and_a_stopped_one_saves_its_runs(tmp_path, sw
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twice_ends_with_the_bytes_of_one_that_is_not(tmp_path, smallest):
+    long = {"train.steps": 400, "train.eval_every": 400, "train.checkpoint_every": 40}
+    (tmp_path / "sweep.py").write_text(
+        "from resjax.sweeps import param\nsweep = lambda: param('seed', range(4))\n"
+    )
+    (tmp_path / "config.py").write_text(
+        "from resjax.config import default_config\nget_config = default_config\n"
+    )
+    fields = [f"--config.{name}={value}" for name, value in (smallest | long).items()]
+
+    def start(workdir):
+        typed = ["sweep", f"{tmp_path / 'sweep.py'}", f"--config={tmp_path / 'config.py'}"]
+        typed += [f"--workdir={workdir}", "--workers=2", *fields]
+        main = "import sys; from resjax.cli import main; sys.exit(main())"
+        return subprocess.Popen([sys.executable, "-c", main, *typed], start_new_session=True)
+
+    def saved():
+        return len([*tmp_path.glob("killed/runs/*/checkpoints/*/SHA256SUMS")])
+
+    def steps():
+        files = tmp_path.glob("killed/runs/*/metrics.jsonl")
+        return sum(path.read_bytes().count(b"\n") for path in files)
+
+    def holders():
+        locks = [*tmp_path.glob("killed/runs/*/lock")]
+        return [json.loads(lock.read_text().strip("\0"))["process"] for lock in locks]
+
+    assert start(tmp_path / "whole").wait() == 0
+    launch = start(tmp_path / "killed")
+    wait_until(lambda: saved() >= 2 and holders(), launch)
+    os.kill(holders()[0], signal.SIGKILL)  # a worker process, which the launch replaces
+    wait_until(lambda: steps() > 900, launch)
+    launch.kill()
+    launch.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    whole, killed = (
+        {
+            path.parent.name: path.read_bytes()
+            for path in tmp_path.glob(f"{name}/runs/*/metrics.jsonl")
+        }
+        for name in ("whole", "killed")
+    )
+    assert len(whole) == 4
+    assert whole == killed
+
+
 def test_a_sweep_that_is_stopped_while_its_workers_start_has_saved_nothing(tmp_path, sweep):
     wait_until((tmp_path / "w" / "sweep.json").exists, sweep)
     time.sleep(0.5)
