@@ -30,7 +30,8 @@ class RowReader:
         lines as long as the run goes on.
 
         Args:
-          everything: whether the run has ended, so that the newest row is complete too.
+          everything: whether the run has ended, so that the newest row is complete too; nothing
+            can be read after it.
 
         Raises:
           RewoundError: the run was resumed from a checkpoint.
@@ -68,7 +69,6 @@ class _Tail:
         self._file: BinaryIO | None = None
         self._number = 0
         self._rest = b""
-        self._rest_is_read = False
 
     def read(self, everything: bool) -> Iterator[dict[str, Any]]:
         """Yields the new lines; the last one without its line break only with `everything`."""
@@ -86,11 +86,8 @@ class _Tail:
             if parsed is None:
                 name = self._path.name
                 raise DamagedFileError(self._path, f"line {self._number} is not a line of {name}")
-            if not self._rest_is_read:
-                yield parsed
-            self._rest_is_read = False
-        if everything and not self._rest_is_read and (parsed := self._parse(self._rest)):
-            self._rest_is_read = True
+            yield parsed
+        if everything and (parsed := self._parse(self._rest)):
             yield parsed
 
     def close(self) -> None:

@@ -273,6 +273,20 @@ def test_another_project_is_another_place(fake_run, replay, recorder):
     assert len(recorder.begun) == 3
 
 
+def test_a_replay_that_was_killed_is_repeated(fake_run, replay, recorder, target):
+    run = fake_run()
+    run.train(1, 2)
+    run.stop()
+    replay(project="p")
+    (run.folder / "lock").touch()
+    killed = RunFollower(run.folder, target._replace(project="q"))
+    killed.update()
+    killed.close()
+    run.stop()
+    replay(project="p")
+    assert len(recorder.begun) == 3
+
+
 def test_runs_below_a_folder_are_found_and_those_that_start_are_followed(
     fake_run, target, recorder, tmp_path, monkeypatch
 ):
