@@ -164,20 +164,25 @@ def test_interrupted_workers_change_no_result_and_train_each_run_once(
     assert sorted(line.split()[0] for line in lines if "  done  " in line) == sorted(trained)
 
 
-def test_a_run_of_two_nodes_survives_a_lost_process_and_a_cancelled_job(
-    slurm, submit, files, tmp_path
+@pytest.fixture
+def one_run(files):
+    """A sweep of one run, whose steps take long enough for two processes to be interrupted."""
+    fields = {"train__steps": 120, "train__log_every": 2, "train__eval_every": 120}
+    return [*files(data__batch_size=256, **fields), "--config.sweep.seeds=0"]
+
+
+def test_a_run_of_two_nodes_survives_a_lost_process_and_a_time_limit(
+    slurm, submit, one_run, tmp_path
 ):
-    typed = files(data__batch_size=256, train__steps=120, train__log_every=2, train__eval_every=120)
-    typed.append("--config.sweep.seeds=0")
     workdir = tmp_path / "w"
     nodes = ["--workers=1", "--nodes-per-run=2", "--slurm.time=5"]
-    job = submit(typed, workdir, *nodes)[0]
+    job = submit(one_run, workdir, *nodes)[0]
     watch = Watch(workdir)
     folder = slurm.wait(lambda: watch.under_way(f"{job}_0"))
     os.kill(read_holder(folder)["process"], signal.SIGKILL)
     slurm.wait(lambda: find_error(folder))
     slurm.wait(lambda: watch.under_way(f"{job}_0"))
-    slurm.run("scancel", job)
+    slurm.run("scancel", "--signal=USR1", "--batch", job)
     slurm.wait(lambda: not slurm.queued())
     log = (workdir / "slurm" / f"{job}_0.log").read_text()
     assert "failed, tried again: a process is lost: localhost: task 0: Killed" in log
@@ -185,7 +190,7 @@ def test_a_run_of_two_nodes_survives_a_lost_process_and_a_cancelled_job(
     assert not (folder / "summary.json").exists()
     assert len(CheckpointReader(folder / "checkpoints").steps()) == 1
 
-    submit(typed, workdir, *nodes, "--wait")
+    submit(one_run, workdir, *nodes, "--wait")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [*range(2, 121, 2)]
     provenance = json.loads((folder / "provenance.json").read_text())
@@ -213,6 +218,25 @@ def test_a_time_limit_that_ends_before_the_sweep_loses_no_step(slurm, submit, fi
     resumed = (workdir / "runs").glob("*/provenance.json")
     assert steps
     assert any(json.loads(path.read_text()).get("resumed") for path in resumed)
+
+
+@pytest.mark.slow  # half a minute
+def test_a_run_of_two_nodes_that_was_cancelled_equals_one_that_was_not(
+    slurm, submit, one_run, tmp_path
+):
+    cancelled, whole = tmp_path / "cancelled", tmp_path / "whole"
+    nodes = ["--workers=1", "--nodes-per-run=2", "--slurm.time=5"]
+    job = submit(one_run, cancelled, *nodes)[0]
+    watch = Watch(cancelled)
+    folder = slurm.wait(lambda: watch.under_way(f"{job}_0"))
+    slurm.run("scancel", job)
+    slurm.wait(lambda: not slurm.queued())
+    log = (cancelled / "slurm" / f"{job}_0.log").read_text()
+    assert "stopped by SIGTERM; the run under way has saved" in log
+    for workdir in (cancelled, whole):
+        submit(one_run, workdir, *nodes, "--wait")
+    assert json.loads((folder / "provenance.json").read_text())["resumed"][-1]["step"] > 0
+    assert results(cancelled) == results(whole)
 
 
 def refusal(capsys, *typed):
