@@ -251,15 +251,15 @@ def refusal(capsys, *typed):
     [
         (
             "--slurm.partition=gpuu",
-            "invalid partition specified: gpuu; Batch job submission failed: Invalid partition name "
-            "specified",
+            "invalid partition specified: gpuu; Batch job submission failed: Invalid partition "
+            "name specified",
         ),
         ("--slurm.partion=main", "unrecognized option '--partion=main'"),
         ("--slurm.time=soon", "Invalid --time specification"),
         (
             "--slurm.mem=900T",
-            "Memory specification can not be satisfied; Batch job submission failed: Requested node "
-            "configuration is not available",
+            "Memory specification can not be satisfied; Batch job submission failed: Requested "
+            "node configuration is not available",
         ),
     ],
 )
