@@ -92,6 +92,7 @@ def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
         f"workers: {number or 'as many as the cluster has room for'}",
         f"CPUs per worker: {cpus or '1, or the part of a node that goes with its GPUs'}",
         f"GPUs per worker: {'1 if the cluster has any' if gpus is None else f'{gpus:g}'}",
+        *(f"option of each worker: {flag}" for flag in options.worker_flags),
         f"would train on the Ray cluster {settings.get('address', 'auto')}, in {workdir}:",
     ]
     return "\n".join([*lines, *(f"  runs/{run.name}" for run in plan.runs)])

@@ -150,7 +150,8 @@ def _job(options: Options) -> Job:
     """Returns what the settings ask for.
 
     Raises:
-      UserError: an option of sbatch is the launcher's own, or a file cannot be read.
+      UserError: an option of sbatch is the launcher's own, a file cannot be read, or runs that
+        have several processes are to share a GPU.
     """
     settings = {}
     for typed, value in options.settings.items():
@@ -163,6 +164,11 @@ def _job(options: Options) -> Job:
     directives, setup = _read_lines(settings.pop("file", None))
     chain = _positive("chain", settings.pop("chain", "1"))
     processes = _positive(TASKS_PER_NODE, settings.pop(TASKS_PER_NODE, "1"))
+    if options.worker_flags and options.nodes_per_run * processes > 1:
+        raise UserError(
+            f"{options.worker_flags[0]}: several processes train each run together, so runs cannot "
+            "share a GPU; leave it out"
+        )
     return Job((*directives, *_directives(settings)), setup, chain, processes)
 
 
@@ -215,11 +221,6 @@ def _script(
     worker = [sys.executable, "-P", "-m", module, str(folder)]
     worker += [f"--plan={digest}", f"--launch={launch_id}", f"--retries={options.retries}"]
     worker += options.worker_flags
-    if options.worker_flags and module == "resjax.sweeps.srun":
-        raise UserError(
-            f"{options.worker_flags[0]}: several processes train each run together, so runs cannot "
-            "share a GPU; leave it out"
-        )
     lines = [
         "#!/bin/bash",
         *_directives(defaults),

@@ -264,6 +264,16 @@ def test_a_worker_for_which_no_node_has_room_is_refused(command, cluster, start,
     assert not (tmp_path / "w").exists()
 
 
+@needs_ray
+def test_workers_without_gpus_share_none(command, cluster, start, tmp_path):
+    options = "--launcher=ray", f"--ray.address={cluster}", "--ray.gpus=0", "--workers-per-gpu=2"
+    refused = start(command(tmp_path / "w", *options))
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "--workers-per-gpu=2: the workers get no GPU to share; add --ray.gpus=1" in output
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.fixture
 def typed(command, tmp_path):
     """Returns a function that runs a sweep in this process."""
@@ -306,8 +316,9 @@ def test_a_mistake_is_one_line_and_launches_nothing(
 
 
 def test_a_dry_run_looks_for_no_cluster(typed, tmp_path, capsys):
-    assert typed("--launcher=ray", "--ray.gpus=0.5", "--workers=9", "--dry-run") == 0
+    assert typed("--launcher=ray", "--ray.gpus=0.5", "--workers=9", "--mps", "--dry-run") == 0
     output = capsys.readouterr().out
+    assert "option of each worker: --mps\n" in output
     assert "workers: 6\n" in output
     assert "GPUs per worker: 0.5\n" in output
     assert output.count("  runs/seed") == 6

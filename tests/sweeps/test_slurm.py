@@ -332,6 +332,10 @@ def test_an_impossible_launch_is_refused_in_one_line(
         (["--workers=1", "--slurm.file=absent.sh"], "absent.sh: No such file or directory"),
         (["--workers=1", "--slurm.array=0-9"], "--slurm.array: --workers=N sets the number"),
         (["--workers=1", "--slurm.chain=0"], "--slurm.chain=0: not an integer of at least 1"),
+        (
+            ["--workers=1", "--nodes-per-run=2", "--workers-per-gpu=2"],
+            "--workers-per-gpu=2: several processes train each run together",
+        ),
         (["--workers=1", "--slurm.comment=a\nb"], r"comment='a\nb': the value must be on one line"),
     ],
 )
@@ -366,6 +370,8 @@ def test_the_script_has_the_settings_the_files_lines_and_the_launchers_environme
         "--slurm.time=4:00:00",
         "--slurm.comment=two words",
         "--slurm.exclusive",
+        "--workers-per-gpu=auto",
+        "--mps",
     )
     call, _, script = printed.partition("#!/bin/bash\n")
     assert "sbatch --parsable --array=0-5 " in call  # no more tasks than runs
@@ -390,6 +396,7 @@ def test_the_script_has_the_settings_the_files_lines_and_the_launchers_environme
     assert f"export PYTHONPATH={Path.cwd() / 'mine'}:{ROOT}" in lines
     assert lines.index("module load cuda") < len(lines) - 1
     assert lines[-1].startswith(f"exec {sys.executable} -P -m resjax.sweeps.worker {workdir}")
+    assert lines[-1].endswith(" --workers-per-gpu=auto --mps")
     assert not workdir.exists()
 
 
