@@ -175,7 +175,7 @@ class Claim:
             if self._file is None:  # released meanwhile
                 return
             try:
-                lost = not _owned(self.folder, self.token, self._file)
+                lost = not _is_file_of(self.folder / FILE_NAME, self.token, self._file)
                 if not lost:
                     self._write(self._file)
                     self._checked = _clock()
@@ -397,7 +397,7 @@ def _remove(folder: Path, token: str, file: int) -> None:
     except FileExistsError:  # by another process, or by this one if NFS has repeated the request
         linked = False
     except OSError:  # a full disk, or no links
-        if _owned(folder, token, file):
+        if _is_file_of(path, token, file):
             os.unlink(path)
         return
     else:
@@ -406,15 +406,6 @@ def _remove(folder: Path, token: str, file: int) -> None:
         os.unlink(path)
     if own or linked:
         os.unlink(successor)
-
-
-def _owned(folder: Path, token: str, file: int) -> bool:
-    """Returns whether the open file is the lock, and has no successor."""
-    # In this order, because a successor's name is gone once it is the lock.
-    with suppress(FileNotFoundError):
-        os.stat(_successor(folder, token))
-        return False
-    return _is_file_of(folder / FILE_NAME, token, file)
 
 
 def _is_file_of(path: Path, token: str, file: int) -> bool:

@@ -13,9 +13,10 @@ import pytest
 
 from resjax.config import to_dict
 from resjax.errors import UserError
-from resjax.train import history, loop
+from resjax.train import history, lock, loop
 from resjax.train import trainer as trainers
 from resjax.train.history import History
+from resjax.train.lock import read_holder, try_claim
 from resjax.train.loop import evaluate, train
 from resjax.train.trainer import trainer_for
 
@@ -308,6 +309,34 @@ def test_progress_has_the_latest_metrics_of_both_splits(config, finished, tmp_pa
         (10, 6),
         (10, 10),
     ]
+
+
+def test_the_lock_has_the_progress_at_the_last_beat_and_stays_with_a_caller(config, tmp_path):
+    notes = []
+
+    def beat(progress):
+        claim.beat()
+        notes.append(read_holder(tmp_path))
+
+    with try_claim(tmp_path) as claim:
+        train(config, tmp_path, beat, claim=claim)
+        assert read_holder(tmp_path)["token"] == claim.token
+    assert [each["step"] for each in notes] == [3, 6, 6, 9, 10, 10]
+    assert {(each["state"], each["steps"]) for each in notes} == {("training", 10)}
+    assert notes[0]["seconds_left"] is None
+    assert notes[3]["seconds_left"] > 0
+    assert notes[-1]["seconds_left"] == 0
+    assert notes[-1]["images_per_second"] > 0
+
+
+def test_a_run_whose_lock_is_lost_while_it_was_paused_writes_no_summary(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", -1.0)  # as if it had been paused for long
+    monkeypatch.setattr(lock, "end_process", lambda _: sys.exit(lock.EXIT_LOST))
+    with pytest.raises(SystemExit), try_claim(tmp_path) as claim:
+        train(config, tmp_path, lambda _: (tmp_path / "lock").unlink(missing_ok=True), claim=claim)
+    assert not (tmp_path / "summary.json").exists()
 
 
 @pytest.fixture
