@@ -393,11 +393,11 @@ PREAMBLE = """\
 # Parity with the originals
 
 Made by `python benchmarks/parity.py report` from benchmarks/results/parity/; the script says what
-is compared and how. A difference is the largest over all values, relative to the largest value of the
-original, on two images of 64 x 64 pixels and one of 65 x 97. Features are those of the stage that
-differs most, gradients those of the array that differs most. The columns "original" show how much the
-original in float32 differs from itself in float64, which no copy can be expected to undercut. Gradients
-are compared in float64, those of Keras in float32.
+is compared and how. A difference is the largest over all values, relative to the largest value of
+the original, on two images of 64 x 64 pixels and one of 65 x 97. Features are those of the stage
+that differs most, gradients those of the array that differs most. The columns "original" show how
+much the original in float32 differs from itself in float64, which no copy can be expected to
+undercut. Gradients are compared in float64, those of Keras in float32.
 """
 HEADS = ("original", "version", "logits", "original", "features", "original", "gradients")
 

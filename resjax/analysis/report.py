@@ -63,6 +63,9 @@ POINTS = 300
 NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 """Matches the text of a table's cell in a column of numbers."""
 
+MOST_NAMES = 4
+"""The most sweeps that the title of a report names."""
+
 MOST_DIFFERENCES = 60
 """The most rows in the page's table of paired differences."""
 
@@ -178,7 +181,9 @@ def _roots(paths: Paths) -> list[Path]:
 
 
 def _names(sweeps: Sweeps, root: Path) -> str:
-    """Returns the names of several sweeps, or that of the folder of a report."""
+    """Returns the names of several sweeps, or their number, or the name of a report's folder."""
+    if len(sweeps.by_name) > MOST_NAMES:
+        return f"{len(sweeps.by_name)} sweeps in {root.resolve().name}"
     *first, last = sweeps.by_name or [""]
     return f"{', '.join(first)} and {last}" if first else root.resolve().name
 

@@ -206,13 +206,18 @@ def _once(rows: Sequence[dict[str, Any]], warn: Warn | None) -> list[dict[str, A
             kept.append(row)
         else:
             pairs.setdefault((row["sweep"], first["sweep"]), []).append(_end(first) == _end(row))
-    if warn is not None:
-        for (sweep, other), equal in pairs.items():
-            differ = f"; {equal.count(False)} of them ended otherwise there" * (not all(equal))
-            warn(
-                f"{len(equal)} run{'s' * (len(equal) > 1)} of {sweep or 'no sweep'} that "
-                f"{other or 'no sweep'} has too, with the same config and seed{differ}"
-            )
+    if warn is not None and pairs:
+        texts = (
+            f"{len(equal)} of {sweep or 'no sweep'} (in {other or 'no sweep'})"
+            for (sweep, other), equal in pairs.items()
+        )
+        same = [each for equal in pairs.values() for each in equal]
+        differ = f"; {same.count(False)} of them ended otherwise there" * (not all(same))
+        count = f"{len(same)} run{'s' * (len(same) > 1)}"
+        warn(
+            f"{count} that another sweep has too, with the same config and seed: "
+            f"{', '.join(texts)}{differ}"
+        )
     return kept
 
 

@@ -108,6 +108,12 @@ def test_settings_of_different_numbers_of_seeds_have_a_row_each(
     assert r"\addlinespace" in latex  # before depth 20
 
 
+def test_a_setting_with_fewer_seeds_has_a_row_with_their_number(make_sweep: Maker) -> None:
+    runs = load_runs(make_sweep(points=4, depths=(8, 20), seeds=(0, 1))).drop(index=0)
+    table = Table(results_table(runs, "sweep"))
+    assert [row[3] for row in table.rows] == ["1", "2", "2", "2"]
+
+
 def test_numbers_of_a_column_have_the_same_decimals_and_width(make_sweep: Maker) -> None:
     runs = load_runs(make_sweep(points=4, depths=(8,), shortcuts=("none", "pad"), seeds=(0, 1)))
     runs["test_error"] = [0.05, 0.06, 0.2, 0.7]

@@ -193,7 +193,7 @@ def test_a_run_of_two_sweeps_stands_once_in_tables_and_in_both_figures(
     for root, number in zip(roots, ("12", "9"), strict=True):
         (root / "experiment.py").write_text(count.replace("COUNT", number))
     assert main(["report", *map(str, roots)]) == 0
-    assert "left out: 6 runs of kinds that depths has too" in capsys.readouterr().err
+    assert "left out: 6 runs that another sweep has too, with the same" in capsys.readouterr().err
     page = Page(tmp_path / "report.html")
     header, *rows = page.tables["summary"]
     assert header[:2] == ["model.depth", "model.shortcut"]  # nothing differs between sweeps only
@@ -251,9 +251,19 @@ def test_a_sweep_that_is_damaged_is_named_and_left_out(
 def test_the_same_folder_twice_counts_once(two: list[Path], tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(two[0])
-    page = Page(write_report([two[0], link, two[0]], out=tmp_path / "out"))
+    page = Page(write_report([two[0], link, two[0]]))
+    assert (two[0] / "report.html").exists()
+    assert not (tmp_path / "report.html").exists()
     assert "12 of 12 runs finished" in page.text["header"]
     assert "sweeps" not in page.tables
+
+
+def test_many_sweeps_are_counted_in_the_title(sweep_writer: Maker, tmp_path: Path) -> None:
+    for depth in (8, 14, 20, 26, 32):
+        sweep_writer(tmp_path / f"depth{depth}", depths=(depth,), seeds=(0,), points=2)
+    page = Page(write_report(tmp_path))
+    assert f" 5 sweeps in {tmp_path.name} Measured: " in " ".join(page.text["header"].split())
+    assert "depth32" in page.text["sweeps"]
 
 
 def test_a_folder_above_sweeps_is_a_report_of_them(two: list[Path], tmp_path: Path) -> None:

@@ -486,11 +486,9 @@ def test_a_run_in_two_sweeps_is_one_row(sweep_writer: Maker, tmp_path: Path) -> 
         "first": 6,
         "second": 8,
     }
-    assert sorted(told) == [
-        "1 run of first that second has too, with the same config and seed; 1 of them ended "
-        "otherwise there",
-        "3 runs of second that first has too, with the same config and seed; 1 of them ended "
-        "otherwise there",
+    assert told == [
+        "4 runs that another sweep has too, with the same config and seed: 1 of first (in second), "
+        "3 of second (in first); 2 of them ended otherwise there"
     ]
     assert summarize(sweeps.runs)["seeds"].tolist() == [3, 3, 2, 2]
 
@@ -522,7 +520,7 @@ def test_fields_that_differ_between_sweeps_are_one_column(
     third = sweep_writer(tmp_path / "third", **options | {"seeds": (1,)})
     runs = load_runs(first, second, third)
     assert "sweep" not in varying(runs)
-    assert summarize(runs)["seeds"].tolist() == [2] * 4 + [1] * 4
+    assert summarize(runs)["seeds"].tolist() == [2, 2, 1, 1] * 2
 
 
 def test_a_sweep_of_which_no_run_can_be_read_is_named(sweep_writer: Maker, tmp_path: Path) -> None:
