@@ -297,6 +297,14 @@ def test_one_of_several_contenders_succeeds_a_dead_holder(tmp_path, kind):
         contender.communicate()
 
 
+def test_several_processes_can_look_at_a_lock_at_once(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    with (tmp_path / "run" / FILE_NAME).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as by another process that looks just now
+        assert Watch().state(tmp_path / "run") == DEAD
+
+
 def test_a_killed_holder_on_another_machine_is_succeeded_after_the_timeout(
     hold, tmp_path, other_machine
 ):
