@@ -243,6 +243,20 @@ FAULTS = (
         "tests/analysis/test_claims.py -k all_its_runs_diverged",
     ),
     Fault(
+        "paired differences of a field are averaged over sweeps",
+        "resjax/analysis/statistics.py",
+        'n == "sweep" or _is_field(n)',
+        "_is_field(n)",
+        "tests/analysis/test_report_sweeps.py -k compared_at_equal_seed",
+    ),
+    Fault(
+        "a LaTeX table across two fields hides that settings have different numbers of seeds",
+        "resjax/analysis/latex.py",
+        'len(by) != 2 or results["seeds"].nunique() > 1 or',
+        "len(by) != 2 or",
+        "tests/analysis/test_latex.py -k fewer_seeds",
+    ),
+    Fault(
         "the evaluation of the training split stops at the length of the test split",
         "resjax/train/sources.py",
         "examples, devices = self.examples[split], self._backend.devices",
