@@ -31,7 +31,7 @@ chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write 
 	$(BIN)/python benchmarks/chaos.py report
 
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
-	for script in throughput seeds feeds freezing chaos parity; do $(BIN)/python benchmarks/$$script.py report || exit; done
+	for script in throughput seeds feeds freezing chaos parity bookkeeping; do $(BIN)/python benchmarks/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json experiments/results/*/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
