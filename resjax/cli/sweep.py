@@ -81,6 +81,7 @@ def run(args: Namespace) -> int:
         args.nodes_per_run,
         args.workers_per_gpu,
         args.mps,
+        args.save_on,
     )
     config = override(load(args.config), args.overrides)
     planned = plan(args.experiment, config, args.config, args.overrides)

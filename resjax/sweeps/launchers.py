@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from resjax.errors import UserError
 from resjax.models.presets import nearest
+from resjax.train.signals import SAVE_ON
 
 if TYPE_CHECKING:
     from resjax.sweeps.experiment import Plan
@@ -39,6 +40,7 @@ class Options:
       per_gpu: how many runs share a GPU of a worker's machine, or "auto" for the number that is
         measured to be fastest; None leaves it to `workers`.
       mps: whether NVIDIA's MPS serves processes that share a GPU.
+      save_on: the signals after which a run saves and goes on.
     """
 
     workers: int | None = None
@@ -48,6 +50,7 @@ class Options:
     nodes_per_run: int = 1
     per_gpu: int | Literal["auto"] | None = None
     mps: bool = False
+    save_on: tuple[int, ...] = SAVE_ON
 
     @property
     def worker_flags(self) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_digest, write_
 from resjax.sweeps.settled import settle
 from resjax.sweeps.status import FINISHED, RunStatus, print_line
 from resjax.text import user_path
-from resjax.train.signals import StopRequest
+from resjax.train.signals import SAVE_ON, StopRequest
 
 SETTINGS: Mapping[str, str] | None = None  # every option of sbatch
 
@@ -221,6 +222,9 @@ def _script(
     worker = [sys.executable, "-P", "-m", module, str(folder)]
     worker += [f"--plan={digest}", f"--launch={launch_id}", f"--retries={options.retries}"]
     worker += options.worker_flags
+    if options.save_on != SAVE_ON:
+        names = (signal.Signals(each).name.removeprefix("SIG") for each in options.save_on)
+        worker.append(f"--save-on={','.join(names)}")
     lines = [
         "#!/bin/bash",
         *_directives(defaults),

@@ -372,6 +372,7 @@ def test_the_script_has_the_settings_the_files_lines_and_the_launchers_environme
         "--slurm.exclusive",
         "--workers-per-gpu=auto",
         "--mps",
+        "--save-on=HUP,USR2",
     )
     call, _, script = printed.partition("#!/bin/bash\n")
     assert "sbatch --parsable --array=0-5 " in call  # no more tasks than runs
@@ -396,7 +397,7 @@ def test_the_script_has_the_settings_the_files_lines_and_the_launchers_environme
     assert f"export PYTHONPATH={Path.cwd() / 'mine'}:{ROOT}" in lines
     assert lines.index("module load cuda") < len(lines) - 1
     assert lines[-1].startswith(f"exec {sys.executable} -P -m resjax.sweeps.worker {workdir}")
-    assert lines[-1].endswith(" --workers-per-gpu=auto --mps")
+    assert lines[-1].endswith(" --workers-per-gpu=auto --mps --save-on=HUP,USR2")
     assert not workdir.exists()
 
 
