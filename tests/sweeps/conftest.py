@@ -50,7 +50,7 @@ class Slurm:
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < deadline, f"not in {seconds} s; queue: {self.queued()}"
-            time.sleep(0.1)
+            time.sleep(0.05)
         return value
 
 

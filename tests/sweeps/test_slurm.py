@@ -168,7 +168,7 @@ def test_interrupted_workers_change_no_result_and_train_each_run_once(
 @pytest.fixture
 def one_run(files):
     """A sweep of one run, whose steps take long enough for two processes to be interrupted."""
-    fields = {"train__steps": 80, "train__log_every": 2, "train__eval_every": 80}
+    fields = {"train__steps": 40, "train__log_every": 1, "train__eval_every": 40}
     return [*files(data__batch_size=256, **fields), "--config.sweep.seeds=0"]
 
 
@@ -193,11 +193,11 @@ def test_a_run_of_two_nodes_survives_a_lost_process_and_a_time_limit(
 
     submit(one_run, workdir, *nodes, "--wait")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(2, 81, 2)]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(1, 41)]
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["processes"] == 2
     assert provenance["resumed"][-1]["step"] > 0
-    assert results(workdir)[folder.name][2] == [{"last": 80}]
+    assert results(workdir)[folder.name][2] == [{"last": 40}]
     assert find_error(folder) is None
 
 
