@@ -40,6 +40,7 @@ WIRING = "tests/train/test_wiring.py"
 INTERRUPTION = "tests/train/test_interruption.py"
 NORM = "tests/models/test_normalization.py"
 MEASURE = "tests/sweeps/test_measure.py"
+QUEUE = "tests/sweeps/test_queue.py"
 LESIONS = "tests/measurements/test_lesions.py"
 SURFACE = "tests/measurements/test_loss_surface.py"
 FAULTS = (
@@ -353,6 +354,27 @@ FAULTS = (
         "(measure and needs_measuring(measure, folder))",
         "False",
         f"{MEASURE} -k gets_a_measure_later",
+    ),
+    Fault(
+        "a launch trains runs that another process holds",
+        "resjax/sweeps/queue.py",
+        "self._watch.state(run.folder) != lock.HELD",
+        "True",
+        f"{QUEUE} -k leaves_a_held_run",
+    ),
+    Fault(
+        "a failed run is tried once less than it should be",
+        "resjax/sweeps/failures.py",
+        "attempts <= self.limit",
+        "attempts < self.limit",
+        f"{QUEUE} -k failed_run_is_tried_again",
+    ),
+    Fault(
+        "a diverged run is trained again",
+        "resjax/sweeps/settled.py",
+        "elif reason := _diverged(run):",
+        "elif reason := '':",
+        f"{QUEUE} -k diverged_run_is_final",
     ),
     Fault(
         "a run is measured at every launch",

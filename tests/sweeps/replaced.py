@@ -5,8 +5,8 @@
 
 The environment variable RUN_LOG names a file that gets a line for each beginning, step and end of
 a run; launches and workers begin when a file beside it, `go`, exists. FAULTS says in JSON what
-happens to runs by the beginning of their names: they `raise`, always or `once`, or `kill` their
-process.
+happens to runs by the beginning of their names: they `raise`, always or `once`, `kill` their
+process, or `finish` when they are stopped.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def train(config, workdir, on_progress=None, stop=None, claim=None):
     records.write_json(workdir / "config.json", to_dict(config))
     if not (workdir / "provenance.json").exists():
         records.write_json(workdir / "provenance.json", {"threads": threads()})
-    fail(workdir)
+    fault = fail(workdir)
     metrics, steps = workdir / "metrics.jsonl", config.train.steps
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
     with metrics.open("a") as file, (stop or StopRequest()).graceful():
@@ -51,7 +51,7 @@ def train(config, workdir, on_progress=None, stop=None, claim=None):
             file.flush()
             log("step", workdir.name, step)
             on_progress(Progress(step, steps, {"train_loss": loss}, 7.0))
-            if stop and stop.signal and step < steps:
+            if stop and stop.signal and step < steps and fault != "finish":
                 raise Stopped(stop.signal, f" at step {step} of {steps}, saved")
     records.write_json(workdir / "summary.json", {"steps": steps, "test_error": 0.25})
     log("end", workdir.name)
@@ -66,6 +66,7 @@ def fail(workdir):
         raise ValueError("no room\nat all")
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    return fault
 
 
 def replace(name, **contents):

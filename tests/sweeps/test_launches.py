@@ -252,6 +252,15 @@ def test_a_worker_that_is_stopped_saves_its_run_and_another_goes_on(sweeps, tmp_
     assert set(steps.values()) == {1}
 
 
+def test_a_worker_that_is_stopped_as_its_run_finishes_ends(sweeps, tmp_path, stored):
+    stopped = worker(sweeps, tmp_path, stored, seed="finish")
+    sweeps.go()
+    sweeps.wait_until(lambda: sweeps.lines("step"))
+    stopped.terminate()
+    code, output = sweeps.ended(stopped)
+    assert (code, output.count("  done  ")) == (143, len(sweeps.lines("end")))
+
+
 def test_a_worker_leaves_a_run_to_the_process_that_holds_it(sweeps, tmp_path, stored):
     first = worker(sweeps, tmp_path, stored)
     sweeps.go()
