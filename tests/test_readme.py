@@ -21,7 +21,7 @@ PAGES = {
     "README": README,
     **{
         name: (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("data", "training", "tracking", "devices", "transfer", "results")
+        for name in ("data", "training", "tracking", "clusters", "devices", "transfer", "results")
     },
 }
 
