@@ -61,6 +61,8 @@ class SrunWorker:
             [*command, *MEMBER], stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace"
         )
         self._process = process
+        if self._stopped.is_set():  # before there was a process to stop
+            process.send_signal(STOP)
         errors = deque[str](maxlen=REPORT_LINES)
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors), daemon=True)
         reader.start()
