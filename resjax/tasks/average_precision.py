@@ -3,7 +3,7 @@
 A detection is right if it overlaps an object of its class, which no better detection has taken, by
 a threshold or more. That is decided within each image; what adds up over images is the number of
 right and wrong detections by class, threshold and score. Scores are counted in `BINS` equal bins,
-so the result is within about 0.001 of pycocotools', which sorts all scores.
+so the result differs from pycocotools' by the order of detections in one bin alone.
 """
 
 from typing import NamedTuple

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resjax.config import Task as TaskConfig
+from resjax.errors import first_few
 from resjax.models.resnet import build
 from resjax.tasks import DatasetInfo, make_task
 from resjax.tasks.base import Batch, Sums, Task
@@ -48,11 +49,10 @@ def check_task(name: str, **options: Any) -> list[str]:
         print(f"{name}: {text}")
 
     model = build("cifar_resnet8", width=4, head=task.head())
-    image_key, label_key = jax.random.split(jax.random.key(0))
-    batch = {
-        "image": jax.random.normal(image_key, (EXAMPLES, 8, 8, 3)),
-        "label": jax.random.randint(label_key, (EXAMPLES,), 0, 10),
-    }
+    image_key, target_key = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(image_key, (EXAMPLES, 8, 8, 3))
+    batch = {"image": images} | _targets(target_key, task)
+    weighted = {**batch, "weight": jnp.ones(EXAMPLES)}
     variables = jit(model.init)(jax.random.key(1), batch["image"])
 
     def outputs_of(params: Any) -> Any:
@@ -72,13 +72,15 @@ def check_task(name: str, **options: Any) -> list[str]:
 
     outputs = jit(outputs_of)(variables["params"])
     trained = _sums(task, outputs, task.encode(batch))
-    evaluated = _sums(task, outputs, batch)
+    evaluated = _sums(task, outputs, weighted)
     assert "loss" in evaluated, "sums lacks loss, which the training loop needs"
-    assert trained.keys() == evaluated.keys(), "training and evaluation have different metrics"
+    only = sorted(trained.keys() - evaluated.keys())
+    assert not only, f"training has sums of {first_few(only)}, which evaluation lacks"
+    assert "loss" in trained, "sums lacks loss in training"
     claim(f"training and evaluation return sums of {', '.join(sorted(evaluated))}")
 
     half = EXAMPLES // 2
-    first, second = _part(outputs, batch, 0, half), _part(outputs, batch, half, EXAMPLES)
+    first, second = _part(outputs, weighted, 0, half), _part(outputs, weighted, half, EXAMPLES)
     added = jax.tree.map(jnp.add, _sums(task, *first), _sums(task, *second))
     _assert_close(evaluated, added, "the sums of a batch are not the sums over its halves")
     claim("sums add up over batches")
@@ -102,6 +104,20 @@ def check_task(name: str, **options: Any) -> list[str]:
         f"metrics are finite numbers; {task.primary.name} is the primary one, {direction} is better"
     )
     return claims
+
+
+def _targets(key: Any, task: Task) -> Batch:
+    """Returns random targets for images of 8 x 8 pixels, those that the task declares."""
+    keys = jax.random.split(key, 4)
+    sizes = jax.random.uniform(keys[2], (EXAMPLES, 3, 2), minval=2.0, maxval=5.0)
+    corners = jax.random.uniform(keys[3], (EXAMPLES, 3, 2), maxval=3.0)
+    known = {
+        "label": jax.random.randint(keys[0], (EXAMPLES,), 0, 10),
+        "mask": jax.random.randint(keys[1], (EXAMPLES, 8, 8), 0, 10).astype(jnp.uint8),
+        "boxes": jnp.concatenate([corners, corners + sizes], -1),
+        "classes": jax.random.randint(keys[0], (EXAMPLES, 3), 0, 10),
+    }
+    return {name: known[name] for name in task.targets}
 
 
 def _sums(task: Task, outputs: Any, batch: Batch) -> Sums:

@@ -90,13 +90,12 @@ class Detection(Task):
         found = found._replace(scores=jnp.where(counts, found.scores, 0))
         classes = jnp.where(counts, batch["classes"], 0)
         counted = count(found, batch["boxes"], classes, len(self.dataset.class_names))
-        one = jnp.ones((), jnp.int32)
-        return sums | {name: (value, one) for name, value in counted._asdict().items()}
+        images = counts.sum(dtype=jnp.int32)
+        return sums | {name: (value, images) for name, value in counted._asdict().items()}
 
     def metrics(self, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         found = super().metrics({"loss": sums["loss"]})
         if "objects" in sums:
-            # Sums may be scaled.
             counts = Counts(*(sums[name][0] / sums[name][1] for name in Counts._fields))
             precision = average_precision(counts)
             occur = np.asarray(counts.objects) > 0

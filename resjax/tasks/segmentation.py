@@ -69,7 +69,7 @@ class Segmentation(Task):
             "loss": self._cross_entropy(outputs["out"], batch),
             "confusion": (
                 confusion.reshape(self._classes, self._classes).astype(jnp.int32),
-                jnp.ones((), jnp.int32),
+                _images(batch),
             ),
         }
 
@@ -99,6 +99,13 @@ class Segmentation(Task):
             enlarge(logits, mask.shape[1:]), jnp.where(counts, mask, 0)
         )
         return jnp.where(counts, costs, 0).sum(), counts.sum().astype(jnp.float32)
+
+
+def _images(batch: Batch) -> Int[Array, ""]:
+    """Returns the number of examples that count."""
+    weight = batch.get("weight")
+    number = jnp.asarray(len(batch["mask"])) if weight is None else (weight > 0).sum()
+    return number.astype(jnp.int32)
 
 
 def _counted(batch: Batch) -> Int[Array, "n h w"]:
