@@ -2,8 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from resjax.cli.arguments import add_which, existing
-from resjax.cli.output import print_values
+from resjax.cli.arguments import add_which, existing, output_file
+from resjax.cli.output import notify, print_values
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -12,9 +12,27 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_which(parser, "--checkpoint", "--which")
     what = "the split to evaluate, train without augmentation (default: test)"
     add("--split", choices=("test", "train"), default="test", help=what)
+    coco = "of a detector: write COCO's results, and print its exact average precision"
+    add("--coco", type=output_file(".json"), metavar="FILE", help=coco)
 
 
 def run(args: Namespace) -> None:
     from resjax.train.loop import evaluate
 
     print_values(evaluate(args.workdir, args.checkpoint, split=args.split))
+    if args.coco:
+        _evaluate_by_coco(args)
+
+
+def _evaluate_by_coco(args: Namespace) -> None:
+    from resjax.disk import report_disk_errors
+    from resjax.inference import coco
+    from resjax.train.loop import restore_run
+
+    objects = coco.find_objects(*restore_run(args.workdir, args.checkpoint, notify), args.split)
+    args.coco.parent.mkdir(parents=True, exist_ok=True)
+    with report_disk_errors(args.coco):
+        annotations = coco.write_results(objects, args.coco)
+    print(f"detections: {args.coco}\nannotations: {annotations}", flush=True)
+    values = coco.average_precision(objects)
+    print_values({f"coco_{name}": value for name, value in values.items()})
