@@ -52,8 +52,8 @@ lint: $(READY)  ## check style, types and layers
 lock:  ## pin the newest versions for every supported Python (needs uv)
 	uv pip compile --universal --python-version 3.11 --group dev --upgrade --no-header \
 		--quiet pyproject.toml --output-file requirements.lock
-	uv pip compile --universal --python-version 3.11 --extra ray --upgrade \
-		--constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
+	uv pip compile --universal --python-version 3.11 --extra ray --extra tracking \
+		--extra detection --upgrade --constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
 		--output-file extras.lock
 
 clean:  ## remove the environment, the demo and all caches
