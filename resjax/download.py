@@ -5,6 +5,7 @@ server that sends next to nothing, or without end, is given up, and a redirect l
 """
 
 import http.client
+import secrets
 import shutil
 import socket
 import ssl
@@ -39,11 +40,11 @@ def download(url: str, path: Path, announce: Callable[[str], None], otherwise: s
       UserError: the server refuses, cannot be reached, redirects to plain http, or ended the
         connection too often; or the file does not fit on the disk.
     """
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # others may download too
     try:
         with partial.open("wb") as file:
             _download(url, file, announce)
-        partial.rename(path)
+        partial.replace(path)
     except (OSError, ValueError, http.client.InvalidURL) as error:  # ValueError: not a URL
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from argparse import PARSER, ArgumentTypeError
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 import resjax
 from resjax.cli import COMMANDS, main
-from resjax.cli.arguments import Parser
+from resjax.cli.arguments import Parser, require_writable
 from resjax.cli.output import notify, print_table
 from resjax.config.schema import FIELDS
 from resjax.data import DATASETS
@@ -105,6 +106,20 @@ def test_a_sweep_folder_that_cannot_be_written_launches_nothing(monkeypatch, tmp
     monkeypatch.setattr(Path, "mkdir", refuse)
     message = refusal(capsys, "sweep", EXPERIMENT, CONFIG, f"--workdir={tmp_path / 'w'}")
     assert f"--workdir={tmp_path / 'w'}: cannot write to this folder: Read-only" in message
+
+
+def test_commands_that_check_a_new_folder_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    folder, temporary_file = tmp_path / "new" / "w", tempfile.TemporaryFile
+    others = [lambda: folder.rmdir(), lambda: (folder / "sweep.json").touch()]
+
+    def write_beside_another(**options):
+        others.pop(0)()
+        return temporary_file(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", write_beside_another)
+    require_writable(folder)
+    assert others == []
+    assert [path.name for path in folder.iterdir()] == ["sweep.json"]
 
 
 def test_a_dry_run_names_the_runs_and_writes_nothing(trained, tmp_path, capsys):

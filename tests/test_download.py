@@ -62,6 +62,20 @@ def test_a_download_announces_its_size_once(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+def test_two_downloads_of_a_file_at_once_do_not_mix(server, tmp_path, monkeypatch):
+    copy = module._copy
+
+    def copy_beside_another(*args):
+        monkeypatch.setattr(module, "_copy", copy)
+        fetch(server.url, tmp_path / "file")
+        copy(*args)
+
+    monkeypatch.setattr(module, "_copy", copy_beside_another)
+    fetch(server.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_dropped_download_continues_where_it_stopped(server, tmp_path):
     server.sends = 4000
     assert len(fetch(server.url, tmp_path / "file")) == 1

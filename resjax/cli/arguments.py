@@ -5,6 +5,7 @@ import difflib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -240,12 +241,19 @@ def require_writable(folder: Path, option: str = "--workdir") -> None:
     """Raises UserError if `folder` cannot be written; creates nothing."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for path in missing:
-            path.rmdir()
+        for left in reversed(range(10)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    break
+            except FileNotFoundError:  # another process checks it too, and has just removed it
+                if not left:
+                    raise
     except OSError as error:
         raise UserError(
             f"{option}={folder}: cannot write to this folder: {error.strerror}"
         ) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # another process has written to it meanwhile
+                path.rmdir()

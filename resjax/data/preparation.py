@@ -45,10 +45,15 @@ def prepare(name: str, source: Path | None, announce: Callable[[str], None]) -> 
         return folder
     except NotPreparedError:
         pass
-    if tfds_name in RELEASES:
-        _from_archives(tfds_name, source, announce)
-    else:
-        _with_tensorflow(tfds_name, source)
+    try:
+        if tfds_name in RELEASES:
+            _from_archives(tfds_name, source, announce)
+        else:
+            _with_tensorflow(tfds_name, source)
+    except OSError:  # as when another process has prepared it meanwhile
+        with contextlib.suppress(NotPreparedError):
+            return find_prepared(tfds_name)
+        raise
     return find_prepared(tfds_name)
 
 

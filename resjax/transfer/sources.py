@@ -7,6 +7,7 @@ from the hub in the hub's own cache.
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -70,13 +71,20 @@ def _from_web(source: str, announce: Callable[[str], None]) -> Path:
     folder = cache_folder() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / name
     if not _is_cached(path):
+        new = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            download(url, path, announce, "name the file")
-            write_checksums(folder)
+            new.mkdir(parents=True)
+            download(url, new / name, announce, "name the file")
+            write_checksums(new)
+            if not _is_cached(path):  # by another process meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
+                new.rename(folder)
         except OSError as error:
-            raise UserError(f"{folder}: cannot write to this folder: {error.strerror}") from error
+            if not _is_cached(path):
+                text = f"{folder}: cannot write to this folder: {error.strerror}"
+                raise UserError(text) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     if not (found := digest(path)).startswith(expected):
         shutil.rmtree(folder)
         raise UserError(

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resjax.data import preparation
 from resjax.data.archives import Content
@@ -90,6 +91,30 @@ def test_a_prepared_dataset_is_left_unchanged(archives, data_folder, tmp_path):
     assert prepare("mnist", tmp_path, said.append) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert "already prepared" in said[0]
+
+
+def test_of_two_processes_that_prepare_a_dataset_at_once_both_succeed(
+    archives, data_folder, tmp_path, monkeypatch
+):
+    read, folders = preparation.read_archives, []
+
+    def read_beside_another(*args):
+        monkeypatch.setattr(preparation, "read_archives", read)
+        content = read(*args)
+        encode = Image.fromarray
+
+        def encode_beside_another(array):
+            monkeypatch.setattr("PIL.Image.fromarray", encode)
+            folders.append(prepare("mnist", tmp_path, lambda said: None))
+            return encode(array)
+
+        monkeypatch.setattr("PIL.Image.fromarray", encode_beside_another)
+        return content
+
+    monkeypatch.setattr(preparation, "read_archives", read_beside_another)
+    folders.append(prepare("mnist", tmp_path, lambda said: None))
+    assert folders[0] == folders[1]
+    assert len(load("mnist").train.labels) == 20
 
 
 def test_an_interrupted_preparation_leaves_no_dataset(archives, data_folder, tmp_path, monkeypatch):

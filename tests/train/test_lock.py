@@ -62,6 +62,11 @@ with locked(Path(sys.argv[2])):
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_beats_of_other_tests(monkeypatch):
+    monkeypatch.setattr(lock, "_BEATS", lock._Beats())
+
+
 @pytest.fixture
 def hold(tmp_path):
     """Starts another process that locks the folder `run`."""

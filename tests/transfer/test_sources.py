@@ -95,6 +95,25 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(web):
     assert len(web.asked) == 2
 
 
+def test_two_processes_that_download_a_file_at_once_both_get_it(web, tmp_path, monkeypatch):
+    (web.folder / "net.pth").write_bytes(CONTENT)
+    download, paths = sources.download, []
+
+    def download_beside_another(*args):
+        monkeypatch.setattr(sources, "download", download)
+        paths.append(fetch(f"{web.url}/net.pth"))
+        download(*args)
+
+    monkeypatch.setattr(sources, "download", download_beside_another)
+    paths.append(fetch(f"{web.url}/net.pth"))
+    assert paths[0] == paths[1]
+    assert paths[0].read_bytes() == CONTENT
+    assert {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {
+        "net.pth",
+        "SHA256SUMS",
+    }
+
+
 @pytest.mark.parametrize(
     "asked", ["net-00000000.pth", f"net.pth#sha256={'0' * 64}", "net.pth#sha256=00000000"]
 )
