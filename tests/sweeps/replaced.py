@@ -6,7 +6,8 @@
 The environment variable RUN_LOG names a file that gets a line for each beginning, step and end of
 a run; launches and workers begin when a file beside it, `go`, exists. FAULTS says in JSON what
 happens to runs by the beginning of their names: they `raise`, always or `once`, `kill` their
-process, or `finish` when they are stopped.
+process, or `finish` when they are stopped. MEET is a number of processes, all of which have begun a
+run before any ends one.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def train(config, workdir, on_progress=None, stop=None, claim=None):
     records.write_json(workdir / "config.json", to_dict(config))
     if not (workdir / "provenance.json").exists():
         records.write_json(workdir / "provenance.json", {"threads": threads()})
+    meet(int(os.environ.get("MEET", "1")))
     fault = fail(workdir)
     metrics, steps = workdir / "metrics.jsonl", config.train.steps
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -55,6 +57,14 @@ def train(config, workdir, on_progress=None, stop=None, claim=None):
                 raise Stopped(stop.signal, f" at step {step} of {steps}, saved")
     records.write_json(workdir / "summary.json", {"steps": steps, "test_error": 0.25})
     log("end", workdir.name)
+
+
+def meet(number):
+    while True:
+        words = [line.split() for line in LOG.read_text().splitlines()]
+        if len({process for kind, *_, process in words if kind == "begin"}) >= number:
+            return
+        time.sleep(0.01)
 
 
 def fail(workdir):

@@ -37,9 +37,9 @@ def sweeps(tmp_path):
     log = tmp_path / "log"
     log.touch()
 
-    def start(*arguments, nproc="", **faults):
-        variables = {"RUN_LOG": str(log), "FAULTS": json.dumps(faults), "NPROC": nproc}
-        environment = os.environ | variables
+    def start(*arguments, nproc="", meet=1, **faults):
+        variables = {"RUN_LOG": str(log), "NPROC": nproc, "MEET": str(meet)}
+        environment = os.environ | variables | {"FAULTS": json.dumps(faults)}
         process = subprocess.Popen(
             [sys.executable, SCRIPT, *map(str, arguments)],
             env=environment,
@@ -102,7 +102,7 @@ def expected(seeds, steps=10):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_two_launches_at_once_train_every_run_exactly_once(sweeps, tmp_path, workers):
-    both = [sweeps.launch(workers=workers), sweeps.launch(workers=workers)]
+    both = [sweeps.launch(workers=workers, meet=2 * workers) for _ in range(2)]
     sweeps.go()
     ends = [sweeps.ended(process) for process in both]
     assert [code for code, _ in ends] == [0, 0], ends
@@ -115,7 +115,7 @@ def test_two_launches_at_once_train_every_run_exactly_once(sweeps, tmp_path, wor
 
 
 def test_launches_of_two_plans_share_a_folder_and_the_runs_that_both_have(sweeps, tmp_path):
-    both = [sweeps.launch(seeds=(0, 6)), sweeps.launch(seeds=(3, 9))]
+    both = [sweeps.launch(seeds=seeds, meet=2) for seeds in ((0, 6), (3, 9))]
     sweeps.go()
     assert [sweeps.ended(process)[0] for process in both] == [0, 0]
     assert sorted(Counter(name for name, _ in sweeps.lines("end")).values()) == [1] * 9
@@ -236,14 +236,13 @@ def test_workers_share_the_runs_and_the_retries_of_their_launch(sweeps, tmp_path
 
 
 @pytest.mark.parametrize("stored", [30], indirect=True)
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_worker_that_is_stopped_saves_its_run_and_another_goes_on(sweeps, tmp_path, stored, sent):
+def test_a_worker_that_is_stopped_saves_its_run_and_another_goes_on(sweeps, tmp_path, stored):
     first = worker(sweeps, tmp_path, stored)
     sweeps.go()
     sweeps.wait_until(lambda: len(sweeps.lines("step")) > 35)
-    first.send_signal(sent)
+    first.send_signal(signal.SIGUSR1)
     code, output = sweeps.ended(first)
-    assert code == 128 + sent
+    assert code == 128 + signal.SIGUSR1
     assert "; the run under way has saved; another worker goes on from here" in output
     assert len(sweeps.lines("end")) < 6
     assert sweeps.ended(worker(sweeps, tmp_path, stored))[0] == 0

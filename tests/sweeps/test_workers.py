@@ -156,15 +156,6 @@ def test_the_last_run_of_a_sweep_is_trained_as_it_was_among_others(seeds, tmp_pa
     assert "xla_backend_optimization_level" in provenance(run)["compile_options"]
 
 
-def test_a_run_goes_on_with_the_number_of_threads_with_which_it_began(seeds, tmp_path):
-    planned, began = seeds(0), available_cores() + 1
-    run = tmp_path / "w" / "runs" / planned.runs[0].name
-    run.mkdir(parents=True)
-    (run / "provenance.json").write_text(json.dumps({"threads": began}))
-    assert launch(planned, tmp_path / "w") == 0
-    assert provenance(run)["resumed"][0]["threads"] == began
-
-
 @pytest.fixture
 def sweep(tmp_path, smallest):
     """A process that sweeps two seeds, for a minute or more, in two workers."""
