@@ -14,7 +14,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis.claims import Claim
-from resjax.analysis.runs import Warn, load_curves, load_layers, load_measurements
+from resjax.analysis.runs import (
+    NotMeasuredError,
+    Warn,
+    load_curves,
+    load_layers,
+    load_measurements,
+)
 from resjax.errors import UserError, error_in
 from resjax.run_files import experiment_name
 
@@ -33,7 +39,10 @@ class Tables(NamedTuple):
 def load_tables(runs: pd.DataFrame, experiment: Path | None, warn: Warn | None = None) -> Tables:
     """Loads the tables of runs; `measurements` has the rows of the experiment's `measure`."""
     name = "" if experiment is None else experiment_name(experiment)
-    measurements = load_measurements(runs, name, warn)
+    try:
+        measurements = load_measurements(runs, name, warn)
+    except NotMeasuredError:  # the runs of another experiment
+        measurements = pd.DataFrame(columns=["folder"])
     return Tables(runs, load_curves(runs, warn), load_layers(runs, warn), measurements)
 
 

@@ -7,6 +7,7 @@ the runs of its newest launch. Metrics with the unit "fraction" are fractions in
 reports and figures show them in per cent.
 """
 
+import difflib
 import functools
 import itertools
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis.row_cache import RowCache
-from resjax.errors import UserError
+from resjax.errors import UserError, first_few
 from resjax.run_files import (
     CLASSIFICATION_ERROR,
     DamagedFileError,
@@ -80,6 +81,10 @@ class OutsideError(UserError, ValueError):
 
 class NoRunsError(UserError, ValueError):
     """A folder from which runs are loaded contains none."""
+
+
+class NotMeasuredError(UserError, ValueError):
+    """No run was measured by an experiment of this name, but by others."""
 
 
 def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.DataFrame:
@@ -327,21 +332,35 @@ def load_measurements(
 
     Returns:
         A table with one row for each one that `measure` returned: `folder`, then the values by the
-        names that it gave them. A value that is not finite, or that a row lacks, is NaN.
+        names that it gave them. A value that is not finite, or that a row lacks, is NaN. The table
+        is empty if no experiment has measured a run.
 
     Raises:
         FileNotFoundError, ValueError: as `load_runs`; a damaged file is named.
+        NotMeasuredError: experiments have measured the runs, but none of this name.
     """
     runs = source if isinstance(source, pd.DataFrame) else load_runs(source, warn=warn)
+    paths = [findings_path(Path(folder), experiment) for folder in runs["folder"]]
+    _require_measured(paths, experiment)
     rows = [
         {"folder": folder, **row}
-        for folder, steps in zip(runs["folder"], runs["steps"], strict=True)
-        if (path := findings_path(Path(folder), experiment)).exists()
+        for folder, path, steps in zip(runs["folder"], paths, runs["steps"], strict=True)
+        if path.exists()
         for found in _read(_findings, path, warn)
         if found.step == steps
         for row in found.rows
     ]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(["folder", *itertools.chain(*rows)])))
+
+
+def _require_measured(paths: Sequence[Path], experiment: str) -> None:
+    """Raises a NotMeasuredError if none of the files of an experiment exists, but others do."""
+    if any(path.exists() for path in paths):
+        return
+    if names := sorted({other.stem for path in paths for other in path.parent.glob("*.json")}):
+        near = difflib.get_close_matches(experiment, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they were measured by {first_few(names)}"
+        raise NotMeasuredError(f"{experiment!r} has measured none of these runs; {hint}")
 
 
 def primary_metrics(table: pd.DataFrame) -> list[Metric]:

@@ -60,7 +60,8 @@ def run(args: Namespace) -> None:
     from resjax.xla.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
-    trainer = trainer_for(config)  # the last check that can refuse, before anything is written
+    trainer = trainer_for(config)  # the last checks that can refuse, before anything is written
+    trainer.require_layers()
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         distributed.exit_when_peer_is_lost(),

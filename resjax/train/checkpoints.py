@@ -77,12 +77,6 @@ class CheckpointManager(CheckpointReader):
                 f"{self._newest()}. Fix that and launch the same command again"
             ) from error
 
-    def discard(self, step: int) -> None:
-        """Deletes the checkpoint of a step, if there is one, so that it can be saved again."""
-        self.wait()
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-
     def retry_due(self) -> bool:
         """Returns whether a save failed long enough ago to try again.
 
@@ -130,7 +124,9 @@ class CheckpointManager(CheckpointReader):
         if not all_processes(self._retry_at is None):  # after a failure in any of them
             self._manager = self._open()
         if step in self._manager.all_steps():
-            return
+            if record.get("unevaluated") != []:
+                return
+            self._manager.delete(step)  # it was saved before its evaluation was complete
         self._costs = evaluation_costs(record["metrics"], self._primary)
         arrays = named_arrays(state)
         size = sum(array.nbytes for array in arrays.values())

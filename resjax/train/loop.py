@@ -184,26 +184,26 @@ class Run:
         largest = max(dispatches)
         require_memory(trainer, trainer.enter_phase(state, largest.phase), largest)
         primary = trainer.task.primary
-        checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
+        self._checkpoints = CheckpointManager(self.workdir / "checkpoints", primary, self._warn)
         try:
-            state, record, layers = self._restore(checkpoints, state)
+            state, record, layers = self._restore(state)
             announce(describe(trainer, dispatches, compile_seconds))
             step = int(trainer.backend.unreplicate(state.step))
             if step:
                 announce(f"continues from step {step:,} of {self.config.train.steps:,}")
             metrics = record.get("metrics", "")
             history = History(trainer, self.workdir, metrics, layers, step, on_progress, self._warn)
+            self._history = history
             parts = list(map(records.decode_metrics, record.get("parts", [])))
             try:
-                unevaluated = record.get("unevaluated", [])
-                self._loop(checkpoints, history, state, step, parts, unevaluated)
+                self._loop(state, step, parts, record.get("unevaluated", []))
             except BaseException:
                 with suppress(OSError):  # the first error says more
                     history.close()
                 raise
             history.close()
         finally:
-            checkpoints.close()
+            self._checkpoints.close()
         summary = {
             "steps": self.config.train.steps,
             **history.summary(),
@@ -246,23 +246,21 @@ class Run:
         trainer, compiled = self.trainer, {}
         for dispatch in self._dispatches():
             entered = trainer.enter_phase(state, dispatch.phase)
-            compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
-            if self.config.diagnostics.every:
+            if self.config.diagnostics.every:  # first, since it may refuse diagnostics
                 trainer.compile_diagnosis(entered, dispatch.phase)
+            compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
         for split in trainer.evaluated_splits:
             trainer.compile_evaluation(state, split)
         return compiled
 
-    def _restore(
-        self, checkpoints: CheckpointManager, state: TrainState
-    ) -> tuple[TrainState, Mapping[str, Any], str]:
+    def _restore(self, state: TrainState) -> tuple[TrainState, Mapping[str, Any], str]:
         """Restores the newest checkpoint, and brings the files of the folder to its step.
 
         Returns:
           The state, its record, and the text of layers.jsonl up to it.
         """
-        exists = bool(checkpoints.steps())
-        restored: Restored | None = checkpoints.restore_latest(
+        exists = bool(self._checkpoints.steps())
+        restored: Restored | None = self._checkpoints.restore_latest(
             self.trainer.checkpoint_template(state)
         )
         record: Mapping[str, Any] = {}
@@ -318,22 +316,16 @@ class Run:
             )
 
     def _loop(
-        self,
-        checkpoints: CheckpointManager,
-        history: History,
-        state: TrainState,
-        step: int,
-        parts: list[Metrics],
-        unevaluated: list[str],
+        self, state: TrainState, step: int, parts: list[Metrics], unevaluated: list[str]
     ) -> None:
         """Trains from a step on.
 
         Args:
-          checkpoints, history, state, step: of the run.
+          state, step: of the run.
           parts: metrics of a line within which the run was stopped.
           unevaluated: splits that a stop request left to evaluate at this step.
         """
-        times, trainer = self.config.train, self.trainer
+        times, trainer, history = self.config.train, self.trainer, self._history
         every = self.config.diagnostics.every
         phase = trainer.phase_at(max(step - 1, 0))
         try:
@@ -341,10 +333,7 @@ class Run:
                 _require_finite(trainer, state, step)
             with self._stop.graceful(), StepRunner(trainer, self.config.seed, step) as runner:
                 if unevaluated:
-                    left = self._evaluate(history, state, step, unevaluated)
-                    self._save_if_due(
-                        checkpoints, history, state, step, parts, left, replace=not left
-                    )
+                    self._evaluate_and_save(state, step, parts, unevaluated)
                 for dispatch in plan(trainer, step, within_line=bool(parts)):
                     if dispatch.phase != phase:
                         phase = dispatch.phase
@@ -365,13 +354,12 @@ class Run:
                         history.add_layers(step, self._diagnose(state, phase, runner))
                     due = step == times.steps or step % times.eval_every == 0
                     splits = trainer.evaluated_splits if due else ()
-                    left = self._evaluate(history, state, step, splits)
-                    self._save_if_due(checkpoints, history, state, step, parts, left)
+                    self._evaluate_and_save(state, step, parts, splits)
                     history.fetch(before=step)
                 history.fetch()
         except NotFiniteError as error:
-            checkpoints.wait()
-            steps = checkpoints.steps()
+            self._checkpoints.wait()
+            steps = self._checkpoints.steps()
             reason = f"{error}: {locate_nonfinite(trainer, state, self.config.seed)}"
             if is_main_process():
                 content = {"step": error.step, "reason": reason}
@@ -382,58 +370,47 @@ class Run:
                 f"set train.nonfinite={'skip or ' * (times.nonfinite == 'stop')}record"
             ) from error
 
-    def _evaluate(
-        self, history: History, state: TrainState, step: int, splits: Sequence[str]
-    ) -> list[str]:
-        """Evaluates splits in turn; returns those that a stop request leaves unevaluated."""
-        for index, split in enumerate(splits):
-            try:
-                metrics = self.trainer.evaluate(state, split, self._stop.requested)
-            except InterruptedEvaluationError:
-                return [*splits[index:]]
-            history.add(step, EVALUATIONS[split], metrics)
-        return []
-
-    def _save_if_due(
-        self,
-        checkpoints: CheckpointManager,
-        history: History,
-        state: TrainState,
-        step: int,
-        parts: list[Metrics],
-        unevaluated: list[str],
-        replace: bool = False,
+    def _evaluate_and_save(
+        self, state: TrainState, step: int, parts: list[Metrics], splits: Sequence[str]
     ) -> None:
-        """Saves if a checkpoint is due or requested at a step, or if the run ends there.
+        """Evaluates splits, and saves if a checkpoint is due or requested, or if the run ends here.
 
         Args:
-          checkpoints, history, state, step: of the run.
+          state, step: of the run.
           parts: metrics of a line that has not ended.
-          unevaluated: splits that a stop request left to evaluate at this step.
-          replace: whether to replace a checkpoint of this step, whose record is out of date.
+          splits: to evaluate at this step.
 
         Raises:
           Stopped: a signal has requested the run to stop.
           NotFiniteError: a loss since the last line is not finite.
         """
         times = self.config.train
+        unevaluated = self._evaluate(state, step, splits)
         last = step == times.steps
         leave = bool(unevaluated) or (self._stop.requested() and not last)
         regular = times.checkpoint_every and step % times.checkpoint_every == 0
         requested = self._save_requested(step)
-        if last or leave or regular or requested or checkpoints.retry_due():
-            history.fetch()  # the record holds the lines of every step up to here
+        if last or leave or regular or requested or self._checkpoints.retry_due():
+            record = self._record(parts, unevaluated)
             saved = self.trainer.backend.unreplicate(state)
             if int(saved.step) < step:  # the losses of a line are not fetched before it ends
                 reason = f"the loss is not finite in step {int(saved.step) + 1}"
                 raise NotFiniteError(reason, step)
-            record = self._record(history, parts, unevaluated)
-            if replace:
-                checkpoints.discard(step)
-            save = checkpoints.save_and_wait if last or leave else checkpoints.save
+            wait = last or leave
+            save = self._checkpoints.save_and_wait if wait else self._checkpoints.save
             save(saved, step, record)
         if leave and self._stop.signal:
             raise Stopped(self._stop.signal, f" at step {step} of {times.steps}, saved")
+
+    def _evaluate(self, state: TrainState, step: int, splits: Sequence[str]) -> list[str]:
+        """Evaluates splits in turn; returns those that a stop request leaves unevaluated."""
+        for index, split in enumerate(splits):
+            try:
+                metrics = self.trainer.evaluate(state, split, self._stop.requested)
+            except InterruptedEvaluationError:
+                return [*splits[index:]]
+            self._history.add(step, EVALUATIONS[split], metrics)
+        return []
 
     def _save_requested(self, step: int) -> bool:
         """Returns whether a signal has requested a checkpoint.
@@ -447,11 +424,10 @@ class Run:
     def _diagnose(self, state: TrainState, phase: int, runner: StepRunner) -> Any:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)
 
-    def _record(
-        self, history: History, parts: list[Metrics], unevaluated: list[str]
-    ) -> dict[str, Any]:
+    def _record(self, parts: list[Metrics], unevaluated: list[str]) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the state."""
-        metrics, layers = history.sync()
+        self._history.fetch()  # so that the record holds the lines of every step up to here
+        metrics, layers = self._history.sync()
         source = self.trainer.source
         return {
             "config": to_dict(self.config),

@@ -238,6 +238,18 @@ class Trainer:
         arrays = self.source.example_arrays()[0]
         return self._compile(key, self.backend.compile_measure, diagnose, state, arrays)
 
+    def require_layers(self) -> None:
+        """Traces the diagnostics if the config selects layers; compiles nothing.
+
+        Raises:
+          UserError: a pattern of `diagnostics.layers` matches no layer that is measured.
+        """
+        if self.config.diagnostics.every and layer_patterns(self.config.diagnostics):
+            diagnose = partial(self._diagnose, phase=0, function=self._measure)
+            arrays = self.source.example_arrays()[0]
+            traced = self.backend.compile_measure(diagnose)
+            jax.eval_shape(traced, self.init(self.config.seed), arrays)
+
     def _compile(
         self, key: Any, compile: Any, function: Any, state: TrainState, arrays: Any
     ) -> Executable:

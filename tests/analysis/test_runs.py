@@ -433,8 +433,10 @@ def test_measurements_have_a_row_for_each_that_measure_returned(make_sweep: Make
     assert table["folder"].tolist() == [str(first)] * 3
     assert [*table] == ["folder", "block", "error", "tau", "ok"]
     assert table["error"].isna().tolist() == [False, True, True]
-    assert load_measurements(root, "other").empty
-    assert [*load_measurements(root, "other")] == ["folder"]
+    with pytest.raises(ValueError, match=r"^'lesion' has measured none .*; did you mean 'lesions'"):
+        load_measurements(root, "lesion")
+    with pytest.raises(ValueError, match=r"^'other' has .*; they were measured by lesions$"):
+        load_measurements(root, "other")
     (third / "measurements").symlink_to(first / "measurements")
     with pytest.raises(ValueError, match=r"lesions\.json is a link out of .*, and is not read"):
         load_measurements(root, "lesions")
@@ -442,6 +444,12 @@ def test_measurements_have_a_row_for_each_that_measure_returned(make_sweep: Make
     (second / "measurements" / "lesions.json").write_text("[]")
     with pytest.raises(ValueError, match=r"lesions\.json: damaged, not a JSON object"):
         load_measurements(root, "lesions")
+
+
+def test_the_table_of_measurements_is_empty_if_nothing_is_measured(make_run: Maker) -> None:
+    table = load_measurements(make_run("run"), "lesions")
+    assert table.empty
+    assert [*table] == ["folder"]
 
 
 def test_runs_of_several_sweeps_know_their_sweep(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import resjax
+from resjax.cli import main
 from resjax.config import default_config, override, resolve, to_dict
 from resjax.diagnostics.conformance import check_diagnostic
 from resjax.errors import UserError
@@ -303,6 +304,20 @@ def test_a_layer_pattern_that_matches_nothing_is_refused_in_one_line():
     with pytest.raises(UserError, match=message) as refusal:
         trainer.compile_diagnosis(trainer.init(0), 0)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_a_layer_pattern_that_matches_nothing_is_refused_before_a_step_is_compiled(
+    backend, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("resjax.train.trainer.compile_for", pytest.fail)
+    config = tmp_path / "config.py"
+    config.write_text("from resjax.config import default_config as get_config\n")
+    fields = RECORDED | {"diagnostics.layers": "stem,stage9/*", "parallel.backend": backend}
+    options = [f"--config.{name}={value}" for name, value in fields.items()]
+    assert main(["train", f"--config={config}", *options, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "diagnostics.layers=stage9/*: matches no layer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
