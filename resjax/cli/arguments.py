@@ -131,6 +131,17 @@ def integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def share(text: str) -> float:
+    """An argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def checkpoint(text: str) -> str:
     """An argument type: the name of one of a run's checkpoints."""
     if text not in ("last", "best") and not text.isdecimal():
@@ -165,7 +176,7 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         file = path(text)
         if suffixes and file.suffix not in suffixes:
-            ends = " or ".join(suffixes)
+            ends = " or ".join(filter(None, suffixes))
             raise argparse.ArgumentTypeError(f"{text}: the name must end in {ends}")
         require_writable(file.parent, "--out")
         return file

@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resjax.data.normalization import normalize
+from resjax.errors import UserError
 from resjax.inference.images import Function, each_image, find_images, require_finite
 from resjax.inference.loading import on_device, require_head
 from resjax.models.layout import Variables
 from resjax.text import csv_cell, encodable
-from resjax.transfer.weights import Weights
+from resjax.transfer.weights import CLASSIFICATION, Weights
 
 
 class Prediction(NamedTuple):
@@ -72,9 +73,11 @@ def classifier(weights: Weights, **overrides: Any) -> Function:
       **overrides: fields of `resjax.build`.
 
     Raises:
-      UserError: the weights have no head.
+      UserError: the weights have no head, or that of another task.
     """
     require_head(weights)
+    if weights.task != CLASSIFICATION:
+        raise UserError(f"the weights are those of {weights.task['name']}, not of a classifier")
     model, variables = on_device(weights, **overrides)
 
     @jax.jit

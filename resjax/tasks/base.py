@@ -6,7 +6,7 @@ metrics as functions of one context are Kauldron's idea, a loss and metrics func
 Scenic's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -79,6 +79,13 @@ class Task:
         Values are arrays of any fixed shape. In evaluation the batch has a `weight` (n,), which is
         0 for the examples that only fill the last batch; they must not count, even if their values
         are not finite. `weighted_sum` does this for metrics with one value per example.
+        """
+        raise NotImplementedError
+
+    def predict(self, outputs: Any, image_size: Sequence[int]) -> dict[str, Array]:
+        """Returns predictions by the names of the targets, for images of (height, width).
+
+        Dense tasks define it; `resjax predict` writes what it returns.
         """
         raise NotImplementedError
 

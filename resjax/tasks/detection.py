@@ -93,6 +93,10 @@ class Detection(Task):
         images = counts.sum(dtype=jnp.int32)
         return sums | {name: (value, images) for name, value in counted._asdict().items()}
 
+    def predict(self, outputs: Outputs, image_size: Sequence[int]) -> dict[str, Array]:
+        """Returns the `boxes`, `scores` and `classes` of the objects, by falling score."""
+        return self.detections(outputs, image_size)._asdict()
+
     def metrics(self, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         found = super().metrics({"loss": sums["loss"]})
         if "objects" in sums:

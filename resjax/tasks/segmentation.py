@@ -1,6 +1,6 @@
 """Semantic segmentation: a class for every pixel, softmax cross-entropy and the mean IoU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,6 +72,10 @@ class Segmentation(Task):
                 _images(batch),
             ),
         }
+
+    def predict(self, outputs: Outputs, image_size: Sequence[int]) -> dict[str, Array]:
+        """Returns the most likely class of each pixel: `mask` (n, height, width)."""
+        return {"mask": enlarge(outputs["out"], image_size).argmax(-1).astype(jnp.uint8)}
 
     def metrics(self, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         confusion = np.asarray(sums["confusion"][0], np.float64)  # true class, predicted class
