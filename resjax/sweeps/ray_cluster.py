@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from resjax.sweeps import ray_task
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
-from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_file, write_sweep
+from resjax.sweeps.plan_files import new_launch, plan_file, write_sweep
 from resjax.sweeps.ray_pool import Pool, Share
 from resjax.sweeps.status import shown
 from resjax.sweeps.watching import SweepWatch
@@ -40,6 +41,7 @@ SETTINGS = {
 }
 POLL_SECONDS = 0.5  # between two looks at the tasks
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 30.0  # in which a task that needs nothing ends
 OBJECT_STORE_BYTES = 100_000_000  # the tasks exchange a few texts
 QUICK = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "5"}
 """Without these, Ray tries for minutes to connect to what is no cluster, or refuses the token."""
@@ -61,26 +63,21 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
         has room for a worker or sees the sweep folder, or this machine cannot write to it.
       Stopped: stopping was requested; says how many of the runs under way have saved.
     """
-    settings = options.settings
-    cpus, gpus = _typed_share(settings)
-    with _connected(settings.get("address", "auto")) as ray:
+    cpus, gpus = _typed_share(options.settings)
+    with _connected(options.settings.get("address", "auto")) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = choose_share(cpus, gpus, nodes)
-        room = sum(map(share.room, nodes))
-        if not room and "autoscaling" not in settings:
-            raise UserError(_no_room(share, nodes))
-        if options.worker_flags and not share.gpus:
-            flag = options.worker_flags[0]
-            raise UserError(f"{flag}: the workers get no GPU to share; add --ray.gpus=1")
-        retries = Retries(new_launch(), options.retries)
+        _require_room(share, nodes, options)
+        launch_id = new_launch()
         with report_disk_errors(workdir):
-            stored = write_sweep(plan, workdir, command, retries.launch)
-            arguments = _task_arguments(workdir.absolute(), stored, retries, share, options)
-            with shown(stored.runs) as show_end, stop.graceful():
-                watch = SweepWatch(stored, retries, show_end)
-                with closing(Pool(ray, share, arguments)) as pool:
-                    _supervise(pool, watch, options.workers or max(room, 1), stop)
-                return watch.unfinished
+            stored = write_sweep(plan, workdir, command, launch_id)
+        worker = _worker_command(workdir.absolute(), stored.digest, launch_id, options)
+        plan_path = str(plan_file(workdir.absolute(), stored.digest))
+        pool = Pool(ray, share, (worker, str(Path.cwd()), _environment(share), plan_path))
+        with shown(stored.runs) as show_end, closing(pool), stop.graceful():
+            watch = SweepWatch(stored, Retries(launch_id, options.retries), show_end)
+            _supervise(pool, watch, options.workers or max(1, sum(map(share.room, nodes))), stop)
+        return watch.unfinished
 
 
 def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
@@ -139,22 +136,33 @@ def choose_share(
     return Share(cpus, gpus)
 
 
-def _no_room(share: Share, nodes: list[Mapping[str, float]]) -> str:
-    has = {Share(int(node.get("CPU", 0)), node.get("GPU", 0.0)).text for node in nodes}
-    return (
-        f"--launcher=ray: no node of the cluster has {share.text} for a worker; they have "
-        f"{first_few(sorted(has), separator=' or ')}; lower --ray.cpus or --ray.gpus, or add "
-        "--ray.autoscaling if the cluster adds nodes"
-    )
+def _require_room(share: Share, nodes: Sequence[Mapping[str, float]], options: Options) -> None:
+    """Checks that a worker fits on some node, and that its options fit its share.
+
+    Raises:
+      UserError: they do not.
+    """
+    if options.worker_flags and not share.gpus:
+        flag = options.worker_flags[0]
+        raise UserError(f"{flag}: the workers get no GPU to share; add --ray.gpus=1")
+    if not any(map(share.room, nodes)) and "autoscaling" not in options.settings:
+        has = {Share(int(node.get("CPU", 0)), node.get("GPU", 0.0)).text for node in nodes}
+        raise UserError(
+            f"--launcher=ray: no node of the cluster has {share.text} for a worker; they have "
+            f"{first_few(sorted(has), separator=' or ')}; lower --ray.cpus or --ray.gpus, or add "
+            "--ray.autoscaling if the cluster adds nodes"
+        )
 
 
-def _task_arguments(
-    workdir: Path, stored: StoredPlan, retries: Retries, share: Share, options: Options
-) -> tuple[Any, ...]:
-    """Returns the arguments of `ray_task.run_worker`."""
-    named = f"--plan={stored.digest}", f"--launch={retries.launch}", f"--retries={retries.limit}"
+def _worker_command(workdir: Path, plan: str, launch: str, options: Options) -> list[str]:
     # -P: a file of the working directory never takes precedence over an installed module.
-    program = [sys.executable, "-P", "-m", "resjax.sweeps.ray_worker"]
+    program = [sys.executable, "-P", "-m", "resjax.sweeps.ray_worker", str(workdir)]
+    named = [f"--plan={plan}", f"--launch={launch}", f"--retries={options.retries}"]
+    return [*program, *named, *options.worker_flags]
+
+
+def _environment(share: Share) -> dict[str, str]:
+    """Returns this command's environment for a worker, with its share of the node."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -167,9 +175,7 @@ def _task_arguments(
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = fraction
     else:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    plan = str(plan_file(workdir, stored.digest))
-    program += [str(workdir), *named, *options.worker_flags]
-    return program, str(Path.cwd()), environment, plan
+    return environment
 
 
 def _supervise(pool: Pool, watch: SweepWatch, workers: int, stop: StopRequest) -> None:
@@ -203,20 +209,50 @@ def _connected(address: str) -> Iterator[Any]:
         raise UserError(
             '--launcher=ray: Ray is not installed; install it by `pip install "resjax[ray]"`'
         )
-    options = _local_options() if address == "local" else {"address": _require_address(address)}
+    options = _local_options() if address == "local" else _cluster_options(address)
     ray = importlib.import_module("ray")
+    ray.cloudpickle.register_pickle_by_value(ray_task)  # the Python of a node may lack resjax
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _stderr_dropped():
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"--ray.address={address}: {_reason(error)}") from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray's would end this process at once
     try:
+        _require_answer(ray, address)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _accepts_no_token(address: str) -> bool:
+    """Returns whether a cluster lets a process without a token connect.
+
+    Ray decides once per process whether it sends a token. A cluster without tokens accepts one that
+    does, and then neither side notices that nothing comes back.
+    """
+    connect = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-P", "-c", connect]
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return "InvalidAuthToken" not in tried.stderr
+
+
+def _require_answer(ray: Any, address: str) -> None:
+    """Checks that what tasks yield comes back.
+
+    Raises:
+      UserError: it does not.
+    """
+    options = {"num_cpus": 0, "max_retries": 0, "num_returns": "streaming"}
+    answer = ray.remote(**options)(ray_task.answer).remote()
+    if not ray.wait([answer], timeout=ANSWER_SECONDS)[0]:
+        raise UserError(
+            f"--ray.address={address}: no task answers within {ANSWER_SECONDS:g} s; if the cluster "
+            "runs without token authentication, set RAY_AUTH_MODE=disabled"
+        )
 
 
 @contextmanager
@@ -244,18 +280,24 @@ def _local_options() -> dict[str, Any]:
     }
 
 
-def _require_address(address: str) -> str:
-    """Returns where a cluster seems to run.
+def _cluster_options(address: str) -> dict[str, Any]:
+    """Returns how to connect to a cluster, and sets what Ray reads when it is imported.
 
     Raises:
       UserError: nothing listens there.
     """
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or address
-    for name, value in QUICK.items():  # Ray reads them when it is imported
-        os.environ.setdefault(name, value)
-    if address == "auto":  # Ray looks for one on this machine
-        return address
+    if address != "auto":  # for which Ray looks on this machine
+        _require_listener(address)
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUICK.items()})
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "disabled" if _accepts_no_token(address) else "token"
+    return {"address": address}
+
+
+def _require_listener(address: str) -> None:
+    """Raises UserError if nothing listens at HOST:PORT."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()) or "/" in host:
         raise UserError(
@@ -269,25 +311,16 @@ def _require_address(address: str) -> str:
             f"--ray.address={address}: no Ray cluster answers there: {error}; start one by "
             "`ray start --head`, or use --ray.address=local"
         ) from error
-    _use_token()
-    return address
-
-
-def _use_token() -> None:
-    """Makes Ray send the user's token, which it does by itself only if it looks for the cluster."""
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _reason(error: BaseException) -> str:
     """Returns on one line why Ray did not connect."""
     causes = list(_causes(error))
     text = " ".join(map(str, causes))
-    if "InvalidAuthToken" in text or "AuthenticationError" in text:
+    if _refuses_token(error):
         return (
-            "the cluster refuses this user's token; copy what `ray get-auth-token` prints there to "
-            "~/.ray/auth_token"
+            "the cluster requires its token; copy what `ray get-auth-token` prints there to "
+            "~/.ray/auth_token, or set RAY_AUTH_TOKEN"
         )
     if "Could not find any running Ray instance" in text:
         return (
@@ -297,6 +330,10 @@ def _reason(error: BaseException) -> str:
     if "TimedOut" in text or "Timed out" in text:
         return "what answers there is not Ray, or is too slow"
     return one_line(causes[0])
+
+
+def _refuses_token(error: BaseException) -> bool:
+    return any("authentication token" in str(cause).lower() for cause in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

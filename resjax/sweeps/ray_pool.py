@@ -61,7 +61,6 @@ class Pool:
           share: the resources of each worker.
           arguments: of `ray_task.run_worker`.
         """
-        ray.cloudpickle.register_pickle_by_value(ray_task)  # a node's Python may lack resjax
         # Lost workers are started again here, where one sees whether runs are left.
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_retries": 0}
         self._function = ray.remote(num_returns="streaming", **options)(ray_task.run_worker)
@@ -136,10 +135,11 @@ class Pool:
             (task.host,), task.started = values, time.monotonic()
         elif event == "unfit":
             node, why = values
-            if node not in self._unfit:
-                self._unfit.append(node)
-                print_warning(why)
+            is_news = node not in self._unfit
+            self._unfit += [node] * is_news
             self._require_node(why)
+            if is_news:
+                print_warning(why)
         elif (code := values[0]) and not task.canceled:
             self._lose(task, values[1] or f"exit code {code}")
 
@@ -158,7 +158,7 @@ class Pool:
             if node["Alive"] and node["NodeID"] not in self._unfit
         ]
         if not any(self._share.room(node["Resources"]) for node in fit):
-            raise UserError(f"--launcher=ray: {why}, and no other node has room for a worker")
+            raise UserError(f"--launcher=ray: {why}; no other node has room for a worker")
 
     def _say_that_workers_wait(self) -> None:
         now = time.monotonic()
