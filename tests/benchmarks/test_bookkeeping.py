@@ -26,8 +26,8 @@ def test_every_step_is_measured_in_every_round(bookkeeping: ModuleType, tmp_path
 
 def test_the_page_shows_medians_growth_and_limits(bookkeeping: ModuleType, tmp_path: Path) -> None:
     cases = [
-        {"runs": runs, "seconds": dict.fromkeys(bookkeeping.STEPS, [factor, 2 * factor, factor])}
-        for runs, factor in ((1000, 0.1), (10_000, 1.5))
+        {"runs": runs, "seconds": {name: [x, 2 * x, x] for name in bookkeeping.STEPS}}
+        for runs, x in ((1000, 0.1), (10_000, 1.5))
     ]
     origin = bookkeeping.provenance() | {"device": "Testing 1", "commit": "c0ffee"}
     content = {"provenance": origin, "cases": cases}
