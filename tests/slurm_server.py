@@ -89,6 +89,8 @@ def start(folder: Path) -> None:
         raise CannotStartError(f"{missing[0]} is not installed (packages slurm-wlm and munge)")
     if os.geteuid():
         raise CannotStartError("its daemons need root")
+    # Processes whose parent has ended become children of this one, which ends them.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     folder.mkdir(parents=True)
     folder.chmod(0o755)  # as munged requires of its socket's folder
     for name in ("state", *(f"spool-{node}" for node in NODES)):
@@ -172,8 +174,6 @@ def end_descendants() -> None:
 
 
 def main() -> int:
-    # Processes whose parent has ended become children of this one, which ends them.
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the end of the input counts
     try:
