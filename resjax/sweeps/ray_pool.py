@@ -165,5 +165,5 @@ class Pool:
         waiting = [task for task in self.workers if task.started is None]
         if any(now - task.submitted > PATIENCE_SECONDS for task in waiting) and not self._waited:
             self._waited = True
-            text = f"{len(waiting)} of {len(self.workers)} workers wait until {self._share.text}"
-            print_warning(f"{text} for each of them are free on the Ray cluster")
+            number = f"{len(waiting)} of {len(self.workers)} workers"
+            print_warning(f"{number} wait for {self._share.text} each; the Ray cluster is busy")

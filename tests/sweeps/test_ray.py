@@ -12,12 +12,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from resjax.cli import main
+from resjax.errors import UserError
+from resjax.sweeps import ray_pool
 from resjax.sweeps.ray_cluster import choose_share
-from resjax.sweeps.ray_pool import Share
+from resjax.sweeps.ray_pool import LOSSES, Pool, Share
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "resjax[ray]"'
@@ -351,3 +354,84 @@ def test_a_node_has_room_for_the_workers_that_its_cpus_and_gpus_allow(cpus, gpus
 )
 def test_a_worker_gets_a_gpu_and_its_part_of_the_cpus_by_default(nodes, share):
     assert choose_share(None, None, nodes) == share
+
+
+class FakeRay:
+    """Ray with a node A and a node B, whose tasks yield what a test says."""
+
+    class exceptions:  # noqa: N801, its name in Ray
+        RayError = LookupError
+
+    def __init__(self, *events):
+        self.events = list(events)
+        self.selectors = []
+
+    def nodes(self):
+        return [{"NodeID": name, "Alive": True, "Resources": {"CPU": 1.0}} for name in "AB"]
+
+    def remote(self, **options):
+        return lambda function: self
+
+    def options(self, label_selector=None):
+        self.selectors.append(label_selector)
+        return SimpleNamespace(remote=lambda *_: iter(self.events.pop(0)))
+
+    def wait(self, tasks, timeout):
+        return tasks, []
+
+    def get(self, event):
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+
+def pool(*events):
+    fake = FakeRay(*events)
+    return fake, Pool(fake, Share(1, 0), ())
+
+
+def test_a_node_that_does_not_see_the_sweep_gets_no_further_worker(capsys):
+    fake, workers = pool([("unfit", "A", "A does not see it")], [("unfit", "B", "nor does B")])
+    workers.start(1)
+    workers.poll()
+    assert capsys.readouterr().err == "resjax: warning: A does not see it\n"
+    assert not workers.workers
+    workers.start(1)
+    assert fake.selectors == [None, {"ray.io/node-id": "!in(A)"}]
+    with pytest.raises(UserError, match="nor does B; no other node has room for a worker"):
+        workers.poll()
+
+
+@pytest.mark.parametrize(
+    "lost", [LookupError("it died"), ("ended", 1, "it died")], ids=["the task", "the process"]
+)
+def test_no_worker_is_started_after_several_were_lost_soon_until_a_run_ends(lost, capsys):
+    _, workers = pool(*[[("started", "A"), lost]] * (LOSSES + 1))
+    for _ in range(LOSSES):
+        workers.start(1)
+        workers.poll()
+    assert capsys.readouterr().err.count("a worker on A was lost") == LOSSES
+    with pytest.raises(UserError, match=f"{LOSSES} workers were lost: .*it died"):
+        workers.start(1)
+    workers.progressed()
+    workers.start(1)
+    assert len(workers.workers) == 1
+
+
+def test_a_worker_that_finds_no_run_was_not_lost(capsys):
+    _, workers = pool([("started", "A"), ("ended", 0, "a warning")])
+    workers.start(1)
+    workers.poll()
+    assert not workers.workers
+    assert not capsys.readouterr().err
+
+
+def test_a_line_says_once_that_workers_wait_for_resources(capsys, monkeypatch):
+    monkeypatch.setattr(ray_pool, "PATIENCE_SECONDS", -1.0)
+    _, workers = pool([None], [None])
+    monkeypatch.setattr(FakeRay, "wait", lambda *_, timeout: ([], []))
+    workers.start(2)
+    workers.poll()
+    workers.poll()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 of 2 workers wait for 1 CPU each" in line
