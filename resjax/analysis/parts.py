@@ -59,16 +59,19 @@ def load_parts(
     All runs are one part if an experiment is named, if there is one sweep, or if all sweeps have
     the same experiment and no several fields differ between the sweeps only.
     """
-    folders = [sweep.folder for sweep in sweeps.by_name.values()] or roots
+    typed = {root.resolve(): root for root in roots}
+    named = {name: typed.get(each.folder, each.folder) for name, each in sweeps.by_name.items()}
+    folders = list(named.values()) or roots
     runs = sweeps.runs
-    one = len(sweeps.by_name) < 2 or runs["sweep"].isna().any()
-    file = experiment or find_experiment(roots if one else folders)
-    if experiment or one or (file and "sweep" not in varying(runs)):
+    mixed = "sweep" in runs and runs["sweep"].isna().any()  # with run folders by themselves
+    file = experiment or find_experiment(roots if mixed else folders)
+    together = experiment or mixed or len(folders) == 1 or not sweeps.by_name
+    if together or (file and "sweep" not in varying(runs)):
         return [Part("", roots, file, load_tables(runs, file, warn))]
     parts = []
     for name, sweep in sweeps.by_name.items():
-        file = find_experiment([sweep.folder])
-        parts.append(Part(name, [sweep.folder], file, load_tables(sweep.runs, file, warn)))
+        file = find_experiment([named[name]])
+        parts.append(Part(name, [named[name]], file, load_tables(sweep.runs, file, warn)))
     return parts
 
 

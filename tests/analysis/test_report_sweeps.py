@@ -271,3 +271,34 @@ def test_a_folder_above_sweeps_is_a_report_of_them(two: list[Path], tmp_path: Pa
     page = Page(write_report(tmp_path))
     assert page.tables["sweeps"][0] == ["field", "depths", "fashion"]
     assert "17 of 18 runs finished" in page.text["header"]
+
+
+def test_a_folder_above_one_sweep_has_the_figures_of_its_experiment(
+    sweep_writer: Maker, tmp_path: Path
+) -> None:
+    root = sweep_writer(tmp_path / "above" / "sweep", depths=(8,), seeds=(0,), points=2)
+    (root / "experiment.py").write_text(EXPERIMENT)
+    assert "Does depth" in Page(write_report(tmp_path / "above")).text["header"]
+
+
+def test_a_run_folder_beside_a_sweep_is_drawn_with_it(
+    two: list[Path], make_run: Maker, tmp_path: Path
+) -> None:
+    (two[0] / "experiment.py").write_text(EXPERIMENT)
+    page = Page(write_report([two[0], make_run("alone", {"points": 2}, depth=56)]))
+    assert (tmp_path / "figures" / "curves.svg").exists()
+    assert [row[1] for row in page.tables["runs"][-1:]] == [""]
+    assert "sweeps" not in page.tables
+
+
+def test_paths_are_shown_as_they_are_typed(
+    two: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (two[0] / "experiment.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    for folders in (["digits/depths"], ["digits/depths", "fashion"]):
+        assert main(["report", *folders]) == 0
+        assert "executes digits/depths/experiment.py\n" in capsys.readouterr().out
