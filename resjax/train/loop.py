@@ -16,7 +16,7 @@ import jax
 
 from resjax.config import Config, code_names, from_dict, to_dict
 from resjax.disk import report_disk_errors
-from resjax.errors import UserError
+from resjax.errors import UserError, one_line
 from resjax.machine import threads
 from resjax.models.layout import first_nonfinite
 from resjax.run_files import (
@@ -44,6 +44,7 @@ from resjax.train.identity import (
 from resjax.train.lock import Claim, locked
 from resjax.train.memory import report_exhaustion, require_memory
 from resjax.train.plan import ends_line, plan
+from resjax.train.prediction_sheet import FILE, draws, write_predictions
 from resjax.train.progress import Listener, Progress, TimeLeft, Warn, print_warning
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.sources import feed
@@ -196,7 +197,7 @@ class Run:
             self._history = history
             parts = list(map(records.decode_metrics, record.get("parts", [])))
             try:
-                self._loop(state, step, parts, record.get("unevaluated", []))
+                state = self._loop(state, step, parts, record.get("unevaluated", []))
             except BaseException:
                 with suppress(OSError):  # the first error says more
                     history.close()
@@ -215,9 +216,19 @@ class Run:
             "images_per_second": history.images_per_second,
         }
         self._require_lock()
+        if jax.process_count() == 1 and draws(trainer.task):
+            self._draw_predictions(state)
         if is_main_process():
             records.write_json(self.workdir / "summary.json", summary)
         return summary
+
+    def _draw_predictions(self, state: TrainState) -> None:
+        """Writes `predictions.png`; a failure is a warning, since the run has been trained."""
+        try:
+            replica = self.trainer.backend.unreplicate(state)
+            write_predictions(self.trainer, replica, self.workdir)
+        except Exception as error:
+            self._warn(f"{self.workdir / FILE} could not be drawn: {one_line(error)}")
 
     def _require_lock(self) -> None:
         """Ends a process that was paused and has lost its lock, before it writes anything."""
@@ -317,8 +328,8 @@ class Run:
 
     def _loop(
         self, state: TrainState, step: int, parts: list[Metrics], unevaluated: list[str]
-    ) -> None:
-        """Trains from a step on.
+    ) -> TrainState:
+        """Trains from a step on; returns the last state.
 
         Args:
           state, step: of the run.
@@ -357,6 +368,7 @@ class Run:
                     self._evaluate_and_save(state, step, parts, splits)
                     history.fetch(before=step)
                 history.fetch()
+                return state
         except NotFiniteError as error:
             self._checkpoints.wait()
             steps = self._checkpoints.steps()
