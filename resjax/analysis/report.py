@@ -5,6 +5,7 @@ opens from disk without a network. Its style sheet and script are files of this 
 plotting libraries for web pages add a megabyte or more.
 """
 
+import base64
 import html
 import importlib.resources
 import json
@@ -44,6 +45,7 @@ from resjax.analysis.runs import (
     Sweeps,
     Warn,
     describe,
+    is_inside,
     load_sweeps,
     primary_metrics,
     status,
@@ -65,6 +67,9 @@ NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 
 MOST_NAMES = 4
 """The most sweeps that the title of a report names."""
+
+MOST_PREDICTIONS = 8
+"""The most settings whose predictions the page shows."""
 
 MOST_DIFFERENCES = 60
 """The most rows in the page's table of paired differences."""
@@ -145,6 +150,7 @@ def write_report(
             differences=_differences(differences, primary_metrics(runs)),
             runs=_runs(table),
             layers=_layers(parts, root),
+            predictions=_predictions(runs),
             config=_config(runs),
             provenance=_provenance(sweeps, runs),
             data=_data(runs, pd.concat([part.tables.curves for part in parts])),
@@ -583,6 +589,30 @@ def _layers(parts: Sequence[Part], root: Path) -> str:
 over the layers of each part of the network. Among parameters, only kernels are drawn; layers.jsonl
 has all of them.</p>
 {_titled(parts, figures)}
+</section>"""
+
+
+def _predictions(runs: pd.DataFrame) -> str:
+    """Returns a section with the predictions of the first run of each setting that has some."""
+    settings = describe(runs, varying(runs))
+    shown: dict[str, str] = {}
+    for setting, folder in zip(settings, map(Path, runs["folder"]), strict=True):
+        file = folder / "predictions.png"
+        if setting not in shown and len(shown) < MOST_PREDICTIONS and is_inside(file, folder):
+            with suppress(OSError):
+                shown[setting] = base64.b64encode(file.read_bytes()).decode()
+    if not shown:
+        return ""
+    pictures = (
+        f'<figure><img src="data:image/png;base64,{data}" alt="Images with their targets, and what '
+        f'is predicted: {html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
+        for name, data in shown.items()
+    )
+    return f"""<section id="predictions">
+<h2>Predictions</h2>
+<p>Test images with their targets (above) and what the last checkpoint predicts (below), for one run
+of each setting: the best and the worst of a sample, by the metric of each image alone.</p>
+{"".join(pictures)}
 </section>"""
 
 
