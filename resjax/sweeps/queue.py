@@ -15,7 +15,7 @@ from resjax.sweeps.attempts import Attempt, Finished, Held, Job, Outcome
 from resjax.sweeps.failures import Failure, Retries, remove_error
 from resjax.sweeps.measure import Measure
 from resjax.sweeps.settled import settle
-from resjax.sweeps.status import HELD, TRIED_AGAIN, RunStatus
+from resjax.sweeps.status import HELD, TRIED_AGAIN, RunStatus, State
 from resjax.train import lock
 from resjax.train.signals import StopRequest
 
@@ -148,7 +148,7 @@ class RunQueue:
 
     def _end(self, run: RunStatus, failure: Failure | None) -> None:
         if failure is None:
-            run.end("done", remove_error(run.folder))
+            run.end(State.FINISHED, remove_error(run.folder))
         else:
             error = self._retries.record(run.folder, failure, run.attempts)
             run.attempts, run.failed_before = error.attempts, True

@@ -10,13 +10,13 @@ from resjax.errors import UserError
 from resjax.run_files import DamagedFileError, find_error, primary_metric, read_divergence
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.measure import Measure, needs_measuring
-from resjax.sweeps.status import RunStatus
+from resjax.sweeps.status import FINISHED_BEFORE, RunStatus
 from resjax.train import records
 from resjax.train.progress import Progress
 
 
 def settle(
-    run: RunStatus, measure: Measure | None, retries: Retries, state: str = "skipped"
+    run: RunStatus, measure: Measure | None, retries: Retries, state: str = FINISHED_BEFORE
 ) -> bool:
     """Ends a run that is finished, has diverged, or was tried often enough by this launch.
 

@@ -28,7 +28,7 @@ from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options
 from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_digest, write_sweep
 from resjax.sweeps.settled import settle
-from resjax.sweeps.status import FINISHED, RunStatus, print_line
+from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RunStatus, State, print_line
 from resjax.text import user_path
 from resjax.train.signals import SAVE_ON, StopRequest
 
@@ -91,7 +91,7 @@ def launch(
     is_new = not workdir.exists()
     with report_disk_errors(workdir):
         stored = write_sweep(plan, workdir, command, retries.launch)
-        left = _left(stored.runs, stored, retries, "skipped")
+        left = _left(stored.runs, stored, retries, FINISHED_BEFORE)
         if not left:
             return _unfinished(stored)
         text = _script(plan, workdir, command, options, job, stored.digest, retries.launch)
@@ -110,7 +110,7 @@ def launch(
         return None
     while left and _in_queue(jobs):
         time.sleep(POLL_SECONDS)
-        left = _left(left, stored, retries, "done")
+        left = _left(left, stored, retries, State.FINISHED)
     return _unfinished(stored)
 
 

@@ -36,11 +36,14 @@ class State(StrEnum):
 
 COLUMNS = ("run", "state", "step", "metrics", "time")
 SILENCE_SECONDS = 2 * HEARTBEAT_SECONDS  # without a beat, which is then worth a word
-HELD = "held"
+HELD = "running elsewhere"
 TRIED_AGAIN = "failed, tried again"
-PENDING = "waiting", HELD, TRIED_AGAIN
-RUNNING = "running", "measuring"
-FINISHED = "done", "skipped", "done, diverged", "skipped, diverged"
+PENDING = State.QUEUED, HELD, TRIED_AGAIN
+RUNNING = State.RUNNING, State.MEASURING
+FINISHED_BEFORE = "finished before"  # this launch, which skips it
+FINISHED = tuple(
+    f"{word}{end}" for word in (State.FINISHED, FINISHED_BEFORE) for end in ("", ", diverged")
+)
 
 
 class Measuring(NamedTuple):
@@ -54,7 +57,7 @@ class RunStatus:
     folder: Path
     content: dict[str, Any]  # the config, as `to_dict` returns it
     program: str  # equal for runs that share a compiled program
-    state: str = "waiting"
+    state: str = State.QUEUED
     error: str = ""
     progress: Progress | None = None
     started: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.plan_files import StoredPlan
 from resjax.sweeps.settled import settle
-from resjax.sweeps.status import FINISHED, RUNNING, RunStatus
+from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RUNNING, RunStatus, State
 from resjax.train.lock import HELD, Watch
 from resjax.train.progress import Progress
 
@@ -30,7 +30,7 @@ class SweepWatch:
         self._runs, self._measure = stored.runs, stored.measure
         self._retries, self._show_end = retries, show_end
         self._locks = Watch()
-        self._state = "skipped"  # of a run that the first look finds finished
+        self._state = FINISHED_BEFORE  # of a run that the first look finds finished
         self._next = 0.0
 
     @property
@@ -53,7 +53,7 @@ class SweepWatch:
         if start < self._next:
             return
         self.left = [run for run in self.left if not self._ended(run)]
-        self._state = "done"
+        self._state = str(State.FINISHED)
         now = time.monotonic()
         self._next = now + max(LOOK_SECONDS, LOOK_COST * (now - start))
 
@@ -62,7 +62,7 @@ class SweepWatch:
             self._show_end(run)
             return True
         if self._locks.state(run.folder) != HELD:
-            run.state = "waiting"
+            run.state = State.QUEUED
             return False
         if run.state not in RUNNING:
             run.begin()

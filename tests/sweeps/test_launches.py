@@ -109,8 +109,8 @@ def test_two_launches_at_once_train_every_run_exactly_once(sweeps, tmp_path, wor
     for kind in ("begin", "end"):
         assert sorted(Counter(name for name, _ in sweeps.lines(kind)).values()) == [1] * 8
     assert len({process for _, process in sweeps.lines("end")}) == 2 * workers
-    assert sum(output.count("  done  ") for _, output in ends) == 8
-    assert sum(output.count("  skipped  ") for _, output in ends) == 8
+    assert sum(output.count("  finished  ") for _, output in ends) == 8
+    assert sum(output.count("  finished before  ") for _, output in ends) == 8
     assert sorted(metrics(tmp_path / "w").values()) == expected((0, 8))
 
 
@@ -135,7 +135,7 @@ def test_a_sweep_whose_launcher_is_killed_goes_on_with_the_same_results(sweeps, 
     begun = {name for name, _ in sweeps.lines("begin")} - {name for name, _ in sweeps.lines("end")}
     assert begun
     code, output = sweeps.ended(sweeps.launch(workers=workers))
-    assert (code, output.count("  done  ")) == (0, 8 - output.count("  skipped  "))
+    assert (code, output.count("  finished  ")) == (0, 8 - output.count("  finished before  "))
     assert sorted(Counter(name for name, _ in sweeps.lines("end")).values()) == [1] * 8
     assert sorted(metrics(tmp_path / "w").values()) == expected((0, 8))
 
@@ -165,8 +165,8 @@ def test_a_waiting_launch_takes_over_when_the_other_is_killed(sweeps, tmp_path):
     first.kill()
     code, output = sweeps.ended(second)
     assert code == 0
-    assert "  held: process " in output
-    assert output.count("  done  ") == 2
+    assert "  running elsewhere: process " in output
+    assert output.count("  finished  ") == 2
     assert sorted(metrics(tmp_path / "w").values()) == expected((0, 2))
 
 
@@ -181,7 +181,7 @@ def test_a_run_whose_worker_process_is_killed_is_tried_again(sweeps, tmp_path):
     lost = next(line for line in output.splitlines() if "tried again" in line)
     assert lost.startswith(name)
     assert "failed, tried again: the worker process ended by SIGKILL" in lost
-    assert output.count("  done  ") == 8
+    assert output.count("  finished  ") == 8
     assert sorted(metrics(tmp_path / "w").values()) == expected((0, 8))
     assert not list(tmp_path.glob("w/runs/*/error.*"))
 
@@ -195,7 +195,7 @@ def test_a_run_that_kills_every_process_fails_after_its_retries_and_the_rest_goe
     assert code == 1
     assert output.count("failed, tried again: the worker process ended by SIGKILL") == 2
     assert output.count("failed: the worker process ended by SIGKILL") == 1
-    assert output.count("  done  ") == 7
+    assert output.count("  finished  ") == 7
     assert Counter(name for name, _ in sweeps.lines("begin"))[name_of(3, tmp_path)] == 3
 
 
@@ -226,7 +226,7 @@ def test_workers_share_the_runs_and_the_retries_of_their_launch(sweeps, tmp_path
     attempts = Counter(name for name, _ in sweeps.lines("begin"))
     twice = {name_of(2, tmp_path), name_of(4, tmp_path)}
     assert attempts == {run.folder.name: 1 + (run.folder.name in twice) for run in stored.runs}
-    assert sum(output.count("  done  ") for _, output in ends) == 5
+    assert sum(output.count("  finished  ") for _, output in ends) == 5
     assert sum(output.count("failed: ValueError: no room at all") for _, output in ends) == 1
     late = worker(sweeps, tmp_path, stored)
     assert sweeps.ended(late) == (0, "0 runs ended here; none is left to take\n")
@@ -257,7 +257,7 @@ def test_a_worker_that_is_stopped_as_its_run_finishes_ends(sweeps, tmp_path, sto
     sweeps.wait_until(lambda: sweeps.lines("step"))
     stopped.terminate()
     code, output = sweeps.ended(stopped)
-    assert (code, output.count("  done  ")) == (143, len(sweeps.lines("end")))
+    assert (code, output.count("  finished  ")) == (143, len(sweeps.lines("end")))
 
 
 def test_a_worker_leaves_a_run_to_the_process_that_holds_it(sweeps, tmp_path, stored):

@@ -84,7 +84,7 @@ def test_launching_again_skips_finished_runs(planned, trained, tmp_path, capsys)
         launch(planned(), tmp_path / "w", "resjax sweep")
     assert len(trained.runs) == 4
     again = capsys.readouterr().out.splitlines()[4:]
-    assert all("skipped" in line and "test error 25.00 %" in line for line in again)
+    assert all("finished before" in line and "test error 25.00 %" in line for line in again)
 
 
 def test_lines_show_the_primary_metric_of_the_task(planned, trained, tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(planned, trained, tmp_pat
     assert len(trained.runs) == 4
     lines = capsys.readouterr().out.splitlines()
     assert sum("failed: MemoryError: no room at all" in line for line in lines) == 2
-    assert sum("done" in line for line in lines) == 2
+    assert sum("finished" in line for line in lines) == 2
     reports = list(tmp_path.glob("w/runs/*depth8*/error.txt"))
     assert ["Traceback" in path.read_text() for path in reports] == [True, True]
 
@@ -141,7 +141,7 @@ def test_an_odd_file_concerns_its_run_alone(planned, trained, tmp_path, capsys):
     capsys.readouterr()
     assert launch(planned(), tmp_path / "w", "resjax sweep") == 2
     states = dict(line.split("  ")[:2] for line in capsys.readouterr().out.splitlines())
-    assert states[fieldless.name] == states[whole.name] == "skipped"
+    assert states[fieldless.name] == states[whole.name] == "finished before"
     assert states[file.name].startswith("failed: ")
     assert states[folder.name].startswith("failed: ")
 

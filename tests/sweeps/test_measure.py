@@ -95,7 +95,7 @@ def test_each_run_is_measured_once(sweep, measured, tmp_path):
     assert found.rows == [{"block": "a", "error": 0.5}, {"block": "b", "error": 0.5}]
     missing, said = sweep()
     assert missing == 0
-    assert said.count("skipped") == 2
+    assert said.count("finished before") == 2
     assert measured.measured == [0, 1]
 
 
@@ -113,7 +113,7 @@ def test_an_experiment_that_gets_a_measure_later_measures_its_finished_runs(
     sweep(change=lambda text: text.replace("def measure", "def other"))
     assert findings(tmp_path) == []
     missing, said = sweep()
-    assert (missing, said.count("done")) == (0, 2)
+    assert (missing, said.count("finished  ")) == (0, 2)
     assert (measured.trained, measured.measured) == ([0, 1], [0, 1])
 
 

@@ -86,7 +86,7 @@ def test_runs_that_have_failed_come_last(runs, train):
     assert ended[0] == ("a0", "failed", "ValueError: no room")
     attempted, ended = train(runs("a0 a1 b0 b1"), launch="two")
     assert attempted == ["b1", "a0"]
-    assert [state for _, state, _ in ended] == ["skipped", "skipped", "done", "done"]
+    assert [state for _, state, _ in ended] == ["finished before"] * 2 + ["finished"] * 2
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -104,7 +104,7 @@ def test_a_failed_run_is_tried_again_after_the_others_and_then_reported(
 
 def test_a_run_that_succeeds_at_last_has_no_error(runs, train, tmp_path):
     attempted, ended = train(runs("a0"), {"a0": [BROKEN, None]})
-    assert (attempted, ended[-1]) == (["a0", "a0"], ("a0", "done", ""))
+    assert (attempted, ended[-1]) == (["a0", "a0"], ("a0", "finished", ""))
     assert not list(tmp_path.glob("*/error.*"))
 
 
@@ -167,7 +167,7 @@ def test_a_launch_waits_for_a_run_that_another_process_trains(runs, train, tmp_p
     attempted, ended = train(runs("a0 a1"))
     timer.join()
     assert attempted == ["a1"]
-    assert [state for _, state, _ in ended] == ["done", "held", "skipped"]
+    assert [state for _, state, _ in ended] == ["finished", "running elsewhere", "finished before"]
     assert ended[1][2].startswith("process ")
 
 
@@ -180,7 +180,7 @@ def test_a_launch_trains_a_run_that_another_process_has_left(runs, train, tmp_pa
 
 def test_a_worker_that_does_not_wait_leaves_a_held_run(runs, train, tmp_path):
     with try_claim(tmp_path / "a0"):
-        assert train(runs("a0 a1"), wait=False) == (["a1"], [("a1", "done", "")])
+        assert train(runs("a0 a1"), wait=False) == (["a1"], [("a1", "finished", "")])
 
 
 def test_an_attempt_that_finds_the_run_taken_or_finished_is_none(runs, train, tmp_path):
@@ -191,7 +191,7 @@ def test_an_attempt_that_finds_the_run_taken_or_finished_is_none(runs, train, tm
         (tmp_path / "summary.json").rename(tmp_path / "a1" / "summary.json")
         return Finished()
 
-    assert train(runs("a1"), attempt=finish)[1] == [("a1", "skipped", "")]
+    assert train(runs("a1"), attempt=finish)[1] == [("a1", "finished before", "")]
     assert train(runs("a0"), {"a0": [Held(), None]})[0] == ["a0", "a0"]
 
 
@@ -212,5 +212,5 @@ def test_a_worker_looks_at_each_of_many_runs_once(tmp_path, monkeypatch):
     many = [RunStatus(tmp_path / f"run{n}", content(0), f"{n % 100}") for n in range(2000)]
     taken = RunQueue(many, None, Retries("one", 1), lambda run: None, StopRequest())
     taken.train(lambda job, report: None)
-    assert all(run.state == "done" for run in many)
+    assert all(run.state == "finished" for run in many)
     assert len(looks) == len(many)
