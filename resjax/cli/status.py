@@ -154,7 +154,7 @@ def _headline(sweep: "SweepStatus") -> str:
 
 
 def _content(sweeps: "list[SweepStatus]") -> dict[str, Any]:
-    """Returns what --json prints; docs/sweeps.md describes it."""
+    """Returns what --json prints; docs/status.md describes it."""
     return {
         "format": FORMAT,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
