@@ -4,6 +4,9 @@ A launcher is a module. Workers of several launchers may train one sweep at the 
 each run is claimed by a lock in its folder.
 """
 
+import os
+import signal
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,6 +92,36 @@ class Launcher(Protocol):
 
     def dry_run(self, plan: "Plan", workdir: Path, command: str, options: Options) -> str:
         """Returns what `launch` would start, as text; writes nothing."""
+
+
+def worker_command(
+    module: str, workdir: Path, plan: str, launch: str, options: Options
+) -> list[str]:
+    """Returns the command of a worker that another machine starts.
+
+    Args:
+      module: `resjax.sweeps.worker`, or one that takes its arguments.
+      workdir: the sweep folder.
+      plan: the digest of the plan.
+      launch: the ID of the launch.
+      options: of the launch.
+    """
+    # -P: a file of the working directory never takes precedence over an installed module.
+    program = [sys.executable, "-P", "-m", module, str(workdir.absolute())]
+    named = [f"--plan={plan}", f"--launch={launch}", f"--retries={options.retries}"]
+    if options.save_on != SAVE_ON:
+        names = (signal.Signals(each).name.removeprefix("SIG") for each in options.save_on)
+        named.append(f"--save-on={','.join(names)}")
+    return [*program, *named, *options.worker_flags]
+
+
+def worker_python_path() -> str:
+    """Returns PYTHONPATH with absolute paths, and the folder of a resjax that is not installed."""
+    folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    package = Path(__file__).parents[2]
+    installed = package.name in ("site-packages", "dist-packages")
+    own = [] if installed else [str(package)]
+    return os.pathsep.join([*(str(Path(each).absolute()) for each in folders), *own])
 
 
 def find_launcher(name: str, settings: Mapping[str, Mapping[str, str]]) -> Launcher:

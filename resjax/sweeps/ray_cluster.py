@@ -20,11 +20,11 @@ from typing import Any
 
 from resjax.disk import report_disk_errors
 from resjax.errors import UserError, first_few, one_line
-from resjax.machine import available_cores, module_search_path
+from resjax.machine import available_cores
 from resjax.sweeps import ray_task
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
-from resjax.sweeps.launchers import Options
+from resjax.sweeps.launchers import Options, worker_command, worker_python_path
 from resjax.sweeps.plan_files import new_launch, plan_file, write_sweep
 from resjax.sweeps.ray_pool import Pool, Share
 from resjax.sweeps.status import shown
@@ -39,6 +39,7 @@ SETTINGS = {
     "gpus": "GPUs per worker, such as 0.5 for two workers on each GPU",
     "autoscaling": "the cluster adds nodes: wait for one with room for a worker",
 }
+WORKER = "resjax.sweeps.ray_worker"
 POLL_SECONDS = 0.5  # between two looks at the tasks
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # in which a task that needs nothing ends
@@ -71,7 +72,7 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
         launch_id = new_launch()
         with report_disk_errors(workdir):
             stored = write_sweep(plan, workdir, command, launch_id)
-        worker = _worker_command(workdir.absolute(), stored.digest, launch_id, options)
+        worker = worker_command(WORKER, workdir, stored.digest, launch_id, options)
         plan_path = str(plan_file(workdir.absolute(), stored.digest))
         pool = Pool(ray, share, (worker, str(Path.cwd()), _environment(share), plan_path))
         with shown(stored.runs) as show_end, closing(pool), stop.graceful():
@@ -99,7 +100,7 @@ def _typed_share(settings: Mapping[str, str]) -> tuple[int | None, float | None]
     """Returns the CPUs and GPUs per worker, None for what was not typed."""
     cpus, gpus = settings.get("cpus"), settings.get("gpus")
     if cpus is not None and not (cpus.isdecimal() and int(cpus)):
-        raise UserError(f"--ray.cpus={cpus}: is not an integer of at least 1")
+        raise UserError(f"--ray.cpus={cpus}: not an integer of at least 1")
     if settings.get("autoscaling"):
         raise UserError("--ray.autoscaling takes no value")
     if gpus is None:
@@ -110,7 +111,7 @@ def _typed_share(settings: Mapping[str, str]) -> tuple[int | None, float | None]
         number = -1.0
     if not (0 <= number <= 1 or (number.is_integer() and number > 0)):
         raise UserError(
-            f"--ray.gpus={gpus}: is not a number of GPUs, such as 2, or a part of one, such as 0.5"
+            f"--ray.gpus={gpus}: not a number of GPUs, such as 2, or a part of one, such as 0.5"
         )
     return (cpus and int(cpus)) or None, number
 
@@ -154,13 +155,6 @@ def _require_room(share: Share, nodes: Sequence[Mapping[str, float]], options: O
         )
 
 
-def _worker_command(workdir: Path, plan: str, launch: str, options: Options) -> list[str]:
-    # -P: a file of the working directory never takes precedence over an installed module.
-    program = [sys.executable, "-P", "-m", "resjax.sweeps.ray_worker", str(workdir)]
-    named = [f"--plan={plan}", f"--launch={launch}", f"--retries={options.retries}"]
-    return [*program, *named, *options.worker_flags]
-
-
 def _environment(share: Share) -> dict[str, str]:
     """Returns this command's environment for a worker, with its share of the node."""
     environment = {
@@ -168,7 +162,7 @@ def _environment(share: Share) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in ray_task.ASSIGNED and not name.startswith("RAY_")
     }
-    environment["PYTHONPATH"] = os.pathsep.join(module_search_path())
+    environment["PYTHONPATH"] = worker_python_path()
     environment["NPROC"] = str(share.cpus)
     if share.gpus:
         fraction = f"{GPU_MEMORY * min(share.gpus, 1):.3f}"
@@ -301,7 +295,7 @@ def _require_listener(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()) or "/" in host:
         raise UserError(
-            f"--ray.address={address}: is not auto, local or HOST:PORT, the address that "
+            f"--ray.address={address}: not auto, local or HOST:PORT, the address that "
             "`ray start --head` prints"
         )
     try:

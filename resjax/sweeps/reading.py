@@ -191,7 +191,7 @@ class _Sweep:
         self._plan: tuple[Any, ...] = ()  # what `_read_plan` read it from
         self._status = SweepStatus(folder)
         self._measure: Measure | None = None
-        self._runs = _Runs()
+        self._runs = RunsReader()
 
     def read(self) -> SweepStatus:
         """Returns the sweep with today's states.
@@ -250,8 +250,8 @@ def _listed(path: Path, content: dict[str, Any]) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-class _Runs:
-    """What was read of run folders, so that only those that changed are read again."""
+class RunsReader:
+    """Reads the states of runs from their folders; only those that changed are read again."""
 
     def __init__(self) -> None:
         self._watch = Watch()

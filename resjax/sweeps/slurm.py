@@ -12,9 +12,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +23,12 @@ from resjax.errors import UserError
 from resjax.run_files import experiment_name
 from resjax.sweeps.experiment import Plan
 from resjax.sweeps.failures import Retries
-from resjax.sweeps.launchers import Options
-from resjax.sweeps.plan_files import StoredPlan, new_launch, plan_digest, write_sweep
-from resjax.sweeps.settled import settle
-from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RunStatus, State, print_line
+from resjax.sweeps.launchers import Options, worker_command, worker_python_path
+from resjax.sweeps.plan_files import new_launch, plan_digest, write_sweep
+from resjax.sweeps.status import print_line
+from resjax.sweeps.watching import SweepWatch
 from resjax.text import user_path
-from resjax.train.signals import SAVE_ON, StopRequest
+from resjax.train.signals import StopRequest
 
 SETTINGS: Mapping[str, str] | None = None  # every option of sbatch
 
@@ -91,27 +89,30 @@ def launch(
     is_new = not workdir.exists()
     with report_disk_errors(workdir):
         stored = write_sweep(plan, workdir, command, retries.launch)
-        left = _left(stored.runs, stored, retries, FINISHED_BEFORE)
-        if not left:
-            return _unfinished(stored)
+        watch = SweepWatch(stored, retries, print_line)
+        watch.look()
+        if not watch.left:
+            return watch.unfinished
         text = _script(plan, workdir, command, options, job, stored.digest, retries.launch)
         script = workdir / "slurm" / f"{retries.launch}.sh"
         script.parent.mkdir(exist_ok=True)
         write_atomically(script, text)
     try:
-        jobs = _submit(script, min(workers, len(left)), job.chain)
+        tasks = min(workers, len(watch.left))
+        jobs = _submit(script, tasks, job.chain)
     except UserError:
         script.unlink()
         if is_new and not any((workdir / "runs").iterdir()):
             shutil.rmtree(workdir)
         raise
-    print(_describe(jobs, min(workers, len(left)), workdir), flush=True)
+    print(_describe(jobs, tasks, workdir), flush=True)
     if not options.wait:
         return None
-    while left and _in_queue(jobs):
+    while watch.left and _in_queue(jobs):
         time.sleep(POLL_SECONDS)
-        left = _left(left, stored, retries, State.FINISHED)
-    return _unfinished(stored)
+        watch.look()
+    watch.look(again=True)  # what happened before the last job ended
+    return watch.unfinished
 
 
 def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
@@ -122,23 +123,6 @@ def dry_run(plan: Plan, workdir: Path, command: str, options: Options) -> str:
     calls = [shlex.join(_sbatch(script, each)) for each in _array_sizes(tasks)] * job.chain
     text = _script(plan, workdir, command, options, job, plan_digest(plan), launch_id)
     return "\n".join([*calls, f"{script}:", text]).rstrip()
-
-
-def _left(
-    runs: Sequence[RunStatus], stored: StoredPlan, retries: Retries, state: str
-) -> list[RunStatus]:
-    """Returns the runs that are not settled; shows the others."""
-    left = []
-    for run in runs:
-        if settle(run, stored.measure, retries, state):
-            print_line(run)
-        else:
-            left.append(run)
-    return left
-
-
-def _unfinished(stored: StoredPlan) -> int:
-    return sum(run.state not in FINISHED for run in stored.runs)
 
 
 def _workers(options: Options) -> int:
@@ -219,12 +203,7 @@ def _script(
         TASKS_PER_NODE: str(job.processes),
     }
     module = "resjax.sweeps.worker" if nodes * job.processes == 1 else "resjax.sweeps.srun"
-    worker = [sys.executable, "-P", "-m", module, str(folder)]
-    worker += [f"--plan={digest}", f"--launch={launch_id}", f"--retries={options.retries}"]
-    worker += options.worker_flags
-    if options.save_on != SAVE_ON:
-        names = (signal.Signals(each).name.removeprefix("SIG") for each in options.save_on)
-        worker.append(f"--save-on={','.join(names)}")
+    worker = worker_command(module, workdir, digest, launch_id, options)
     lines = [
         "#!/bin/bash",
         *_directives(defaults),
@@ -232,21 +211,13 @@ def _script(
         "",
         f"# {command}",
         f"cd {shlex.quote(str(Path.cwd()))} || exit",
-        f"export PYTHONPATH={shlex.quote(os.pathsep.join(_module_folders()))}",
+        f"export PYTHONPATH={shlex.quote(worker_python_path())}",
         *job.setup,
         f"cores=$((SLURM_CPUS_ON_NODE / {job.processes}))",
         "export NPROC=${NPROC:-${SLURM_CPUS_PER_TASK:-$cores}}  # XLA's threads",
         f"exec {shlex.join(worker)}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _module_folders() -> list[str]:
-    """Returns PYTHONPATH with absolute paths, and the folder of a resjax that is not installed."""
-    folders = [str(Path(each).absolute()) for each in os.environ.get("PYTHONPATH", "").split(":")]
-    package = Path(__file__).parents[2]
-    installed = package.name in ("site-packages", "dist-packages")
-    return [*filter(None, folders), *([] if installed else [str(package)])]
 
 
 def _submit(script: Path, tasks: int, chain: int) -> list[str]:

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.plan_files import StoredPlan
+from resjax.sweeps.reading import RunsReader
 from resjax.sweeps.settled import settle
 from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RUNNING, RunStatus, State
-from resjax.train.lock import HELD, Watch
-from resjax.train.progress import Progress
 
 LOOK_SECONDS = 2.0  # between two looks at the runs
 LOOK_COST = 10.0  # a look takes at most the tenth part of the time, however many runs there are
@@ -29,7 +27,7 @@ class SweepWatch:
         self.left = list(stored.runs)
         self._runs, self._measure = stored.runs, stored.measure
         self._retries, self._show_end = retries, show_end
-        self._locks = Watch()
+        self._reader = RunsReader()
         self._state = FINISHED_BEFORE  # of a run that the first look finds finished
         self._next = 0.0
 
@@ -45,37 +43,29 @@ class SweepWatch:
 
     def held_by(self, job: str) -> list[RunStatus]:
         """Returns the runs that processes of a SLURM or Ray job held at the last look."""
-        return [run for run in self.left if self._holder(run).get("job") == job]
+        return [run for run in self.left if run.holder and run.holder.get("job") == job]
 
-    def look(self) -> None:
-        """Updates the state of each run that is left, unless the last look was just now."""
+    def look(self, again: bool = False) -> None:
+        """Updates the state of each run that is left.
+
+        Args:
+          again: whether to look even if the last look was just now.
+        """
         start = time.monotonic()
-        if start < self._next:
+        if start < self._next and not again:
             return
+        self._reader.read(self.left, self._measure)
         self.left = [run for run in self.left if not self._ended(run)]
         self._state = str(State.FINISHED)
         now = time.monotonic()
         self._next = now + max(LOOK_SECONDS, LOOK_COST * (now - start))
 
     def _ended(self, run: RunStatus) -> bool:
+        if run.state in RUNNING:
+            run.started = run.started or time.monotonic()
+            return False
         if settle(run, self._measure, self._retries, self._state):
             self._show_end(run)
             return True
-        if self._locks.state(run.folder) != HELD:
-            run.state = State.QUEUED
-            return False
-        if run.state not in RUNNING:
-            run.begin()
-        _read_note(run, self._holder(run))
+        run.state, run.error = State.QUEUED, ""
         return False
-
-    def _holder(self, run: RunStatus) -> dict[str, Any]:
-        return self._locks.holder(run.folder) or {}
-
-
-def _read_note(run: RunStatus, holder: dict[str, Any]) -> None:
-    """Shows what the holder of a run says about it."""
-    run.state = "measuring" if holder.get("state") == "measuring" else "running"
-    step, steps = holder.get("step"), holder.get("steps")
-    if isinstance(step, int) and isinstance(steps, int):
-        run.progress = Progress(step, steps, {}, holder.get("images_per_second", 0.0))
