@@ -109,10 +109,11 @@ def worker_command(
     # -P: a file of the working directory never takes precedence over an installed module.
     program = [sys.executable, "-P", "-m", module, str(workdir.absolute())]
     named = [f"--plan={plan}", f"--launch={launch}", f"--retries={options.retries}"]
+    named += options.worker_flags
     if options.save_on != SAVE_ON:
         names = (signal.Signals(each).name.removeprefix("SIG") for each in options.save_on)
         named.append(f"--save-on={','.join(names)}")
-    return [*program, *named, *options.worker_flags]
+    return [*program, *named]
 
 
 def worker_python_path() -> str:

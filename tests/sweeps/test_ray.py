@@ -54,9 +54,10 @@ LONG |= {"train.eval_every": 1200}
 def cluster():
     """A cluster of one node with two CPUs and a GPU that it only believes to have."""
     folder = tempfile.mkdtemp(prefix="ray-")  # the paths of its sockets must be short
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = secrets.token_hex(32)
     # Ray's processes would be niced, and starve beside other tests.
-    environment = os.environ | token | {"RAY_worker_niceness": "0", "PYTHONPATH": ""}
+    options = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", "PYTHONPATH": ""}
+    environment = os.environ | options | {"RAY_AUTH_TOKEN": token}
     command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port=0"]
     command += ["--num-cpus=2", "--num-gpus=1", "--include-dashboard=false"]
     command += ["--disable-usage-stats", f"--temp-dir={folder}"]
@@ -66,8 +67,7 @@ def cluster():
         address = Path(folder, "ray_current_cluster")
         wait_until(lambda: address.exists() and address.read_text(), node)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in token.items():
-                patch.setenv(name, value)
+            patch.setenv("RAY_AUTH_TOKEN", token)  # that it is required, launches find out
             yield address.read_text()
     finally:
         node.terminate()
