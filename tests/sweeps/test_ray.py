@@ -195,7 +195,7 @@ def test_a_sweep_on_ray_has_the_results_of_the_local_launcher(
     ray, local = tmp_path / "ray", tmp_path / "local"
     output = finish(start(command(ray, *on_ray)))
     finish(start(command(local, "--workers=2")))
-    assert output.count("  done  step 2/2  train error ") == 6
+    assert output.count("  finished  step 2/2  train error ") == 6
     assert len(metrics(ray)) == 6
     assert metrics(ray) == metrics(local)
     assert (ray / "report.html").exists()

@@ -38,13 +38,13 @@ def finish(run):
     records.write_json(run.folder / "summary.json", {"steps": 5, "images_per_second": 7.0})
 
 
-def test_runs_that_were_finished_before_are_skipped_and_later_ones_are_done(watch):
+def test_runs_that_were_finished_before_are_told_from_later_ones(watch):
     first, second, *others = watch.left
     finish(first)
     watch.look()
     finish(second)
     watch.look()
-    assert watch.shown == ["skipped", "done"]
+    assert watch.shown == ["finished before", "finished"]
     assert watch.left == watch.open == others
     assert watch.unfinished == 2
 
@@ -63,7 +63,7 @@ def test_a_run_that_a_worker_holds_is_shown_with_its_progress_and_is_not_open(wa
         assert watch.open == others
     watch.look()
     assert run in watch.open
-    assert run.state == "waiting"
+    assert run.state == "queued"
     assert watch.shown == []
 
 
