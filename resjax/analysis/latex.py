@@ -326,8 +326,15 @@ def _label(name: str) -> str:
 
 
 def _field(head: str, values: pd.Series) -> Column:
+    numeric = _is_numeric(values)
     cells = [escape(_shown(x)) for x in values]
-    return Column(escape(head.replace("_", " ")), cells, "r" if _is_numeric(values) else "l")
+    cells = [_minus(cell) for cell in cells] if numeric else cells
+    return Column(escape(head.replace("_", " ")), cells, "r" if numeric else "l")
+
+
+def _minus(number: str) -> str:
+    """Returns a number with a minus, which is longer than the hyphen before a negative one."""
+    return f"$-${number[1:]}" if number.startswith("-") and number != "--" else number
 
 
 def _is_numeric(values: pd.Series) -> bool:
@@ -368,10 +375,10 @@ def _metric(
     if exponent:
         head = rf"{head} ($\times 10^{{{exponent}}}$)"
     means, deviations = means / 10.0**exponent, deviations / 10.0**exponent
-    texts = ["--" if math.isnan(mean) else f"{mean:.{decimals}f}" for mean in means]
+    texts = ["--" if math.isnan(mean) else _minus(f"{mean:.{decimals}f}") for mean in means]
     if bold_best and np.isfinite(means).any():
         best = np.nanmin(means) if metric.lower_is_better else np.nanmax(means)
-        is_best = [text == f"{best:.{decimals}f}" for text in texts]
+        is_best = [text == _minus(f"{best:.{decimals}f}") for text in texts]
         texts = [rf"\textbf{{{t}}}" if b else t for t, b in zip(texts, is_best, strict=True)]
     if np.isnan(deviations).all():
         return Column(head, texts, group=group)

@@ -132,6 +132,7 @@ def test_numbers_of_a_column_have_the_same_decimals_and_width(make_sweep: Maker)
         ((2e-7, 3e-9), ("2.000", "0.030"), r"test ($\times 10^{-7}$)"),
         ((1e9, np.nan), ("1.000", "--"), r"test ($\times 10^{9}$)"),
         ((0.0, np.nan), ("0.000", "--"), "angle (rad)"),
+        ((-0.5, 0.25), ("$-$0.5000", "0.2500"), "angle (rad)"),
     ],
 )
 def test_other_metrics_have_four_digits_and_their_unit(

@@ -135,7 +135,8 @@ def test_each_sweep_is_drawn_and_judged_by_its_own_experiment(
 ) -> None:
     for root, text in zip(two, (FIRST, SECOND), strict=True):
         (root / "experiment.py").write_text(text)
-    assert main(["report", *map(str, two)]) == 0
+    assert main(["report", *map(str, two), "--bold-best"]) == 0
+    assert r"\textbf" in (tmp_path / "results.tex").read_text()
     said = capsys.readouterr().out
     for root in two:
         assert f"experiment: executes {root / 'experiment.py'}" in said
