@@ -68,7 +68,7 @@ def launch(plan: Plan, workdir: Path, command: str, options: Options, stop: Stop
     with _connected(options.settings.get("address", "auto")) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = choose_share(cpus, gpus, nodes)
-        _require_room(share, nodes, options)
+        require_room(share, nodes, options)
         launch_id = new_launch()
         with report_disk_errors(workdir):
             stored = write_sweep(plan, workdir, command, launch_id)
@@ -137,7 +137,7 @@ def choose_share(
     return Share(cpus, gpus)
 
 
-def _require_room(share: Share, nodes: Sequence[Mapping[str, float]], options: Options) -> None:
+def require_room(share: Share, nodes: Sequence[Mapping[str, float]], options: Options) -> None:
     """Checks that a worker fits on some node, and that its options fit its share.
 
     Raises:

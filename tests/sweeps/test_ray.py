@@ -19,7 +19,8 @@ import pytest
 from resjax.cli import main
 from resjax.errors import UserError
 from resjax.sweeps import ray_pool
-from resjax.sweeps.ray_cluster import choose_share
+from resjax.sweeps.launchers import Options
+from resjax.sweeps.ray_cluster import choose_share, require_room
 from resjax.sweeps.ray_pool import LOSSES, Pool, Share
 
 needs_ray = pytest.mark.skipif(
@@ -267,16 +268,6 @@ def test_a_worker_for_which_no_node_has_room_is_refused(command, cluster, start,
     assert not (tmp_path / "w").exists()
 
 
-@needs_ray
-def test_workers_without_gpus_share_none(command, cluster, start, tmp_path):
-    options = "--launcher=ray", f"--ray.address={cluster}", "--ray.gpus=0", "--workers-per-gpu=2"
-    refused = start(command(tmp_path / "w", *options))
-    output, _ = refused.communicate(timeout=60)
-    assert refused.returncode == 2
-    assert "--workers-per-gpu=2: the workers get no GPU to share; add --ray.gpus=1" in output
-    assert not (tmp_path / "w").exists()
-
-
 @pytest.fixture
 def typed(command, tmp_path):
     """Returns a function that runs a sweep in this process."""
@@ -354,6 +345,18 @@ def test_a_node_has_room_for_the_workers_that_its_cpus_and_gpus_allow(cpus, gpus
 )
 def test_a_worker_gets_a_gpu_and_its_part_of_the_cpus_by_default(nodes, share):
     assert choose_share(None, None, nodes) == share
+
+
+def test_workers_without_gpus_share_none():
+    with pytest.raises(UserError, match="--workers-per-gpu=2: the workers get no GPU to share; ad"):
+        require_room(Share(1, 0), [{"CPU": 1.0}], Options(per_gpu=2))
+
+
+def test_a_cluster_that_adds_nodes_may_have_no_room_yet():
+    settings = {"autoscaling": ""}
+    require_room(Share(1, 1), [{"CPU": 1.0}], Options(settings=settings))
+    with pytest.raises(UserError, match="no node of the cluster has 1 CPU and 1 GPU for a worker"):
+        require_room(Share(1, 1), [{"CPU": 1.0}], Options())
 
 
 class FakeRay:
