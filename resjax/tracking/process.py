@@ -22,10 +22,10 @@ from resjax.machine import module_search_path
 from resjax.tracking import End, find_tracker, require_tracker
 from resjax.tracking.follower import POLL_SECONDS, UNFINISHED, RunFollower, Target
 
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 """How long a process waits at its end for its followers."""
 
-NICENESS = 19  # a follower runs when the training leaves a core idle
+NICENESS = 10  # a ninth of the share of a core that training gets; with 19 none on a full machine
 LONGEST_REASON = 4000  # characters, which fit into the buffer of a pipe
 
 

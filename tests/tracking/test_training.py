@@ -27,6 +27,12 @@ SMALLEST = {
 }
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Waits longer for followers, which have a low priority, than a user's run does."""
+    monkeypatch.setattr("resjax.tracking.process.END_SECONDS", 300.0)
+
+
 def smallest(**fields):
     return resolve(override(default_config(), SMALLEST | fields))
 
@@ -90,7 +96,7 @@ def test_a_tracker_that_fails_or_hangs_does_not_hinder_training(
 ):
     (tmp_path / "my_tracker.py").write_text(FAILING)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("resjax.tracking.process.END_SECONDS", 5.0 if name == "Exits" else 0.5)
+    monkeypatch.setattr("resjax.tracking.process.END_SECONDS", 300.0 if name == "Exits" else 0.5)
     followers = []
     monkeypatch.setattr(
         "resjax.tracking.process.subprocess.Popen",
