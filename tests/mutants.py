@@ -41,6 +41,7 @@ INTERRUPTION = "tests/train/test_interruption.py"
 NORM = "tests/models/test_normalization.py"
 MEASURE = "tests/sweeps/test_measure.py"
 QUEUE = "tests/sweeps/test_queue.py"
+LOCK_PROTOCOL = "tests/train/test_lock_protocol.py"
 LESIONS = "tests/measurements/test_lesions.py"
 SURFACE = "tests/measurements/test_loss_surface.py"
 FAULTS = (
@@ -382,6 +383,41 @@ FAULTS = (
         "    return found.code != measure.code and bool(checkpoint)\n",
         "    return bool(checkpoint)\n",
         f"{MEASURE} -k measured_once",
+    ),
+    Fault(
+        "a lock is taken over without a check who holds it now",
+        "resjax/train/lock.py",
+        "elif token not in (tokens := [look.token for look in _chain(folder)]):",
+        "elif not (tokens := [token]):",
+        LOCK_PROTOCOL,
+    ),
+    Fault(
+        "a release removes the lock of a successor",
+        "resjax/train/lock.py",
+        "    if own := _is_file_of(successor, token, file):\n",
+        "    if own := True:\n",
+        f"{LOCK_PROTOCOL} -k paused",
+    ),
+    Fault(
+        "a lock whose release was interrupted is never free again",
+        "resjax/train/lock.py",
+        'look = look._replace(token=f"{look.token}.released")',
+        "break",
+        LOCK_PROTOCOL,
+    ),
+    Fault(
+        "the kernel of another machine decides who is dead",
+        "resjax/train/lock.py",
+        '(holder.get("boot"), holder.get("host")) == (_boot_id(), socket.gethostname())',
+        "True",
+        LOCK_PROTOCOL,
+    ),
+    Fault(
+        "a watch that did not look for long finds a holder dead",
+        "resjax/train/lock.py",
+        "min(now - before.time, HEARTBEAT_SECONDS)",
+        "(now - before.time)",
+        "tests/train/test_lock.py -k does_not_look",
     ),
     Fault(
         "a change of what measure calls is not noticed",

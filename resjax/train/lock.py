@@ -18,6 +18,8 @@ any file system that several machines share, also on one whose kernel locks noth
 - A holder that was paused for so long that it has a successor notices that at its next beat, or
   before it writes results, and ends its process.
 
+Two processes are in a folder at once only until such a holder notices, or if a process is paused
+for longer than the timeout just between the two operations that end a takeover or a release.
 Names `lock.*` beside the lock belong to the steps above; the next holder removes those that a
 killed process has left.
 """
