@@ -90,7 +90,7 @@ class Data:
     """The dataset, its batches, and the augmentation of training images."""
 
     name: str = "digits"
-    """A dataset by name, or your own: tfds:NAME, folder:PATH, npz:PATH."""
+    """A dataset by name, or your own: tfds:NAME, folder:PATH, npz:PATH, masks:PATH, coco:PATH."""
     train_split: str | None = None
     """TFDS expression for the training split, such as train[:90%]; None means the dataset's own."""
     test_split: str | None = None
@@ -115,12 +115,13 @@ class Data:
     """Side in pixels to which images are resized; None leaves them as they are."""
     on_bad_image: Literal["error", "skip"] = "error"
     """End the run at an image that cannot be decoded, or skip and count it."""
-    train_crop: Literal["none", "random_resized", "scale_jitter"] = "none"
+    train_crop: Literal["none", "random_resized", "scale_jitter", "large_scale_jitter"] = "none"
     """How a stream crops training images to image_size. none: as for evaluation. random_resized:
     8 to 100 % of the area (Szegedy et al. 2014). scale_jitter: a crop of the image at a random
-    scale (He et al. 2015)."""
-    eval_crop: Literal["center", "ten"] = "center"
-    """Evaluate the center of a streamed image, or the mean over ten crops."""
+    scale (He et al. 2015). large_scale_jitter: the image at a tenth to twice the size, cropped or
+    padded (Ghiasi et al. 2021)."""
+    eval_crop: Literal["center", "whole", "ten"] = "center"
+    """Evaluate the center of an image, the whole image with padding, or the mean over ten crops."""
     crop_padding: NonNegative = 0
     """Pixels of zeros around a training image before a random crop; 0 does not crop."""
     flip: bool = False

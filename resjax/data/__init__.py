@@ -2,15 +2,15 @@
 
 This module does not import JAX, so that a misspelled dataset name is reported at once.
 
-User data has names too: `tfds:NAME` is an image-classification dataset that TFDS prepared,
-`folder:PATH` a folder of image files with one subfolder per class, `npz:PATH` a file of NumPy
-arrays.
+User data has names too: `tfds:NAME` is a dataset that TFDS prepared, `folder:PATH` a folder of
+image files with one subfolder per class, `npz:PATH` a file of NumPy arrays, `masks:PATH` a folder
+of images and masks, `coco:PATH` one of images and boxes in COCO's format.
 """
 
 import difflib
 from typing import NamedTuple
 
-USER_DATA = ("tfds:", "folder:", "npz:")  # prefixes of names
+USER_DATA = ("tfds:", "folder:", "npz:", "masks:", "coco:")  # prefixes of names
 
 
 class KnownDataset(NamedTuple):
@@ -60,4 +60,5 @@ def invalid_name(name: str) -> str | None:
         return None if which else f"{name} lacks {'a name' if kind == 'tfds' else 'a path'}"
     near = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}"
-    return f"no dataset {name!r}; {hint} (your own data: tfds:NAME, folder:PATH, npz:PATH)"
+    own = ", ".join(f"{kind}{'NAME' if kind == 'tfds:' else 'PATH'}" for kind in USER_DATA)
+    return f"no dataset {name!r}; {hint} (your own data: {own})"

@@ -24,6 +24,7 @@ Pixels = UInt8[np.ndarray, "size size c"]
 AREA = (0.08, 1.0)  # bounds of a random crop's area, as a fraction of the image's
 RATIO = (3 / 4, 4 / 3)  # bounds of width / height
 TRIES = 10
+SHORTER_SIDES = (256, 480)  # bounds of the image's shorter side before a crop of 224 pixels
 
 # A JPEG is decoded at no less than this multiple of the size that a crop needs, as in Pillow's
 # thumbnails. With 1, the error of the pixels would be twice as large.
@@ -69,19 +70,30 @@ def scale_jitter_crop(
     generator: np.random.Generator,
     *,
     size: int,
-    shorter_sides: tuple[int, int] = (256, 480),
+    shorter_sides: tuple[int, int] = SHORTER_SIDES,
 ) -> Pixels:
     """Crops a random square of `size` from the image at a random scale (He et al. 2015).
 
     The image's shorter side is drawn uniformly from the range `shorter_sides`, bounds included
     (Simonyan & Zisserman 2014). Only the square is resampled.
     """
+    return resampled(image, scale_jitter_box(generator, *image.size, size, shorter_sides), size)
+
+
+def scale_jitter_box(
+    generator: np.random.Generator,
+    width: int,
+    height: int,
+    size: int,
+    shorter_sides: tuple[int, int] = SHORTER_SIDES,
+) -> Box:
+    """Draws the box of `scale_jitter_crop`."""
     low, high = shorter_sides
-    width, height = scaled(image.size, int(generator.integers(low, high + 1)))
-    left = int(generator.integers(width - size + 1))
-    top = int(generator.integers(height - size + 1))
-    x, y = image.width / width, image.height / height
-    return resampled(image, Box(left * x, top * y, (left + size) * x, (top + size) * y), size)
+    wide, tall = scaled((width, height), int(generator.integers(low, high + 1)))
+    left = int(generator.integers(wide - size + 1))
+    top = int(generator.integers(tall - size + 1))
+    x, y = width / wide, height / tall
+    return Box(left * x, top * y, (left + size) * x, (top + size) * y)
 
 
 def resize_and_center_crop(
@@ -142,14 +154,18 @@ def scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return width * shorter_side // shorter, height * shorter_side // shorter
 
 
-def resampled(image: "Image", box: Box, size: int) -> Pixels:
-    """Resamples a part of the image to a square of `size`, decoding no more than necessary."""
+def resampled(
+    image: "Image", box: Box, columns: int, rows: int | None = None
+) -> UInt8[np.ndarray, "rows columns c"]:
+    """Resamples a part of the image, decoding no more than necessary; `rows` are like `columns`."""
     from PIL.Image import Resampling
 
     width, height = image.size
-    shrink = min(box.right - box.left, box.bottom - box.top) / (REDUCING_GAP * size)
+    rows = columns if rows is None else rows
+    wide, tall = box.right - box.left, box.bottom - box.top
+    shrink = min(wide / (REDUCING_GAP * columns), tall / (REDUCING_GAP * rows))
     # This has an effect on JPEGs that are not decoded yet.
     image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
     x, y = image.width / width, image.height / height
     part = (box.left * x, box.top * y, box.right * x, box.bottom * y)
-    return as_array(image.resize((size, size), Resampling.BILINEAR, box=part))
+    return as_array(image.resize((columns, rows), Resampling.BILINEAR, box=part))

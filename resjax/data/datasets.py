@@ -14,8 +14,10 @@ from jaxtyping import UInt8
 
 from resjax.data import DATASETS, KnownDataset, invalid_name
 from resjax.data.cache import cached_arrays
-from resjax.data.decoding import as_array, as_image, decode, open_image, resize
+from resjax.data.coco_folders import open_coco
+from resjax.data.decoding import as_image, decode, open_image
 from resjax.data.examples import (
+    LABEL,
     ArrayExamples,
     BadImageError,
     DataError,
@@ -26,9 +28,12 @@ from resjax.data.examples import (
     Slices,
     Source,
     Split,
+    Targets,
     array_source,
     select,
 )
+from resjax.data.mask_folders import open_masks
+from resjax.data.placement import View, fit, whole
 from resjax.data.prepared import PreparedExamples, data_dir, open_prepared
 from resjax.data.scenes import CLASS_NAMES, scenes
 from resjax.data.subsets import class_indices, sample_per_class, select_classes
@@ -78,6 +83,8 @@ class OpenDataset(NamedTuple):
     class_names: tuple[str, ...]
     image_shape: Shape | None  # None if sizes differ or are not known yet
     notes: tuple[str, ...] = ()  # of the source
+    targets: tuple[str, ...] = LABEL  # names of every example's targets
+    objects: int = 0  # for how many boxes the arrays of an example have room
 
     def __str__(self) -> str:
         """Returns one line: the number of images and classes, and the notes."""
@@ -96,7 +103,7 @@ def open_dataset(
     """Opens a dataset without reading an image.
 
     Args:
-      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH` and the like.
       train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
       test_split: a split expression; None is the dataset's default.
 
@@ -118,6 +125,8 @@ def open_dataset(
         source.class_names,
         source.image_shape,
         source.notes,
+        source.targets,
+        source.objects,
     )
 
 
@@ -127,6 +136,7 @@ def load(
     test_split: str | None = None,
     *,
     image_size: int | None = None,
+    whole_images: bool = False,
     on_bad_image: OnBadImage = "error",
     classes: Sequence[int | str] = (),
     per_class: int | None = None,
@@ -137,10 +147,11 @@ def load(
     Images decoded from a prepared dataset are cached in its folder.
 
     Args:
-      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH`, `npz:PATH`.
+      name: a key of DATASETS, or `tfds:NAME`, `folder:PATH` and the like.
       train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
       test_split: a split expression; None is the dataset's default.
       image_size: side in pixels of the square to which images are resized and cropped.
+      whole_images: pad the images to squares instead of cropping them; needs `image_size`.
       on_bad_image: raise an error for an image that cannot be decoded, or skip and count it.
       classes: the classes to select, as `subsets.class_indices` takes them, renumbered in this
         order; () selects all.
@@ -154,10 +165,16 @@ def load(
     """
     opened = open_dataset(name, train_split, test_split)
     class_names = opened.class_names
+    if (classes or per_class is not None) and "label" not in opened.targets:
+        raise DataError(
+            f"data.classes and data.per_class choose images by their label, and those of {name} "
+            f"have {' and '.join(opened.targets)} instead"
+        )
     selected = class_indices(name, class_names, classes)
     channels = opened.image_shape[2] if opened.image_shape else 3
+    view = View(whole if whole_images else fit, image_size) if image_size else None
     train, test = (
-        _concatenate([_read(*part, channels, image_size, on_bad_image) for part in slices.parts])
+        _concatenate([_read(*part, channels, view, on_bad_image) for part in slices.parts])
         for slices in (opened.train, opened.test)
     )
     read, expected = len(train) + len(test), len(opened.train) + len(opened.test)
@@ -186,6 +203,10 @@ def _open_source(name: str) -> Source:
         return open_folder(user_path(rest))
     if kind == "npz":
         return open_npz(user_path(rest))
+    if kind == "masks":
+        return open_masks(user_path(rest))
+    if kind == "coco":
+        return open_coco(user_path(rest))
     if name == "digits":
         return digits()
     if name == "scenes":
@@ -210,25 +231,29 @@ def _read(
     start: int,
     stop: int,
     channels: int,
-    image_size: int | None,
+    view: View | None,
     on_bad_image: OnBadImage,
 ) -> Split:
-    if isinstance(examples, ArrayExamples) and not image_size:
+    if isinstance(examples, ArrayExamples) and not view:
         return examples.split[start:stop]
 
     def decoded() -> Split:
         part = Slices(((examples, start, stop),))
-        return _decode_all(part, channels, image_size, on_bad_image)
+        return _decode_all(part, channels, view, on_bad_image)
 
     if not isinstance(examples, PreparedExamples):
         return decoded()
-    key = f"{examples.split}-{start}-{stop}-{image_size or 'original'}-{on_bad_image}"
+    size = "original" if view is None else f"{view.side}{'-whole' * (view.place is whole)}"
+    key = f"{examples.split}-{start}-{stop}-{size}-{on_bad_image}"
+    stored = {"images": "image", "labels": "label"}  # older than the names in a batch
 
     def arrays() -> dict[str, np.ndarray]:
-        split = decoded()
-        return {"images": split.images, "labels": split.labels}
+        names = {name: key for key, name in stored.items()}
+        return {names.get(name, name): array for name, array in decoded().arrays.items()}
 
-    return Split.labeled(**cached_arrays(examples.folder, key, arrays))
+    read = cached_arrays(examples.folder, key, arrays)
+    read = {stored.get(key, key): array for key, array in read.items()}
+    return Split(read.pop("image"), read)
 
 
 def _concatenate(splits: Sequence[Split]) -> Split:
@@ -240,14 +265,15 @@ def _concatenate(splits: Sequence[Split]) -> Split:
 
 
 def _decode_all(
-    examples: Examples, channels: int, image_size: int | None, on_bad_image: OnBadImage
+    examples: Examples, channels: int, view: View | None, on_bad_image: OnBadImage
 ) -> Split:
     arrays: dict[str, np.ndarray] = {}
     count, bad = 0, None
     for index in range(len(examples)):
         try:
             example = examples[index]
-            read = {"image": _pixels(example, channels, image_size), **example.targets}
+            pixels, targets = _view(example, channels, view)
+            read = {"image": pixels, **targets}
         except BadImageError as error:
             if on_bad_image == "error":
                 raise
@@ -267,12 +293,14 @@ def _decode_all(
     return Split(images, {name: array[:count] for name, array in arrays.items()})
 
 
-def _pixels(example: Example, channels: int, image_size: int | None) -> UInt8[np.ndarray, "h w c"]:
-    image, origin = example.image, example.origin
-    if image_size is None:
-        return decode(image, channels, origin) if isinstance(image, bytes) else image
+def _view(
+    example: Example, channels: int, view: View | None
+) -> tuple[UInt8[np.ndarray, "h w c"], Targets]:
+    image, targets, origin = example
+    if view is None:
+        return decode(image, channels, origin) if isinstance(image, bytes) else image, targets
     opened = open_image(image, channels, origin) if isinstance(image, bytes) else as_image(image)
-    return as_array(resize(opened, image_size))
+    return view.targeted(opened, targets, np.random.default_rng(0))
 
 
 def _require_same_size(origin: str, pixels: np.ndarray, others: np.ndarray) -> None:

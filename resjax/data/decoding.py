@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data.examples import BadImageError
+from resjax.data.examples import VOID, BadImageError, DataError
 from resjax.errors import one_line
 
 if TYPE_CHECKING:
@@ -67,6 +67,47 @@ def open_image(data: bytes, channels: int, origin: str, *, lazily: bool = False)
             profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
             image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")  # type: ignore[assignment]
         return image.convert(mode)
+
+
+def upright_size(data: bytes, origin: str) -> tuple[int, int]:
+    """Returns the width and height of the image that `decode` returns, from its header alone.
+
+    Raises:
+      BadImageError: the data are not an image.
+    """
+    from PIL import ExifTags, Image
+
+    with decoding(origin), Image.open(io.BytesIO(data), formats=_formats()) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def decode_mask(data: bytes, origin: str) -> UInt8[np.ndarray, "h w"]:
+    """Decodes an image whose pixels are numbers of classes, which a palette may color.
+
+    Raises:
+      BadImageError: the data are damaged or not an image.
+      DataError: its pixels are colors, or numbers above 255.
+    """
+    from PIL import Image
+
+    with decoding(origin):
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        pixels = np.asarray(image)  # of a palette, the indices
+        mode = image.mode
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2:
+        raise DataError(
+            f"{origin}: has colors ({mode}); a mask's pixels must be numbers of classes, in a "
+            "grayscale image or as indices of a palette"
+        )
+    if mode == "F" or pixels.min() < 0 or pixels.max() > VOID:
+        raise DataError(
+            f"{origin}: has pixels from {pixels.min()} to {pixels.max()}; classes are numbered "
+            f"from 0 to {VOID - 1}, and {VOID} is void"
+        )
+    return pixels.astype(np.uint8)
 
 
 @functools.cache

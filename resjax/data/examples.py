@@ -18,6 +18,10 @@ Targets = Mapping[str, Any]
 VOID = 255
 """The value of a mask's pixels that belong to no class, as in PASCAL VOC."""
 
+LABEL = ("label",)
+BOXES = ("boxes", "classes")
+MASK = ("mask",)
+
 
 class DataError(UserError):
     """A dataset is unknown, missing or damaged."""
@@ -62,6 +66,8 @@ class Source(NamedTuple):
     train: str = "train"  # name of the default training split
     test: str | None = "test"  # name of the default test split
     notes: tuple[str, ...] = ()  # for the user: how the images are split, what was skipped and why
+    targets: tuple[str, ...] = LABEL  # names of every example's targets
+    objects: int = 0  # for how many boxes the arrays of an example have room
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,11 @@ class ArrayExamples:
 def array_source(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Source:
     """Returns a source of images that are in memory and have one shape."""
     examples = {split: ArrayExamples(part, f"{name} {split}") for split, part in splits.items()}
-    height, width, channels = next(iter(splits.values())).images.shape[1:]
-    return Source(examples, class_names, (height, width, channels))
+    first = next(iter(splits.values()))
+    height, width, channels = first.images.shape[1:]
+    objects = first.targets["classes"].shape[1] if "classes" in first.targets else 0
+    shape, targets = (height, width, channels), tuple(first.targets)
+    return Source(examples, class_names, shape, targets=targets, objects=objects)
 
 
 @dataclass(frozen=True)

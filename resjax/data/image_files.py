@@ -74,6 +74,8 @@ class Skipped:
 HIDDEN = "hidden or of the system"
 LINKED = "a link to a folder that is read already"
 NO_CLASS = "an image in no class"
+NO_MASK = "an image without a mask"
+NO_PICTURE = "a mask without an image"
 NO_IMAGE = "not an image by its suffix"
 NO_PART = "beside the parts"
 SPECIAL = "neither a file nor a folder"

@@ -13,15 +13,36 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resjax.data.examples import DataError, Example, NotPreparedError, Source
+import numpy as np
+from jaxtyping import UInt8
+
+from resjax.data.cache import cached_arrays
+from resjax.data.coco_folders import cut_boxes, padded_boxes
+from resjax.data.decoding import decode_mask, upright_size
+from resjax.data.examples import (
+    BOXES,
+    LABEL,
+    MASK,
+    VOID,
+    DataError,
+    Example,
+    NotPreparedError,
+    Source,
+)
+from resjax.data.mask_folders import require_mask_fits, values
 from resjax.errors import one_line
 from resjax.text import user_path
+
+IMAGE_FEATURES = ("image", "image_left")
+MASK_FEATURES = ("segmentation_mask", "segmentation_label", "annotation", "mask")
+LEFT_OUT = ("is_crowd", "is_difficult")  # objects that evaluation does not count
+MOST_OBJECTS = 100  # in an image; COCO has at most 93, PASCAL VOC 56
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -108,32 +129,67 @@ def open_prepared(name: str, label: str, test_split: str = "test") -> Source:
 
     Raises:
       NotPreparedError: the dataset is not in the data folder.
-      DataError: it is damaged, has another file format, or is not an image classification.
+      DataError: it is damaged, has another file format, or has no images with labels, boxes or
+        masks.
     """
     folder = find_prepared(name)
     info = _builder(folder).info
-    import tensorflow_datasets as tfds
-
     formats = {format.value for format in info.available_file_formats()}
     if "array_record" not in formats:
         raise DataError(
             f"{folder} contains {' and '.join(sorted(formats))} files, which need TensorFlow; "
             "prepare it again with file_format='array_record' in TFDS"
         )
-    image, target = (_feature(info.features, feature) for feature in ("image", "label"))
-    if not (
-        isinstance(image, tfds.features.Image) and isinstance(target, tfds.features.ClassLabel)
-    ):
+    features = info.features
+    image = next((name for name in IMAGE_FEATURES if _is(features, name, "Image")), "")
+    mask = next((name for name in MASK_FEATURES if _is(features, name, "Image")), "")
+    objects = getattr(_feature(features, "objects"), "feature", None)
+    shape = features[image].shape if image and None not in features[image].shape else None
+    targets: tuple[str, ...] = LABEL
+    names: tuple[str, ...] = ()
+    if image and _is(features, "label", "ClassLabel"):
+        names = tuple(features["label"].names)
+    elif image and objects and _is(objects, "bbox", "BBoxFeature"):
+        targets, names = BOXES, ("background", *objects["label"].names)
+    elif image and mask:
+        targets = MASK
+        names = tuple(getattr(features[mask], "names", None) or ())
+    else:
         raise DataError(
-            f"{name} is not an image classification; its features are {_list(info.features)}"
+            f"{name} has no images with labels, boxes or masks; its features are {_list(features)}"
         )
-    shape = image.shape if None not in image.shape else None
     splits = {
-        split: PreparedExamples(folder, split, label, part.num_examples, target.num_classes)
+        split: PreparedExamples(
+            folder, split, label, part.num_examples, len(names), image, targets, mask
+        )
         for split, part in info.splits.items()
     }
+    if targets == MASK and not names:
+        names = _classes_of_masks(folder, splits)
+        splits = {split: replace(part, classes=len(names)) for split, part in splits.items()}
     test = next((split for split in (test_split, "validation") if split in splits), None)
-    return Source(splits, tuple(target.names), shape, test=test)
+    room = MOST_OBJECTS if targets == BOXES else 0
+    return Source(splits, names, shape, test=test, targets=targets, objects=room)
+
+
+def _classes_of_masks(folder: Path, splits: Mapping[str, "PreparedExamples"]) -> tuple[str, ...]:
+    """Returns the numbers up to the highest value of all masks, which are read once."""
+
+    def compute() -> dict[str, np.ndarray]:
+        found = np.zeros(VOID + 1, bool)
+        for examples in splits.values():
+            for index in range(len(examples)):
+                found |= values(examples.mask(index))
+        return {"values": found}
+
+    found = np.flatnonzero(cached_arrays(folder, "values-of-masks", compute)["values"])
+    return tuple(map(str, range(max(found[found != VOID], default=0) + 1)))
+
+
+def _is(features: Any, name: str, kind: str) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(_feature(features, name), getattr(tfds.features, kind))
 
 
 def _feature(features: Any, name: str) -> Any:
@@ -165,11 +221,33 @@ class PreparedExamples:
     name: str  # for messages
     length: int
     classes: int
+    image_feature: str = "image"
+    targets: tuple[str, ...] = LABEL
+    mask_feature: str = ""
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Example:
+        feature = self._record(index)
+        (image,) = feature[self.image_feature].bytes_list.value
+        origin = f"{self.name} {self.split}[{index}]"
+        if self.targets == MASK:
+            mask = self._mask(feature, origin)
+            require_mask_fits(mask, image, f"{origin}: its mask", origin, self.classes)
+            return Example(image, {"mask": mask}, origin)
+        if self.targets == BOXES:
+            return Example(image, self._boxes(feature, image, origin), origin)
+        (label,) = feature["label"].int64_list.value
+        if not 0 <= label < self.classes:
+            raise DataError(f"{origin}: its label is {label}, but there are {self.classes} classes")
+        return Example(image, {"label": label}, origin)
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """Returns the mask of an image."""
+        return self._mask(self._record(index), f"{self.name} {self.split}[{index}]")
+
+    def _record(self, index: int) -> Any:
         if not 0 <= index < self.length:
             raise IndexError(index)
         from tensorflow_datasets.proto import tf_example_pb2
@@ -177,13 +255,35 @@ class PreparedExamples:
         shards, ends = _shards(self.folder, self.split)
         shard = bisect.bisect_right(ends, index)
         first = ends[shard - 1] if shard else 0
-        feature = tf_example_pb2.Example.FromString(shards[shard].read(index - first))
-        (image,) = feature.features.feature["image"].bytes_list.value
-        (label,) = feature.features.feature["label"].int64_list.value
-        origin = f"{self.name} {self.split}[{index}]"
-        if not 0 <= label < self.classes:
-            raise DataError(f"{origin}: its label is {label}, but there are {self.classes} classes")
-        return Example(image, {"label": label}, origin)
+        record = tf_example_pb2.Example.FromString(shards[shard].read(index - first))
+        return record.features.feature
+
+    def _mask(self, feature: Any, origin: str) -> UInt8[np.ndarray, "h w"]:
+        (encoded,) = feature[self.mask_feature].bytes_list.value
+        return decode_mask(encoded, f"{origin}: its mask")
+
+    def _boxes(self, feature: Any, image: bytes, origin: str) -> dict[str, np.ndarray]:
+        """Returns boxes and classes without crowds and difficult objects.
+
+        Of more than `MOST_OBJECTS`, these are the largest.
+        """
+        size = upright_size(image, origin)
+        fractions = np.array(feature["objects/bbox"].float_list.value).reshape(-1, 4)
+        labels = np.array(feature["objects/label"].int64_list.value, np.int64)
+        if len(labels) != len(fractions):
+            raise DataError(f"{origin}: has {len(fractions)} boxes, but {len(labels)} labels")
+        if (bad := labels[(labels < 0) | (labels >= self.classes - 1)]).size:
+            raise DataError(
+                f"{origin}: a label is {bad[0]}, but there are {self.classes - 1} classes"
+            )
+        boxes, left = cut_boxes(fractions[:, [1, 0, 3, 2]] * np.tile(size, 2), size)
+        for name in LEFT_OUT:
+            if flags := feature[f"objects/{name}"].int64_list.value:
+                left &= np.array(flags) == 0
+        sides = boxes[:, 2:] - boxes[:, :2]
+        largest = np.argsort(-np.where(left, sides.prod(1), -1), kind="stable")
+        chosen = np.sort(largest[: min(left.sum(), MOST_OBJECTS)])
+        return padded_boxes(boxes[chosen], labels[chosen] + 1, MOST_OBJECTS)
 
 
 @functools.cache

@@ -35,7 +35,15 @@ from jaxtyping import Float32, Int, UInt8
 
 from resjax.data.datasets import OnBadImage
 from resjax.data.decoding import as_image, decode, decoding, open_image
-from resjax.data.examples import BadImageError, DataError, Example, Examples, stack_targets
+from resjax.data.examples import (
+    BadImageError,
+    DataError,
+    Example,
+    Examples,
+    Targets,
+    stack_targets,
+)
+from resjax.data.placement import View
 from resjax.machine import safe_path
 from resjax.terminal import group_signals_blocked
 
@@ -87,7 +95,8 @@ class BatchMaker:
 
     def __call__(self, request: BatchRequest) -> Batch:
         numbered = enumerate(request.indices.tolist(), request.first)
-        images, examples, good = zip(*(self._example(*each) for each in numbered), strict=True)
+        read = (self._example(*each) for each in numbered)
+        images, targets, examples, good = zip(*read, strict=True)
         for image, example in zip(images, examples, strict=True):
             if image.shape != images[0].shape:
                 sizes = ["x".join(map(str, each.shape)) for each in (image, images[0])]
@@ -97,32 +106,45 @@ class BatchMaker:
                 )
         weights = np.array(good, np.float32)
         weights[request.valid :] = 0
-        targets = stack_targets([example.targets for example in examples])
-        return Batch(np.stack(images), targets, weights, request.valid - int(weights.sum()))
+        skipped = request.valid - int(weights.sum())
+        return Batch(np.stack(images), stack_targets(targets), weights, skipped)
 
-    def _example(self, position: int, index: int) -> tuple[np.ndarray, Example, bool]:
-        """Returns an image, its example and True, or with "skip" the next good one and False."""
+    def _example(self, position: int, index: int) -> tuple[np.ndarray, Targets, Example, bool]:
+        """Returns an image, its targets and its example, and True.
+
+        With "skip", it returns the next good one and False instead of a bad one.
+        """
         count = len(self.examples)
         for distance in range(count):
             try:
                 example = self.examples[(index + distance) % count]
-                return self._image(example, position), example, not distance
+                return *self._read(example, position), example, not distance
             except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise
                 bad = error
         raise DataError(f"none of {count:,} images can be decoded; the last: {bad}")
 
-    def _image(self, example: Example, position: int) -> UInt8[np.ndarray, "..."]:
-        content, origin = example.image, example.origin
+    def _read(self, example: Example, position: int) -> tuple[UInt8[np.ndarray, "..."], Targets]:
+        content, targets, origin = example
         if self.crop is None:
-            return decode(content, self.channels, origin) if isinstance(content, bytes) else content
+            if isinstance(content, bytes):
+                content = decode(content, self.channels, origin)
+            return content, targets
         generator = np.random.default_rng((self.seed, position))
         if not isinstance(content, bytes):
-            return self.crop(as_image(content), generator)
+            return self._view(as_image(content), targets, generator)
         image = open_image(content, self.channels, origin, lazily=True)
         with decoding(origin):  # happens when the crop is known
-            return self.crop(image, generator)
+            return self._view(image, targets, generator)
+
+    def _view(
+        self, image: "Image", targets: Targets, generator: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "..."], Targets]:
+        if isinstance(self.crop, View):
+            return self.crop.targeted(image, targets, generator)
+        assert self.crop is not None
+        return self.crop(image, generator), targets
 
 
 class Prefetcher(Iterator[Batch]):
@@ -276,8 +298,9 @@ def stream(
       batch_size: global; divisible by `processes`.
       seed: of the crops.
       first_step: of the first batch; later steps are not slower.
-      crop: from `resjax.data.crops`, with its size bound; must be picklable. None leaves the images
-        as they are, so they must have one size.
+      crop: from `resjax.data.crops`, with its size bound, or a `placement.View`, which moves masks
+        and boxes too; must be picklable. None leaves the images as they are, so they must have one
+        size.
       channels: 3 for RGB, 1 for grayscale.
       workers: number of processes that make batches; 0 uses a thread.
       process: index of this host, which makes the corresponding part of each batch.

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 
 from resjax.config import Config, Data
-from resjax.data import crops, datasets
+from resjax.data import crops, datasets, placement
 from resjax.data.cache import cached_arrays
-from resjax.data.examples import Split
+from resjax.data.examples import LABEL, Split
 from resjax.data.normalization import Statistics, compute_statistics
 from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.data.stream import eval_batches, stream
@@ -35,13 +35,18 @@ RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
 SAMPLE = 2048  # images from which the statistics of a stream are computed
 
 CROPS: dict[str, Callable[..., Any]] = {
-    "none": crops.resize_and_center_crop,
     "random_resized": crops.random_resized_crop,
     "scale_jitter": crops.scale_jitter_crop,
     "center": crops.resize_and_center_crop,
     "ten": crops.ten_crop,
 }
-
+PLACES: dict[str, placement.Place] = {
+    "random_resized": placement.random_resized,
+    "scale_jitter": placement.scale_jitter,
+    "large_scale_jitter": placement.large_scale_jitter,
+    "center": placement.center,
+    "whole": placement.whole,
+}
 
 HostBatch = dict[str, np.ndarray]
 """A batch as a task takes it, before its arrays are on the device."""
@@ -225,6 +230,12 @@ class Streamed(BatchSource):
         image_shape: Any = (size, size, self._channels) if size else shape
         self.info = DatasetInfo(tuple(opened.class_names), image_shape)
         self.examples = {"train": len(opened.train), "test": len(opened.test)}
+        self.targets = opened.targets
+        if data.eval_crop == "ten" and self.targets != LABEL:
+            raise UserError(
+                f"data.eval_crop=ten: ten crops have one {' and '.join(self.targets)} each; use "
+                "center or whole"
+            )
         self.description = f"{data.name}: {opened}"
         self.statistics = self._statistics()
 
@@ -278,14 +289,26 @@ class Streamed(BatchSource):
         shape = self.info.image_shape
         return self._backend.place_batches(
             (
-                {"image": np.zeros((*train, *shape), np.uint8), "label": np.zeros(train, np.int32)},
+                {"image": np.zeros((*train, *shape), np.uint8), **self._no_targets(train)},
                 {
                     "image": np.zeros((*test, *crops_per_image, *shape), np.uint8),
-                    "label": np.zeros(test, np.int32),
+                    **self._no_targets(test),
                     "weight": np.zeros(test, np.float32),
                 },
             )
         )
+
+    def _no_targets(self, examples: tuple[int, ...]) -> HostBatch:
+        """Returns targets of the shapes and types that examples have."""
+        objects = self._opened.objects
+        known: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "label": ((), np.int32),
+            "mask": (self.info.image_shape[:2], np.uint8),
+            "boxes": ((objects, 4), np.float32),
+            "classes": ((objects,), np.int32),
+        }
+        shapes = {name: known[name] for name in self.targets}
+        return {name: np.zeros((*examples, *shape), kind) for name, (shape, kind) in shapes.items()}
 
     def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
         return jax.tree.map(lambda parts: parts[None], arrays)
@@ -293,8 +316,15 @@ class Streamed(BatchSource):
     def _reading(self, crop: str) -> dict[str, Any]:
         """Returns the options that all streams share."""
         size = self._data.image_size
+        if crop == "none":
+            crop = "center" if self._data.eval_crop == "ten" else self._data.eval_crop
+        labeled = self.targets == LABEL and crop in CROPS
         return {
-            "crop": None if size is None else partial(CROPS[crop], size=size),
+            "crop": None
+            if size is None
+            else partial(CROPS[crop], size=size)
+            if labeled
+            else placement.View(PLACES[crop], size),
             "on_bad_image": self._data.on_bad_image,
             "channels": self._channels,
             "workers": self._workers,
@@ -308,7 +338,7 @@ class Streamed(BatchSource):
         """Returns training examples as evaluation crops them, and `draws` random training crops."""
         chosen, count = Chosen(self._opened.train, indices), len(indices)
         reading = {"batch_size": count, "process": 0, "processes": 1, "workers": 0}
-        with eval_batches(chosen, **self._reading("center") | reading) as batches:
+        with eval_batches(chosen, **self._reading("none") | reading) as batches:
             (original,) = batches
         crop = self._reading(self._data.train_crop) | reading
         with stream(chosen, lambda _, size: np.arange(size), seed=seed, **crop) as batches:
@@ -364,15 +394,20 @@ def load_dataset(data: Data) -> datasets.Dataset:
       UserError: the dataset is missing or damaged, or the config crops images on the host.
     """
     for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
-        if value not in ("none", "center"):
+        if value not in ("none", "center", "whole"):
             raise UserError(
                 f"data.{name}={value} needs data.feed=stream: it crops images on the host"
             )
+    if data.eval_crop == "whole" and not data.image_size:
+        raise UserError(
+            "data.eval_crop=whole pads images to squares of data.image_size; set it too"
+        )
     return datasets.load(
         data.name,
         data.train_split,
         data.test_split,
         image_size=data.image_size,
+        whole_images=data.eval_crop == "whole",
         on_bad_image=data.on_bad_image,
         classes=data.classes,
         per_class=data.per_class,
@@ -427,7 +462,7 @@ def find_stream(data: Data, devices: int) -> datasets.OpenDataset | None:
 
 def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
     """Returns whether the dataset can be resident: nothing is cropped on the host, and it fits."""
-    if data.train_crop != "none" or data.eval_crop != "center":
+    if data.train_crop != "none" or data.eval_crop == "ten":
         return False
     if data.image_size:
         pixels = 3 * data.image_size**2
@@ -435,6 +470,8 @@ def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
         pixels = int(np.prod(opened.image_shape))
     else:
         return False
+    if "mask" in opened.targets:
+        pixels += pixels // 3
     memory = device_memory()
     needed = pixels * (len(opened.train) + len(opened.test)) / devices
     return memory is None or needed <= RESIDENT_SHARE * memory

@@ -55,7 +55,7 @@ def test_a_dataset_that_is_not_prepared_is_an_error_that_says_how_to_prepare_it(
     [
         ("cifar01", "no dataset 'cifar01'; did you mean 'cifar10'?"),
         ("xyz", "no dataset 'xyz'; known: digits, scenes, cifar10, "),
-        ("folders:x", "(your own data: tfds:NAME, folder:PATH, npz:PATH)"),
+        ("folders:x", "(your own data: tfds:NAME, folder:PATH, npz:PATH, masks:PATH, coco:PATH)"),
     ],
 )
 def test_a_misspelled_name_is_an_error_with_a_suggestion(name, message):

@@ -1,5 +1,6 @@
 """Datasets that TFDS prepared are read as TFDS reads them; others are errors."""
 
+import io
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from resjax.data.datasets import DataError, NotPreparedError, open_dataset
+from resjax.data.datasets import DataError, NotPreparedError, load, open_dataset
 from resjax.data.decoding import decode
+from resjax.data.examples import BOXES
 from resjax.data.prepared import list_prepared
 
 
@@ -123,11 +126,11 @@ def test_a_dataset_in_tfrecord_format_is_an_error(shapes):
         open_dataset("tfds:shapes")
 
 
-def test_a_dataset_without_image_and_label_is_an_error_that_lists_its_features(write_set):
+def test_a_dataset_without_images_is_an_error_that_lists_its_features(write_set):
     import tensorflow_datasets as tfds
 
     write_set("words", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
-    with pytest.raises(DataError, match=r"words is not an image classification; .* text \(Text\)"):
+    with pytest.raises(DataError, match=r"words has no images with labels, .* text \(Text\)"):
         open_dataset("tfds:words")
 
 
@@ -181,3 +184,70 @@ def test_the_listing_names_a_dataset_whose_description_is_damaged(shapes):
     (shapes / "dataset_info.json").write_text(json.dumps({"name": "shapes"}))
     with pytest.raises(DataError, match=f"^{shapes}: damaged"):
         list(list_prepared())
+
+
+def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array.squeeze()).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def test_boxes_of_a_detection_set_are_read_without_crowds_and_difficult_objects(write_set):
+    import tensorflow_datasets as tfds
+
+    objects = {
+        "bbox": tfds.features.BBoxFeature(),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        "is_crowd": np.bool_,
+        "is_difficult": np.bool_,
+    }
+    features = {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)}
+
+    def record(*found):
+        boxed = [
+            {
+                "bbox": tfds.features.BBox(*box),
+                "label": label,
+                "is_crowd": crowd,
+                "is_difficult": hard,
+            }
+            for box, label, crowd, hard in found
+        ]
+        return {"image": encoded(np.zeros((20, 40, 3), np.uint8)), "objects": boxed}
+
+    half, whole = (0.0, 0.5, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0)  # top, left, bottom, right
+    several = record((half, 1, False, False), (whole, 0, True, False), (whole, 0, False, True))
+    write_set("boxes", features, {"train": [several], "test": [record()]})
+    opened = open_dataset("tfds:boxes")
+    assert (opened.class_names, opened.targets) == (("background", "cat", "dog"), BOXES)
+    targets = opened.train[0].targets
+    assert targets["boxes"].shape == (opened.objects, 4)
+    assert targets["boxes"][:2].tolist() == [[20, 0, 40, 10], [0, 0, 0, 0]]
+    assert targets["classes"][:2].tolist() == [2, 0]
+    assert not opened.test[0].targets["classes"].any()
+
+
+@pytest.mark.parametrize("feature", ["annotation", "segmentation_mask"])
+def test_masks_of_a_segmentation_set_are_read_and_their_values_counted(write_set, feature):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(),
+        feature: tfds.features.Image(shape=(None, None, 1)),
+    }
+    masks = [np.full((4, 6, 1), value, np.uint8) for value in (0, 2, 255)]
+    image = np.zeros((4, 6, 3), np.uint8)
+    records = [{"image": encoded(image), feature: encoded(mask)} for mask in masks]
+    folder = write_set("masks", features, {"train": records})
+    splits = "train", "train[:1]"
+    opened = open_dataset("tfds:masks", *splits)
+    assert (opened.class_names, opened.targets) == (("0", "1", "2"), ("mask",))
+    read = sorted(int(opened.train[index].targets["mask"].max()) for index in range(3))
+    assert read == [0, 2, 255]
+    assert len(list((folder / "resjax").iterdir())) == 1  # so they are counted once
+    data = load("tfds:masks", *splits, image_size=4)
+    again = load("tfds:masks", *splits, image_size=4)
+    assert data.train.images.shape == (3, 4, 4, 3)
+    for name, array in data.train.arrays.items():
+        np.testing.assert_array_equal(array, again.train.arrays[name])

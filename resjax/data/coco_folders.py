@@ -1,0 +1,311 @@
+"""Images with boxes in the format of COCO (Lin et al. 2014): `coco:PATH`.
+
+PATH contains `annotations/*.json` and folders of images, such as `train2017` or `images/train`; or
+folders of parts with a `.json` file beside the images. Of the files of COCO itself only the
+`instances` are read. The categories are sorted by id and numbered from 1; class 0 is the
+background, no object. As in torchvision's recipe, annotations of crowds are left out, boxes are cut
+at the border of the image, and those of which nothing is left are left out. Images without objects
+stay.
+"""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from resjax.data.decoding import upright_size
+from resjax.data.examples import BOXES, DataError, Example, Source
+from resjax.data.image_files import PARTS, part_of, read_image
+from resjax.errors import first_few, one_line
+from resjax.text import printable
+
+BACKGROUND = "background"
+HELD_OUT = "the last fifth of the images is the test split"
+
+
+@dataclass(frozen=True)
+class BoxedExamples:
+    """Image files with boxes."""
+
+    root: Path
+    files: Sequence[str]  # relative to root
+    sizes: Int[np.ndarray, "images 2"]  # width and height, to which the boxes belong
+    ends: Int[np.ndarray, "images+1"]  # the boxes of image i are those from ends[i] to ends[i + 1]
+    boxes: Float[np.ndarray, "objects 4"]
+    classes: Int[np.ndarray, "objects"]
+    room: int  # for the boxes of an image
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.root / self.files[index]
+        content = read_image(path)
+        size, expected = upright_size(content, str(path)), tuple(self.sizes[index].tolist())
+        if size != expected:
+            raise DataError(
+                f"{path}: is {size[0]}x{size[1]} pixels, and its annotations are of an image of "
+                f"{expected[0]}x{expected[1]}"
+            )
+        own = slice(self.ends[index], self.ends[index + 1])
+        targets = padded_boxes(self.boxes[own], self.classes[own], self.room)
+        return Example(content, targets, str(path))
+
+
+def padded_boxes(
+    boxes: Float[np.ndarray, "objects 4"], classes: Int[np.ndarray, "objects"], room: int
+) -> dict[str, np.ndarray]:
+    """Returns boxes and classes as targets with room for `room` objects; the rest has class 0."""
+    rest = room - len(boxes)
+    return {
+        "boxes": np.pad(boxes.astype(np.float32), ((0, rest), (0, 0))),
+        "classes": np.pad(classes.astype(np.int32), (0, rest)),
+    }
+
+
+def cut_boxes(
+    boxes: Float[np.ndarray, "objects 4"], size: Any
+) -> tuple[Float[np.ndarray, "objects 4"], np.ndarray]:
+    """Returns the boxes cut at the border of their images, and of which of them something is left.
+
+    Args:
+      boxes: left, top, right and bottom in pixels.
+      size: width and height of the image, or of the image of each box.
+    """
+    cut = np.clip(boxes, 0, np.tile(size, 2))
+    return cut, (cut[:, 2:] > cut[:, :2]).all(1)
+
+
+class _Annotations(NamedTuple):
+    """What a file says of its images."""
+
+    categories: Mapping[int, str]
+    names: list[str]  # of image files
+    sizes: np.ndarray
+    owners: np.ndarray  # the image of each box
+    boxes: np.ndarray
+    ids: np.ndarray  # of each box's category
+    crowds: int
+    empty: int
+    cut: int
+
+
+def open_coco(root: Path) -> Source:
+    """Opens `coco:PATH`.
+
+    Raises:
+      DataError: a folder, file or image is missing; or a file is damaged, or names images or
+        categories that it does not have.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    files = _files(root)
+    read = {part: _read(file, *_stamp(file)) for part, file in files.items()}
+    first = next(iter(files))
+    categories = read[first].categories
+    for part, found in read.items():
+        for number, name in found.categories.items():
+            if categories.get(number) != name:
+                ours = categories.get(number)
+                known = f"is {ours!r}" if ours is not None else "does not exist"
+                raise DataError(
+                    f"{files[part]}: category {number} is {name!r}; in {files[first].name} it "
+                    f"{known}"
+                )
+    room = max(int(np.bincount(each.owners, minlength=1).max()) for each in read.values())
+    splits = {
+        part: _examples(root, files[part], part, found, sorted(categories), max(room, 1))
+        for part, found in read.items()
+    }
+    notes = _notes(read.values())
+    names = (BACKGROUND, *(printable(categories[number]) for number in sorted(categories)))
+    if whole := splits.pop("whole", None):
+        cut = len(whole) - max(len(whole) // 5, 1)
+        if not cut:
+            raise DataError(f"{files[first]}: one image is too few for a training and a test split")
+        splits = {"train": _slice(whole, 0, cut), "test": _slice(whole, cut, len(whole))}
+        notes = (HELD_OUT, *notes)
+    test = next((name for name in ("test", "validation") if name in splits), None)
+    return Source(splits, names, None, test=test, notes=notes, targets=BOXES, objects=max(room, 1))
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """Returns the files of annotations by part, or only `whole`."""
+    if (root / "annotations").is_dir():
+        files = sorted((root / "annotations").glob("*.json"))
+        files = [path for path in files if path.stem.startswith("instances")] or files
+        if not files:
+            raise DataError(f"{root / 'annotations'}: contains no .json file")
+        named = [(_part_of_words(path.stem), path) for path in files]
+    else:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        named = [
+            (part, path)
+            for folder in folders
+            if (part := part_of(folder.name))
+            for path in sorted(folder.glob("*.json"))
+        ] or [(None, path) for path in sorted(root.glob("*.json"))]
+    if len(named) == 1:
+        return {"whole": named[0][1]}
+    parts: dict[str, Path] = {}
+    for part, path in named:
+        if part is None:
+            raise DataError(f"{path}: its name says none of {', '.join(PARTS)}")
+        if part in parts:
+            raise DataError(f"{path} and {parts[part].name} are both named {part}; remove one")
+        parts[part] = path
+    if "train" not in parts:
+        raise DataError(
+            f"{root}: contains no annotations of a training part, such as "
+            "annotations/instances_train.json"
+        )
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _part_of_words(stem: str) -> str | None:
+    words = stem.replace("-", "_").replace(".", "_").split("_")
+    return next((part for word in words[::-1] if (part := part_of(_without_year(word)))), None)
+
+
+def _without_year(word: str) -> str:
+    return word.rstrip("0123456789")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, modified: int, size: int) -> _Annotations:
+    """Reads a file of annotations, once per version: COCO's own takes ten seconds."""
+    try:
+        content = json.loads(path.read_bytes())
+        categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
+        images = {each["id"]: index for index, each in enumerate(content["images"])}
+        names = [str(each["file_name"]) for each in content["images"]]
+        sizes = [(int(each["width"]), int(each["height"])) for each in content["images"]]
+        annotations = content.get("annotations", [])
+        crowds = [each for each in annotations if each.get("iscrowd", 0)]
+        kept = [each for each in annotations if not each.get("iscrowd", 0)]
+        owners = [images.get(each["image_id"], -1) for each in kept]
+        ids = [int(each["category_id"]) for each in kept]
+        corners = np.array([each["bbox"] for each in kept], np.float64).reshape(-1, 4)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read as annotations of COCO: {one_line(error)}"
+        ) from error
+    for each, owner, number, box in zip(kept, owners, ids, corners, strict=True):
+        if owner < 0:
+            why = f"names image {each['image_id']}, which is not in its images"
+        elif number not in categories:
+            why = f"names category {number}, which is not in its categories"
+        elif not all(map(math.isfinite, box)):
+            why = f"has the box {each['bbox']}"
+        else:
+            continue
+        raise DataError(f"{path}: annotation {each.get('id', '(without id)')} {why}")
+    if not categories:
+        raise DataError(f"{path}: names no categories")
+    if len(images) < len(names):
+        raise DataError(f"{path}: two of its images have one id")
+    if not names:
+        raise DataError(f"{path}: names no images")
+    boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+    all_sizes, image = np.array(sizes, np.int32), np.array(owners, np.int64)
+    cut, left = cut_boxes(boxes, all_sizes[image])
+    changed = int((cut != boxes).any(1)[left].sum())
+    order = np.flatnonzero(left)[np.argsort(image[left], kind="stable")]
+    return _Annotations(
+        categories,
+        names,
+        all_sizes,
+        image[order],
+        cut[order].astype(np.float32),
+        np.array(ids, np.int64)[order],
+        len(crowds),
+        int((~left).sum()),
+        changed,
+    )
+
+
+def _examples(
+    root: Path, file: Path, part: str, found: _Annotations, ids: list[int], room: int
+) -> BoxedExamples:
+    folder = _image_folder(root, file, part, found.names)
+    names = [os.path.relpath(folder / name, root) for name in found.names]
+    ends = np.searchsorted(found.owners, np.arange(len(names) + 1))
+    classes = (np.searchsorted(ids, found.ids) + 1).astype(np.int32)
+    return BoxedExamples(root, names, found.sizes, ends, found.boxes, classes, room)
+
+
+def _image_folder(root: Path, file: Path, part: str, names: Sequence[str]) -> Path:
+    """Returns the folder that contains the images of a file of annotations."""
+    tops = [root, root / "images"]
+    inner = [path for top in tops if top.is_dir() for path in sorted(top.iterdir())]
+    word = file.stem.rpartition("_")[2]
+    named = [path for path in inner if path.is_dir() and path.name == word]
+    alike = [path for path in inner if path.is_dir() and part_of(_without_year(path.name)) == part]
+    beside = [] if file.parent == root / "annotations" else [file.parent]
+    folders = list(dict.fromkeys([*beside, *named, *alike, *tops[::-1]]))
+    best = min(folders, key=lambda folder: len(_missing(folder, names[:1])))
+    if missing := _missing(best, names):
+        where = "" if len(missing) < len(names) else f" (looked into {_list(root, folders)})"
+        raise DataError(
+            f"{file}: names {len(missing):,} images that {best} lacks: "
+            f"{first_few(missing, 3)}{where}"
+        )
+    return best
+
+
+def _missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Returns the files that a folder lacks; a listing is faster than a look at each of them."""
+    present = {
+        parent: {path.name for path in where.iterdir()}
+        if (where := folder / parent).is_dir()
+        else ()
+        for parent in {PurePosixPath(name).parent for name in names}
+    }
+    return [
+        name
+        for name in names
+        if PurePosixPath(name).name not in present[PurePosixPath(name).parent]
+    ]
+
+
+def _list(root: Path, folders: Iterable[Path]) -> str:
+    return ", ".join(path.relative_to(root).as_posix() for path in folders)
+
+
+def _slice(examples: BoxedExamples, start: int, stop: int) -> BoxedExamples:
+    return BoxedExamples(
+        examples.root,
+        examples.files[start:stop],
+        examples.sizes[start:stop],
+        examples.ends[start : stop + 1],
+        examples.boxes,
+        examples.classes,
+        examples.room,
+    )
+
+
+def _notes(files: Iterable[_Annotations]) -> tuple[str, ...]:
+    files = list(files)
+    without = sum(len(each.names) - len(np.unique(each.owners)) for each in files)
+    counts = {
+        "annotations of crowds are left out": sum(each.crowds for each in files),
+        "boxes without area are left out": sum(each.empty for each in files),
+        "boxes are cut at the border of their image": sum(each.cut for each in files),
+        "images have no object": without,
+    }
+    return tuple(f"{count:,} {what}" for what, count in counts.items() if count)
