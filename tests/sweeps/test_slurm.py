@@ -213,8 +213,8 @@ def test_a_time_limit_that_ends_before_the_sweep_loses_no_step(
     typed = files(train__steps=200_000, train__eval_every=100_000, train__log_every=50)
     typed.append("--config.sweep.seeds=0,1")
     workdir = tmp_path / "w"
-    jobs = submit(typed, workdir, "--workers=1", "--slurm.time=1", "--slurm.chain=2")
-    slurm.wait(lambda: not slurm.queued(), seconds=240)
+    jobs = submit(typed, workdir, "--workers=1", "--slurm.time=2", "--slurm.chain=2")
+    slurm.wait(lambda: not slurm.queued(), seconds=400)
     logs = [(workdir / "slurm" / f"{job}_0.log").read_text() for job in jobs]
     assert all("SIGUSR1: saves after the current steps" in log for log in logs)
     assert all("the run under way has saved" in log for log in logs)
