@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from resjax import download
 from resjax.errors import UserError
 from resjax.transfer import sources
 
@@ -97,14 +98,14 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(web):
 
 def test_two_processes_that_download_a_file_at_once_both_get_it(web, tmp_path, monkeypatch):
     (web.folder / "net.pth").write_bytes(CONTENT)
-    download, paths = sources.download, []
+    copy, paths = download._copy, []
 
-    def download_beside_another(*args):
-        monkeypatch.setattr(sources, "download", download)
+    def copy_beside_another(*args):
+        monkeypatch.setattr(download, "_copy", copy)
         paths.append(fetch(f"{web.url}/net.pth"))
-        download(*args)
+        copy(*args)
 
-    monkeypatch.setattr(sources, "download", download_beside_another)
+    monkeypatch.setattr(download, "_copy", copy_beside_another)
     paths.append(fetch(f"{web.url}/net.pth"))
     assert paths[0] == paths[1]
     assert paths[0].read_bytes() == CONTENT
