@@ -373,8 +373,8 @@ FAULTS = (
     Fault(
         "a diverged run is trained again",
         "resjax/sweeps/settled.py",
-        "elif reason := _diverged(run):",
-        "elif reason := '':",
+        "if reason := _diverged(content, folder):",
+        "if reason := '':",
         f"{QUEUE} -k diverged_run_is_final",
     ),
     Fault(

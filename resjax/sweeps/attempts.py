@@ -9,10 +9,10 @@ from resjax.config import code_names, from_dict
 from resjax.disk import report_disk_errors
 from resjax.errors import UserError, one_line
 from resjax.machine import threads
-from resjax.run_files import recorded_threads
-from resjax.sweeps.failures import Failure
+from resjax.run_files import RunError, recorded_threads
+from resjax.sweeps.failures import Failure, Retries
 from resjax.sweeps.measure import Measure, measure_run, needs_measuring
-from resjax.sweeps.settled import finished
+from resjax.sweeps.settled import settled
 from resjax.sweeps.status import Measuring
 from resjax.train.lock import Claim, try_claim
 from resjax.train.progress import Progress, print_warning
@@ -27,7 +27,7 @@ class Held(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Another process has finished and measured the run since it was chosen."""
+    """The run needs no attempt: since it was chosen, others have finished it or tried it enough."""
 
 
 class OtherThreads(NamedTuple):
@@ -36,8 +36,11 @@ class OtherThreads(NamedTuple):
     threads: int
 
 
-Outcome = Failure | Held | Finished | OtherThreads | None
-"""The end of an attempt; None if the run is trained and measured."""
+Outcome = Failure | RunError | Held | Finished | OtherThreads | None
+"""The end of an attempt; None if the run is trained and measured.
+
+A failure that is written to the run folder is a `RunError`.
+"""
 
 Report = Callable[[Progress | Measuring], None]
 
@@ -49,12 +52,16 @@ class Job(NamedTuple):
       content: the resolved config of the run, as `to_dict` returns it.
       folder: the run folder.
       measure: the experiment's `measure`, if it has one.
+      retries: how often the launch tries a run.
+      attempts: how many attempts have failed, in case that the folder cannot say so.
       dead: the token of a lock in the folder whose holder is known to be dead.
     """
 
     content: dict[str, Any]
     folder: Path
-    measure: Measure | None = None
+    measure: Measure | None
+    retries: Retries
+    attempts: int = 0
     dead: str | None = None
 
 
@@ -72,6 +79,18 @@ def attempt(job: Job, report: Report, stop: StopRequest | None = None) -> Outcom
     Raises:
       Stopped: stopping was requested; the run is saved.
     """
+    try:
+        with report_disk_errors(job.folder):
+            claim = try_claim(job.folder, print_warning, job.dead)
+    except Exception as error:
+        return _failure(error, "failed")
+    if claim is None:
+        return Held()
+    with claim:
+        return _attempt_claimed(job, claim, report, stop)
+
+
+def _attempt_claimed(job: Job, claim: Claim, report: Report, stop: StopRequest | None) -> Outcome:
     state = "failed"
 
     def report_stage(message: Progress | Measuring) -> None:
@@ -81,16 +100,16 @@ def attempt(job: Job, report: Report, stop: StopRequest | None = None) -> Outcom
         report(message)
 
     try:
-        with report_disk_errors(job.folder):
-            claim = try_claim(job.folder, print_warning, job.dead)
-        if claim is None:
-            return Held()
-        with claim:
-            return _train_and_measure(job, claim, report_stage, stop)
+        return _train_and_measure(job, claim, report_stage, stop)
     except Exception as error:
-        users = isinstance(error, UserError)
-        text = str(error) if users else one_line(error)
-        return Failure(text, traceback.format_exc(), state, retry=not users)
+        # While the run is claimed, so that no other worker starts one attempt too many.
+        return job.retries.record(job.folder, _failure(error, state), job.attempts)
+
+
+def _failure(error: Exception, state: str) -> Failure:
+    users = isinstance(error, UserError)
+    text = str(error) if users else one_line(error)
+    return Failure(text, traceback.format_exc(), state, retry=not users)
 
 
 def _train_and_measure(job: Job, claim: Claim, report: Report, stop: StopRequest | None) -> Outcome:
@@ -98,14 +117,14 @@ def _train_and_measure(job: Job, claim: Claim, report: Report, stop: StopRequest
     from resjax.xla.compilation_cache import enable_compilation_cache
     from resjax.xla.devices import require_devices
 
-    content, folder, measure, _ = job
-    if finished(content, folder, measure):
+    folder, measure = job.folder, job.measure
+    if settled(job.content, folder, measure, job.retries):
         return Finished()
     if other := _other_threads(folder):
         return other
     require_devices()
     enable_compilation_cache()
-    config = from_dict(content)
+    config = from_dict(job.content)
     train(config, folder, report, stop=stop, claim=claim)
     if measure and needs_measuring(measure, folder):
         report(Measuring())

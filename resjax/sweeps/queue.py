@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from resjax.run_files import find_error
+from resjax.run_files import RunError, find_error
 from resjax.sweeps.attempts import Attempt, Finished, Held, Job, Outcome
 from resjax.sweeps.failures import Failure, Retries, remove_error
 from resjax.sweeps.measure import Measure
@@ -66,8 +66,11 @@ class RunQueue:
         program = ""
         while run := self._take(program):
             program = run.program
-            job = Job(run.content, run.folder, self._measure, self._watch.dead_token(run.folder))
-            self._conclude(run, attempt(job, run.update))
+            self._conclude(run, attempt(self._job(run), run.update))
+
+    def _job(self, run: RunStatus) -> Job:
+        dead = self._watch.dead_token(run.folder)
+        return Job(run.content, run.folder, self._measure, self._retries, run.attempts, dead)
 
     def _take(self, program: str) -> RunStatus | None:
         """Returns the next run; waits while other processes hold all that are left."""
@@ -136,28 +139,34 @@ class RunQueue:
         return settled
 
     def _conclude(self, run: RunStatus, outcome: Outcome) -> None:
-        if isinstance(outcome, Failure | None):
-            self._end(run, outcome)
-            return
+        match outcome:
+            case None:
+                run.end(State.FINISHED, remove_error(run.folder))
+                self._show_end(run)
+            case Failure():
+                self._fail(run, self._retries.record(run.folder, outcome, run.attempts))
+            case RunError():
+                self._fail(run, outcome)
+            case _:
+                self._leave(run, outcome)
+
+    def _fail(self, run: RunStatus, error: RunError) -> None:
+        run.attempts, run.failed_before = error.attempts, True
+        run.end(TRIED_AGAIN if error.retry else error.state, error.error)
+        self._show_end(run)
+        if error.retry:
+            run.started = None
+            with self._lock:
+                self._later.append(run)
+
+    def _leave(self, run: RunStatus, outcome: Outcome) -> None:
+        """Puts a run back that another process holds, or that it has finished."""
         run.started = None
         if isinstance(outcome, Finished) and self._settle(run):
             return
         with self._lock:
             run.state, run.error = HELD, outcome.holder if isinstance(outcome, Held) else ""
             self._held.append(run)
-
-    def _end(self, run: RunStatus, failure: Failure | None) -> None:
-        if failure is None:
-            run.end(State.FINISHED, remove_error(run.folder))
-        else:
-            error = self._retries.record(run.folder, failure, run.attempts)
-            run.attempts, run.failed_before = error.attempts, True
-            run.end(TRIED_AGAIN if error.retry else error.state, error.error)
-        self._show_end(run)
-        if run.state == TRIED_AGAIN:
-            run.started = None
-            with self._lock:
-                self._later.append(run)
 
 
 def _by_program(runs: Iterable[RunStatus]) -> dict[str, deque[RunStatus]]:

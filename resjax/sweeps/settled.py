@@ -3,16 +3,24 @@
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from resjax.config import from_dict
 from resjax.errors import UserError
 from resjax.run_files import DamagedFileError, find_error, primary_metric, read_divergence
 from resjax.sweeps.failures import Retries
 from resjax.sweeps.measure import Measure, needs_measuring
-from resjax.sweeps.status import FINISHED_BEFORE, RunStatus
+from resjax.sweeps.status import FINISHED_BEFORE, RunStatus, State
 from resjax.train import records
 from resjax.train.progress import Progress
+
+
+class Settled(NamedTuple):
+    """The end of a run that needs no training, as its folder says."""
+
+    state: str  # "" if the run is finished
+    error: str = ""
+    progress: Progress | None = None
 
 
 def settle(
@@ -29,25 +37,33 @@ def settle(
     Returns:
       Whether the run has ended.
     """
-    if not run.folder.exists():
+    if not (end := settled(run.content, run.folder, measure, retries)):
         return False
-    if progress := finished(run.content, run.folder, measure):
-        run.progress = progress
-        run.end(state)
-    elif reason := _diverged(run):
-        run.end("failed", reason)
-    elif (error := find_error(run.folder)) and retries.exhausted(error):
-        run.end(error.state, error.error)
-    else:
-        return False
+    run.progress = end.progress or run.progress
+    run.end(end.state or state, end.error)
     return True
 
 
-def _diverged(run: RunStatus) -> str:
+def settled(
+    content: dict[str, Any], folder: Path, measure: Measure | None, retries: Retries
+) -> Settled | None:
+    """Returns the end of a run as `settle` would set it; `content` is the config by `to_dict`."""
+    if not folder.exists():
+        return None
+    if progress := finished(content, folder, measure):
+        return Settled("", progress=progress)
+    if reason := _diverged(content, folder):
+        return Settled(State.FAILED, reason)
+    if (error := find_error(folder)) and retries.exhausted(error):
+        return Settled(error.state, error.error)
+    return None
+
+
+def _diverged(content: dict[str, Any], folder: Path) -> str:
     """Returns why training of a run has ended for good, or ""."""
     with suppress(DamagedFileError, OSError):  # which is reported when the run is trained
-        divergence = read_divergence(run.folder)
-        if divergence and has_config(run.folder, run.content):
+        divergence = read_divergence(folder)
+        if divergence and has_config(folder, content):
             return divergence.reason
     return ""
 
