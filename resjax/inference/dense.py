@@ -20,13 +20,13 @@ from PIL import Image
 from resjax.data.decoding import as_array, open_image
 from resjax.data.image_files import read_image
 from resjax.data.normalization import normalize
+from resjax.data.pictures import draw_boxes, draw_mask, palette
 from resjax.disk import atomic_file, write_atomically
 from resjax.errors import UserError
 from resjax.inference.images import each_image, find_images
 from resjax.inference.loading import on_device, require_head
 from resjax.inference.predict import class_names
 from resjax.tasks import Detection, Segmentation, Task
-from resjax.tasks.pictures import draw_boxes, draw_mask, palette
 from resjax.transfer.weights import Weights
 
 PALETTE_CLASSES = 256  # of a PNG file

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resjax.data.normalization import normalize
+from resjax.data.pictures import draw_boxes, draw_mask
 from resjax.disk import atomic_file
 from resjax.tasks import Task
-from resjax.tasks.pictures import draw_boxes, draw_mask
 from resjax.train.state import TrainState
 from resjax.train.trainer import Trainer
 

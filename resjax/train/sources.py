@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, UInt8
+from jaxtyping import Array, Int, Key
 
 from resjax.config import Config, Data
 from resjax.data import crops, datasets, placement
@@ -334,16 +334,17 @@ class Streamed(BatchSource):
 
     def sample(
         self, indices: Int[np.ndarray, "n"], draws: int, seed: int
-    ) -> tuple[Split, UInt8[np.ndarray, "draws n h w c"]]:
-        """Returns training examples as evaluation crops them, and `draws` random training crops."""
+    ) -> tuple[Split, dict[str, np.ndarray]]:
+        """Returns training examples as evaluation crops them, and `draws` training batches."""
         chosen, count = Chosen(self._opened.train, indices), len(indices)
         reading = {"batch_size": count, "process": 0, "processes": 1, "workers": 0}
         with eval_batches(chosen, **self._reading("none") | reading) as batches:
             (original,) = batches
         crop = self._reading(self._data.train_crop) | reading
         with stream(chosen, lambda _, size: np.arange(size), seed=seed, **crop) as batches:
-            crops = np.stack([batch.images for batch in itertools.islice(batches, draws)])
-        return Split(original.images, original.targets), crops
+            crops = [batch.arrays for batch in itertools.islice(batches, draws)]
+        together = jax.tree.map(lambda *each: np.stack(each), *crops)
+        return Split(original.images, original.targets), together
 
     def _eval_batch_size(self) -> int:
         """Returns the size, at most the test split, rounded up to a multiple of the devices."""

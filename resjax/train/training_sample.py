@@ -28,7 +28,7 @@ def training_sample(config: Config) -> tuple[Sample, str]:
     else:
         dataset = load_dataset(data)
         originals = dataset.train[choose(len(dataset.train), config.seed)]
-        crops = np.stack([originals.images] * DRAWS)
+        crops = {name: np.stack([array] * DRAWS) for name, array in originals.arrays.items()}
         own = compute_statistics(
             dataset.train.images, data.normalization, colors=data.pca_lighting > 0
         )
@@ -36,4 +36,6 @@ def training_sample(config: Config) -> tuple[Sample, str]:
     shape = originals.images.shape[1:]
     initial = initial_weights(config, shape[2])
     statistics = normalization_statistics(config, initial, own, shape)
-    return Sample(originals, crops, names, statistics), description
+    images = crops.pop("image")
+    moved = {name: array for name, array in crops.items() if name != "label"}
+    return Sample(originals, images, names, statistics, moved), description

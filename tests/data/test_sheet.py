@@ -174,3 +174,28 @@ def test_the_normalization_is_that_of_the_config(sampled):
     assert sample.statistics.mean.shape == (16, 16, 3)
     with pytest.raises(UserError, match=r"needs transfer\.weights"):
         sampled(normalization="weights")
+
+
+@pytest.mark.parametrize("targets", ["mask", "boxes"])
+def test_masks_and_boxes_are_drawn_where_the_augmentation_moved_them(targets):
+    images = np.full((EXAMPLES, 8, 8, 3), 128, np.uint8)
+    if targets == "mask":
+        mask = np.zeros((EXAMPLES, 8, 8), np.uint8)
+        mask[:, 2:6, :3] = 1
+        dense = {"mask": mask}
+    else:
+        boxes = np.tile(np.array([0, 2, 3, 6], np.float32), (EXAMPLES, 1, 1))
+        dense = {"boxes": boxes, "classes": np.ones((EXAMPLES, 1), np.int32)}
+    moved = {name: np.stack([array] * DRAWS) for name, array in dense.items()}
+    statistics = compute_statistics(images, "channel")._replace(std=np.ones(3, np.float32))
+    sample = Sample(
+        Split(images, dense), np.stack([images] * DRAWS), ("background", "x"), statistics, moved
+    )
+    figure = sheet(sample, Augmentation(flip=True), 0)
+    pictures = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    colored = [np.ptp(picture, -1) > 0.2 for picture in pictures]
+    left = [half[:, : half.shape[1] // 2].sum() > half.sum() / 2 for half in colored]
+    assert all(each.any() for each in colored)
+    originals, others = left[:: 1 + DRAWS], [each for i, each in enumerate(left) if i % (1 + DRAWS)]
+    assert all(originals)
+    assert 0 < np.mean(others) < 1

@@ -9,12 +9,12 @@ from PIL import Image
 
 from resjax.cli import main
 from resjax.data.normalization import Statistics
+from resjax.data.pictures import draw_boxes, draw_mask, palette
 from resjax.errors import UserError
 from resjax.inference.dense import predict_dense
 from resjax.inference.program import export_program
 from resjax.models.layout import unrolled
 from resjax.tasks.boxes import Detections
-from resjax.tasks.pictures import draw_boxes, draw_mask, palette
 from resjax.transfer.weights import Preprocessing, Weights, network_of, save
 from resjax.xla.compile_options import quick_compile
 
