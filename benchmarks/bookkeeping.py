@@ -146,7 +146,8 @@ ratio of the medians: 10 is linear growth.
 def report(results: Path, docs: Path) -> None:
     """Writes bookkeeping.md to `docs` from the files in `results`."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("bookkeeping-*.json"))]
-    write_atomically(docs / "bookkeeping.md", "\n".join([PREAMBLE, *map(section, files)]))
+    sections = [*map(section, files)] or ["It has not been measured on a quiet machine yet.\n"]
+    write_atomically(docs / "bookkeeping.md", "\n".join([PREAMBLE, *sections]))
 
 
 def section(file: dict[str, Any]) -> str:
