@@ -125,34 +125,38 @@ class Detections(NamedTuple):
 
 
 def suppress(
-    boxes: Float[Array, "boxes 4"], classes: Int[Array, "boxes"], threshold: float
-) -> Bool[Array, "boxes"]:
-    """Returns which boxes remain if each suppresses later ones of its class that overlap it more.
+    boxes: Float[Array, "boxes 4"],
+    scores: Float[Array, "boxes"],
+    classes: Int[Array, "boxes"],
+    threshold: float,
+    most: int,
+) -> Int[Array, "most"]:
+    """Returns the boxes that remain if each suppresses worse ones of its class.
 
     Args:
-      boxes: by falling score.
+      boxes: candidates.
+      scores: of the boxes; those of 0 or less are no candidates.
       classes: boxes of different classes do not suppress each other.
-      threshold: of the overlap.
+      threshold: of the overlap, above which the worse box is suppressed.
+      most: number of boxes that are returned.
+
+    Returns:
+      Their indices by falling score, of equal scores the lower index first; -1 fills the array.
     """
-    later = jnp.tri(len(boxes), k=-1, dtype=bool).T
-    same = classes[:, None] == classes
-    suppresses = (overlap(boxes, boxes) > threshold) & later & same
 
-    # The greedy choice is the only fixed point: what the first k boxes do depends on earlier ones.
-    def again(kept: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _unsuppressed(suppresses, kept[0]), kept[0]
+    def take(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, chosen, left = state
+        best = left.argmax()
+        same = (overlap(boxes[best][None], boxes)[0] > threshold) & (classes == classes[best])
+        left = jnp.where(same.at[best].set(True), 0, left)
+        return count + 1, chosen.at[count].set(best), left
 
-    everything = jnp.ones(len(boxes), bool)
-    kept, _ = lax.while_loop(
-        lambda pair: (pair[0] != pair[1]).any(),
-        again,
-        (_unsuppressed(suppresses, everything), everything),
-    )
-    return kept
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        count, _, left = state
+        return (count < most) & (left > 0).any()
 
-
-def _unsuppressed(suppresses: Bool[Array, "a b"], kept: Bool[Array, "a"]) -> Bool[Array, "b"]:
-    return ~(suppresses & kept[:, None]).any(0)
+    start = jnp.asarray(0), jnp.full(most, -1), jnp.maximum(scores, 0)
+    return lax.while_loop(goes_on, take, start)[1]
 
 
 def postprocess(
@@ -181,15 +185,12 @@ def postprocess(
         for level in zip(logits, deltas, anchors, strict=True)
     ]
     boxes, scores, classes = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
-    order = jnp.argsort(-scores, stable=True)
-    boxes, scores, classes = boxes[order], scores[order], classes[order]
-    kept = suppress(boxes, classes, overlap) & (scores > 0)
-    first = jnp.argsort(~kept, stable=True)[:detections]
-    remains = kept[first]
+    chosen = suppress(boxes, scores, classes, overlap, detections)
+    remains = chosen >= 0
     return Detections(
-        jnp.where(remains[:, None], boxes[first], 0),
-        jnp.where(remains, scores[first], 0),
-        jnp.where(remains, classes[first], 0),
+        jnp.where(remains[:, None], boxes[chosen], 0),
+        jnp.where(remains, scores[chosen], 0),
+        jnp.where(remains, classes[chosen], 0),
     )
 
 

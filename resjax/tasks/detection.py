@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from resjax.models.retinanet import RetinaNetHead
@@ -111,11 +110,10 @@ class Detection(Task):
         """Returns the objects in each image from the head's outputs."""
         anchors = [jnp.asarray(level) for level in self.anchors(outputs, image_size)]
 
-        def each(image: tuple[list[Array], list[Array]]) -> Detections:
-            return box_math.postprocess(*image, anchors, image_size)
+        def each(logits: list[Array], deltas: list[Array]) -> Detections:
+            return box_math.postprocess(logits, deltas, anchors, image_size)
 
-        # One after the other, since suppression compares all pairs of thousands of candidates.
-        return lax.map(each, (_by_anchor(outputs["class"]), _by_anchor(outputs["box"])))
+        return jax.vmap(each)(_by_anchor(outputs["class"]), _by_anchor(outputs["box"]))
 
     def anchors(
         self, outputs: Outputs, image_size: Sequence[int]

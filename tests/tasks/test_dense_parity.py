@@ -122,16 +122,22 @@ def test_box_losses_are_torchvisions():
 
 
 def test_suppression_is_torchvisions():
-    order = np.argsort(-TORCHVISION["crowded_scores"])
-    crowded, classes = (TORCHVISION[name][order] for name in ("crowded", "crowded_classes"))
-    kept = order[np.asarray(jit(boxes.suppress)(crowded, classes, 0.5))]
-    np.testing.assert_array_equal(kept, TORCHVISION["kept"])
+    crowded, scores, classes = (
+        TORCHVISION[f"crowded{name}"] for name in ("", "_scores", "_classes")
+    )
+    suppress = jit(boxes.suppress, static_argnames="most")
+    kept = np.asarray(suppress(crowded, scores + 1, classes, 0.5, most=200))
+    count = len(TORCHVISION["kept"])
+    np.testing.assert_array_equal(kept[:count], TORCHVISION["kept"])
+    assert (kept[count:] == -1).all()
+    few = suppress(crowded, scores + 1, classes, 0.5, most=9)
+    np.testing.assert_array_equal(few, TORCHVISION["kept"][:9])
 
 
 def test_of_equal_boxes_the_first_remains():
     same = jnp.broadcast_to(jnp.asarray([2.0, 3.0, 9.0, 9.0]), (6, 4))
-    kept = boxes.suppress(same, jnp.asarray([1, 1, 2, 1, 2, 3]), 0.5)
-    assert kept.tolist() == [True, False, True, False, False, True]
+    kept = boxes.suppress(same, jnp.ones(6), jnp.asarray([1, 1, 2, 1, 2, 3]), 0.5, 5)
+    assert kept.tolist() == [0, 2, 5, -1, -1]
 
 
 def test_detections_are_torchvisions(cases):
