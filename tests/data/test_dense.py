@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resjax.config import default_config, override, resolve
 from resjax.data import placement
 from resjax.data.crops import random_resized_crop, resize_and_center_crop, scale_jitter_crop
 from resjax.data.datasets import DataError, load, open_dataset
@@ -13,6 +14,8 @@ from resjax.data.decoding import as_array, as_image, resize
 from resjax.data.examples import VOID
 from resjax.data.placement import View
 from resjax.data.stream import eval_batches
+from resjax.train.parallel import make_backend
+from resjax.train.sources import make_source
 
 PLACES = ("random_resized", "scale_jitter", "large_scale_jitter", "center", "whole", "fit")
 
@@ -301,3 +304,31 @@ def test_a_stream_has_the_masks_and_boxes_of_resident_data(write_folder, write_c
 def test_subsets_by_label_are_refused(write_coco):
     with pytest.raises(DataError, match=r"data.per_class choose .* have boxes and"):
         load(f"coco:{write_coco()}", classes=["cat"])
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_stream_compiles_for_the_arrays_that_it_yields(
+    write_folder, write_coco, accumulation_steps
+):
+    write_folder(masked())
+    root = write_coco()
+    for kind in ("coco", "masks"):
+        changes = {
+            "data.name": f"{kind}:{root}",
+            "data.batch_size": 4,
+            "data.image_size": 4,
+            "data.feed": "stream",
+            "data.workers": 0,
+            "data.train_crop": "large_scale_jitter",
+            "data.eval_crop": "whole",
+            "train.accumulation_steps": accumulation_steps,
+        }
+        config = resolve(override(default_config(), changes))
+        source = make_source(config, make_backend(config))
+        batches = source.training(0, 0), source.evaluation()
+        for expected, yielded in zip(source.example_arrays(), batches, strict=True):
+            arrays = next(yielded)
+            assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
+                name: (array.shape, array.dtype) for name, array in expected.items()
+            }
+            yielded.close()
