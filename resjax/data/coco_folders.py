@@ -10,7 +10,6 @@ stay.
 
 import functools
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,16 +204,18 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
         raise DataError(
             f"{path}: cannot be read as annotations of COCO: {one_line(error)}"
         ) from error
-    for each, owner, number, box in zip(kept, owners, ids, corners, strict=True):
-        if owner < 0:
-            why = f"names image {each['image_id']}, which is not in its images"
-        elif number not in categories:
-            why = f"names category {number}, which is not in its categories"
-        elif not all(map(math.isfinite, box)):
-            why = f"has the box {each['bbox']}"
-        else:
-            continue
-        raise DataError(f"{path}: annotation {each.get('id', '(without id)')} {why}")
+    faults = {
+        "names image {image_id}, which is not in its images": np.array(owners) < 0,
+        "names category {category_id}, which is not in its categories": ~np.isin(
+            ids, list(categories)
+        ),
+        "has the box {bbox}": ~np.isfinite(corners).all(1),
+    }
+    for why, bad in faults.items():
+        if bad.any():
+            each = kept[int(bad.argmax())]
+            number = each.get("id", "(without id)")
+            raise DataError(f"{path}: annotation {number} {why.format(**each)}")
     if not categories:
         raise DataError(f"{path}: names no categories")
     if len(images) < len(names):
@@ -243,7 +244,8 @@ def _examples(
     root: Path, file: Path, part: str, found: _Annotations, ids: list[int], room: int
 ) -> BoxedExamples:
     folder = _image_folder(root, file, part, found.names)
-    names = [os.path.relpath(folder / name, root) for name in found.names]
+    inner = os.path.relpath(folder, root)
+    names = [os.path.join(inner, name) for name in found.names]
     ends = np.searchsorted(found.owners, np.arange(len(names) + 1))
     classes = (np.searchsorted(ids, found.ids) + 1).astype(np.int32)
     return BoxedExamples(root, names, found.sizes, ends, found.boxes, classes, room)
