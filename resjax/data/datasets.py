@@ -91,6 +91,26 @@ class OpenDataset(NamedTuple):
         return describe(len(self.train), len(self.test), len(self.class_names), self.notes)
 
 
+def empty_targets(
+    opened: OpenDataset, image_shape: Sequence[int], examples: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Returns zeros of the shapes and types that the targets of a batch have.
+
+    Args:
+      opened: the dataset.
+      image_shape: (h, w, c) of a batch's images.
+      examples: the leading axes.
+    """
+    known: dict[str, tuple[Sequence[int], type[np.generic]]] = {
+        "label": ((), np.int32),
+        "mask": (image_shape[:2], np.uint8),
+        "boxes": ((opened.objects, 4), np.float32),
+        "classes": ((opened.objects,), np.int32),
+    }
+    shapes = {name: known[name] for name in opened.targets}
+    return {name: np.zeros((*examples, *shape), kind) for name, (shape, kind) in shapes.items()}
+
+
 def describe(train: int, test: int, classes: int, notes: Sequence[str]) -> str:
     """Returns one line about a dataset."""
     counts = f"{train:,} training images, {test:,} test images, {classes:,} classes"

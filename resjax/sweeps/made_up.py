@@ -20,7 +20,7 @@ import pandas as pd
 
 from resjax.analysis.runs import load_measurements
 from resjax.config import Config, to_dict
-from resjax.data.datasets import open_dataset
+from resjax.data.datasets import empty_targets, open_dataset
 from resjax.data.subsets import class_indices
 from resjax.errors import UserError, one_line
 from resjax.machine import safe_path
@@ -196,8 +196,9 @@ def _find_metrics(config: Config) -> Metrics:
     model = build(config.model, head=task.head())
 
     def evaluate() -> Any:
-        image, label = jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32)
-        batch = {"image": image, "label": label, "weight": jnp.ones(2)}
+        image = jnp.zeros((2, *shape))
+        targets = jax.tree.map(jnp.asarray, empty_targets(dataset, shape, (2,)))
+        batch = {"image": image, **targets, "weight": jnp.ones(2)}
         variables = model.init(jax.random.key(0), image)
         return eval_step(variables, batch, model=model, task=task)
 

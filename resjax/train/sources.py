@@ -299,16 +299,7 @@ class Streamed(BatchSource):
         )
 
     def _no_targets(self, examples: tuple[int, ...]) -> HostBatch:
-        """Returns targets of the shapes and types that examples have."""
-        objects = self._opened.objects
-        known: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "label": ((), np.int32),
-            "mask": (self.info.image_shape[:2], np.uint8),
-            "boxes": ((objects, 4), np.float32),
-            "classes": ((objects,), np.int32),
-        }
-        shapes = {name: known[name] for name in self.targets}
-        return {name: np.zeros((*examples, *shape), kind) for name, (shape, kind) in shapes.items()}
+        return datasets.empty_targets(self._opened, self.info.image_shape, examples)
 
     def draw(self, arrays: Any, key: Key[Array, ""], first_step: Any, steps: int) -> Any:
         return jax.tree.map(lambda parts: parts[None], arrays)

@@ -46,6 +46,15 @@ def test_made_up_runs_have_the_columns_of_real_ones(tmp_path, monkeypatch, small
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [("segmentation", {"loss", "miou", "accuracy"}), ("detection", {"loss", "ap", "ap50"})],
+)
+def test_the_metrics_of_tasks_with_masks_and_boxes_are_found(task, metrics):
+    config = resolve(override(default_config(), {"data.name": "scenes", "task.name": task}))
+    assert set(made_up._find_metrics(config).names) == metrics
+
+
 def test_the_metrics_of_our_own_tasks_are_those_that_tracing_finds(monkeypatch, smallest):
     config = resolve(override(default_config(), smallest))
     with made_up.made_up_runs({"run": config}) as known:
