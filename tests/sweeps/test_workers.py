@@ -121,7 +121,7 @@ def test_a_run_that_kills_its_process_does_not_stop_the_others(planned, tmp_path
     output = capsys.readouterr().out
     assert "failed: the worker process ended by SIGKILL" in output
     assert "failed: RuntimeError: this block is broken" in output
-    assert output.count("  done  step 2/2  train error ") == 3
+    assert output.count("  finished  step 2/2  train error ") == 3
     reports = {path.parent.name[:4]: path.read_text() for path in workdir.glob("runs/*/error.txt")}
     assert "fragile.py" in reports["Brok"]  # the traceback of the other process
     assert len(reports) == 2
