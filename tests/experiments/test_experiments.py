@@ -9,12 +9,13 @@ from resjax.analysis.claims import VERDICTS
 from resjax.analysis.experiment_figures import load_experiment, load_tables
 from resjax.analysis.runs import load_runs
 from resjax.config import load
+from resjax.config.python_files import import_function
 from resjax.sweeps.experiment import Plan, plan
 from resjax.sweeps.made_up import made_up_measurements, made_up_runs
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
-EXPERIMENTS = [file for file in FILES if file.stem != "transfer"]  # which needs weights
+EXPERIMENTS = [file for file in FILES if file.stem not in ("transfer", "dense")]  # own configs
 
 
 def planned(file: Path, config: str) -> Plan:
@@ -70,3 +71,26 @@ def test_an_experiment_draws_and_judges_its_runs(file: Path) -> None:
         claims = experiment.claims(tables)
     assert len({claim.statement for claim in claims}) == len(claims)
     assert {claim.verdict for claim in claims} <= set(VERDICTS)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_backbones_of_dense_tasks_are_drawn_and_judged(task: str) -> None:
+    file = ROOT / "experiments" / "dense.py"
+    runs = plan(file, load(f"{ROOT / 'configs' / 'scenes.py'}:{task}")).runs
+    assert len(runs) == 18
+    with made_up_runs({run.name: run.config for run in runs}) as folder:
+        tables = load_tables(load_runs(folder), None)
+        experiment = load_experiment(file)
+        assert set(experiment.figures(tables)) == {"curves", "backbones"}
+        claims = experiment.claims(tables)
+    assert len(claims) == 2
+    assert all(claim.measured for claim in claims)
+
+
+def test_pretrained_backbones_of_dense_tasks_are_those_of_their_depth_and_shortcut() -> None:
+    sweep = import_function(ROOT / "experiments" / "dense.py", "sweep", "yield overrides")
+    runs = list(sweep(depths=(8, 20), pretrained="runs/{shortcut}-{depth}", seeds=(0,)))
+    assert len(runs) == 8
+    for run in runs[4:]:
+        expected = f"runs/{run['model.shortcut']}-{run['model.depth']}"
+        assert (run["transfer.weights"], run["transfer.head"]) == (expected, "new")
