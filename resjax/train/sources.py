@@ -225,6 +225,11 @@ class Streamed(BatchSource):
             )
         if size is None and (data.train_crop != "none" or data.eval_crop != "center"):
             raise UserError("data.train_crop and data.eval_crop need data.image_size")
+        if data.train_crop == "scale_jitter" and size and size > (least := crops.SHORTER_SIDES[0]):
+            raise UserError(
+                f"data.train_crop=scale_jitter resizes the shorter side to {least} pixels or more, "
+                f"so data.image_size={size} does not fit; use random_resized or large_scale_jitter"
+            )
         self._workers = available_cores() if data.workers is None else data.workers
         self._channels = shape[2] if shape else 3
         image_shape: Any = (size, size, self._channels) if size else shape

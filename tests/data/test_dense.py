@@ -14,6 +14,7 @@ from resjax.data.decoding import as_array, as_image, resize
 from resjax.data.examples import VOID
 from resjax.data.placement import View
 from resjax.data.stream import eval_batches
+from resjax.errors import UserError
 from resjax.train.parallel import make_backend
 from resjax.train.sources import make_source
 
@@ -332,3 +333,11 @@ def test_a_stream_compiles_for_the_arrays_that_it_yields(
                 name: (array.shape, array.dtype) for name, array in expected.items()
             }
             yielded.close()
+
+
+def test_a_square_larger_than_the_smallest_jittered_image_is_refused(write_coco):
+    changes = {"data.feed": "stream", "data.train_crop": "scale_jitter", "data.image_size": 257}
+    changes |= {"data.name": f"coco:{write_coco()}", "data.batch_size": 4}
+    config = resolve(override(default_config(), changes))
+    with pytest.raises(UserError, match="data.image_size=257 does not fit"):
+        make_source(config, make_backend(config))
