@@ -339,5 +339,5 @@ def test_a_square_larger_than_the_smallest_jittered_image_is_refused(write_coco)
     changes = {"data.feed": "stream", "data.train_crop": "scale_jitter", "data.image_size": 257}
     changes |= {"data.name": f"coco:{write_coco()}", "data.batch_size": 4}
     config = resolve(override(default_config(), changes))
-    with pytest.raises(UserError, match="data.image_size=257 does not fit"):
+    with pytest.raises(UserError, match="image_size=257 does not fit"):
         make_source(config, make_backend(config))
