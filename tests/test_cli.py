@@ -383,7 +383,7 @@ def path_arguments(parser, prefix=""):
 )
 def test_a_tilde_is_the_home_folder_in_every_path_that_is_typed(action, home):
     found = []
-    for suffix in ("png", "npz", "csv"):
+    for suffix in ("png", "npz", "csv", "json"):
         (home / f"x.{suffix}").touch()
         with contextlib.suppress(ArgumentTypeError):  # another suffix is required
             found.append(str(action.type(f"~/x.{suffix}")))

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -147,10 +149,9 @@ def test_the_lock_of_a_dead_process_here_is_no_running_run(new_sweep):
     root = new_sweep()
     folder = runs_of(root)[0]
     begin(folder)
-    if (pid := os.fork()) == 0:
-        try_claim(folder)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    claims = "import os, sys; from pathlib import Path; from resjax.train.lock import try_claim; "
+    claims += "try_claim(Path(sys.argv[1])); os._exit(0)"
+    subprocess.run([sys.executable, "-c", claims, str(folder)], check=True)
     assert (folder / "lock").exists()
     assert states(root)[0] == "interrupted"
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,13 +72,12 @@ def submit(capsys, monkeypatch):
 def start_local(files, workdir):
     """Starts the local launcher with two workers of one thread each."""
     command = [sys.executable, "-P", "-m", "resjax", "sweep", *files, f"--workdir={workdir}"]
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
     return subprocess.Popen(
-        [*command, "--workers=2"],
+        ["taskset", "--cpu-list", cores, *command, "--workers=2"],  # JAX's threads forbid a fork
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
 
 
@@ -447,7 +447,8 @@ server.wait()
 
 def test_the_tests_slurm_ends_with_the_process_that_started_it(slurm, tmp_path):
     script = ROOT / "tests" / "slurm_server.py"
-    folder = tmp_path / "slurm"
+    # SLURM's sockets are in this folder, and the path of a socket has at most 108 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="resjax-slurm-")) / "slurm"
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(script), str(folder)], stdout=subprocess.PIPE, text=True
     )

@@ -185,7 +185,7 @@ def test_every_field_of_the_config_is_in_a_table_of_this_file():
         *CHANGES,
         *(f"model.{name}" for name in MODEL),
         *(f"{section}.{name}" for section, names in ELSEWHERE.items() for name in names.split()),
-        "sweep",
+        *("sweep", "track"),
     ]
     assert sorted(tables) == sorted(FIELDS)
 
