@@ -26,6 +26,7 @@ from resjax.errors import first_few, one_line
 from resjax.text import printable
 
 BACKGROUND = "background"
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 HELD_OUT = "the last fifth of the images is the test split"
 
 
@@ -193,14 +194,16 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
         categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
         images = {each["id"]: index for index, each in enumerate(content["images"])}
         names = [str(each["file_name"]) for each in content["images"]]
-        sizes = [(int(each["width"]), int(each["height"])) for each in content["images"]]
+        sizes = np.array(
+            [(int(each["width"]), int(each["height"])) for each in content["images"]], np.int32
+        )
         annotations = content.get("annotations", [])
         crowds = [each for each in annotations if each.get("iscrowd", 0)]
         kept = [each for each in annotations if not each.get("iscrowd", 0)]
         owners = [images.get(each["image_id"], -1) for each in kept]
-        ids = [int(each["category_id"]) for each in kept]
-        corners = np.array([each["bbox"] for each in kept], np.float64).reshape(-1, 4)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        ids = np.array([int(each["category_id"]) for each in kept], np.int64)
+        corners = np.array([each["bbox"] for each in kept], np.float64).reshape(len(kept), 4)
+    except DAMAGE as error:
         raise DataError(
             f"{path}: cannot be read as annotations of COCO: {one_line(error)}"
         ) from error
@@ -218,22 +221,24 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
             raise DataError(f"{path}: annotation {number} {why.format(**each)}")
     if not categories:
         raise DataError(f"{path}: names no categories")
+    if len(categories) < len(content["categories"]):
+        raise DataError(f"{path}: two of its categories have one id")
     if len(images) < len(names):
         raise DataError(f"{path}: two of its images have one id")
     if not names:
         raise DataError(f"{path}: names no images")
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-    all_sizes, image = np.array(sizes, np.int32), np.array(owners, np.int64)
-    cut, left = cut_boxes(boxes, all_sizes[image])
+    image = np.array(owners, np.int64)
+    cut, left = cut_boxes(boxes, sizes[image])
     changed = int((cut != boxes).any(1)[left].sum())
     order = np.flatnonzero(left)[np.argsort(image[left], kind="stable")]
     return _Annotations(
         categories,
         names,
-        all_sizes,
+        sizes,
         image[order],
         cut[order].astype(np.float32),
-        np.array(ids, np.int64)[order],
+        ids[order],
         len(crowds),
         int((~left).sum()),
         changed,

@@ -5,6 +5,7 @@ as `train[:90%]`, work on all of them.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -355,8 +356,9 @@ def digit_splits() -> dict[str, Split]:
     }
 
 
+@cache
 def digit_scenes() -> Source:
-    """Returns the scenes of `resjax.data.scenes`."""
+    """Returns the scenes of `resjax.data.scenes`, drawn once per process: they take two seconds."""
     info, shown = DATASETS["scenes"], digit_splits()
     splits = {
         "train": scenes(shown["train"], info.train_images, seed=0),

@@ -36,8 +36,9 @@ def prepare(name: str, source: Path | None, announce: Callable[[str], None]) -> 
     if why := invalid_name(name):
         raise DataError(why)
     info = DATASETS.get(name)
-    tfds_name = info.tfds if info else name.removeprefix("tfds:")
-    if not tfds_name or name.startswith(("folder:", "npz:")):
+    kind, _, rest = name.partition(":")
+    tfds_name = info.tfds if info else rest if kind == "tfds" else ""
+    if not tfds_name:
         raise DataError(f"{name} needs no preparation")
     try:
         folder = find_prepared(tfds_name)

@@ -198,6 +198,13 @@ def test_crowds_and_empty_boxes_are_left_out_and_others_cut_at_the_border(write_
         ({"annotations": [annotation(99, 3, BOX)]}, "annotation 1 names image 99, which"),
         ({"annotations": [annotation(10, 4, BOX)]}, "annotation 1 names category 4, which"),
         ({"annotations": [annotation(10, 3, BOX[:3])]}, "cannot be read as annotations of COCO"),
+        ({"annotations": [annotation(10, 3, BOX * 2)]}, "cannot be read as annotations of COCO"),
+        ({"annotations": [annotation(10, 2**70, BOX)]}, "cannot be read as annotations of COCO"),
+        ({"images": [described(10, "0.png", 10**12)]}, "cannot be read as annotations of COCO"),
+        (
+            {"categories": [{"id": 3, "name": "cat"}] * 2, "annotations": []},
+            "two of its categories have one id",
+        ),
         ({"annotations": [{"id": 1}]}, "cannot be read as annotations of COCO: KeyError"),
         ({"annotations": [annotation(10, 3, [0, 0, 1, np.inf])]}, "annotation 1 has the box"),
         ({"categories": []}, "names category 7"),

@@ -136,6 +136,8 @@ def test_an_interrupted_preparation_leaves_no_dataset(archives, data_folder, tmp
         ("cifar01", "did you mean 'cifar10'?"),
         ("digits", "digits needs no preparation"),
         ("folder:x", "folder:x needs no preparation"),
+        ("masks:x", "masks:x needs no preparation"),
+        ("coco:x", "coco:x needs no preparation"),
         ("cifar10", "lacks cifar-10-binary.tar.gz"),
     ],
 )
