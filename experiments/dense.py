@@ -55,7 +55,9 @@ def sweep(
             {
                 "model.depth": depth,
                 "model.shortcut": shortcut,
-                "transfer.weights": pretrained.format(shortcut=shortcut, depth=depth),
+                "transfer.weights": pretrained.replace("{shortcut}", shortcut).replace(
+                    "{depth}", str(depth)
+                ),
                 "transfer.head": "new",
             }
             for depth in depths

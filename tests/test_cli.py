@@ -60,6 +60,7 @@ def test_train_trains_the_config_with_its_overrides(trained, tmp_path, capsys):
     ("typed", "message"),
     [
         (("train", "--config.model.dept=8"), "did you mean model.depth?"),
+        (("train", "--change-schedule=yes"), "--change-schedule: takes no value, not 'yes'"),
         (("train", "--config.model.depth=57"), "depth 57"),
         (("train", "--config.model.depth"), "--config.model.depth needs a value"),
         (

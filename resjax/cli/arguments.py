@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserErrors, with a hint at what was meant."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value, not")
         raise UserError(f"`{self.prog}`: {message}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

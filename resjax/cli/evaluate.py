@@ -2,8 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 
+from typing import TYPE_CHECKING
+
 from resjax.cli.arguments import add_which, existing, output_file
 from resjax.cli.output import notify, print_values
+
+if TYPE_CHECKING:
+    from resjax.inference.coco import Objects
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,17 +24,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     from resjax.train.loop import evaluate
 
+    objects = _find_objects(args) if args.coco else None  # refuses other tasks first
     print_values(evaluate(args.workdir, args.checkpoint, split=args.split))
-    if args.coco:
-        _evaluate_by_coco(args)
+    if objects:
+        _evaluate_by_coco(args, objects)
 
 
-def _evaluate_by_coco(args: Namespace) -> None:
-    from resjax.disk import report_disk_errors
-    from resjax.inference import coco
+def _find_objects(args: Namespace) -> "Objects":
+    from resjax.inference.coco import find_objects
     from resjax.train.loop import restore_run
 
-    objects = coco.find_objects(*restore_run(args.workdir, args.checkpoint, notify), args.split)
+    return find_objects(*restore_run(args.workdir, args.checkpoint, notify), args.split)
+
+
+def _evaluate_by_coco(args: Namespace, objects: "Objects") -> None:
+    from resjax.disk import report_disk_errors
+    from resjax.inference import coco
+
     args.coco.parent.mkdir(parents=True, exist_ok=True)
     with report_disk_errors(args.coco):
         annotations = coco.write_results(objects, args.coco)

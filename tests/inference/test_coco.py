@@ -12,7 +12,7 @@ from resjax.inference import coco
 from resjax.inference.coco import Objects
 from resjax.tasks.average_precision import average_precision, count
 from resjax.tasks.boxes import Detections
-from resjax.train.loop import train
+from resjax.train.loop import restore_run, train
 
 
 @pytest.fixture
@@ -125,11 +125,12 @@ def test_without_detections_the_precision_is_zero():
     assert set(coco.average_precision(objects).values()) == {0.0}
 
 
-def test_a_classifier_has_no_coco_results_in_one_line(tmp_path):
+def test_a_classifier_has_no_coco_results_in_one_line(tmp_path, capsys):
     fields = {"model.depth": 8, "model.width": 4, "train.steps": 1, "train.log_every": 1}
     fields |= {"train.eval_every": 1, "data.batch_size": 4, "data.per_class": 2}
     train(resolve(override(default_config(), fields)), tmp_path / "run")
-    from resjax.train.loop import restore_run
-
     with pytest.raises(UserError, match="for detection; the run's task is classification"):
         coco.find_objects(*restore_run(tmp_path / "run", "last", print))
+    command = ["evaluate", f"--workdir={tmp_path / 'run'}", f"--coco={tmp_path / 'found.json'}"]
+    assert main(command) == 2
+    assert capsys.readouterr().out == ""
