@@ -1,7 +1,6 @@
 """Evaluates one of a run's checkpoints."""
 
 from argparse import ArgumentParser, Namespace
-
 from typing import TYPE_CHECKING
 
 from resjax.cli.arguments import add_which, existing, output_file
