@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from reporting import DOCS, RESULTS, command_line, machine, provenance, ratio, source, spread, table
 
-from resjax.data.crops import random_resized_crop
+from resjax.data.placement import View, random_resized
 from resjax.data.stream import SHARED_MEMORY, BatchMaker, BatchRequest, stream
 from resjax.data.user_data import FileExamples
 from resjax.disk import write_atomically
@@ -44,7 +44,7 @@ from resjax.disk import write_atomically
 # Worker processes import this script, so JAX is not imported at the top.
 
 SIZE, BATCH = 224, 64
-CROP = partial(random_resized_crop, size=SIZE)
+CROP = View(random_resized, SIZE)
 
 
 class Plan(NamedTuple):

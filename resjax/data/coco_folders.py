@@ -14,20 +14,28 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from resjax.data.boxes import cut_boxes, padded_boxes
 from resjax.data.decoding import upright_size
 from resjax.data.examples import BOXES, DataError, Example, Source
-from resjax.data.image_files import PARTS, part_of, read_image
+from resjax.data.image_files import (
+    HELD_OUT,
+    PARTS,
+    file_version,
+    folders_in,
+    part_of,
+    read_image,
+    training_share,
+)
 from resjax.errors import first_few, one_line
 from resjax.text import printable
 
 BACKGROUND = "background"
 DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-HELD_OUT = "the last fifth of the images is the test split"
 
 
 @dataclass(frozen=True)
@@ -59,42 +67,18 @@ class BoxedExamples:
         return Example(content, targets, str(path))
 
 
-def padded_boxes(
-    boxes: Float[np.ndarray, "objects 4"], classes: Int[np.ndarray, "objects"], room: int
-) -> dict[str, np.ndarray]:
-    """Returns boxes and classes as targets with room for `room` objects; the rest has class 0."""
-    rest = room - len(boxes)
-    return {
-        "boxes": np.pad(boxes.astype(np.float32), ((0, rest), (0, 0))),
-        "classes": np.pad(classes.astype(np.int32), (0, rest)),
-    }
-
-
-def cut_boxes(
-    boxes: Float[np.ndarray, "objects 4"], size: Any
-) -> tuple[Float[np.ndarray, "objects 4"], np.ndarray]:
-    """Returns the boxes cut at the border of their images, and of which of them something is left.
-
-    Args:
-      boxes: left, top, right and bottom in pixels.
-      size: width and height of the image, or of the image of each box.
-    """
-    cut = np.clip(boxes, 0, np.tile(size, 2))
-    return cut, (cut[:, 2:] > cut[:, :2]).all(1)
-
-
 class _Annotations(NamedTuple):
-    """What a file says of its images."""
+    """The images and boxes of a file of annotations."""
 
     categories: Mapping[int, str]
     names: list[str]  # of image files
-    sizes: np.ndarray
-    owners: np.ndarray  # the image of each box
-    boxes: np.ndarray
-    ids: np.ndarray  # of each box's category
-    crowds: int
-    empty: int
-    cut: int
+    sizes: Int[np.ndarray, "images 2"]  # width and height
+    owners: Int[np.ndarray, "objects"]  # the image of each box, in ascending order
+    boxes: Float[np.ndarray, "objects 4"]
+    ids: Int[np.ndarray, "objects"]  # of each box's category
+    crowds: int  # number of annotations of crowds, which are left out
+    empty: int  # number of boxes without area, which are left out
+    cut: int  # number of boxes that extend beyond their image
 
 
 def open_coco(root: Path) -> Source:
@@ -107,7 +91,7 @@ def open_coco(root: Path) -> Source:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     files = _files(root)
-    read = {part: _read(file, *_stamp(file)) for part, file in files.items()}
+    read = {part: _read(file, *file_version(file)) for part, file in files.items()}
     first = next(iter(files))
     categories = read[first].categories
     for part, found in read.items():
@@ -127,9 +111,7 @@ def open_coco(root: Path) -> Source:
     notes = _notes(read.values())
     names = (BACKGROUND, *(printable(categories[number]) for number in sorted(categories)))
     if whole := splits.pop("whole", None):
-        cut = len(whole) - max(len(whole) // 5, 1)
-        if not cut:
-            raise DataError(f"{files[first]}: one image is too few for a training and a test split")
+        cut = training_share(files[first], len(whole))
         splits = {"train": _slice(whole, 0, cut), "test": _slice(whole, cut, len(whole))}
         notes = (HELD_OUT, *notes)
     test = next((name for name in ("test", "validation") if name in splits), None)
@@ -145,10 +127,9 @@ def _files(root: Path) -> dict[str, Path]:
             raise DataError(f"{root / 'annotations'}: contains no .json file")
         named = [(_part_of_words(path.stem), path) for path in files]
     else:
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
         named = [
             (part, path)
-            for folder in folders
+            for folder in folders_in(root)
             if (part := part_of(folder.name))
             for path in sorted(folder.glob("*.json"))
         ] or [(None, path) for path in sorted(root.glob("*.json"))]
@@ -176,14 +157,6 @@ def _part_of_words(stem: str) -> str | None:
 
 def _without_year(word: str) -> str:
     return word.rstrip("0123456789")
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=4)
@@ -259,10 +232,10 @@ def _examples(
 def _image_folder(root: Path, file: Path, part: str, names: Sequence[str]) -> Path:
     """Returns the folder that contains the images of a file of annotations."""
     tops = [root, root / "images"]
-    inner = [path for top in tops if top.is_dir() for path in sorted(top.iterdir())]
+    inner = [path for top in tops if top.is_dir() for path in folders_in(top)]
     word = file.stem.rpartition("_")[2]
-    named = [path for path in inner if path.is_dir() and path.name == word]
-    alike = [path for path in inner if path.is_dir() and part_of(_without_year(path.name)) == part]
+    named = [path for path in inner if path.name == word]
+    alike = [path for path in inner if part_of(_without_year(path.name)) == part]
     beside = [] if file.parent == root / "annotations" else [file.parent]
     folders = list(dict.fromkeys([*beside, *named, *alike, *tops[::-1]]))
     best = min(folders, key=lambda folder: len(_missing(folder, names[:1])))
@@ -276,7 +249,7 @@ def _image_folder(root: Path, file: Path, part: str, names: Sequence[str]) -> Pa
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:
-    """Returns the files that a folder lacks; a listing is faster than a look at each of them."""
+    """Returns the files that a folder lacks; one listing is faster than a call for each file."""
     present = {
         parent: {path.name for path in where.iterdir()}
         if (where := folder / parent).is_dir()

@@ -40,17 +40,12 @@ class Box(NamedTuple):
     bottom: float
 
 
-def random_resized_crop(image: "Image", generator: np.random.Generator, *, size: int) -> Pixels:
-    """Resamples a crop of random area and ratio to a square of `size` (Szegedy et al. 2014).
+def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
+    """Draws a box of random area and ratio (Szegedy et al. 2014).
 
-    The area and the logarithm of the ratio are uniform, as in torchvision. If no crop fits, because
+    The area and the logarithm of the ratio are uniform, as in torchvision. If no box fits, because
     the image is too elongated, its center is used.
     """
-    return resampled(image, random_box(generator, *image.size), size)
-
-
-def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
-    """Draws the box of `random_resized_crop`."""
     for _ in range(TRIES):
         area = width * height * generator.uniform(*AREA)
         ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -65,21 +60,6 @@ def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
     return Box(left, top, left + columns, top + rows)
 
 
-def scale_jitter_crop(
-    image: "Image",
-    generator: np.random.Generator,
-    *,
-    size: int,
-    shorter_sides: tuple[int, int] = SHORTER_SIDES,
-) -> Pixels:
-    """Crops a random square of `size` from the image at a random scale (He et al. 2015).
-
-    The image's shorter side is drawn uniformly from the range `shorter_sides`, bounds included
-    (Simonyan & Zisserman 2014). Only the square is resampled.
-    """
-    return resampled(image, scale_jitter_box(generator, *image.size, size, shorter_sides), size)
-
-
 def scale_jitter_box(
     generator: np.random.Generator,
     width: int,
@@ -87,7 +67,11 @@ def scale_jitter_box(
     size: int,
     shorter_sides: tuple[int, int] = SHORTER_SIDES,
 ) -> Box:
-    """Draws the box of `scale_jitter_crop`."""
+    """Draws a square of `size` pixels in the image at a random scale (He et al. 2015).
+
+    The image's shorter side is drawn uniformly from the range `shorter_sides`, bounds included
+    (Simonyan & Zisserman 2014).
+    """
     low, high = shorter_sides
     wide, tall = scaled((width, height), int(generator.integers(low, high + 1)))
     left = int(generator.integers(wide - size + 1))

@@ -39,6 +39,7 @@ _PART = re.compile(
     r"(?:(train|test)(?:ing)?|val(?:id(?:ation)?)?)[ _.-]*(?:set|data|images?)?", re.IGNORECASE
 )
 PARTS = ("train", "test", "validation")
+HELD_OUT = "the last fifth of the images is the test split"
 SHOWN = 5  # names per reason
 FAULTS_OF_A_FILE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP),
@@ -95,9 +96,9 @@ def find_layout(root: Path, skipped: Skipped) -> Layout:
       DataError: there is no folder, or the names of the folders contradict each other.
     """
     folders = _require_folders(root, skipped)
-    parts = _parts(folders)
+    parts = parts_among(folders)
     without_part = [path for path in folders if path not in parts.values()]
-    if "train" in parts and (_folders(parts["train"]) or not without_part):
+    if "train" in parts and (folders_in(parts["train"]) or not without_part):
         for path in without_part:
             skipped.add(NO_PART, path)
         inner = {part: _require_folders(path, skipped) for part, path in parts.items()}
@@ -107,7 +108,7 @@ def find_layout(root: Path, skipped: Skipped) -> Layout:
         )
     if parts and not without_part:
         raise DataError(f"{root}: contains {first_few(p.name for p in folders)}, but no train")
-    parts_of = {path: _parts(_folders(path)) for path in folders}
+    parts_of = {path: parts_among(folders_in(path)) for path in folders}
     divided = {path: inner for path, inner in parts_of.items() if "train" in inner}
     if not divided:
         return Layout({"whole": {path.name: path for path in folders}}, {})
@@ -130,7 +131,12 @@ def part_of(name: str) -> str | None:
     return (match[1] or "validation").lower() if match else None
 
 
-def _parts(folders: Iterable[Path]) -> dict[str, Path]:
+def parts_among(folders: Iterable[Path]) -> dict[str, Path]:
+    """Returns the folders that are parts, in the order of `PARTS`.
+
+    Raises:
+      DataError: two folders are the same part.
+    """
     parts: dict[str, Path] = {}
     for path in folders:
         if (part := part_of(path.name)) is None:
@@ -142,12 +148,12 @@ def _parts(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _require_folders(root: Path, skipped: Skipped) -> list[Path]:
-    if folders := _folders(root, skipped):
+    if folders := folders_in(root, skipped):
         return folders
     raise DataError(f"{root}: contains no folder; put the images of each class into one")
 
 
-def _folders(root: Path, skipped: Skipped | None = None) -> list[Path]:
+def folders_in(root: Path, skipped: Skipped | None = None) -> list[Path]:
     """Returns the visible folders in a folder in the order of their names."""
     found = []
     for entry in _entries(root):
@@ -167,6 +173,30 @@ def image_files(folder: Path, skipped: Skipped) -> list[Path]:
     """
     seen = {_identity(os.stat(path)) for path in (folder, *folder.absolute().parents)}
     return sorted(_walk(folder, seen, skipped), key=Path.as_posix)  # not component by component
+
+
+def training_share(origin: Path, images: int) -> int:
+    """Returns how many images remain for training if the last fifth of them is the test split.
+
+    Raises:
+      DataError: there is only one image; `origin` is its place in the message.
+    """
+    if images == 1:
+        raise DataError(f"{origin}: one image is too few for a training and a test split")
+    return images - max(images // 5, 1)
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Returns the time of a file's last change, in nanoseconds, and its size.
+
+    Raises:
+      DataError: the file is missing or cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return status.st_mtime_ns, status.st_size
 
 
 def read_image(path: Path) -> bytes:

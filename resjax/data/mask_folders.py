@@ -17,19 +17,21 @@ from jaxtyping import Bool, UInt8
 from resjax.data.decoding import decode_mask, upright_size
 from resjax.data.examples import MASK, VOID, DataError, Example, Source
 from resjax.data.image_files import (
+    HELD_OUT,
     NO_MASK,
     NO_PICTURE,
-    PARTS,
     Skipped,
+    file_version,
+    folders_in,
     image_files,
-    part_of,
+    parts_among,
     read_image,
+    training_share,
 )
 from resjax.text import printable
 
 IMAGES, MASKS = ("images",), ("masks", "annotations", "labels")
 CLASSES = "classes.txt"
-HELD_OUT = "the last fifth of the images is the test split"
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,7 @@ def open_masks(root: Path) -> Source:
     notes = (f"skipped {skipped}",) if str(skipped) else ()
     names = _class_names(root, [mask for part in pairs.values() for _, mask in part])
     if held := pairs.get("whole"):
-        cut = len(held) - max(len(held) // 5, 1)
-        if not cut:
-            raise DataError(f"{root}: one image is too few for a training and a test split")
+        cut = training_share(root, len(held))
         pairs, notes = {"train": held[:cut], "test": held[cut:]}, (HELD_OUT, *notes)
     splits = {part: MaskedExamples(root, found, len(names)) for part, found in pairs.items()}
     test = next((part for part in ("test", "validation") if part in splits), None)
@@ -104,34 +104,28 @@ def open_masks(root: Path) -> Source:
 def _folders_of_parts(root: Path) -> dict[str, tuple[Path, Path]]:
     """Returns the folders of images and of masks, by part or only `whole`."""
     if both := _both(root):
-        inner = [_parts(folder) for folder in both]
-        parts = [part for part in PARTS if part in inner[0]]
-        if "train" not in parts:
+        images, masks = (parts_among(folders_in(folder)) for folder in both)
+        if "train" not in images:
             return {"whole": both}
-        for part in parts:
-            if part not in inner[1]:
-                raise DataError(f"{both[1]}: contains no folder {inner[0][part].name}")
-        return {part: (inner[0][part], inner[1][part]) for part in parts}
-    parts_of = {part: _both(folder) for part, folder in _parts(root).items()}
-    found = {part: parts_of[part] for part in PARTS if parts_of.get(part)}
+        for part, folder in images.items():
+            if part not in masks:
+                raise DataError(f"{both[1]}: contains no folder {folder.name}")
+        return {part: (folder, masks[part]) for part, folder in images.items()}
+    parts = parts_among(folders_in(root)).items()
+    found = {part: both for part, folder in parts if (both := _both(folder))}
     if "train" not in found:
         raise DataError(
             f"{root}: contains no folders images and masks, nor a folder train that contains them"
         )
-    return {part: both for part, both in found.items() if both}
+    return found
 
 
 def _both(root: Path) -> tuple[Path, Path] | None:
-    found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    found = {path.name.lower(): path for path in folders_in(root)}
     images, masks = (
         next((found[name] for name in names if name in found), None) for names in (IMAGES, MASKS)
     )
     return (images, masks) if images and masks else None
-
-
-def _parts(root: Path) -> dict[str, Path]:
-    folders = {path: part_of(path.name) for path in sorted(root.iterdir()) if path.is_dir()}
-    return {part: path for path, part in folders.items() if part}
 
 
 def _pairs(root: Path, images: Path, masks: Path, skipped: Skipped) -> list[tuple[str, str]]:
@@ -174,7 +168,7 @@ def _class_names(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
             raise DataError(f"{file}: names the class {twice[0]!r} twice")
         return names
     paths = [root / mask for mask in masks]
-    stamps = [(path, *_stamp(path)) for path in paths]
+    stamps = [(path, *file_version(path)) for path in paths]
     found = np.flatnonzero(_values_of_all(tuple(stamps)))
     known = found[found != VOID]
     missing = np.setdiff1d(np.arange(max(known, default=0)), known)
@@ -185,14 +179,6 @@ def _class_names(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
         shown = ", ".join(map(str, found))
         raise DataError(f"{root}: the pixels of all masks are {shown}; {VOID} is void; {hint}")
     return tuple(map(str, known))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=4)

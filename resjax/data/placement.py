@@ -1,7 +1,8 @@
-"""Where a part of an image comes to lie: moves masks and boxes together with their image.
+"""Square views of images, which move masks and boxes together with their image.
 
-A placement is drawn from the image's size alone. Then the image is resampled bilinearly, its mask
-to the nearest pixel, and its boxes are moved and cut at the border.
+A placement is the part of an image that the square shows, and its size there. It is drawn from the
+image's size alone. Then the image is resampled bilinearly, its mask to the nearest pixel, and its
+boxes are moved and cut at the border.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from resjax.data.boxes import cut_boxes
 from resjax.data.crops import (
     Box,
     Pixels,
@@ -32,7 +34,7 @@ PADDING = (123, 117, 104)  # the mean color of ImageNet, as in torchvision's rec
 
 
 class Placement(NamedTuple):
-    """A part of an image, resampled and put at the top left of a square; the rest is padding."""
+    """A part of an image, resized and put at the top left of a square; the rest is padding."""
 
     part: Box  # in pixels of the image
     width: int  # of the part in the square, in pixels
@@ -44,12 +46,12 @@ Place = Callable[[int, int, int, np.random.Generator], Placement]
 
 
 def random_resized(width: int, height: int, side: int, random: np.random.Generator) -> Placement:
-    """As `crops.random_resized_crop`."""
+    """Draws a part of random area and ratio and resizes it to the square (Szegedy et al. 2014)."""
     return Placement(random_box(random, width, height), side, side)
 
 
 def scale_jitter(width: int, height: int, side: int, random: np.random.Generator) -> Placement:
-    """As `crops.scale_jitter_crop`."""
+    """Draws a square from the image at a random scale (He et al. 2015)."""
     return Placement(scale_jitter_box(random, width, height, side), side, side)
 
 
@@ -72,7 +74,7 @@ def large_scale_jitter(
 
 
 def center(width: int, height: int, side: int, _: np.random.Generator) -> Placement:
-    """As `crops.resize_and_center_crop`."""
+    """Returns the central square that `crops.resize_and_center_crop` shows."""
     wide, high = scaled((width, height), usual_shorter_side(side))
     left, top = round((wide - side) / 2), round((high - side) / 2)
     x, y = width / wide, height / high
@@ -80,14 +82,14 @@ def center(width: int, height: int, side: int, _: np.random.Generator) -> Placem
 
 
 def fit(width: int, height: int, side: int, _: np.random.Generator) -> Placement:
-    """As `decoding.resize`: the largest square in the center of the image."""
+    """Returns the largest square in the center of the image, which `decoding.resize` shows."""
     shorter = min(width, height)
     left, top = (width - shorter) / 2, (height - shorter) / 2
     return Placement(Box(left, top, left + shorter, top + shorter), side, side)
 
 
 def whole(width: int, height: int, side: int, _: np.random.Generator) -> Placement:
-    """Resizes the longer side; the square is padded at the right or at the bottom."""
+    """Fits the longer side into the square, which is padded at the right or at the bottom."""
     ratio = side / max(width, height)
     part = Box(0, 0, width, height)
     return Placement(part, max(round(width * ratio), 1), max(round(height * ratio), 1))
@@ -114,9 +116,9 @@ class View:
         """Returns the view of an image, and its mask and boxes in the view.
 
         Args:
-          image: perhaps not decoded yet.
+          image: a JPEG need not be decoded yet.
           targets: a `mask` of the image's size; `boxes` in its pixels and their `classes`. Padding
-            is void. A box of which nothing is left has the class 0. Others are unchanged.
+            is void. A box outside the view gets the class 0. Other targets are unchanged.
           generator: the image's own.
         """
         size = image.size
@@ -127,7 +129,7 @@ class View:
         if "boxes" in targets:
             moved["boxes"], left = _moved_boxes(targets["boxes"], placement)
             moved["classes"] = np.where(left, targets["classes"], 0).astype(np.int32)
-        if self.place is center:  # the same pixels as those of a classifier's evaluation
+        if self.place is center:  # resizes the whole image, so the pixels differ slightly
             return resize_and_center_crop(image, generator, size=self.side), moved
         part, width, height = placement
         pixels = resampled(image, part, width, height)
@@ -149,13 +151,12 @@ def _moved_mask(
 def _moved_boxes(
     boxes: Float[np.ndarray, "objects 4"], placement: Placement
 ) -> tuple[Float[np.ndarray, "objects 4"], np.ndarray]:
-    """Returns the boxes in the square, and of which of them something is left."""
+    """Returns the boxes in the square, and whether each of them has an area left."""
     part, width, height = placement
     scale = width / (part.right - part.left), height / (part.bottom - part.top)
     moved = (boxes - np.tile((part.left, part.top), 2)) * np.tile(scale, 2)
-    moved = np.clip(moved, 0, np.tile((width, height), 2)).astype(np.float32)
-    left = (moved[:, 2:] > moved[:, :2]).all(1)
-    return np.where(left[:, None], moved, np.float32(0)), left
+    cut, left = cut_boxes(moved.astype(np.float32), np.array((width, height), np.float32))
+    return np.where(left[:, None], cut, np.float32(0)), left
 
 
 def _padded(pixels: np.ndarray, side: int, fill: int | tuple[int, ...]) -> np.ndarray:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from resjax.data.boxes import cut_boxes, padded_boxes
 from resjax.data.cache import cached_arrays
-from resjax.data.coco_folders import cut_boxes, padded_boxes
 from resjax.data.decoding import decode_mask, upright_size
 from resjax.data.examples import (
     BOXES,

@@ -298,9 +298,9 @@ def stream(
       batch_size: global; divisible by `processes`.
       seed: of the crops.
       first_step: of the first batch; later steps are not slower.
-      crop: from `resjax.data.crops`, with its size bound, or a `placement.View`, which moves masks
-        and boxes too; must be picklable. None leaves the images as they are, so they must have one
-        size.
+      crop: a `placement.View`, which moves masks and boxes too, or a function that crops images
+        alone, such as `crops.ten_crop` with its size bound; must be picklable. None leaves the
+        images as they are, so they must have one size.
       channels: 3 for RGB, 1 for grayscale.
       workers: number of processes that make batches; 0 uses a thread.
       process: index of this host, which makes the corresponding part of each batch.

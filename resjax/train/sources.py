@@ -8,7 +8,7 @@ Both are the same to the trainer, and in both a batch is a function of the seed 
 import copy
 import itertools
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any, Self
 
@@ -34,12 +34,6 @@ from resjax.train.state import order_key, run_key
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
 SAMPLE = 2048  # images from which the statistics of a stream are computed
 
-CROPS: dict[str, Callable[..., Any]] = {
-    "random_resized": crops.random_resized_crop,
-    "scale_jitter": crops.scale_jitter_crop,
-    "center": crops.resize_and_center_crop,
-    "ten": crops.ten_crop,
-}
 PLACES: dict[str, placement.Place] = {
     "random_resized": placement.random_resized,
     "scale_jitter": placement.scale_jitter,
@@ -314,12 +308,11 @@ class Streamed(BatchSource):
         size = self._data.image_size
         if crop == "none":
             crop = "center" if self._data.eval_crop == "ten" else self._data.eval_crop
-        labeled = self.targets == LABEL and crop in CROPS
         return {
             "crop": None
             if size is None
-            else partial(CROPS[crop], size=size)
-            if labeled
+            else partial(crops.ten_crop, size=size)
+            if crop == "ten"
             else placement.View(PLACES[crop], size),
             "on_bad_image": self._data.on_bad_image,
             "channels": self._channels,

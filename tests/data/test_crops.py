@@ -15,13 +15,12 @@ from scipy.stats import ks_2samp, kstest
 from resjax.data.crops import (
     Box,
     random_box,
-    random_resized_crop,
     resampled,
     resize_and_center_crop,
-    scale_jitter_crop,
     scaled,
     ten_crop,
 )
+from resjax.data.placement import View, random_resized, scale_jitter
 
 TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
 SIDES = st.integers(1, 3000)
@@ -114,13 +113,16 @@ def test_a_crop_is_resampled_like_a_cut_image() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    "crop",
-    [random_resized_crop, scale_jitter_crop, resize_and_center_crop, ten_crop],
-    ids=lambda crop: crop.__name__,
+    "cut",
+    [
+        View(random_resized, 224),
+        View(scale_jitter, 224),
+        partial(resize_and_center_crop, size=224),
+        partial(ten_crop, size=224),
+    ],
 )
-def test_a_crop_is_a_function_of_its_generator(crop, channels: int) -> None:
+def test_a_crop_is_a_function_of_its_generator(cut, channels: int) -> None:
     image = photo(300, 400, channels)
-    cut = partial(crop, size=224)
     one, again = cut(image, generator()), cut(image, generator())
     assert one.dtype == np.uint8
     assert one.shape[-3:] == (224, 224, channels)
@@ -148,7 +150,7 @@ def test_scale_jitter_equals_a_crop_of_the_resized_image() -> None:
         left, top = int(draws.integers(width - 223)), int(draws.integers(height - 223))
         whole = image.resize((width, height), Image.Resampling.BILINEAR)
         expected = np.asarray(whole)[top : top + 224, left : left + 224].astype(int)
-        cut = scale_jitter_crop(image, generator(seed), size=224)
+        cut = View(scale_jitter, 224)(image, generator(seed))
         assert np.abs(cut - expected)[3:-3, 3:-3].max() <= 2
 
 
@@ -156,7 +158,7 @@ def test_every_scale_and_position_occurs() -> None:
     """The values of a gradient show where a crop was and how large."""
     columns = np.linspace(0, 255, 480, dtype=np.uint8)
     image = Image.fromarray(np.broadcast_to(columns, (480, 480)).copy())
-    cuts = [scale_jitter_crop(image, generator(seed), size=224)[0, :, 0] for seed in range(300)]
+    cuts = [View(scale_jitter, 224)(image, generator(seed))[0, :, 0] for seed in range(300)]
     left = np.array([cut[0] for cut in cuts], int)
     span = np.array([int(cut[-1]) - cut[0] for cut in cuts])
     # 224 pixels of 480 to 256, from the left edge to the right one.

@@ -8,7 +8,7 @@ from PIL import Image
 
 from resjax.config import default_config, override, resolve
 from resjax.data import placement
-from resjax.data.crops import random_resized_crop, resize_and_center_crop, scale_jitter_crop
+from resjax.data.crops import resize_and_center_crop
 from resjax.data.datasets import DataError, load, open_dataset
 from resjax.data.decoding import as_array, as_image, resize
 from resjax.data.examples import VOID
@@ -104,6 +104,21 @@ def test_parts_are_in_both_folders_or_contain_both(write_folder, images, masks):
         tree |= masked(count, images.format(part), masks.format(part))
     data = load(f"masks:{write_folder(tree)}")
     assert (len(data.train), len(data.test)) == (4, 2)
+
+
+@pytest.mark.parametrize("inner", ["images/{}", "{}/images"])
+def test_two_folders_of_one_part_are_refused(write_folder, inner):
+    outer = inner.replace("images", "masks")
+    tree = {}
+    for part in ("train", "training", "test"):
+        tree |= masked(2, inner.format(part), outer.format(part))
+    with pytest.raises(DataError, match="training and train are both named train; rename one"):
+        load(f"masks:{write_folder(tree)}")
+
+
+def test_one_image_cannot_be_split(write_folder):
+    with pytest.raises(DataError, match="one image is too few for a training and a test split"):
+        load(f"masks:{write_folder(masked(1))}")
 
 
 def test_classes_have_the_names_of_a_file_and_palettes_are_numbers(write_folder):
@@ -272,8 +287,6 @@ def test_image_mask_and_boxes_move_together(name):
 @pytest.mark.parametrize(
     ("name", "crop"),
     [
-        ("random_resized", random_resized_crop),
-        ("scale_jitter", scale_jitter_crop),
         ("center", resize_and_center_crop),
         ("fit", lambda image, _, size: as_array(resize(image, size))),
     ],

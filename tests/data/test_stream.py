@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resjax.data import stream as streaming
-from resjax.data.crops import random_resized_crop
 from resjax.data.decoding import decode
 from resjax.data.examples import ArrayExamples, BadImageError, DataError, Examples, Split
 from resjax.data.ordering import EpochOrder, batch_indices
+from resjax.data.placement import View, random_resized
 from resjax.data.stream import Batch, Crop, Prefetcher, WorkerError, eval_batches
 from resjax.data.user_data import FileExamples
 
-CROP = partial(random_resized_crop, size=16)
+CROP = View(random_resized, 16)
 SIZES = st.integers(1, 40)
 
 
@@ -283,6 +283,7 @@ SCRIPT = """
 import multiprocessing, signal, time
 import numpy as np
 from resjax.data.examples import ArrayExamples, Split
+from resjax.data.placement import View, random_resized
 from resjax.data.stream import stream
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
