@@ -27,10 +27,10 @@ from resjax.sweeps.failures import Retries
 from resjax.sweeps.launchers import Options, worker_command, worker_python_path
 from resjax.sweeps.plan_files import new_launch, plan_file, write_sweep
 from resjax.sweeps.ray_pool import Pool, Share
-from resjax.sweeps.status import shown
+from resjax.sweeps.status import RunStatus, shown
 from resjax.sweeps.watching import SweepWatch
 from resjax.sweeps.workers import GPU_MEMORY
-from resjax.train.lock import FILE_NAME
+from resjax.train.lock import read_holder
 from resjax.train.signals import Stopped, StopRequest
 
 SETTINGS = {
@@ -185,11 +185,23 @@ def _supervise(pool: Pool, watch: SweepWatch, workers: int, stop: StopRequest) -
         watch.look()
         if len(watch.left) < left:
             pool.progressed()
-    if stop.signal and watch.left:
+    if not stop.signal:
+        return
+    watch.look(again=True)  # at the runs that workers have begun since
+    if watch.left:
         under_way = watch.held_by(f"Ray {pool.job}")
         pool.stop()
-        saved = sum(not (run.folder / FILE_NAME).exists() for run in under_way)
+        saved = sum(not _is_held(run) for run in under_way)
         raise Stopped(stop.signal, f"; {saved} of {len(under_way)} runs under way have saved")
+
+
+def _is_held(run: RunStatus) -> bool:
+    """Returns whether the lock of a run still names the holder that the last look has seen.
+
+    A worker of another launch may have taken a run that a worker of this one has saved.
+    """
+    holder = read_holder(run.folder)
+    return holder is not None and holder.get("token") == (run.holder or {}).get("token")
 
 
 @contextmanager

@@ -181,6 +181,27 @@ def under_way(workdir, count=2):
     )
 
 
+def pause_run(workdir, launcher, others=()):
+    """Pauses a run once it has a checkpoint; returns its lock and its process."""
+
+    def resumable():
+        saved = {path.parents[2] for path in workdir.glob("runs/*/checkpoints/*/SHA256SUMS")}
+        return [lock for lock in locks(workdir) if lock.parent in saved and lock not in others]
+
+    wait_until(resumable, launcher)
+    (lock,) = resumable()
+    process = read_json(lock)["process"]
+    os.kill(process, signal.SIGSTOP)
+    return lock, process
+
+
+def asked_to_stop(process):
+    """Returns whether SIGTERM waits for a process that is paused."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", status)
+    return bool(int(pending, 16) & 1 << (signal.SIGTERM - 1))
+
+
 def read_json(path):
     return json.loads(path.read_text())
 
@@ -216,28 +237,35 @@ def test_a_sweep_on_ray_has_the_results_of_the_local_launcher(
         }
 
 
-@pytest.mark.slow  # whether the stopped worker saves in time depends on the machine's load
 @needs_ray
 def test_launchers_share_a_sweep_replace_killed_workers_and_save_when_they_are_stopped(
     command, on_ray, start, tmp_path, whole
 ):
     workdir = tmp_path / "w"
     launch = command(workdir, *on_ray, "--workers=1", experiment="long.py")
-    stopped, other = start(launch), start(launch)
-    wait_until(lambda: under_way(workdir), stopped, other)
+    # Runs and a launcher are paused, so that no result depends on which process is faster.
+    stopped = start(launch)
+    lock, first = pause_run(workdir, stopped)
+    other = start(launch)
+    other_lock, second = pause_run(workdir, other, others=[lock])
     stopped.terminate()
-    wait_until(lambda: len(locks(workdir)) == 1, other)
-    (lock,) = locks(workdir)
-    os.kill(ancestor(read_json(lock)["process"], "run_worker"), signal.SIGKILL)
+    wait_until(lambda: asked_to_stop(first), stopped, other)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    os.kill(first, signal.SIGCONT)
+    wait_until(lambda: locks(workdir) == [other_lock], other)
+    os.kill(ancestor(second, "run_worker"), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may have saved already
+        os.kill(second, signal.SIGCONT)
+    wait_until(lock.exists, other)  # a new worker has taken the run that the stopped one has saved
+    os.kill(stopped.pid, signal.SIGCONT)
     output, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert re.search(r"stopped by SIGTERM; \d of \d runs under way have saved", output)
+    assert "stopped by SIGTERM; 1 of 1 runs under way have saved" in output
     output = finish(other)
     assert "a worker on " in output
     assert " was lost: WorkerCrashedError" in output
     assert metrics(workdir) == whole
-    # The run of the killed worker may have had no checkpoint yet.
-    assert any("resumed" in read_json(run / "provenance.json") for run in workdir.glob("runs/*"))
+    assert all(read_json(run / "provenance.json")["resumed"] for run in workdir.glob("runs/*"))
     assert not locks(workdir)
     assert not list(workdir.glob("runs/*/error.txt"))
 
