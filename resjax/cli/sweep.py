@@ -121,13 +121,19 @@ def _try_figures(planned: "Plan", workdir: Path) -> None:
     """
     from resjax.analysis.experiment_figures import load_experiment, load_tables
     from resjax.analysis.runs import load_runs
-    from resjax.sweeps.made_up import NothingMadeUpError, made_up_measurements, made_up_runs
+    from resjax.sweeps.made_up import (
+        NothingMadeUpError,
+        made_up_measurements,
+        made_up_runs,
+        select_seeds,
+    )
 
     experiment = load_experiment(planned.experiment)
     if experiment.draw is None and experiment.judge is None:
         return
     try:
-        with made_up_runs({run.name: run.config for run in planned.runs}) as folder:
+        runs = select_seeds(planned.runs)
+        with made_up_runs({run.name: run.config for run in runs}) as folder:
             tables = load_tables(load_runs(folder), None)
             measured = made_up_measurements(tables.runs, workdir, experiment_name(experiment.file))
             tables = tables._replace(measurements=measured)

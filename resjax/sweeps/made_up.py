@@ -1,13 +1,15 @@
 """Made-up run folders, on which an experiment's `figures` are tried before anything is trained.
 
-Each has the config of a run of the sweep, and files with the names, steps and values of a real
-run's, so that tables of them have the same columns. Their numbers mean nothing.
+Each has the config of a run of the sweep, and files with the same names, steps and metrics as those
+of a real run, so that its tables have the same columns. The numbers mean nothing. A large sweep has
+made-up runs for some of its seeds only.
 """
 
 import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,13 +21,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from resjax.analysis.runs import load_measurements
+from resjax.analysis.statistics import FEWEST_SEEDS
 from resjax.config import Config, to_dict
 from resjax.data.datasets import empty_targets, open_dataset
 from resjax.data.subsets import class_indices
 from resjax.errors import UserError, one_line
 from resjax.machine import safe_path
 from resjax.run_files import CLASSIFICATION_ERROR, EVALUATIONS, Metric
+from resjax.sweeps.experiment import Run
 
+MOST_RUNS = 500  # of a sweep, beyond which the number of seeds is limited
 MEASUREMENTS = 20  # per split of a run, at most
 LAYERS = ("stem/Conv_0/kernel", "stage1/block1/Conv_0/kernel", "head/Dense_0/kernel")
 
@@ -47,6 +52,24 @@ KNOWN = {
 
 class NothingMadeUpError(Exception):
     """The metrics of a task are not known; the message says why."""
+
+
+def select_seeds(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs of a sweep, or, if it is large, those of the first seeds of each setting.
+
+    Figures and claims depend on the settings and on how many seeds each has. At least
+    `FEWEST_SEEDS` seeds of each setting remain, so that every claim is judged.
+    """
+    if len(runs) <= MOST_RUNS:
+        return list(runs)
+    settings = [repr([item for item in run.overrides.items() if item[0] != "seed"]) for run in runs]
+    most, seen = max(FEWEST_SEEDS, MOST_RUNS // len({*settings})), Counter[str]()
+    selected = []
+    for run, setting in zip(runs, settings, strict=True):
+        seen[setting] += 1
+        if seen[setting] <= most:
+            selected.append(run)
+    return selected
 
 
 @contextmanager

@@ -9,16 +9,17 @@ from resjax import cli
 from resjax.analysis.runs import load_curves, load_runs
 from resjax.config import default_config, override, resolve
 from resjax.sweeps import made_up
+from resjax.sweeps.experiment import Run
 from resjax.train.loop import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 EXPERIMENT = '''"""Depth."""
 from matplotlib.figure import Figure
-from resjax.sweeps import param
+from resjax.sweeps import param, product
 
-def sweep(depths=(8, 14)):
-    return param("model.depth", depths)
+def sweep(depths=(8, 14), seeds=(0,)):
+    return product(param("model.depth", depths), param("seed", seeds))
 
 def figures(runs, curves):
     {}
@@ -70,10 +71,10 @@ def sweep(tmp_path, monkeypatch, capsys):
     trained = []
     monkeypatch.setattr("resjax.sweeps.local.launch", lambda *_: trained.append(1) or 2)
 
-    def launch(statement):
+    def launch(statement, *fields):
         (tmp_path / "depth.py").write_text(EXPERIMENT.format(statement))
         typed = ["sweep", str(tmp_path / "depth.py"), CONFIG, f"--workdir={tmp_path / 'w'}"]
-        code = cli.main(typed)
+        code = cli.main([*typed, *fields])
         return code, bool(trained), capsys.readouterr().err
 
     return launch
@@ -106,4 +107,30 @@ def test_figures_that_need_more_than_tables_do_not_keep_a_sweep_from_training(sw
 def test_figures_without_a_fault_are_not_mentioned(sweep):
     code, trained, error = sweep("assert len(runs) == 2 and len(curves) > 4")
     assert (code, trained) == (1, True)  # the replaced launch returns two failures
+    assert "figures()" not in error
+
+
+@pytest.mark.parametrize(("most", "seeds"), [(20, 10), (19, 9), (8, 4), (4, 3), (1, 3)])
+def test_a_large_sweep_has_made_up_runs_of_every_setting_and_at_least_three_seeds(
+    monkeypatch, smallest, most, seeds
+):
+    monkeypatch.setattr(made_up, "MOST_RUNS", most)
+    config = resolve(override(default_config(), smallest))
+    each = [(depth, seed) for seed in range(10) for depth in (8, 14)]
+    runs = [Run({"model.depth": depth, "seed": seed}, config) for depth, seed in each]
+    assert made_up.select_seeds(runs) == [run for run in runs if run.overrides["seed"] < seeds]
+
+
+def test_a_large_sweep_without_seeds_is_tried_on_all_of_its_runs(monkeypatch, smallest):
+    monkeypatch.setattr(made_up, "MOST_RUNS", 2)
+    config = resolve(override(default_config(), smallest))
+    runs = [Run({"model.depth": depth}, config) for depth in (8, 14, 20)]
+    assert made_up.select_seeds(runs) == runs
+
+
+def test_figures_of_a_large_sweep_are_tried_on_some_of_its_seeds(sweep, monkeypatch):
+    monkeypatch.setattr(made_up, "MOST_RUNS", 8)
+    tried = "assert sorted(runs['seed']) == [0, 0, 1, 1, 2, 2, 3, 3]"
+    code, trained, error = sweep(tried, "--config.sweep.seeds=0,1,2,3,4,5")
+    assert (code, trained) == (1, True)
     assert "figures()" not in error
