@@ -1,6 +1,8 @@
 """Two networks that train in no time: a narrow ResNet-8, and one whose gradient is simple."""
 
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -30,6 +32,7 @@ SMALLEST = {
 UNAUGMENTED = {"data.crop_padding": 0, "data.flip": False}
 
 Configure = Callable[..., Config]
+StartPython = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +43,23 @@ def configure() -> Configure:
         return resolve(override(default_config(), SMALLEST | dict(overrides or {})))
 
     return configure
+
+
+@pytest.fixture
+def start_python() -> Iterator[StartPython]:
+    """A function from arguments of Python to its process, which is killed when the test ends."""
+    processes = []
+
+    def start(*arguments: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, *map(str, arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, text=True, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 class Regression(nn.Module):

@@ -5,8 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -48,11 +46,10 @@ if kind != "flock":
 KINDS = pytest.mark.parametrize("kind", ["flock", "localflock", "no flock"])
 
 
-def start(code, kind, *args):
+@pytest.fixture
+def start(start_python):
     """Starts a process that locks as on one machine, or as on machines without common locks."""
-    command = [sys.executable, "-c", PREPARE + code, kind, *map(str, args)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **pipes)
+    return lambda code, kind, *args: start_python("-c", PREPARE + code, kind, *args)
 
 
 HOLD = """
@@ -68,20 +65,15 @@ def _no_beats_of_other_tests(monkeypatch):
 
 
 @pytest.fixture
-def hold(tmp_path):
+def hold(start, tmp_path):
     """Starts another process that locks the folder `run`."""
-    processes = []
 
     def start_holder(kind="flock"):
         process = start(HOLD, kind, tmp_path / "run")
-        processes.append(process)
         assert process.stdout.readline() == "held\n"
         return process
 
-    yield start_holder
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start_holder
 
 
 @pytest.fixture
@@ -240,7 +232,9 @@ while left := [run for run in runs if not (run / "done").exists()]:
 
 
 @KINDS
-def test_of_many_processes_that_take_runs_and_are_killed_one_at_a_time_has_a_run(tmp_path, kind):
+def test_of_many_processes_that_take_runs_and_are_killed_one_at_a_time_has_a_run(
+    start, tmp_path, kind
+):
     for number in range(24):
         (tmp_path / str(number)).mkdir()
     seeds = iter(range(1000))
@@ -277,7 +271,7 @@ for line in sys.stdin:
 
 
 @KINDS
-def test_one_of_several_contenders_succeeds_a_dead_holder(tmp_path, kind):
+def test_one_of_several_contenders_succeeds_a_dead_holder(start, tmp_path, kind):
     contenders = [start(RACE, kind) for _ in range(3)]
     token = "0123456789abcdef"
     dead = {"host": "elsewhere", "process": 7, "boot": "another", "token": token}
@@ -369,10 +363,16 @@ def test_a_paused_holder_on_this_machine_keeps_its_lock(holder, tmp_path, monkey
 
 
 @pytest.fixture
-def taken_over(tmp_path, other_machine, monkeypatch):
+def lost(monkeypatch):
+    """The claims that noticed the loss of their lock, which ends no process here."""
+    claims = []
+    monkeypatch.setattr(lock, "end_process", claims.append)
+    return claims
+
+
+@pytest.fixture
+def taken_over(tmp_path, other_machine, lost, monkeypatch):
     """A claim that another one has taken over, that one, and the claims that noticed a loss."""
-    lost = []
-    monkeypatch.setattr(lock, "end_process", lost.append)
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 60)
     first = try_claim(tmp_path)
     second = try_claim(tmp_path, dead=first.token)
@@ -400,18 +400,14 @@ def test_a_process_that_was_paused_checks_its_lock_before_it_writes(taken_over, 
     assert lost == [first]
 
 
-def test_a_removed_lock_is_lost(tmp_path, monkeypatch):
-    lost = []
-    monkeypatch.setattr(lock, "end_process", lost.append)
+def test_a_removed_lock_is_lost(tmp_path, lost):
     with try_claim(tmp_path) as claim:
         (tmp_path / FILE_NAME).unlink()
         claim.beat()
     assert lost == [claim]
 
 
-def test_an_earlier_version_sees_who_holds_the_lock_and_may_take_it_over(tmp_path, monkeypatch):
-    lost = []
-    monkeypatch.setattr(lock, "end_process", lost.append)
+def test_an_earlier_version_sees_who_holds_the_lock_and_may_take_it_over(tmp_path, lost):
     with try_claim(tmp_path) as claim:
         with (tmp_path / FILE_NAME).open("r+b") as file:
             content = json.loads(file.read(4096))

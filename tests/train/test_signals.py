@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -31,24 +29,13 @@ with stop_on_signals(notify=lambda text: print(text, file=sys.stderr, flush=True
 
 
 @pytest.fixture
-def start():
-    processes = []
-
+def start(start_python):
     def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-c", BUSY, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
+        process = start_python("-c", BUSY, *arguments)
         assert process.stdout.readline() == "ready\n"
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
