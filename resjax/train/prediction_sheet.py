@@ -1,6 +1,6 @@
-"""A picture of what a run predicts for its test images, beside the truth: `predictions.png`.
+"""Draws the predictions of a run beside the truth: `predictions.png`.
 
-It shows the best and the worst of some images, by the primary metric of each image alone.
+The picture shows the best and the worst of some test images, by the primary metric of each alone.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ CELL = 1.5  # inches
 
 
 class Case(NamedTuple):
-    """An image with its targets, what is predicted, and the primary metric of this image alone."""
+    """An image with its targets, its predictions, and the primary metric of this image alone."""
 
     image: UInt8[np.ndarray, "h w c"]
     truth: dict[str, np.ndarray]
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 def draws(task: Task) -> bool:
-    """Returns whether there is a picture of a task's predictions."""
+    """Returns whether `write_predictions` can draw the predictions of a task."""
     return type(task).predict is not Task.predict and "label" not in task.targets
 
 
@@ -42,8 +42,8 @@ def write_predictions(trainer: Trainer, state: TrainState, folder: Path) -> None
     """Writes the picture to a run folder.
 
     Args:
-      trainer: of the run, whose task `draws`.
-      state: one replica, at the end of training.
+      trainer: the trainer of the run, with a task for which `draws` is true.
+      state: one replica of the state at the end of training.
       folder: the run folder.
 
     Raises:
@@ -65,12 +65,13 @@ def write_predictions(trainer: Trainer, state: TrainState, folder: Path) -> None
     names = trainer.task.dataset.class_names
     for column, case in enumerate(columns):
         which = "best" if column < count else "worst"
-        value = f"{metric.scale * case.value:.0f}{' %' * (metric.scale == 100)}"
         for row, targets in enumerate((case.truth, case.found)):
             cell = axes[row, column]
             cell.imshow(_drawn(case.image, targets, names), interpolation="nearest")
             cell.axis("off")
-        axes[0, column].set_title(f"{which}: {metric.name} {value}", fontsize=7)
+        axes[0, column].set_title(
+            f"{which}: {metric.label} {metric.format(case.value)}", fontsize=7
+        )
     for row, text in enumerate(("truth", "predicted")):
         axes[row, 0].text(
             -0.06, 0.5, text, rotation=90, va="center", ha="right", fontsize=8,
@@ -81,7 +82,7 @@ def write_predictions(trainer: Trainer, state: TrainState, folder: Path) -> None
 
 
 def find_cases(trainer: Trainer, state: TrainState) -> list[Case]:
-    """Returns some images of the test split with their predictions; those without a value last."""
+    """Returns some images of the test split with their predictions, if their metric is finite."""
     task, variables = trainer.task, state.ema or state.variables
 
     @jax.jit
