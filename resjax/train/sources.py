@@ -308,12 +308,13 @@ class Streamed(BatchSource):
         size = self._data.image_size
         if crop == "none":
             crop = "center" if self._data.eval_crop == "ten" else self._data.eval_crop
+        crop_image: Any = None
+        if size is not None and crop == "ten":
+            crop_image = partial(crops.ten_crop, size=size)
+        elif size is not None:
+            crop_image = placement.View(PLACES[crop], size)
         return {
-            "crop": None
-            if size is None
-            else partial(crops.ten_crop, size=size)
-            if crop == "ten"
-            else placement.View(PLACES[crop], size),
+            "crop": crop_image,
             "on_bad_image": self._data.on_bad_image,
             "channels": self._channels,
             "workers": self._workers,
@@ -427,7 +428,7 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
 
 
 def feed(source: BatchSource) -> str:
-    """Returns the value of `data.feed`, other than auto, that makes such a source."""
+    """Returns the value of `data.feed`, device or stream, that makes such a source."""
     return "stream" if source.streamed else "device"
 
 
@@ -461,7 +462,7 @@ def _fits(data: Data, opened: datasets.OpenDataset, devices: int) -> bool:
     else:
         return False
     if "mask" in opened.targets:
-        pixels += pixels // 3
+        pixels += pixels // 3  # one channel beside three
     memory = device_memory()
     needed = pixels * (len(opened.train) + len(opened.test)) / devices
     return memory is None or needed <= RESIDENT_SHARE * memory
