@@ -41,7 +41,7 @@ def pin_to_cores(cores: Collection[int]) -> None:
 
 
 def user_caches() -> Path:
-    """Returns the folder of this user's caches that resjax writes; it need not exist.
+    """Returns the folder for resjax's caches of this user; it need not exist.
 
     Raises:
       RuntimeError: this user has no home folder.

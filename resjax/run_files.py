@@ -74,20 +74,20 @@ class Devices(NamedTuple):
 
     number: int
     kind: str
-    processes: int | None = None  # unknown of runs of earlier versions
+    processes: int | None = None  # None: an earlier version did not record it
 
     def __str__(self) -> str:
         processes = f" of {self.processes} processes" if (self.processes or 1) > 1 else ""
         return f"{self.number} x {self.kind}{processes}"
 
-    def are(self, other: "Devices") -> bool:
+    def same_as(self, other: "Devices") -> bool:
         """Returns whether both are as many devices of one kind in as many processes."""
         known = None not in (self.processes, other.processes)
         return self[:2] == other[:2] and (not known or self.processes == other.processes)
 
 
 class DeviceChange(NamedTuple):
-    """A run went on on other devices, with the same batches in the same order."""
+    """A run continued on other devices, with the same batches in the same order."""
 
     step: int  # number of steps that it had trained
     before: Devices
@@ -202,13 +202,13 @@ def trained_on(provenance: Mapping[str, Any]) -> list[tuple[int, Devices]]:
                 processes = launch.get("processes")
                 devices = Devices(len(names), kind, processes if type(processes) is int else None)
                 trained = [each for each in trained if each[0] < step]
-                if not trained or not trained[-1][1].are(devices):
+                if not trained or not trained[-1][1].same_as(devices):
                     trained.append((step, devices))
     return trained
 
 
 def device_changes(provenance: Mapping[str, Any]) -> list[DeviceChange]:
-    """Returns where a run went on on other devices; see `trained_on`."""
+    """Returns the changes of devices of a run; see `trained_on`."""
     return [
         DeviceChange(step, before, after)
         for (_, before), (step, after) in itertools.pairwise(trained_on(provenance))

@@ -430,7 +430,7 @@ def _status(sweeps: Sweeps, runs: pd.DataFrame) -> str:
     if before := (~finished & diverged).sum():
         text += f", {before} diverged before the end"
     if moved := runs["device_changes"].notna().sum():
-        text += f", {moved} went on on other devices"
+        text += f", {moved} continued on other devices"
     datasets = ", ".join(runs["data.name"].unique())
     starts = sorted(runs["start"].dropna())
     return " · ".join([text, datasets, *(f"started {start}" for start in starts[:1])])

@@ -116,8 +116,8 @@ def load_runs(*paths: str | os.PathLike[str], warn: Warn | None = None) -> pd.Da
           `diverged_step` and `diverged_reason` say when and why;
         - `primary_metric` (its name), `lower_is_better` (bool) and `metric_unit`;
         - `commit` and `start` (ISO 8601);
-        - `device_changes`: where the run went on on other devices, such as "at step 10, 1 x cpu to
-          8 x cpu"; its metrics are equal to rounding to those without a change.
+        - `device_changes`: the steps at which the run continued on other devices, such as "at step
+          10, 1 x cpu to 8 x cpu"; its metrics equal those without a change up to rounding.
 
     Raises:
         FileNotFoundError: if the folder does not exist.

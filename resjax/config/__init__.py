@@ -250,7 +250,7 @@ def digest(config: Config) -> str:
 
 
 def canonical(config: Config) -> str:
-    """Returns the text that `digest` is a digest of."""
+    """Returns the JSON text that `digest` hashes."""
     content = to_dict(config)
     first = {
         section: {name: content[section][name] for name in names.split()}

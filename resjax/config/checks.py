@@ -9,11 +9,7 @@ from resjax.data import invalid_name
 from resjax.models.presets import nearest
 
 SCHEDULES = ("steps", "constant", "cosine", "onecycle", "he2015")
-TASKS = (
-    "classification",
-    "segmentation",
-    "detection",
-)  # the keys of resjax.tasks.TASKS, which imports JAX
+TASKS = "classification", "segmentation", "detection"  # as resjax.tasks.TASKS, which imports JAX
 TRACKERS = ("tensorboard", "wandb")  # the packages that they need have these names
 
 

@@ -124,8 +124,8 @@ def require_same_bn_groups(saved: dict[str, Any], config: Config, workdir: Path)
     if whole or not trained or config.model.norm != "batch":
         return
     before, now = trained[-1][1].number, jax.device_count()
-    groups, here = bn_groups(began, before), bn_groups(config.parallel, now)
-    if groups == here:
+    groups, groups_now = bn_groups(began, before), bn_groups(config.parallel, now)
+    if groups == groups_now:
         return
     images = config.data.batch_size // config.train.accumulation_steps
     ways = []
@@ -136,8 +136,8 @@ def require_same_bn_groups(saved: dict[str, Any], config: Config, workdir: Path)
     raise UserError(
         f"{workdir} has computed BN statistics over {images // groups} images at a time, on "
         f"{before} devices with parallel.bn_devices={began.bn_devices}; on {now} with "
-        f"parallel.bn_devices={config.parallel.bn_devices} it would be over {images // here}; "
-        f"{', or '.join(ways)}"
+        f"parallel.bn_devices={config.parallel.bn_devices} it would be over "
+        f"{images // groups_now}; {', or '.join(ways)}"
     )
 
 

@@ -73,7 +73,7 @@ class InUseError(UserError):
 
 
 class Look(NamedTuple):
-    """What a lock file was when it was last opened."""
+    """A lock file as it was when it was last opened."""
 
     token: str
     holder: dict[str, Any]
@@ -82,7 +82,7 @@ class Look(NamedTuple):
 
 
 class _Sight(NamedTuple):
-    """What a watch has seen of a lock."""
+    """The observations of a watch about one lock."""
 
     look: Look
     time: float
@@ -160,7 +160,7 @@ class Claim:
         self._guard = threading.Lock()
 
     def note(self, **values: Any) -> None:
-        """Updates what `read_holder` returns beside the holder; the next beat writes it."""
+        """Updates the note that `read_holder` returns with the holder; the next beat writes it."""
         self._note = self._note | values
 
     def require(self) -> None:

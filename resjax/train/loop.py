@@ -83,7 +83,7 @@ def train(
       announce: called before training with lines for the user: the data, and what is compiled; then
         parameters, memory and compile time; then, if the run is resumed, its step.
       stop: makes the run save and stop, after some seconds of steps or batches at most.
-      warn: called with what the run survives: damaged checkpoints, a full disk.
+      warn: called with faults that the run survives: damaged checkpoints, a full disk.
       change_schedule: continue also if another `train.steps` changes the learning rates of steps
         that are trained; provenance.json and tables then say so.
       claim: the lock of `workdir`, if this process holds it already; it then stays held.
@@ -312,8 +312,8 @@ class Run:
         for change in changes:
             if change.step == step:
                 self._warn(
-                    f"{self.workdir} goes on from step {step} on {change.after}, until there on "
-                    f"{change.before}: with the same batches in the same order; its metrics may "
+                    f"{self.workdir} continues from step {step} on {change.after} instead of "
+                    f"{change.before}, with the same batches in the same order; its metrics may "
                     "differ in their last digits, and provenance.json lists the change"
                 )
 
@@ -437,7 +437,7 @@ class Run:
         return self.trainer.compile_diagnosis(state, phase).call(state, runner.arrays)
 
     def _record(self, parts: list[Metrics], unevaluated: list[str]) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the state."""
+        """Returns the record that a checkpoint holds beside the state."""
         self._history.fetch()  # so that the record holds the lines of every step up to here
         metrics, layers = self._history.sync()
         source = self.trainer.source

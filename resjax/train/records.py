@@ -51,7 +51,7 @@ def write_provenance(
 ) -> dict[str, Any]:
     """Writes provenance.json; a run that continues from `step` adds to the file's list `resumed`.
 
-    Its entry `device_changes` says where the run went on on other devices. Returns the content.
+    Its entry `device_changes` lists the changes of devices. Returns the content.
 
     Args:
       path: of the file.

@@ -24,7 +24,7 @@ SAVE_ON = (signal.SIGHUP,)
 
 
 def signal_names(text: str) -> tuple[int, ...]:
-    """An argument type: signals by name, such as HUP,USR1; none of them if it is empty."""
+    """Parses a list of signal names such as HUP,USR1, as a type of argparse; "" has no signals."""
     names = [name.strip().upper().removeprefix("SIG") for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in ("HUP", "USR1", "USR2")]:
         raise argparse.ArgumentTypeError(f"{unknown[0]} is not HUP, USR1 or USR2")

@@ -74,7 +74,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of runs that went on on other devices, and what each of their legs said.
+    """Folders of runs that continued on other devices, and what each of their legs said.
 
     Processes take turns, and two train at the same time.
     """
@@ -142,7 +142,7 @@ def test_each_change_is_one_line_when_it_happens_and_an_entry_of_provenance(trai
     changes = ("1 x cpu", "2 x cpu"), ("2 x cpu", "8 x cpu"), ("8 x cpu", "1 x cpu")
     for leg, step, (before, after) in zip(others, steps, changes, strict=True):
         (warning,) = leg["warnings"]
-        assert f"goes on from step {step} on {after}, until there on {before}" in warning
+        assert f"continues from step {step} on {after} instead of {before}, with" in warning
         assert "\n" not in warning
     assert "device_changes" not in provenance(trained.root / "whole")
 
@@ -153,7 +153,7 @@ def test_tables_and_reports_say_which_runs_went_on_on_other_devices(trained):
     text = f"at step {step}, 2 x cpu to 8 x cpu"
     assert runs["device_changes"].fillna("").tolist() == [text, ""]
     report = write_report(trained.root / "pmap").read_text()
-    assert "1 of 1 runs finished, 1 went on on other devices" in report
+    assert "1 of 1 runs finished, 1 continued on other devices" in report
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_two_processes_go_on_from_one_and_one_from_two(trained, coordinator):
         for process in pair:
             process.close()
     (warning,) = trained.one.leg(folder)["warnings"]
-    assert "on 1 x cpu, until there on 2 x cpu of 2 processes" in warning
+    assert "on 1 x cpu instead of 2 x cpu of 2 processes, with" in warning
     assert losses(folder) == equal(losses(trained.root / "whole"))
 
 
