@@ -17,7 +17,7 @@ from resjax.errors import UserError
 from resjax.run_files import DamagedFileError, read_json_object
 
 NO_FIELD = "–"
-"""Stands for the value of a setting in a sweep whose configs do not have it."""
+"""Stands for the value of a setting that is None or that a sweep's configs do not have."""
 
 MOST_VALUES = 12
 """The most values of a setting that are listed for a sweep."""
@@ -57,7 +57,7 @@ def load_parts(
     """Returns the parts of a report on the folders `roots`.
 
     All runs are one part if an experiment is named, if there is one sweep, or if all sweeps have
-    the same experiment and no several fields differ between the sweeps only.
+    the same experiment and at most one field differs only between the sweeps.
     """
     typed = {root.resolve(): root for root in roots}
     named = {name: typed.get(each.folder, each.folder) for name, each in sweeps.by_name.items()}
@@ -84,7 +84,7 @@ def find_experiment(folders: Sequence[Path]) -> Path | None:
 
 
 def differing_settings(sweeps: Sweeps) -> pd.DataFrame:
-    """Returns the config fields of which the sweeps do not have the same values.
+    """Returns the config fields whose values differ between the sweeps.
 
     Returns:
       One row per field: `field`, and in a column for each sweep its values as text.
@@ -133,7 +133,7 @@ def read_sweep_json(root: Path) -> dict[str, Any]:
 
 
 def judge(experiment: Experiment, tables: Tables) -> tuple[list[Claim], str]:
-    """Returns the experiment's claims, and why they could not be judged or ""."""
+    """Returns the experiment's claims, and the reason if they could not be judged, else ""."""
     if experiment.lacks_measurements(tables):
         return [], ""
     try:
@@ -156,7 +156,7 @@ def warn_of_unmeasured(experiment: Experiment, tables: Tables, warn: Warn) -> No
 
 
 def advice(file: Path | None, roots: Sequence[Path]) -> str:
-    """Returns what to type after an experiment's figures failed."""
+    """Returns a hint with the command to type after an experiment's figures failed."""
     original = next(
         (source for root in roots if (source := read_sweep_json(root).get("file"))), file
     )

@@ -94,17 +94,17 @@ def write_report(
     results.tex (the primary metrics for a paper), differences.csv (paired differences at equal
     seed), claims.csv and, of several sweeps, settings.csv (the fields in which they differ).
 
-    Several sweeps have common tables, in which a run that two of them have stands once. Each has
-    its own figures and claims, unless one experiment draws all of them: that of `experiment`, or
-    the one that all have if no fields differ between the sweeps only.
+    Several sweeps have common tables, in which a run of two sweeps has one row. Each sweep has its
+    own figures and claims, unless one experiment draws all of them: that of `experiment`, or the
+    one that all have if at most one field differs only between the sweeps.
 
     Args:
         paths: A sweep folder, or any folder that contains runs, or several of them.
         experiment: The experiment file, which describes and draws the runs; by default the one
             that `find_experiment` finds or, without it, curves of all settings.
         out: The folder to write to; by default that of `default_out`.
-        warn: Called with what is left out, because its files are damaged or because it is the run
-            of another sweep; the page says it too.
+        warn: Called with a line for each run that is left out, because a file is damaged or
+            another sweep has the same run; the page has these lines too.
         announce: Called with each experiment file before it is executed.
         bold_best: Whether the best mean of each column is bold in results.tex.
 
@@ -195,7 +195,7 @@ def _names(sweeps: Sweeps, root: Path) -> str:
 
 
 class Drawn(NamedTuple):
-    """A part of a report with its figures as HTML, its claims, and what failed or ""."""
+    """A part of a report with its figures as HTML, its claims, and its failure or ""."""
 
     described: Experiment
     figures: str
@@ -266,8 +266,8 @@ def _sweeps(
     listed = "\n".join(items)
     columns = {str(name): list(map(str, settings[name])) for name in settings}
     shown = (
-        f"<p>The sweeps differ in these settings; “{NO_FIELD}” stands for a field that a config "
-        f"does not have.</p>\n{_table(columns)}"
+        f"<p>The sweeps differ in these settings; “{NO_FIELD}” stands for a field that is not set "
+        f"or that a config does not have.</p>\n{_table(columns)}"
         if len(settings)
         else "<p>The configs of the sweeps do not differ.</p>"
     )
@@ -653,7 +653,9 @@ def _by_step(measured: pd.DataFrame, name: str, log: bool) -> Figure:
 
 def _config(runs: pd.DataFrame) -> str:
     shared = [str(n) for n in runs if "." in str(n) and runs[n].nunique(dropna=False) == 1]
-    return _facts({name: str(runs[name].iloc[0]) for name in shared})
+    values = {name: runs[name].iloc[0] for name in shared}
+    # None is NaN in a table in which another sweep lacks the field.
+    return _facts({n: "None" if value != value else str(value) for n, value in values.items()})
 
 
 def _provenance(sweeps: Sweeps, runs: pd.DataFrame) -> str:

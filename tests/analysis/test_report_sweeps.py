@@ -77,6 +77,13 @@ def test_sweeps_are_named_with_the_settings_in_which_they_differ(
     assert not (two[0] / "settings.csv").exists()
 
 
+def test_a_field_that_is_none_and_that_another_sweep_lacks_is_none(two: list[Path]) -> None:
+    edit_configs(two[0], lambda config: config["data"].update(per_class=None))
+    edit_configs(two[1], lambda config: config["data"].pop("per_class", None))
+    text = Page(write_report(two)).text["config"]
+    assert "data.per_classNone" in text
+
+
 def test_results_of_different_configs_are_not_averaged(two: list[Path], tmp_path: Path) -> None:
     page = Page(write_report(two))
     header, *rows = page.tables["summary"]
