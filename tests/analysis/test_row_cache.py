@@ -1,4 +1,4 @@
-"""The cache of the runs table: never another table than without it, whatever its file holds."""
+"""The cache of the runs table never changes the table, whatever the cache file holds."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 @pytest.fixture
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Caches small tables too, of files that have just been written, in a folder of the test."""
+    """Caches small tables too, and files that were just written, in a folder of the test."""
     folder = tmp_path / "caches"
     monkeypatch.setattr(row_cache, "user_caches", lambda: folder)
     monkeypatch.setattr(row_cache, "MIN_RUNS", 1)
@@ -65,10 +65,10 @@ def test_the_cached_table_of_committed_results_equals_the_one_from_their_files(
     caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_runs(RESULTS)
-    monkeypatch.setattr(runs, "_row", None)
-    assert_frame_equal(load_runs(RESULTS), first, check_exact=True)
-    monkeypatch.undo()
-    assert_frame_equal(first, load_runs(RESULTS), check_exact=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_row", None)
+        assert_frame_equal(load_runs(RESULTS), first, check_exact=True)
+    assert_frame_equal(first, uncached(RESULTS), check_exact=True)
 
 
 def test_only_a_changed_run_is_read_again(sweep: Path) -> None:
@@ -192,7 +192,7 @@ def test_nothing_is_cached_among_the_results(sweep: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in sweep.rglob("*")} == before
 
 
-def test_processes_that_load_at_once_do_not_harm_each_other(sweep: Path, caches: Path) -> None:
+def test_threads_that_load_at_once_do_not_harm_each_other(sweep: Path, caches: Path) -> None:
     expected, tables = uncached(sweep), list[pd.DataFrame]()
 
     def load() -> None:
