@@ -1,4 +1,4 @@
-"""Follows run folders: brings a tracker up to what they hold, once or again and again.
+"""Follows run folders: brings a tracker up to date with them, once or repeatedly.
 
 Nothing that a tracker has written is read back. Beside it lies a journal with the digests of the
 files that it shows; a run whose files have these digests is left alone, and any other is replayed
@@ -6,7 +6,6 @@ from its first step on.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -15,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resjax import disk
 from resjax.config import digest, from_dict, to_dict
-from resjax.disk import write_atomically
 from resjax.errors import UserError, one_line
 from resjax.run_files import (
     find_divergence,
@@ -42,7 +41,7 @@ UNFINISHED = End("unfinished")
 
 
 class Target(NamedTuple):
-    """A tracker and where its runs go.
+    """A tracker and the place to which it writes runs.
 
     Attributes:
       name: of the tracker, as the user typed it.
@@ -57,14 +56,14 @@ class Target(NamedTuple):
     project: str = ""
 
     def folder(self, run: Path, run_id: str) -> Path:
-        """Returns where the tracker writes what belongs to a run."""
+        """Returns the folder in which the tracker writes a run."""
         if self.out is None:
             return run / FOLDER
         return self.out / (run.name if run.name.endswith(run_id) else f"{run.name}-{run_id}")
 
 
 class RunFollower:
-    """Brings a tracker up to one run folder, as often as `update` is called."""
+    """Brings a tracker up to date with one run folder at each call of `update`."""
 
     def __init__(self, run: Path, target: Target, owners: dict[str, Path] | None = None):
         """Reads nothing yet.
@@ -90,8 +89,8 @@ class RunFollower:
         """Gives the tracker what is new; returns whether there was a change.
 
         Args:
-          left: the state of a run whose files do not say otherwise, if no one trains it any more;
-            None if someone may.
+          left: the state of a run whose files record no other end, once no process trains it;
+            None while a process may.
         """
         seen: Any = (left, *map(_signature, (self._run / name for name in (*SHOWN, *FAILED, LOCK))))
         if seen == self._seen or not (self._run / "config.json").exists():
@@ -137,7 +136,7 @@ class RunFollower:
         tracker, self._tracker = self._tracker, None
         tracker.close(end)
         if self._fingerprint() == before:  # else someone goes on with the run
-            write_atomically(journal, json.dumps(before, indent=2) + "\n")
+            disk.write_atomically(journal, json.dumps(before, indent=2) + "\n")
         self._reset()
 
     def _describe(self) -> TrackedRun:
@@ -158,12 +157,12 @@ class RunFollower:
         )
 
     def _fingerprint(self) -> dict[str, Any]:
-        """Returns what decides whether the tracker shows the run already."""
+        """Returns the project and the digests of the files; equal ones need no replay."""
         files = {name: _sha256(self._run / name) for name in (*SHOWN, *FAILED)}
         return {"project": self._target.project, "files": files}
 
     def close(self) -> None:
-        """Ends what the tracker has begun; the run begins anew if there is another update."""
+        """Closes the tracker's unfinished run; another update begins it anew."""
         if self._tracker is not None:
             tracker, self._tracker = self._tracker, None
             with suppress(OSError):
@@ -185,14 +184,14 @@ def track(
     report: Callable[[RunFollower, Path], None],
     wait: Callable[[float], End | None] | None = None,
 ) -> int:
-    """Brings a tracker up to all runs at or below a folder; returns their number.
+    """Brings a tracker up to date with all runs at or below a folder; returns their number.
 
     Args:
       root: a run, a sweep, or a folder above.
       target: the tracker.
       report: called with each follower that has changed, and its run folder.
-      wait: waits for so many seconds, and returns a state when following is to end: that of runs
-        that have not ended by themselves. None does not follow.
+      wait: waits for a number of seconds; returns None to go on or, to stop following, the state
+        of the runs that have not ended. Without it each run is replayed once.
     """
     followers: dict[Path, RunFollower] = {}
     owners: dict[str, Path] = {}
@@ -251,7 +250,7 @@ def _failure(run: Path) -> str:
 
 
 class _InUseError(UserError):
-    """Another process brings the same tracker up to the same run."""
+    """Another process writes the same run to the same tracker."""
 
 
 def _lock(path: Path, run: Path) -> int:
@@ -269,7 +268,7 @@ def _lock(path: Path, run: Path) -> int:
 
 def _group(run: Path) -> str:
     """Returns the name of the experiment in whose sweep folder a run lies, or ""."""
-    plan = run.absolute().parents[1] / "sweep.json"
+    plan = run.absolute().parent.parent / "sweep.json"
     with suppress(UserError, OSError):
         if isinstance(name := read_json_object(plan).get("experiment"), str):
             return name
@@ -294,8 +293,7 @@ def _signature(path: Path) -> Any:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return disk.digest(path)
     except FileNotFoundError:
         return None
 
