@@ -23,6 +23,16 @@ def offline(monkeypatch):
         monkeypatch.delenv(name)
 
 
+def follow_four_steps(run, tracker):
+    """Returns a follower that has read four steps, and the texts of the files after two."""
+    follower = RunFollower(run.folder, Target(tracker, find_tracker(tracker, "--to")))
+    run.train(1, 2)
+    checkpoint = run.texts
+    run.train(3, 4)
+    follower.update()
+    return follower, checkpoint
+
+
 def test_a_replay_shows_every_value_once_with_config_histograms_and_state(
     fake_run, tracker, require_shown, read_shown, capsys
 ):
@@ -81,11 +91,7 @@ def test_the_truth_is_shown_after_kills_of_follower_and_training(
 
 def test_a_rewind_while_following_leaves_one_copy(fake_run, tracker, require_shown, read_shown):
     run = fake_run()
-    follower = RunFollower(run.folder, Target(tracker, find_tracker(tracker, "--to")))
-    run.train(1, 2)
-    checkpoint = run.texts
-    run.train(3, 4)
-    follower.update()
+    follower, checkpoint = follow_four_steps(run, tracker)
     run.start(*checkpoint)
     run.train(3, shift=0.25)
     follower.update()
@@ -98,11 +104,7 @@ def test_a_running_tensorboard_drops_what_a_resume_rewound(fake_run, tracker):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = fake_run()
-    follower = RunFollower(run.folder, Target(tracker, find_tracker(tracker, "--to")))
-    run.train(1, 2)
-    checkpoint = run.texts
-    run.train(3, 4)
-    follower.update()
+    follower, checkpoint = follow_four_steps(run, tracker)
     running = EventAccumulator(str(run.folder / "tracking")).Reload()
     assert [event.step for event in running.Scalars("train/loss")] == [1, 2, 3]
     run.start(*checkpoint)
