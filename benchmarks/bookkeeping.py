@@ -115,7 +115,7 @@ def claim(job: Job, report: Report) -> None:
 
 def measure_tables(folder: Path, timed: Timer) -> None:
     reader = StatusReader(folder)
-    # What has just been written is read again, and not cached.
+    # Files that were written less than two seconds ago are not cached.
     time.sleep(3)
     [sweep] = timed("status", reader.read)
     assert sweep.counts["finished"] == len(sweep.runs)

@@ -1,9 +1,9 @@
 r"""Writes results as a LaTeX table, to be read by \input in a paper.
 
 The table needs the package booktabs and no other, and the file is ASCII, so that it compiles in any
-document. Numbers of a column have the same decimals and are aligned. Two fields of which all
-combinations were trained span the table, with the metric in its cells; otherwise each setting has
-a row.
+document. Numbers of a column have the same decimals and are aligned. If all combinations of two
+fields were trained, one field has the rows and the other the columns; otherwise each setting has a
+row.
 """
 
 import itertools
@@ -108,7 +108,7 @@ class Column(NamedTuple):
 
 
 def escape(text: str) -> str:
-    """Returns text that LaTeX prints as it is; a character that it cannot print as "U+2603"."""
+    """Returns LaTeX that prints the text; "U+2603" replaces a character that it cannot print."""
     characters = map(_escape, printable(unicodedata.normalize("NFC", text)))
     return "".join(characters).replace("--", "-{}-") if text.isascii() else "".join(characters)
 
@@ -158,7 +158,10 @@ def results_table(runs: pd.DataFrame, name: str, *, bold_best: bool = False) -> 
 def _long_that_fits(
     results: pd.DataFrame, by: Sequence[str], values: Sequence[Value], bold_best: bool
 ) -> tuple[list[Column], list[str]]:
-    """Returns `_long` without the fields that others determine, as far as it is too wide."""
+    """Returns the columns of `_long` and the fields left out because it was too wide with them.
+
+    Only fields that other fields determine are left out.
+    """
     shown = list(by)
     while True:
         columns = _long(results, shown, values, bold_best)
@@ -169,7 +172,7 @@ def _long_that_fits(
 
 
 def _implied(results: pd.DataFrame, by: Sequence[str]) -> str | None:
-    """Returns the last field without which no two settings are the same; None without one."""
+    """Returns the last field that the others determine; None if there is no such field."""
     candidates = ([each for each in by if each != name] for name in by)
     implied = [
         name
@@ -205,7 +208,7 @@ def _wide(
 ) -> list[Column] | None:
     """Returns the columns of a table with one field down and one across; None if impossible.
 
-    It needs all combinations of two fields, equally often trained, and has to fit on a page.
+    It requires all combinations of two fields, with equal numbers of seeds, and room on the page.
     """
     if len(by) != 2 or results["seeds"].nunique() > 1 or (results["seeds"] == 0).any():
         return None
@@ -225,7 +228,10 @@ def _wide(
 
 
 def _across_and_down(results: pd.DataFrame, by: Sequence[str]) -> tuple[str, str]:
-    """Returns the field for the columns and that for the rows: the depth, or what has more."""
+    """Returns the field for the columns and that for the rows.
+
+    The rows are for the depth, else a numeric field, else the field with more values.
+    """
 
     def rank(name: str) -> tuple[bool, bool, int]:
         return name == "model.depth", _is_numeric(results[name]), results[name].nunique()
@@ -260,7 +266,7 @@ def _table(columns: Sequence[Column], caption: str, label: str) -> str:
 
 
 def _heads(columns: Sequence[Column]) -> list[str]:
-    """Returns the rows with the headings: the groups above rules, if there are any."""
+    """Returns the rows with the headings; groups are a row and rules above the others."""
     headings = _row([column.heading for column in columns])
     if not any(column.group for column in columns):
         return [headings]
@@ -274,7 +280,7 @@ def _heads(columns: Sequence[Column]) -> list[str]:
 
 
 def _separators(cells: Sequence[str]) -> list[int]:
-    """Returns the rows before which there is a space: where the first field's value changes."""
+    """Returns the rows that begin a new value of the first field and have a space above."""
     changes = [i for i in range(1, len(cells)) if cells[i] != cells[i - 1]]
     return changes if 2 * (len(changes) + 1) <= len(cells) else []
 
@@ -295,7 +301,7 @@ def _caption(
     values: Sequence[Value],
     name: str,
 ) -> str:
-    """Returns what the numbers are, of how many seeds and after which step."""
+    """Returns a caption with the metrics, the data, the last step and the number of seeds."""
     ended = runs[runs["finished"] & ~runs["diverged"]]
     data = " and ".join(escape(_shown(each)) for each in dict.fromkeys(runs["data.name"]))
     kinds = {column.removesuffix(f"_{metric.name}") for metric, column in values}
@@ -333,7 +339,7 @@ def _field(head: str, values: pd.Series) -> Column:
 
 
 def _minus(number: str) -> str:
-    """Returns a number with a minus, which is longer than the hyphen before a negative one."""
+    """Returns a number with a minus sign in place of a leading hyphen."""
     return f"$-${number[1:]}" if number.startswith("-") and number != "--" else number
 
 

@@ -70,7 +70,7 @@ class RowCache:
         return row
 
     def save(self) -> None:
-        """Writes the rows that were asked for, if the cache file lacks one of them."""
+        """Writes the rows that were requested, unless the cache file has all of them."""
         if self._path is None:
             return
         if not self._changed:
@@ -90,7 +90,7 @@ class RowCache:
             _remove_unused(self._path.parent)
 
     def _state(self, folder: Path) -> list[list[int] | None]:
-        """Returns what changes with each file that a row is read from; None for no file."""
+        """Returns the identity, size and times of each file of a row; None for a missing file."""
         states: list[list[int] | None] = []
         for name in self._names:
             try:
@@ -147,7 +147,7 @@ def _digest(content: bytes) -> str:
 
 @functools.cache
 def _code() -> str:
-    """Returns a digest of the code that makes rows, which another version may make otherwise."""
+    """Returns a digest of the code that makes rows, because another version may differ."""
     package = Path(__file__).parents[1]
     files = (Path(__file__), package / "analysis" / "runs.py", package / "run_files.py")
     return _digest(b"".join(file.read_bytes() for file in files))

@@ -134,7 +134,7 @@ class Sweep(NamedTuple):
 
 
 class Sweeps(NamedTuple):
-    """The table of `load_runs`, and the sweeps by name in which a run may stand twice."""
+    """The table of `load_runs`, and the sweeps by name, each with all its runs."""
 
     runs: pd.DataFrame
     by_name: dict[str, Sweep]  # without run folders that were passed by themselves
@@ -200,7 +200,7 @@ def _short_names(folders: Iterable[Path]) -> dict[Path, str]:
 
 
 def _once(rows: Sequence[dict[str, Any]], warn: Warn | None) -> list[dict[str, Any]]:
-    """Leaves out the runs that another sweep has too; one that has finished goes first."""
+    """Returns each run of several sweeps once: that of the first sweep in which it finished."""
     counted: dict[Any, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: not row["finished"]):  # stable
         counted.setdefault(_identity(row), row)

@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 class End(NamedTuple):
-    """The state in which a run was left.
+    """The state of a run that is not being trained.
 
     Attributes:
       state: "finished", "diverged", "failed", or "unfinished" if it may still go on.
@@ -97,7 +97,7 @@ class Tracker(Protocol):
         """Adds a row; steps increase, and no row comes twice."""
 
     def flush(self) -> None:
-        """Makes all rows visible; called when no further row is there yet."""
+        """Makes all rows visible; called after the newest row that is available."""
 
     def close(self, end: End) -> None:
         """Ends the run. An unfinished run may begin anew later."""

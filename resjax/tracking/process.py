@@ -25,7 +25,7 @@ from resjax.tracking.follower import POLL_SECONDS, UNFINISHED, RunFollower, Targ
 END_SECONDS = 60.0
 """How long a process waits at its end for its followers."""
 
-NICENESS = 10  # a ninth of the share of a core that training gets; with 19 none on a full machine
+NICENESS = 10  # a ninth of the share of a core that training gets; at 19 it would get nearly none
 LONGEST_REASON = 4000  # characters, which fit into the buffer of a pipe
 
 
@@ -48,7 +48,7 @@ class Follower(NamedTuple):
             pipe.write(reason[:LONGEST_REASON].encode(errors="backslashreplace"))
 
     def has_ended(self, seconds: float) -> bool:
-        """Waits at most so long; warns if the follower has failed."""
+        """Returns whether the process ends within so many seconds; warns if it has failed."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:

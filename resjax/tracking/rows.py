@@ -14,7 +14,7 @@ class RewoundError(Exception):
 
 
 class RowReader:
-    """The rows of a run, each of them once, in the order of steps."""
+    """Reads the rows of a run, each of them once, in the order of steps."""
 
     def __init__(self, folder: Path):
         """Opens nothing yet; the files may not exist."""
@@ -35,7 +35,7 @@ class RowReader:
 
         Raises:
           RewoundError: the run was resumed from a checkpoint.
-          DamagedFileError: a line is none of such a file.
+          DamagedFileError: a line is not valid.
         """
         # Metrics first: the diagnostics of a step are written before the metrics of the next one.
         for line in self._metrics.read(everything):
@@ -61,7 +61,7 @@ class RowReader:
 
 
 class _Tail:
-    """The lines of a file that grows, and that a resumed run replaces by another file."""
+    """Reads the lines of a file that grows and that a resumed run replaces by another file."""
 
     def __init__(self, path: Path, parse: Callable[[bytes], dict[str, Any] | None]):
         self.time = 0.0  # at which the file was last written

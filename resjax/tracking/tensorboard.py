@@ -1,9 +1,9 @@
 """Writes a run as a TensorBoard event file, without TensorFlow.
 
 The folder of a run holds one event file with every value once. A run that begins anew gets a new
-file, and the old one is emptied, not removed: a TensorBoard that is running reads on where it was
-and gets no further if the file is gone. The new file starts with the mark of a restart at step 0,
-whereupon TensorBoard drops what it has of the run.
+file, and the old one is emptied, not removed: a running TensorBoard goes on reading the file that
+it has open, and never opens the new one if that file is gone. The new file starts with the mark of
+a restart at step 0, at which TensorBoard drops the values that it has of the run.
 """
 
 import math
@@ -122,7 +122,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _seconds(start: Any) -> float:
-    """Returns an ISO 8601 time in seconds since the epoch; now if it is none."""
+    """Returns an ISO 8601 time in seconds since the epoch; the current time if it is invalid."""
     try:
         return datetime.fromisoformat(start).timestamp()
     except (TypeError, ValueError):

@@ -64,7 +64,7 @@ class WandB:
         self._run.log(values, step=row.step)
 
     def flush(self) -> None:
-        """Does nothing, because the client's own process writes rows as they come."""
+        """Does nothing, because the client's own process writes each row at once."""
 
     def close(self, end: End) -> None:
         """Adds the summary, `state` and `reason`; the exit code is 0 only for a finished run."""
@@ -75,7 +75,7 @@ class WandB:
 
 
 def _wait_until_written(file: Path) -> None:
-    """Waits until a file has stopped to grow, because `finish` returns before the last write."""
+    """Waits until a file has stopped growing, because `finish` returns before the last write."""
     size, seen = -1, file.stat().st_size
     while seen != size:
         time.sleep(SETTLE_SECONDS)
