@@ -36,7 +36,7 @@ from resjax.sweeps import param, product
 
 
 def sweep(runs=1000):
-    """Yields four depths and fifty rates, each with as many seeds as it takes."""
+    """Yields four depths and fifty rates, with as many seeds as make up the number of runs."""
     rates = [round(0.01 * 1.1**power, 6) for power in range(50)]
     yield from product(
         param("model.depth", (8, 14, 20, 26)),
@@ -55,7 +55,7 @@ STEPS = {
     "table again": "`load_runs`, from its cache",
     "curves": "`load_curves` of that table",
 }
-"""What is measured, in this order, and its row in the table."""
+"""The steps in the order in which they are timed, and the text of each row of the table."""
 
 LIMITS = {"expand, claim": 10, "status": 5, "table": 20, "table again": 5}
 """Seconds that 10,000 runs should take at most."""
@@ -79,7 +79,7 @@ def measure(sizes: Iterable[int], rounds: int, path: Path) -> None:
 
 
 def take_round(size: int, folder: Path, seconds: dict[str, list[float]]) -> None:
-    """Adds the seconds that each of `STEPS` takes."""
+    """Runs each of `STEPS` once and appends its seconds."""
     experiment = folder / "many.py"
     experiment.write_text(SWEEP)
     config = override(load(ROOT / "configs" / "quickstart.py"), {"sweep.many": {"runs": size}})
@@ -106,7 +106,7 @@ def take_round(size: int, folder: Path, seconds: dict[str, list[float]]) -> None
 
 
 def claim(job: Job, report: Report) -> None:
-    """Does what a worker does with a run, without training it."""
+    """Claims and releases the folder of a run, as a worker does that trains it."""
     held = try_claim(job.folder)
     assert held is not None
     (job.folder / "metrics.jsonl").touch()  # so that it does not remove the folder
@@ -139,7 +139,8 @@ PREAMBLE = """\
 Written by `python benchmarks/bookkeeping.py report` from the files in `benchmarks/results/`; the
 script documents the measurements. Each number is the median and range of seconds over rounds, in
 one process, on a local disk whose files are in memory. Nothing is trained. The last column is the
-ratio of the medians: 10 is linear growth.
+ratio of the medians: 10 is linear growth. Before it trains, a launch also tries the figures of the
+experiment on made-up runs. That time, which depends on the experiment, is not in the table.
 """
 
 

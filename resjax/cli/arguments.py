@@ -103,7 +103,7 @@ def split_settings(
 
     Args:
       typed: the words of a command line.
-      names: of the launchers.
+      names: the names of the launchers.
 
     Returns:
       The other words, and the settings by launcher; a key without a value has "".

@@ -18,7 +18,7 @@ from resjax.cli.arguments import existing
 from resjax.text import printable
 
 if TYPE_CHECKING:
-    from resjax.sweeps.reading import SweepStatus
+    from resjax.sweeps.reading import StatusReader, SweepStatus
     from resjax.sweeps.status import RunStatus
 
 WATCH_SECONDS = 2.0
@@ -32,7 +32,7 @@ MOST_LINES = 60
 
 
 class Shown(NamedTuple):
-    """The rows that there is room for, and a line about the others."""
+    """The runs that are listed, and a line about the others."""
 
     runs: "list[RunStatus]"
     left_out: str
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
     return 130
 
 
-def _looks(reader: Any) -> "Iterator[list[SweepStatus]]":
+def _looks(reader: "StatusReader") -> "Iterator[list[SweepStatus]]":
     """Yields the sweeps every two seconds until all of their runs have ended."""
     while True:
         start = time.monotonic()
@@ -75,7 +75,7 @@ def _looks(reader: Any) -> "Iterator[list[SweepStatus]]":
         time.sleep(max(WATCH_SECONDS, 2 * (time.monotonic() - start)))
 
 
-def _print_changes(reader: Any, as_json: bool) -> None:
+def _print_changes(reader: "StatusReader", as_json: bool) -> None:
     """Prints a line whenever something has changed: JSON, or how many runs are in each state."""
     last = ""
     for sweeps in _looks(reader):
@@ -89,7 +89,7 @@ def _print_changes(reader: Any, as_json: bool) -> None:
         last = key
 
 
-def _redraw(reader: Any) -> None:
+def _redraw(reader: "StatusReader") -> None:
     """Shows as many rows as the terminal has room for, until all runs have ended."""
     from rich.console import Console
     from rich.live import Live
@@ -122,7 +122,7 @@ def _lines(sweep: "SweepStatus", most: int, width: int | None) -> Iterator[str]:
 
 
 def _shown(sweep: "SweepStatus", most: int) -> Shown:
-    """Chooses all rows, or those of runs that are neither queued nor finished."""
+    """Returns all runs, or, if they are too many, those neither queued nor finished."""
     if len(sweep.runs) <= most:
         return Shown(sweep.runs, "")
     from resjax.sweeps.status import State

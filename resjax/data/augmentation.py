@@ -140,7 +140,7 @@ def pad_crop(keys: Key[Array, "n"], batch: Batch, padding: int) -> Batch:
     Args:
       keys: one for each image.
       batch: `image` is normalized, so that zeros are the mean image. The padding of a `mask` is
-        void. Boxes are cut at the window, and one of which nothing is left has the class 0.
+        void. Boxes are cut at the window; a box outside the window gets the class 0.
       padding: pixels on each side.
     """
 

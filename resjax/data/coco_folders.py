@@ -4,8 +4,7 @@ PATH contains `annotations/*.json` and folders of images, such as `train2017` or
 folders of parts with a `.json` file beside the images. Of the files of COCO itself only the
 `instances` are read. The categories are sorted by id and numbered from 1; class 0 is the
 background, no object. As in torchvision's recipe, annotations of crowds are left out, boxes are cut
-at the border of the image, and those of which nothing is left are left out. Images without objects
-stay.
+at the border of the image, and boxes without area are left out. Images without objects stay.
 """
 
 import functools
@@ -59,7 +58,7 @@ class BoxedExamples:
         size, expected = upright_size(content, str(path)), tuple(self.sizes[index].tolist())
         if size != expected:
             raise DataError(
-                f"{path}: is {size[0]}x{size[1]} pixels, and its annotations are of an image of "
+                f"{path}: is {size[0]}x{size[1]} pixels, but its annotations are for an image of "
                 f"{expected[0]}x{expected[1]}"
             )
         own = slice(self.ends[index], self.ends[index + 1])
@@ -138,7 +137,7 @@ def _files(root: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     for part, path in named:
         if part is None:
-            raise DataError(f"{path}: its name says none of {', '.join(PARTS)}")
+            raise DataError(f"{path}: its name contains none of {', '.join(PARTS)}")
         if part in parts:
             raise DataError(f"{path} and {parts[part].name} are both named {part}; remove one")
         parts[part] = path

@@ -85,7 +85,7 @@ class OpenDataset(NamedTuple):
     image_shape: Shape | None  # None if sizes differ or are not known yet
     notes: tuple[str, ...] = ()  # of the source
     targets: tuple[str, ...] = LABEL  # names of every example's targets
-    objects: int = 0  # for how many boxes the arrays of an example have room
+    objects: int = 0  # length of every example's `boxes` and `classes`
 
     def __str__(self) -> str:
         """Returns one line: the number of images and classes, and the notes."""
@@ -188,8 +188,8 @@ def load(
     class_names = opened.class_names
     if (classes or per_class is not None) and "label" not in opened.targets:
         raise DataError(
-            f"data.classes and data.per_class choose images by their label, and those of {name} "
-            f"have {' and '.join(opened.targets)} instead"
+            "data.classes and data.per_class choose images by their label, but the images of "
+            f"{name} have {' and '.join(opened.targets)} instead"
         )
     selected = class_indices(name, class_names, classes)
     channels = opened.image_shape[2] if opened.image_shape else 3

@@ -12,8 +12,9 @@ from resjax.errors import UserError, one_line
 Shape = tuple[int, int, int]  # height, width, channels
 
 Targets = Mapping[str, Any]
-"""What is to be predicted, by its name in a batch: a `label`; a `mask` of the image's size; or
-`boxes` (objects, 4), as left, top, right and bottom in pixels, and their `classes`, 0 for none."""
+"""The truth that a task predicts, by its names in a batch: a `label`; a `mask` of the image's size;
+or `boxes` (objects, 4), as left, top, right and bottom in pixels, and their `classes`, which are 0
+for unused rows."""
 
 VOID = 255
 """The value of a mask's pixels that belong to no class, as in PASCAL VOC."""
@@ -67,7 +68,7 @@ class Source(NamedTuple):
     test: str | None = "test"  # name of the default test split
     notes: tuple[str, ...] = ()  # for the user: how the images are split, what was skipped and why
     targets: tuple[str, ...] = LABEL  # names of every example's targets
-    objects: int = 0  # for how many boxes the arrays of an example have room
+    objects: int = 0  # length of every example's `boxes` and `classes`
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def image_files(folder: Path, skipped: Skipped) -> list[Path]:
 
 
 def training_share(origin: Path, images: int) -> int:
-    """Returns how many images remain for training if the last fifth of them is the test split.
+    """Returns the number of training images if the last fifth of all is the test split.
 
     Raises:
       DataError: there is only one image; `origin` is its place in the message.

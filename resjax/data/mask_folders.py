@@ -3,7 +3,7 @@
 PATH contains `images` and `masks` (or `annotations`, or `labels`), whose files have equal names but
 for the suffix, at any depth. The parts training, test and validation are folders in both, or
 contain both. The pixels of a mask are numbers of classes from 0; 255 is void. A file `classes.txt`
-names the classes, one in a line; otherwise there are as many as the masks have values.
+names the classes, one per line; without it, all masks are read to count their values.
 """
 
 import functools
@@ -56,11 +56,11 @@ class MaskedExamples:
 def require_mask_fits(
     mask: UInt8[np.ndarray, "h w"], image: bytes, origin: str, image_origin: str, classes: int
 ) -> None:
-    """Raises a DataError if a mask has another size than its image, or a value beyond the classes.
+    """Checks that a mask has the size of its image, and no value beyond the classes.
 
     Raises:
       BadImageError: `image` is not an image.
-      DataError: the mask does not fit.
+      DataError: the mask has another size, or such a value.
     """
     width, height = upright_size(image, image_origin)
     if mask.shape != (height, width):
@@ -183,7 +183,7 @@ def _class_names(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _values_of_all(stamps: tuple[tuple[Path, int, int], ...]) -> Bool[np.ndarray, "256"]:
-    """Returns which values occur in any mask, which takes a while: all are decoded."""
+    """Returns which values occur in any mask, once per version: all masks are decoded."""
     found = np.zeros(VOID + 1, bool)
     for path, _, _ in stamps:
         found |= values(decode_mask(read_image(path), str(path)))

@@ -265,7 +265,7 @@ class PreparedExamples:
     def _boxes(self, feature: Any, image: bytes, origin: str) -> dict[str, np.ndarray]:
         """Returns boxes and classes without crowds and difficult objects.
 
-        Of more than `MOST_OBJECTS`, these are the largest.
+        An image with more than `MOST_OBJECTS` keeps the largest.
         """
         size = upright_size(image, origin)
         fractions = np.array(feature["objects/bbox"].float_list.value).reshape(-1, 4)

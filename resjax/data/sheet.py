@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from resjax.data.augmentation import Augmentation, augment
 from resjax.data.datasets import Split
 from resjax.data.normalization import Statistics
-from resjax.data.pictures import draw_boxes, draw_mask
+from resjax.data.pictures import SMALLEST_SIDE, draw_boxes, draw_mask
 
 EXAMPLES = 8  # even, because images are mixed in pairs
 DRAWS = 7
 CELL = 1.1  # inches
+LARGEST_CELL = 512  # pixels of a cell with masks or boxes
 
 
 class Sample(NamedTuple):
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
     crops: UInt8[np.ndarray, "draws n h w c"]  # `DRAWS` times the images, as training crops them
     class_names: Sequence[str]
     statistics: Statistics  # the normalization of training
-    moved: Mapping[str, np.ndarray] = MappingProxyType({})  # masks or boxes in the crops
+    moved: Mapping[str, np.ndarray] = MappingProxyType({})  # masks and boxes of the crops
 
 
 def choose(examples: int, seed: int) -> Int[np.ndarray, "n"]:
@@ -63,8 +64,11 @@ def sheet(sample: Sample, augmentation: Augmentation, seed: int) -> Figure:
         image = jnp.clip(batch["image"] * statistics.std + statistics.mean, 0, 1)
         return batch | {"image": image}
 
+    side = max(SMALLEST_SIDE, min(LARGEST_CELL, *originals.images.shape[1:3]))
     figure = Figure(
-        figsize=(CELL * (1 + DRAWS), 1.2 * CELL * EXAMPLES), layout="constrained", dpi=150
+        figsize=(CELL * (1 + DRAWS), 1.2 * CELL * EXAMPLES),
+        layout="constrained",
+        dpi=1.1 * side / CELL if dense else 150,  # drawn names of classes can be read
     )
     axes = figure.subplots(EXAMPLES, 1 + DRAWS)
     for index, cell in enumerate(axes[:, 0]):

@@ -27,7 +27,7 @@ class Held(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The run needs no attempt: since it was chosen, others have finished it or tried it enough."""
+    """The run needs no attempt: others have meanwhile finished it, or used up its retries."""
 
 
 class OtherThreads(NamedTuple):
@@ -53,7 +53,7 @@ class Job(NamedTuple):
       folder: the run folder.
       measure: the experiment's `measure`, if it has one.
       retries: how often the launch tries a run.
-      attempts: how many attempts have failed, in case that the folder cannot say so.
+      attempts: the number of failed attempts, in case the folder could not record them.
       dead: the token of a lock in the folder whose holder is known to be dead.
     """
 

@@ -1,4 +1,4 @@
-"""Failed attempts: a run folder's `error.txt` has the traceback, its `error.json` the rest.
+"""Records failed attempts: `error.txt` of a run folder has the traceback, `error.json` the rest.
 
 Each launch tries a run at most 1 + retries times, however many workers it has and however often
 they are lost; another launch has attempts of its own.
@@ -36,7 +36,7 @@ class Retries(NamedTuple):
     limit: int
 
     def exhausted(self, error: RunError) -> bool:
-        """Returns whether the launch does not try a run again that failed so."""
+        """Returns whether the launch will not try a run again after this error."""
         if error.launch == self.launch:
             return not error.retry
         return error.others.get(self.launch, 0) > self.limit
@@ -44,12 +44,12 @@ class Retries(NamedTuple):
     def record(self, folder: Path, failure: Failure, before: int) -> RunError:
         """Writes a failed attempt to the run folder, and returns what it wrote.
 
-        What the disk refuses is added to the error.
+        If the files cannot be written, the returned error says why.
 
         Args:
           folder: the run folder.
           failure: the failure.
-          before: failed attempts that the caller knows of, if the folder does not say so.
+          before: the number of failed attempts that the caller knows of; the folder may lack some.
         """
         others = {}
         if last := find_error(folder):

@@ -75,8 +75,8 @@ class Launcher(Protocol):
     """A module that starts workers.
 
     Attributes:
-      SETTINGS: the known settings `--NAME.KEY=VALUE` and their help; None if all keys are known to
-        somebody else, such as the `sbatch` of a cluster.
+      SETTINGS: the known settings `--NAME.KEY=VALUE` and their help; None if every key is accepted,
+        because another program checks it, such as the `sbatch` of a cluster.
     """
 
     SETTINGS: Mapping[str, str] | None
@@ -104,7 +104,7 @@ def worker_command(
       workdir: the sweep folder.
       plan: the digest of the plan.
       launch: the ID of the launch.
-      options: of the launch.
+      options: the options of the launch.
     """
     # -P: a file of the working directory never takes precedence over an installed module.
     program = [sys.executable, "-P", "-m", module, str(workdir.absolute())]
@@ -126,14 +126,14 @@ def worker_python_path() -> str:
 
 
 def find_launcher(name: str, settings: Mapping[str, Mapping[str, str]]) -> Launcher:
-    """Returns a launcher whose settings are known.
+    """Returns a launcher after checking the names of its settings.
 
     Args:
-      name: of the launcher.
+      name: the name of the launcher.
       settings: the settings that were typed, by launcher.
 
     Raises:
-      UserError: a setting is unknown, or of another launcher.
+      UserError: a setting is unknown or belongs to another launcher.
     """
     for other in settings.keys() - {name}:
         raise UserError(

@@ -1,8 +1,8 @@
 """The local launcher: trains the runs of a plan on this machine, one or several at a time.
 
 A run is identified by its config, so launching again skips finished runs and resumes the others.
-If the experiment has a `measure`, each run is measured by the process that has trained it, and a
-finished run that is not measured yet by the next launch. A run that fails leaves its traceback in
+If the experiment has a `measure`, the process that has trained a run also measures it, and the next
+launch measures finished runs that lack measurements. A run that fails leaves its traceback in
 `error.txt`; the other runs go on. Several launches may work in one folder at the same time.
 """
 

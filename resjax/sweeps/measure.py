@@ -1,9 +1,9 @@
 """Measures finished runs: calls an experiment's `measure`, and writes what it returns.
 
 The rows are in the file `measurements/EXPERIMENT.json` of the run folder. The file is written whole
-after `measure` has returned, so that a run is measured completely or not at all. It
-names the checkpoint and the source of `measure`: if the run goes on, or the source changes, the run
-is measured again.
+after `measure` has returned, so that a run is measured completely or not at all. The file names the
+checkpoint and the source of `measure`: if the run goes on, or the source changes, the run is
+measured again.
 """
 
 import ast

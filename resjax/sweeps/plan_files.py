@@ -1,4 +1,4 @@
-"""The files of a sweep folder: what a launch trains there, and what its workers read.
+"""Writes and reads the files of a sweep folder that describe the runs of a launch.
 
 `plans/DIGEST.jsonl` holds a plan: a line about the experiment, then one line per run. A worker
 needs only the sweep folder and the digest. The file is named by its content, so each plan is

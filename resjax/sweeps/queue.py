@@ -1,4 +1,4 @@
-"""The runs of a sweep that are left, of which each worker takes one after the other.
+"""A queue of the runs that are left in a sweep; workers take one run after the other from it.
 
 The queue is the sweep folder: a run is finished, or claimed by the process that holds the lock in
 its folder, or left. So any number of launchers, on any number of machines that share the folder,
@@ -42,8 +42,8 @@ class RunQueue:
           retries: how often a run that failed is tried again.
           show_end: called with each run that has ended.
           stop: a request to stop, after which no run is taken.
-          wait: whether to wait for runs that other processes hold, which are taken over when their
-            process dies; otherwise they are left to these.
+          wait: whether to wait for runs that other processes hold, and to take them over if their
+            process dies; otherwise those runs are left to their processes.
         """
         self._measure, self._retries, self._show_end = measure, retries, show_end
         self._stop, self._wait = stop, wait
@@ -95,7 +95,7 @@ class RunQueue:
         return None
 
     def _pop(self, program: str) -> RunStatus | None:
-        """Removes a run of this program; else one of a program that nobody has; else any."""
+        """Removes a run of this program, else of a program that no worker has begun, else any."""
         if program not in self._waiting:
             new = (each for each in self._waiting if each not in self._begun)
             program = next(new, next(iter(self._waiting), ""))
@@ -127,7 +127,7 @@ class RunQueue:
         return True
 
     def _show_held(self) -> None:
-        """Shows the runs that are waited for, once."""
+        """Shows each run for which the queue waits, once."""
         for run in {*self._held} - self._shown:
             self._shown.add(run)
             self._show_end(run)
@@ -160,7 +160,7 @@ class RunQueue:
                 self._later.append(run)
 
     def _leave(self, run: RunStatus, outcome: Outcome) -> None:
-        """Puts a run back that another process holds, or that it has finished."""
+        """Ends a run that another process has finished, or puts back one that it holds."""
         run.started = None
         if isinstance(outcome, Finished) and self._settle(run):
             return

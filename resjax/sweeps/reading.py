@@ -1,4 +1,4 @@
-"""The states of the runs of sweeps, read from their folders alone, on any machine that shares them.
+"""Reads the states of runs from their folders alone, on any machine that shares them.
 
 A reader never waits and writes nothing. It may read while runs are trained, deleted or damaged.
 Reading again looks only at runs whose folder has changed, and at the locks of those that are held.
@@ -40,7 +40,7 @@ SETTLED_SECONDS = 2.0
 """A folder that changed more recently may change again within the resolution of its times."""
 
 TAIL_BYTES = 16_384
-"""The last line of a metrics.jsonl lies within so many bytes."""
+"""The last line of a metrics.jsonl lies within so many bytes of its end."""
 
 BEGUN = "config.json", "checkpoints", "metrics.jsonl"
 """A run folder without any of these has nothing of a run yet."""
@@ -90,10 +90,10 @@ class SweepStatus:
 
 
 def estimate(runs: Sequence[RunStatus]) -> float | None:
-    """Returns the seconds after which as many workers as hold runs now will have ended all of them.
+    """Estimates the seconds until all runs have ended, if the number of workers stays the same.
 
-    The time of a run that has not begun is that of runs of the same program, or else the mean over
-    all known programs. Without a worker, the seconds are those of a single one. Runs that have
+    A run that has not begun is expected to take as long as runs of the same program, or else the
+    mean over all known programs. Without a worker, the estimate is for a single one. Runs that have
     failed for good do not count.
 
     Returns:
@@ -179,7 +179,7 @@ def _find(root: Path) -> Iterator[Path]:
         folder = Path(name)
         if {"sweep.json", FILE_NAME} & {*files} or is_run_folder(folder):
             yield folder
-            folders.clear()  # which are of the sweep or the run
+            folders.clear()  # they belong to the sweep or to the run
         folders.sort()
 
 
@@ -188,13 +188,13 @@ class _Sweep:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._plan: tuple[Any, ...] = ()  # what `_read_plan` read it from
+        self._plan: tuple[Any, ...] = ()  # the signature of the sweep.json that was read
         self._status = SweepStatus(folder)
         self._measure: Measure | None = None
         self._runs = RunsReader()
 
     def read(self) -> SweepStatus:
-        """Returns the sweep with today's states.
+        """Returns the sweep with the current states.
 
         Raises:
           DamagedFileError: sweep.json is damaged.
@@ -271,7 +271,7 @@ class RunsReader:
                 run.observe(State.INTERRUPTED, f"{error.filename}: {error.strerror}")
 
     def forget(self) -> None:
-        """Reads all runs anew the next time."""
+        """Makes the next `read` look at all runs again."""
         self._seen.clear()
 
     def _look(self, run: RunStatus, measure: Measure | None) -> None:
@@ -287,7 +287,7 @@ class RunsReader:
         self._beats.pop(folder, None)
         _judge(run, names, lock, measure)
         settled = time.time_ns() - max(seen[:2]) > SETTLED_SECONDS * 1e9
-        if settled and (lock == FREE):
+        if settled and lock == FREE:
             self._seen[folder] = seen
 
     def _observe_holder(self, run: RunStatus) -> None:
@@ -295,7 +295,7 @@ class RunsReader:
         now, beat = time.monotonic(), (holder.get("token"), holder.get("beats"))
         before = self._beats.get(run.folder)
         if before is None:
-            self._beats[run.folder] = beat, None  # when it was, nobody knows
+            self._beats[run.folder] = beat, None  # the time of this beat is unknown
         elif before[0] != beat:
             self._beats[run.folder] = beat, now
         last = self._beats[run.folder][1]
@@ -318,7 +318,7 @@ class RunsReader:
 
 
 def _judge(run: RunStatus, names: set[str], lock: str, measure: Measure | None) -> None:
-    """Sets the state of a run that nobody holds."""
+    """Sets the state of a run that no process holds."""
     folder, progress, error = run.folder, None, ""
     state = State.INTERRUPTED if names & {*BEGUN} else State.QUEUED
     if state == State.INTERRUPTED:

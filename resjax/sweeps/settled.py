@@ -1,4 +1,4 @@
-"""Which runs of a sweep need no training: what their folders say."""
+"""Finds the runs of a sweep that need no training, by what their folders contain."""
 
 import math
 from contextlib import suppress
@@ -32,7 +32,7 @@ def settle(
       run: the run, whose folder is read.
       measure: the experiment's `measure`, if it has one; a run without it is not finished.
       retries: how often this launch tries a run.
-      state: the state of a finished run.
+      state: the state that a finished run gets.
 
     Returns:
       Whether the run has ended.

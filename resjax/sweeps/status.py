@@ -95,7 +95,7 @@ class RunStatus:
         beat_seconds: float | None = None,
         seconds_left: float | None = None,
     ) -> None:
-        """Sets what the folder of the run says; what is not given is not known."""
+        """Sets what the folder of the run says; omitted values are unknown."""
         self.state, self.error, self.progress = state, error, progress
         self.holder, self.alive, self.beat_seconds = holder, alive, beat_seconds
         self.seconds_left, self.attempts, self.retry = seconds_left, 0, False

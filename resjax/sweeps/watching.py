@@ -1,4 +1,4 @@
-"""What the sweep folder says about the runs of a launch whose workers are elsewhere."""
+"""Follows a launch whose workers are on other machines, by reading its sweep folder."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from resjax.sweeps.settled import settle
 from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RUNNING, RunStatus, State
 
 LOOK_SECONDS = 2.0  # between two looks at the runs
-LOOK_COST = 10.0  # a look takes at most the tenth part of the time, however many runs there are
+LOOK_COST = 10.0  # the pause after a look is so many times as long as the look of many runs
 
 
 class SweepWatch:
@@ -28,7 +28,7 @@ class SweepWatch:
         self._runs, self._measure = stored.runs, stored.measure
         self._retries, self._show_end = retries, show_end
         self._reader = RunsReader()
-        self._state = FINISHED_BEFORE  # of a run that the first look finds finished
+        self._state = FINISHED_BEFORE  # given to runs that the first look finds finished
         self._next = 0.0
 
     @property

@@ -34,7 +34,6 @@ def work(
     retries: int = 1,
     stop: StopRequest | None = None,
     worker: AnyWorker | None = None,
-    wait: bool = False,
     sharing: Options | None = None,
 ) -> int:
     """Trains and measures runs of a plan until none is left; returns how many have ended here.
@@ -46,7 +45,6 @@ def work(
       retries: how often a run that failed is tried again.
       stop: a request to stop.
       worker: trains the runs; by default a child process with all that this process may use.
-      wait: whether to wait for runs that other processes hold, and take them over if they die.
       sharing: how several runs share each GPU, if they do; see `packing.shared_devices`.
 
     Raises:
@@ -66,7 +64,7 @@ def work(
                 ended.append(run)
 
     tried = Retries(launch, retries)
-    queue = RunQueue(stored.runs, stored.measure, tried, show_end, stop, wait)
+    queue = RunQueue(stored.runs, stored.measure, tried, show_end, stop, wait=False)
     with ExitStack() as ending:
         workers = [worker or Worker(whole_machine(), stop.save_on)]
         if sharing:

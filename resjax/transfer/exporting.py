@@ -41,7 +41,7 @@ def export_torchvision(weights: Weights, path: Path) -> None:
 
 def _find_obstacle(model: Mapping[str, Any], task: Mapping[str, Any] | None) -> str | None:
     if task and not exports(task):
-        return f"its head is that of {task['name']} with {task['options']}"
+        return "its head is none of FCN, DeepLabV3 and RetinaNet"
     block = model.get("block")
     if block not in ("basic", "bottleneck"):
         return f"its blocks are {block}"

@@ -167,13 +167,16 @@ def _recognize_with(source: str, file: Arrays, options: Options) -> Network:
     if translated is None:
         raise UserError(_explain_unknown(source, file, options))
     description, notes = _description(file), []
-    task = dense_task(translated)
+    try:
+        task = dense_task(translated)
+    except (UnknownNetworkError, ValueError) as error:
+        raise UserError(f"has no complete head of a RetinaNet: {error}") from error
     if heads:
         notes.append(f"left out: {first_few(heads, 3)}")
     if description and (given := options.hidden.known()):
         raise UserError(f"it describes its network, and leaves {first_few(given)} no choice")
     if description:
-        classes = {"classes": 0} if options.without_head else {}
+        classes = {"classes": 0} if heads else {}
         found, fields = translated.arrays, {**description["model"], **classes}
     else:
         found, fields = _shown(translated, options)

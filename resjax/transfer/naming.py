@@ -255,6 +255,8 @@ aux_classifier.0  head/aux_classifier/Conv_0
 aux_classifier.1  head/aux_classifier/Norm_0
 aux_classifier.4  head/aux_classifier/logits
 """
+# Rows without the last number are for version 1 of torchvision's modules, whose convolutions and
+# ReLUs were one sequence, as in the published retinanet_resnet50_fpn_coco.
 RETINANET = """
 backbone.fpn.inner_blocks.#.0         head/fpn/inner{1}
 backbone.fpn.layer_blocks.#.0         head/fpn/layer{1}
@@ -264,9 +266,17 @@ backbone.fpn.extra_blocks.p6          head/fpn/coarse1
 backbone.fpn.extra_blocks.p7          head/fpn/coarse2
 head.classification_head.conv.#.0     head/classification/convs_{1}
 head.classification_head.conv.#.1     head/classification/norms_{1}
+head.classification_head.conv.0       head/classification/convs_0
+head.classification_head.conv.2       head/classification/convs_1
+head.classification_head.conv.4       head/classification/convs_2
+head.classification_head.conv.6       head/classification/convs_3
 head.classification_head.cls_logits   head/classification/last
 head.regression_head.conv.#.0         head/regression/convs_{1}
 head.regression_head.conv.#.1         head/regression/norms_{1}
+head.regression_head.conv.0           head/regression/convs_0
+head.regression_head.conv.2           head/regression/convs_1
+head.regression_head.conv.4           head/regression/convs_2
+head.regression_head.conv.6           head/regression/convs_3
 head.regression_head.bbox_reg         head/regression/last
 """
 

@@ -34,8 +34,8 @@ from resjax.user_code import require_trusted
 
 ARRAYS = "weights.safetensors"
 LARGEST_SIDE = 1 << 14  # of an image in pixels
-# Model fields that change how a network is trained or compiled, but not what it computes.
 CLASSIFICATION: Mapping[str, Any] = {"name": "classification", "options": {}}
+# Model fields that change how a network is trained or compiled, but not what it computes.
 TRAINING_ONLY = frozenset(("name", "loop", "remat", "stochastic_depth", "zero_init_residual"))
 
 

@@ -226,7 +226,7 @@ def test_crowds_and_empty_boxes_are_left_out_and_others_cut_at_the_border(write_
         ({"images": 3}, "cannot be read as annotations of COCO"),
         (
             {"images": [described(i, f"{i}.png", 6, 8) for i in range(5)], "annotations": []},
-            "0.png: is 8x6 pixels, and its annotations are of an image of 6x8",
+            "0.png: is 8x6 pixels, but its annotations are for an image of 6x8",
         ),
     ],
 )  # fmt: skip
