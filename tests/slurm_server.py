@@ -52,7 +52,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 MaxArraySize=3
 InactiveLimit=0
-KillWait=20
+KillWait=60
 OverTimeLimit=0
 JobRequeue=0
 {nodes}

@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -23,6 +22,7 @@ from resjax.sweeps import ray_pool
 from resjax.sweeps.launchers import Options
 from resjax.sweeps.ray_cluster import choose_share, require_room
 from resjax.sweeps.ray_pool import LOSSES, Pool, Share
+from tests.sweeps.paused import go_on, pause, signalled
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "resjax[ray]"'
@@ -191,15 +191,8 @@ def pause_run(workdir, launcher, others=()):
     wait_until(resumable, launcher)
     (lock,) = resumable()
     process = read_json(lock)["process"]
-    os.kill(process, signal.SIGSTOP)
+    assert pause(process)
     return lock, process
-
-
-def asked_to_stop(process):
-    """Returns whether SIGTERM waits for a process that is paused."""
-    status = Path(f"/proc/{process}/status").read_text()
-    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", status)
-    return bool(int(pending, 16) & 1 << (signal.SIGTERM - 1))
 
 
 def read_json(path):
@@ -249,15 +242,14 @@ def test_launchers_share_a_sweep_replace_killed_workers_and_save_when_they_are_s
     other = start(launch)
     other_lock, second = pause_run(workdir, other, others=[lock])
     stopped.terminate()
-    wait_until(lambda: asked_to_stop(first), stopped, other)
-    os.kill(stopped.pid, signal.SIGSTOP)
-    os.kill(first, signal.SIGCONT)
+    wait_until(lambda: signalled(first), stopped, other)
+    pause(stopped.pid)
+    go_on(first)
     wait_until(lambda: locks(workdir) == [other_lock], other)
     os.kill(ancestor(second, "run_worker"), signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):  # it may have saved already
-        os.kill(second, signal.SIGCONT)
+    go_on(second)
     wait_until(lock.exists, other)  # a new worker has taken the run that the stopped one has saved
-    os.kill(stopped.pid, signal.SIGCONT)
+    go_on(stopped.pid)
     output, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; 1 of 1 runs under way have saved" in output

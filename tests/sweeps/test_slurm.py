@@ -19,6 +19,7 @@ from resjax.sweeps import slurm as launcher
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.distributed import _own_gpus
 from resjax.train.lock import read_holder
+from tests.sweeps.paused import go_on, pause, signalled
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,19 +94,28 @@ def results(workdir):
 
 
 class Watch:
-    """Finds the run that a task trains, once it has taken steps there."""
+    """Finds and pauses the runs that tasks train, once they have taken steps there."""
 
     def __init__(self, workdir):
         self._runs, self._sizes = workdir / "runs", {}
 
-    def under_way(self, task):
+    def pause(self, task):
+        """Pauses the run of a task, if it has taken steps and is far from its end.
+
+        So the run is under way when the next signal comes, however fast it is.
+
+        Returns:
+          The run's folder and the paused process, or None.
+        """
         for folder in self._runs.glob("*"):
             holder, metrics = read_holder(folder), folder / "metrics.jsonl"
-            lives = holder and Path("/proc", str(holder["process"])).exists()
-            if lives and holder["job"] == f"SLURM {task}":
-                size = metrics.stat().st_size if metrics.exists() else 0
-                if size > self._sizes.setdefault(holder["token"], size):
-                    return folder
+            if not holder or holder["job"] != f"SLURM {task}":
+                continue
+            process, size = holder["process"], metrics.stat().st_size if metrics.exists() else 0
+            if size > self._sizes.setdefault(holder["token"], size) and pause(process):
+                if '"test"' not in metrics.read_text():  # the first evaluation is later
+                    return folder, process
+                go_on(process)
         return None
 
 
@@ -133,21 +143,26 @@ def test_interrupted_workers_change_no_result_and_train_each_run_once(
     stops = {
         tasks[0]: lambda task, _: slurm.run("scancel", task),
         tasks[1]: lambda task, _: slurm.run("scancel", "--signal=USR1", "--batch", task),
-        tasks[2]: lambda _, held: os.kill(parent(held["process"]), signal.SIGKILL),
+        tasks[2]: lambda _, process: os.kill(parent(process), signal.SIGKILL),
     }
     stopped, watch = {}, Watch(workdir)
 
     def stop_those_under_way():
         for task in stops.keys() - stopped.keys():
-            if folder := watch.under_way(task):
-                stops[task](task, read_holder(folder))
-                stopped[task] = folder
+            if paused := watch.pause(task):
+                stopped[task], process = paused
+                stops[task](task, process)
+                slurm.wait(lambda process=process: signalled(process))
+                go_on(process)
         return stopped.keys() == stops.keys()
 
     slurm.wait(stop_those_under_way)
     slurm.wait(lambda: slurm.queued() == [tasks[3]])
-    stopped[tasks[3]] = slurm.wait(lambda: watch.under_way(tasks[3]))
-    slurm.run("srun", "--partition=urgent", "--nodes=2", "--exclusive", "true")
+    stopped[tasks[3]], process = slurm.wait(lambda: watch.pause(tasks[3]))
+    urgent = subprocess.Popen(["srun", "--partition=urgent", "--nodes=2", "--exclusive", "true"])
+    slurm.wait(lambda: signalled(process))
+    go_on(process)
+    assert urgent.wait(timeout=60) == 0
     slurm.wait(lambda: not slurm.queued())
     assert [slurm.state(task) for task in tasks] == ["CANCELLED", "FAILED", "FAILED", "PREEMPTED"]
     logs = {task: (workdir / "slurm" / f"{task}.log") for task in tasks}
@@ -184,11 +199,13 @@ def test_a_run_of_two_nodes_survives_a_lost_process_and_a_time_limit(
     nodes = ["--workers=1", "--nodes-per-run=2", "--slurm.time=5"]
     job = submit(one_run, workdir, *nodes)[0]
     watch = Watch(workdir)
-    folder = slurm.wait(lambda: watch.under_way(f"{job}_0"))
-    os.kill(read_holder(folder)["process"], signal.SIGKILL)
+    folder, process = slurm.wait(lambda: watch.pause(f"{job}_0"))
+    os.kill(process, signal.SIGKILL)
     slurm.wait(lambda: find_error(folder))
-    slurm.wait(lambda: watch.under_way(f"{job}_0"))
+    _, process = slurm.wait(lambda: watch.pause(f"{job}_0"))
     slurm.run("scancel", "--signal=USR1", "--batch", job)
+    slurm.wait(lambda: signalled(process))
+    go_on(process)
     slurm.wait(lambda: not slurm.queued())
     log = (workdir / "slurm" / f"{job}_0.log").read_text()
     assert "failed, tried again: a process is lost: localhost: task 0: Killed" in log
@@ -234,8 +251,10 @@ def test_a_run_of_two_nodes_that_was_cancelled_equals_one_that_was_not(
     nodes = ["--workers=1", "--nodes-per-run=2", "--slurm.time=5"]
     job = submit(one_run, cancelled, *nodes)[0]
     watch = Watch(cancelled)
-    folder = slurm.wait(lambda: watch.under_way(f"{job}_0"))
+    folder, process = slurm.wait(lambda: watch.pause(f"{job}_0"))
     slurm.run("scancel", job)
+    slurm.wait(lambda: signalled(process))
+    go_on(process)
     slurm.wait(lambda: not slurm.queued())
     log = (cancelled / "slurm" / f"{job}_0.log").read_text()
     assert "stopped by SIGTERM; the run under way has saved" in log
