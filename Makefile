@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or later, make and git, and install the rest here.
 # EXTRAS=cuda (CUDA 13: driver 580 or later) or EXTRAS=tpu installs JAX for accelerators too, and
-# EXTRAS=ray what the tests of the Ray launcher need.
+# EXTRAS=ray,tracking,detection,nuclei adds the packages without which some tests are skipped.
 PYTHON ?= python3
 EXTRAS ?=
 BIN := .venv/bin
@@ -53,7 +53,7 @@ lock:  ## pin the newest versions for every supported Python (needs uv)
 	uv pip compile --universal --python-version 3.11 --group dev --upgrade --no-header \
 		--quiet pyproject.toml --output-file requirements.lock
 	uv pip compile --universal --python-version 3.11 --extra ray --extra tracking \
-		--extra detection --upgrade --constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
+		--extra detection --extra nuclei --upgrade --constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
 		--output-file extras.lock
 
 clean:  ## remove the environment, the demo and all caches

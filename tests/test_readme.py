@@ -39,6 +39,7 @@ PARSED_ONLY = (
     "cifar10",
     "fashion",
     "imagenet",
+    "nuclei",
     "weights/",
     "photos",
     "--distributed",

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Lists datasets and where they are on this machine."""
-    from resjax.data import DATASETS
+    from resjax.data import DATASETS, nuclei
     from resjax.data.prepared import list_prepared
 
     here = {prepared.name: prepared for prepared in list_prepared()}
@@ -37,7 +37,12 @@ def run(args: Namespace) -> None:
     for name, spec in DATASETS.items():
         images = spec.train_images + spec.test_images
         shape = " x ".join(map(str, spec.image_shape or ("sizes differ",)))
-        disk = _on_disk(here.pop(spec.tfds, None)) if spec.tfds else ("-", "embedded")
+        if spec.tfds:
+            disk = _on_disk(here.pop(spec.tfds, None))
+        elif spec.extra and not nuclei.images_folder():
+            disk = "-", f"needs the extra {spec.extra}"
+        else:
+            disk = "-", "embedded"
         rows.append((name, images, spec.classes, shape, *disk))
     for name, prepared in here.items():
         rows.append((f"tfds:{name}", sum(prepared.images.values()), "", "", *_on_disk(prepared)))

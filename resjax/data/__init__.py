@@ -23,6 +23,7 @@ class KnownDataset(NamedTuple):
     tfds: str = ""  # its name in TFDS, if it has to be prepared
     test_split: str = "test"  # name of the split to test on
     synthetic: bool = False  # noise, to measure speed
+    extra: str = ""  # of resjax, which installs the package that contains it
 
 
 DATASETS = {
@@ -30,6 +31,8 @@ DATASETS = {
     "digits": KnownDataset(10, (8, 8, 1), 1_437, 360),
     # Scenes of these digits, with masks and boxes: resjax.data.scenes
     "scenes": KnownDataset(11, (64, 64, 1), 2_000, 400),
+    # Tiles of an image of cells, with masks and boxes (Caicedo et al. 2019): resjax.data.nuclei
+    "nuclei": KnownDataset(2, (64, 64, 1), 48, 16, extra="nuclei"),
     # Krizhevsky 2009
     "cifar10": KnownDataset(10, (32, 32, 3), 50_000, 10_000, "cifar10"),
     "cifar100": KnownDataset(100, (32, 32, 3), 50_000, 10_000, "cifar100"),

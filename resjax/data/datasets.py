@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from resjax.data import DATASETS, KnownDataset, invalid_name
+from resjax.data import DATASETS, KnownDataset, invalid_name, nuclei
 from resjax.data.cache import cached_arrays
 from resjax.data.coco_folders import open_coco
 from resjax.data.decoding import as_image, decode, open_image
@@ -232,6 +232,8 @@ def _open_source(name: str) -> Source:
         return digits()
     if name == "scenes":
         return digit_scenes()
+    if name == "nuclei":
+        return array_source("nuclei", nuclei.read_tiles(), nuclei.CLASS_NAMES)
     info = DATASETS.get(name)
     if info and info.synthetic:
         return synthetic(name, info)
@@ -240,7 +242,9 @@ def _open_source(name: str) -> Source:
             open_prepared(info.tfds, name, info.test_split) if info else open_prepared(rest, name)
         )
     except NotPreparedError as error:
-        embedded = ", ".join(key for key, info in DATASETS.items() if not info.tfds)
+        embedded = ", ".join(
+            key for key, info in DATASETS.items() if not info.tfds and not info.extra
+        )
         raise NotPreparedError(
             f"dataset {name!r} is not prepared in {data_dir()}: run `resjax data prepare {name}`; "
             f"embedded: {embedded}"

@@ -54,7 +54,7 @@ def test_a_dataset_that_is_not_prepared_is_an_error_that_says_how_to_prepare_it(
     ("name", "message"),
     [
         ("cifar01", "no dataset 'cifar01'; did you mean 'cifar10'?"),
-        ("xyz", "no dataset 'xyz'; known: digits, scenes, cifar10, "),
+        ("xyz", "no dataset 'xyz'; known: digits, scenes, nuclei, cifar10, "),
         ("folders:x", "(your own data: tfds:NAME, folder:PATH, npz:PATH, masks:PATH, coco:PATH)"),
     ],
 )
