@@ -22,6 +22,7 @@ from resjax.models.activation import relu
 from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, Bias, GroupNorm
+from resjax.xla.target import platform
 
 Images = Float[Array, "n h w c"]
 
@@ -408,7 +409,7 @@ def uses_scan(loop: str, stages: Sequence[int]) -> bool:
     blocks, which take many minutes to compile unrolled.
     """
     if loop == "auto":
-        return jax.default_backend() == "cpu" or sum(stages) > 100
+        return platform() == "cpu" or sum(stages) > 100
     return loop == "scan"
 
 

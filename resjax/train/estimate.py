@@ -4,9 +4,8 @@ An estimate depends on the config and the device alone, so a run is divided in t
 it is launched.
 """
 
-import jax
-
 from resjax.machine import threads
+from resjax.xla.target import platform
 
 SECONDS_AT_ONCE = 4.0  # estimated time of the work that a device gets at once, if it is divisible
 CORE_FLOPS = 2e10  # operations per second of a CPU core: 1e10 in narrow networks, 4e10 in wide ones
@@ -24,6 +23,6 @@ def forward_seconds(images: int, macs: int, depth: int, devices: int) -> float:
       devices: number of accelerators; CPU devices share the cores.
     """
     rate = devices * ACCELERATOR_FLOPS
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         rate = threads() * CORE_FLOPS
     return max(2 * macs * images / rate, depth * LAYER_SECONDS)

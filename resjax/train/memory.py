@@ -4,6 +4,7 @@ XLA reports what a compiled function needs, so a batch that is too large is refu
 names a size that fits, and not by the allocator after an hour.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,5 +102,4 @@ def _peak(trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str) -
 
 
 def _bytes_per_device(leaf: Any) -> int:
-    shard = leaf.addressable_shards[0].data
-    return shard.size * shard.dtype.itemsize
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -26,6 +26,7 @@ from jaxtyping import Array, Int, Key
 from resjax.config import Config
 from resjax.config import Parallel as ParallelConfig
 from resjax.errors import UserError
+from resjax.xla import target
 from resjax.xla.compile_options import quick_compile
 
 
@@ -45,7 +46,8 @@ class Backend:
 
     def __init__(self, config: ParallelConfig, part_size: int):
         """Finds the devices; `part_size` is the global number of images per forward pass."""
-        self.devices = jax.device_count()
+        found = target.devices()
+        self.devices = len(found)
         self._shards = config.shard_parameters
         if self.devices % self._shards:
             raise UserError(
@@ -53,7 +55,7 @@ class Backend:
                 f"valid: {', '.join(map(str, _divisors(self.devices)))}"
             )
         shape = (self.devices // self._shards, self._shards)
-        self.mesh = jax.make_mesh(shape, self.AXES, axis_types=(AxisType.Auto,) * 2)
+        self.mesh = jax.make_mesh(shape, self.AXES, axis_types=(AxisType.Auto,) * 2, devices=found)
         self._bn_groups = bn_groups(config, self.devices)
 
     # Inside a compiled function.
@@ -92,12 +94,14 @@ class Backend:
         """Places a dataset's arrays; each device holds a part of the examples."""
         sharding = self._sharding(self.AXES)
         return jax.tree.map(
-            lambda leaf: jax.device_put(_pad_examples(leaf, self.devices), sharding), tree
+            lambda leaf: target.place(_pad_examples(leaf, self.devices), sharding), tree
         )
 
     def place_batches(self, tree: Any) -> Any:
         """Places batches (parts, batch, ...), of which this host has (parts, its share, ...)."""
         sharding = self._sharding(None, self.AXES)
+        if target.described_target():
+            return jax.tree.map(lambda leaf: target.place(leaf, sharding), tree)
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
     def unreplicate(self, state: Any) -> Any:
@@ -109,14 +113,17 @@ class Backend:
         return state
 
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiles `init(key) -> state`; the state is replicated already."""
+        """Compiles `init(key) -> state`; the state is replicated already.
+
+        If the devices are only described, both `init` functions return shapes and shardings.
+        """
         layout = self._state_sharding(jax.eval_shape(init, jax.random.key(0)))
-        return jax.jit(init, out_shardings=layout, compiler_options=quick_compile())
+        return _or_shapes(jax.jit(init, out_shardings=layout, compiler_options=quick_compile()))
 
     def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
         """Compiles `init(params) -> opt_state` for parameters of these shapes."""
         layout = jax.tree.map(self._param_sharding, jax.eval_shape(init, params))
-        return jax.jit(init, out_shardings=layout)
+        return _or_shapes(jax.jit(init, out_shardings=layout))
 
     def compile_steps(self, function: Callable[..., Any]) -> Any:
         """Compiles `function(state, arrays) -> (state, metrics)`; the state is donated."""
@@ -162,6 +169,8 @@ class Pmap(Backend):
             raise UserError(
                 f"parallel.shard_parameters={config.shard_parameters} needs parallel.backend=jit"
             )
+        if target.described_target():
+            raise UserError("a program for a topology needs parallel.backend=jit")
         self.devices = jax.device_count()
         self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
         self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
@@ -297,6 +306,8 @@ def device_memory() -> int | None:
     On an accelerator it is the limit of its allocator. On a CPU it is what system and container
     have left, divided by the number of devices; only Linux says it.
     """
+    if described := target.described_target():
+        return described.memory
     if statistics := jax.local_devices()[0].memory_stats():
         return statistics.get("bytes_limit")
     if jax.default_backend() != "cpu" or not (system := Path("/proc/meminfo")).is_file():
@@ -306,6 +317,11 @@ def device_memory() -> int | None:
     if (most := container / "memory.max").is_file() and (text := most.read_text().strip()) != "max":
         available.append(int(text) - int((container / "memory.current").read_text()))
     return min(available) // jax.local_device_count()
+
+
+def _or_shapes(jitted: Any) -> Any:
+    """Returns a jitted function, or for described devices one that returns its results' shapes."""
+    return jitted.eval_shape if target.described_target() else jitted
 
 
 def _gather(dataset: Any, indices: Int[Array, "batch"], axis: Any, devices: int) -> Any:

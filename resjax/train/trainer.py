@@ -47,6 +47,7 @@ from resjax.train.state import TrainState, order_key, run_key, step_key
 from resjax.train.step import Metrics
 from resjax.user_code import trust
 from resjax.xla.compile_options import step_compile
+from resjax.xla.target import described_target
 
 
 class Dispatch(NamedTuple):
@@ -163,6 +164,8 @@ class Trainer:
         initial = init_from_weights.match_classes(
             self.config, self.initial_weights, self.source.info.class_names
         )
+        if described_target():
+            return self.init(seed)  # shapes, which the weights do not change
         random = self.backend.unreplicate(self.init(seed))
         return self.backend.replicate(
             init_from_weights.replace_variables(random, initial, self.config.transfer)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from resjax.machine import threads
+from resjax.xla.target import platform
 
 OLD_JAX = jax.__version_info__ < (0, 11)
 
@@ -20,7 +21,7 @@ def quick_compile() -> dict[str, Any] | None:
     Problem: random numbers for a few dozen kernels take several seconds to compile.
     Effect: without optimization they take a sixth of that.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return None
     return {"xla_backend_optimization_level": 0, **_code_generation()}
 
@@ -40,7 +41,7 @@ def step_compile() -> dict[str, Any] | None:
     Problem: such a sum drops NaN if a maximum with a constant precedes it (jax 0.10), also with
     XLA's default options. So networks have no such maximum: see `resjax.models.activation.relu`.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return None
     options = {
         "xla_backend_optimization_level": 1,

@@ -23,6 +23,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from resjax.xla.target import platform
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 _as_written = ContextVar("_as_written", default=False)
@@ -49,9 +51,9 @@ def convolution(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
-    """Returns `lax.conv_general_dilated`, with gradients that are fast on this platform."""
+    """Returns `lax.conv_general_dilated`, with gradients that are fast on the target platform."""
     dense = {feature_group_count, *lhs_dilation, *rhs_dilation} == {1}
-    if jax.default_backend() == "cpu" and dense and not _as_written.get():
+    if platform() == "cpu" and dense and not _as_written.get():
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
         pads = tuple((before, after) for before, after in padding)

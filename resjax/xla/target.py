@@ -1,0 +1,64 @@
+"""The devices that programs are compiled for: those of this process, or described ones.
+
+A program depends on its platform before XLA sees it: the gradients of convolutions, the layout of
+deep networks and the compile options differ. The code that decides these asks `platform` below and
+not `jax.default_backend()`, so a machine without an accelerator compiles the program of one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+
+class Target(NamedTuple):
+    """Devices that need not exist on this machine; see `resjax.xla.topologies`.
+
+    Attributes:
+      devices: of a topology that a compiler describes.
+      memory: bytes that a program may use on one device.
+    """
+
+    devices: Sequence[jax.Device]
+    memory: int
+
+
+_target: ContextVar[Target | None] = ContextVar("_target", default=None)
+
+
+@contextmanager
+def compiling_for(target: Target) -> Iterator[None]:
+    """Traces and compiles for these devices; such programs can be inspected, but not run."""
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def described_target() -> Target | None:
+    """Returns the target of `compiling_for`, or None if programs are for this process's devices."""
+    return _target.get()
+
+
+def platform() -> str:
+    """Returns the platform that programs are compiled for: cpu, tpu, or gpu (also cuda or rocm)."""
+    target = _target.get()
+    return target.devices[0].platform if target else jax.default_backend()
+
+
+def devices() -> Sequence[jax.Device]:
+    """Returns the devices of all processes that programs are compiled for."""
+    target = _target.get()
+    return target.devices if target else jax.devices()
+
+
+def place(array: np.ndarray, sharding: Sharding) -> Any:
+    """Places an array on the devices of a sharding; if they are described, returns its shape."""
+    if _target.get():
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    return jax.device_put(array, sharding)
