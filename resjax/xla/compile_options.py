@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from resjax.machine import threads
-from resjax.xla.target import platform
+from resjax.xla.target import described_target, platform
 
 OLD_JAX = jax.__version_info__ < (0, 11)
 
@@ -42,7 +42,9 @@ def step_compile() -> dict[str, Any] | None:
     XLA's default options. So networks have no such maximum: see `resjax.models.activation.relu`.
     """
     if platform() != "cpu":
-        return None
+        # A described GPU cannot measure which kernels are fastest.
+        tunes = platform() == "tpu" or described_target() is None
+        return None if tunes else {"xla_gpu_autotune_level": 0}
     options = {
         "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,

@@ -1,0 +1,146 @@
+"""Topologies of accelerators that their compilers describe without the hardware.
+
+`libtpu` and JAX's CUDA plugin compile for devices that are not there. They need no driver, but the
+CUDA plugin cannot measure which of several kernels is fastest, so on a GPU some may be others.
+
+Peak rates and bandwidths are the vendors': Google's pages on TPU v5e, v5p and v6e, and NVIDIA's
+datasheets of H100 SXM and H200. The compilers state the memory of TPUs themselves.
+"""
+
+import os
+import re
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from resjax.errors import UserError, one_line
+from resjax.xla.target import Target
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What one device can do at best.
+
+    Attributes:
+      kind: JAX's `device_kind`.
+      memory: bytes that programs may use.
+      flops: FLOP/s of matrix products by dtype. XLA computes those of float32 numbers in one pass
+        of bfloat16 on a TPU, and in TensorFloat-32 on a GPU.
+      bandwidth: bytes/s from and to memory.
+      link: bytes/s that a device sends to others.
+    """
+
+    kind: str
+    memory: int
+    flops: dict[str, float]
+    bandwidth: float
+    link: float
+
+
+def _tpu(kind: str, gib: float, flops: float, bandwidth: float, link: float) -> Chip:
+    rates = {"bfloat16": flops, "float32": flops}
+    return Chip(kind, int(gib * GIB), rates, bandwidth, link)
+
+
+def _hopper(kind: str, memory: int, bandwidth: float) -> Chip:
+    return Chip(kind, memory, {"bfloat16": 989e12, "float32": 494e12}, bandwidth, 450e9)
+
+
+TPUS = {
+    "v5e": _tpu("TPU v5 lite", 15.75, 197e12, 819e9, 200e9),
+    "v5p": _tpu("TPU v5", 95.74, 459e12, 2765e9, 600e9),
+    "v6e": _tpu("TPU v6 lite", 31.25, 918e12, 1640e9, 400e9),
+}
+GPUS = {
+    "h100": _hopper("NVIDIA H100 80GB HBM3", 85_029_158_912, 3.35e12),
+    "h200": _hopper("NVIDIA H200", 150_109_880_320, 4.8e12),
+}
+CHIPS = {chip.kind: chip for chip in (*TPUS.values(), *GPUS.values())}
+"""By `device_kind`."""
+
+EXAMPLES = "tpu:v5e:2x2, tpu:v5p:2x2x1, tpu:v6e:2x4, gpu:h100, gpu:h200:8"
+
+
+def describe(name: str) -> Target:
+    """Returns the devices of a topology; call it before JAX looks for devices.
+
+    Args:
+      name: such as "tpu:v5e:2x2", a chip and the shape of its slice, or "gpu:h100:8", a GPU and the
+        number of them on one host, by default 1.
+
+    Raises:
+      UserError: there is no such topology, or its compiler is not installed.
+    """
+    platform, _, rest = name.partition(":")
+    chip, _, shape = rest.partition(":")
+    known = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
+    pattern = r"\d+(x\d+)+" if platform == "tpu" else r"([1-9]\d*)?"
+    if chip not in known or not re.fullmatch(pattern, shape):
+        raise UserError(f"--topology={name}: no such topology; known are, for example, {EXAMPLES}")
+    plugin, extra = ("libtpu", "tpu") if platform == "tpu" else ("jax_cuda13_plugin", "cuda")
+    if find_spec(plugin) is None:
+        raise UserError(f'--topology={name} needs a compiler: pip install ".[{extra}]"')
+    jax.config.update("jax_platforms", "cpu")  # this machine needs no other device
+    jax.devices()  # registers the plugins
+    try:
+        if platform == "tpu":
+            devices = _tpu_devices(chip, shape)
+        else:
+            devices = _gpu_devices(known[chip], int(shape or 1))
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(f"--topology={name}: {one_line(error)}") from error
+    memory = known[chip].memory
+    if platform == "gpu":  # JAX's allocator takes this fraction
+        memory = int(float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) * memory)
+    return Target(devices, memory)
+
+
+def _tpu_devices(chip: str, shape: str) -> list[jax.Device]:
+    # libtpu asks the host of a cloud machine what it is, unless it is told.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}")
+    return list(found.devices)
+
+
+def _gpu_devices(chip: Chip, count: int) -> list[jax.Device]:
+    found = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name=chip.kind,
+        topology=f"1x1x{count}",  # partitions, hosts, devices
+        target_config=HOPPER.format(
+            kind=chip.kind, memory=chip.memory, bandwidth=int(chip.bandwidth)
+        ),
+    )
+    return list(found.devices)
+
+
+# A GpuTargetConfigProto of XLA; the numbers are those of `cudaGetDeviceProperties`.
+HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: 9 }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 12 }}
+device_description_str: "{kind}"
+"""
