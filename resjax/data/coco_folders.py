@@ -1,26 +1,30 @@
-"""Images with boxes in the format of COCO (Lin et al. 2014): `coco:PATH`.
+"""Images with boxes or masks in the format of COCO (Lin et al. 2014): `coco:PATH`.
 
 PATH contains `annotations/*.json` and folders of images, such as `train2017` or `images/train`; or
 folders of parts with a `.json` file beside the images. Of the files of COCO itself only the
 `instances` are read. The categories are sorted by id and numbered from 1; class 0 is the
 background, no object. As in torchvision's recipe, annotations of crowds are left out, boxes are cut
 at the border of the image, and boxes without area are left out. Images without objects stay.
+
+Masks are drawn from the segmentations only for tasks that need them; crowds are void in them.
 """
 
 import functools
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from resjax.data.boxes import cut_boxes, padded_boxes
+from resjax.data.coco_masks import Region, semantic_mask
 from resjax.data.decoding import upright_size
-from resjax.data.examples import BOXES, DataError, Example, Source
+from resjax.data.examples import BOXES, MASK, VOID, DataError, Example, Source
 from resjax.data.image_files import (
     HELD_OUT,
     PARTS,
@@ -38,16 +42,20 @@ DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowErro
 
 
 @dataclass(frozen=True)
-class BoxedExamples:
-    """Image files with boxes."""
+class CocoExamples:
+    """Image files with boxes or masks."""
 
     root: Path
+    file: Path  # of annotations, for messages
+    targets: tuple[str, ...]
     files: Sequence[str]  # relative to root
     sizes: Int[np.ndarray, "images 2"]  # width and height, to which the boxes belong
     ends: Int[np.ndarray, "images+1"]  # the boxes of image i are those from ends[i] to ends[i + 1]
     boxes: Float[np.ndarray, "objects 4"]
     classes: Int[np.ndarray, "objects"]
     room: int  # for the boxes of an image
+    regions: Sequence[str]  # of each image, if there are masks: as in `_Annotations`
+    labels: Mapping[int, int]  # the class of each category
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,13 +69,28 @@ class BoxedExamples:
                 f"{path}: is {size[0]}x{size[1]} pixels, but its annotations are for an image of "
                 f"{expected[0]}x{expected[1]}"
             )
-        own = slice(self.ends[index], self.ends[index + 1])
-        targets = padded_boxes(self.boxes[own], self.classes[own], self.room)
+        targets = {}
+        if "mask" in self.targets:
+            targets["mask"] = self._mask(index, *size)
+        if "boxes" in self.targets:
+            own = slice(self.ends[index], self.ends[index + 1])
+            targets |= padded_boxes(self.boxes[own], self.classes[own], self.room)
         return Example(content, targets, str(path))
+
+    def _mask(self, index: int, width: int, height: int) -> UInt8[np.ndarray, "h w"]:
+        regions = [
+            Region(
+                f"{self.file}: annotation {number}",
+                VOID if category is None else self.labels[category],
+                segmentation,
+            )
+            for number, category, segmentation in json.loads(self.regions[index])
+        ]
+        return semantic_mask(regions, height, width)
 
 
 class _Annotations(NamedTuple):
-    """The images and boxes of a file of annotations."""
+    """The images, boxes and regions of a file of annotations."""
 
     categories: Mapping[int, str]
     names: list[str]  # of image files
@@ -75,22 +98,32 @@ class _Annotations(NamedTuple):
     owners: Int[np.ndarray, "objects"]  # the image of each box, in ascending order
     boxes: Float[np.ndarray, "objects 4"]
     ids: Int[np.ndarray, "objects"]  # of each box's category
-    crowds: int  # number of annotations of crowds, which are left out
+    crowds: int  # number of annotations of crowds
     empty: int  # number of boxes without area, which are left out
     cut: int  # number of boxes that extend beyond their image
+    # Of each image, if masks are wanted: a list of annotation, category (null for a crowd) and
+    # segmentation in JSON, which takes a fifth of the memory of Python's lists.
+    regions: list[str]
 
 
-def open_coco(root: Path) -> Source:
+def open_coco(root: Path, targets: Sequence[str] = ()) -> Source:
     """Opens `coco:PATH`.
 
+    Args:
+      root: the folder.
+      targets: those that a task needs; masks are drawn if `mask` is among them, and boxes are left
+        out if they are not but masks are.
+
     Raises:
-      DataError: a folder, file or image is missing; or a file is damaged, or names images or
-        categories that it does not have.
+      DataError: a folder, file or image is missing; a file is damaged, or names images or
+        categories that it does not have; or masks cannot be drawn.
     """
+    masks = "mask" in targets
+    offered = MASK * masks + BOXES * ("boxes" in targets or not masks)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     files = _files(root)
-    read = {part: _read(file, *file_version(file)) for part, file in files.items()}
+    read = {part: _read(file, *file_version(file), masks) for part, file in files.items()}
     first = next(iter(files))
     categories = read[first].categories
     for part, found in read.items():
@@ -103,18 +136,20 @@ def open_coco(root: Path) -> Source:
                     f"{known}"
                 )
     room = max(int(np.bincount(each.owners, minlength=1).max()) for each in read.values())
+    room = max(room, 1) if "boxes" in offered else 0
+    labels = {number: label for label, number in enumerate(sorted(categories), 1)}
     splits = {
-        part: _examples(root, files[part], part, found, sorted(categories), max(room, 1))
+        part: _examples(root, files[part], part, offered, found, labels, room)
         for part, found in read.items()
     }
-    notes = _notes(read.values())
+    notes = _notes(read.values(), offered)
     names = (BACKGROUND, *(printable(categories[number]) for number in sorted(categories)))
     if whole := splits.pop("whole", None):
         cut = training_share(files[first], len(whole))
         splits = {"train": _slice(whole, 0, cut), "test": _slice(whole, cut, len(whole))}
         notes = (HELD_OUT, *notes)
     test = next((name for name in ("test", "validation") if name in splits), None)
-    return Source(splits, names, None, test=test, notes=notes, targets=BOXES, objects=max(room, 1))
+    return Source(splits, names, None, test=test, notes=notes, targets=offered, objects=room)
 
 
 def _files(root: Path) -> dict[str, Path]:
@@ -159,7 +194,7 @@ def _without_year(word: str) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, modified: int, size: int) -> _Annotations:
+def _read(path: Path, modified: int, size: int, masks: bool) -> _Annotations:
     """Reads a file of annotations, once per version: COCO's own takes ten seconds."""
     try:
         content = json.loads(path.read_bytes())
@@ -172,23 +207,25 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
         annotations = content.get("annotations", [])
         crowds = [each for each in annotations if each.get("iscrowd", 0)]
         kept = [each for each in annotations if not each.get("iscrowd", 0)]
-        owners = [images.get(each["image_id"], -1) for each in kept]
+        owners = [images.get(each["image_id"], -1) for each in annotations]
         ids = np.array([int(each["category_id"]) for each in kept], np.int64)
         corners = np.array([each["bbox"] for each in kept], np.float64).reshape(len(kept), 4)
     except DAMAGE as error:
         raise DataError(
             f"{path}: cannot be read as annotations of COCO: {one_line(error)}"
         ) from error
-    faults = {
-        "names image {image_id}, which is not in its images": np.array(owners) < 0,
-        "names category {category_id}, which is not in its categories": ~np.isin(
-            ids, list(categories)
+    faults = [
+        ("names image {image_id}, which is not in its images", annotations, np.array(owners) < 0),
+        (
+            "names category {category_id}, which is not in its categories",
+            kept,
+            ~np.isin(ids, list(categories)),
         ),
-        "has the box {bbox}": ~np.isfinite(corners).all(1),
-    }
-    for why, bad in faults.items():
+        ("has the box {bbox}", kept, ~np.isfinite(corners).all(1)),
+    ]
+    for why, checked, bad in faults:
         if bad.any():
-            each = kept[int(bad.argmax())]
+            each = checked[int(bad.argmax())]
             number = each.get("id", "(without id)")
             raise DataError(f"{path}: annotation {number} {why.format(**each)}")
     if not categories:
@@ -199,8 +236,12 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
         raise DataError(f"{path}: two of its images have one id")
     if not names:
         raise DataError(f"{path}: names no images")
+    if masks and len(categories) >= VOID:
+        raise DataError(
+            f"{path}: names {len(categories)} categories; a mask has room for {VOID - 1}"
+        )
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-    image = np.array(owners, np.int64)
+    image = np.array(owners, np.int64)[[not each.get("iscrowd", 0) for each in annotations]]
     cut, left = cut_boxes(boxes, sizes[image])
     changed = int((cut != boxes).any(1)[left].sum())
     order = np.flatnonzero(left)[np.argsort(image[left], kind="stable")]
@@ -214,18 +255,56 @@ def _read(path: Path, modified: int, size: int) -> _Annotations:
         len(crowds),
         int((~left).sum()),
         changed,
+        _regions(path, annotations, owners, len(names)) if masks else [],
     )
 
 
+def _regions(
+    path: Path, annotations: Sequence[Mapping[str, Any]], owners: Sequence[int], images: int
+) -> list[str]:
+    """Returns the annotations of each image as `_Annotations.regions` has them."""
+    found: list[list[Any]] = [[] for _ in range(images)]
+    for each, image in zip(annotations, owners, strict=True):
+        number, segmentation = each.get("id", "(without id)"), each.get("segmentation")
+        if not segmentation:
+            raise DataError(f"{path}: annotation {number} has no segmentation, which a mask needs")
+        category = None if each.get("iscrowd", 0) else int(each["category_id"])
+        found[image].append((number, category, segmentation))
+    polygons = any(isinstance(each["segmentation"], list) for each in annotations)
+    if polygons and importlib.util.find_spec("pycocotools") is None:
+        raise DataError(
+            f"{path}: has polygons, which pycocotools draws: pip install 'resjax[detection]'"
+        )
+    return [json.dumps(each) for each in found]
+
+
 def _examples(
-    root: Path, file: Path, part: str, found: _Annotations, ids: list[int], room: int
-) -> BoxedExamples:
+    root: Path,
+    file: Path,
+    part: str,
+    targets: tuple[str, ...],
+    found: _Annotations,
+    labels: Mapping[int, int],
+    room: int,
+) -> CocoExamples:
     folder = _image_folder(root, file, part, found.names)
     inner = os.path.relpath(folder, root)
     names = [os.path.join(inner, name) for name in found.names]
     ends = np.searchsorted(found.owners, np.arange(len(names) + 1))
-    classes = (np.searchsorted(ids, found.ids) + 1).astype(np.int32)
-    return BoxedExamples(root, names, found.sizes, ends, found.boxes, classes, room)
+    classes = (np.searchsorted(list(labels), found.ids) + 1).astype(np.int32)
+    return CocoExamples(
+        root,
+        file,
+        targets,
+        names,
+        found.sizes,
+        ends,
+        found.boxes,
+        classes,
+        room,
+        found.regions,
+        labels,
+    )
 
 
 def _image_folder(root: Path, file: Path, part: str, names: Sequence[str]) -> Path:
@@ -266,25 +345,29 @@ def _list(root: Path, folders: Iterable[Path]) -> str:
     return ", ".join(path.relative_to(root).as_posix() for path in folders)
 
 
-def _slice(examples: BoxedExamples, start: int, stop: int) -> BoxedExamples:
-    return BoxedExamples(
-        examples.root,
-        examples.files[start:stop],
-        examples.sizes[start:stop],
-        examples.ends[start : stop + 1],
-        examples.boxes,
-        examples.classes,
-        examples.room,
+def _slice(examples: CocoExamples, start: int, stop: int) -> CocoExamples:
+    return replace(
+        examples,
+        files=examples.files[start:stop],
+        sizes=examples.sizes[start:stop],
+        ends=examples.ends[start : stop + 1],
+        regions=examples.regions[start:stop],
     )
 
 
-def _notes(files: Iterable[_Annotations]) -> tuple[str, ...]:
+def _notes(files: Iterable[_Annotations], targets: tuple[str, ...]) -> tuple[str, ...]:
     files = list(files)
-    without = sum(len(each.names) - len(np.unique(each.owners)) for each in files)
-    counts = {
-        "annotations of crowds are left out": sum(each.crowds for each in files),
-        "boxes without area are left out": sum(each.empty for each in files),
-        "boxes are cut at the border of their image": sum(each.cut for each in files),
-        "images have no object": without,
-    }
+    crowds = sum(each.crowds for each in files)
+    counts = {}
+    if "mask" in targets:
+        counts["annotations of crowds are void"] = crowds
+    if "boxes" in targets:
+        counts |= {
+            "annotations of crowds are left out": crowds,
+            "boxes without area are left out": sum(each.empty for each in files),
+            "boxes are cut at the border of their image": sum(each.cut for each in files),
+        }
+    counts["images have no object"] = sum(
+        len(each.names) - len(np.unique(each.owners)) for each in files
+    )
     return tuple(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -119,7 +119,11 @@ def describe(train: int, test: int, classes: int, notes: Sequence[str]) -> str:
 
 
 def open_dataset(
-    name: str, train_split: str | None = None, test_split: str | None = None
+    name: str,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    *,
+    targets: Sequence[str] = (),
 ) -> OpenDataset:
     """Opens a dataset without reading an image.
 
@@ -127,12 +131,13 @@ def open_dataset(
       name: a key of DATASETS, or `tfds:NAME`, `folder:PATH` and the like.
       train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
       test_split: a split expression; None is the dataset's default.
+      targets: those that the task needs; of `coco:PATH` they decide whether masks are drawn.
 
     Raises:
       NotPreparedError: the dataset is known but its files are not on this machine.
       DataError: the dataset or split does not exist, or its files are damaged.
     """
-    source = _open_source(name)
+    source = _open_source(name, targets)
     test_split = test_split or source.test
     if test_split is None:
         raise DataError(
@@ -156,6 +161,7 @@ def load(
     train_split: str | None = None,
     test_split: str | None = None,
     *,
+    targets: Sequence[str] = (),
     image_size: int | None = None,
     whole_images: bool = False,
     on_bad_image: OnBadImage = "error",
@@ -171,6 +177,7 @@ def load(
       name: a key of DATASETS, or `tfds:NAME`, `folder:PATH` and the like.
       train_split: a split expression, such as `train[:90%]`; None is the dataset's default.
       test_split: a split expression; None is the dataset's default.
+      targets: those that the task needs, as in `open_dataset`.
       image_size: side in pixels of the square to which images are resized and cropped.
       whole_images: pad the images to squares instead of cropping them; needs `image_size`.
       on_bad_image: raise an error for an image that cannot be decoded, or skip and count it.
@@ -184,7 +191,7 @@ def load(
       DataError: the dataset, split or class does not exist; its files are damaged; a class has
         fewer than `per_class` examples; or images differ in size and `image_size` is None.
     """
-    opened = open_dataset(name, train_split, test_split)
+    opened = open_dataset(name, train_split, test_split, targets=targets)
     class_names = opened.class_names
     if (classes or per_class is not None) and "label" not in opened.targets:
         raise DataError(
@@ -216,7 +223,7 @@ def prepared_folder(slices: Slices) -> Path | None:
     return folders.pop() if len(folders) == 1 else None
 
 
-def _open_source(name: str) -> Source:
+def _open_source(name: str, targets: Sequence[str]) -> Source:
     if why := invalid_name(name):
         raise DataError(why)
     kind, _, rest = name.partition(":")
@@ -227,7 +234,7 @@ def _open_source(name: str) -> Source:
     if kind == "masks":
         return open_masks(user_path(rest))
     if kind == "coco":
-        return open_coco(user_path(rest))
+        return open_coco(user_path(rest), targets)
     if name == "digits":
         return digits()
     if name == "scenes":

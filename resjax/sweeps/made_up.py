@@ -206,9 +206,15 @@ def _find_metrics(config: Config) -> Metrics:
 
     from resjax.models.resnet import build
     from resjax.tasks import DatasetInfo, make_task
+    from resjax.train.sources import task_targets
     from resjax.train.step import eval_step
 
-    dataset = open_dataset(config.data.name, config.data.train_split, config.data.test_split)
+    dataset = open_dataset(
+        config.data.name,
+        config.data.train_split,
+        config.data.test_split,
+        targets=task_targets(config.task),
+    )
     classes, chosen = dataset.class_names, config.data.classes
     indices = class_indices(config.data.name, classes, chosen)
     classes = tuple(classes[index] for index in indices) or classes

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from resjax.config import Config, Data
+from resjax.config import Config, Data, Task
 from resjax.data import crops, datasets, placement
 from resjax.data.cache import cached_arrays
 from resjax.data.examples import LABEL, Split
@@ -26,10 +26,11 @@ from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.data.stream import eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
-from resjax.tasks import DatasetInfo
+from resjax.tasks import TASKS, DatasetInfo
 from resjax.tasks.base import Batch
 from resjax.train.parallel import Backend, batch_unit, device_memory
 from resjax.train.state import order_key, run_key
+from resjax.user_code import import_name
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
 SAMPLE = 2048  # images from which the statistics of a stream are computed
@@ -143,7 +144,7 @@ class Resident(BatchSource):
 
     def __init__(self, config: Config, backend: Backend):
         super().__init__(config, backend)
-        data, dataset = config.data, load_dataset(config.data)
+        data, dataset = config.data, load_dataset(config)
         height, width, channels = dataset.train.images.shape[1:]
         self.info = DatasetInfo(tuple(dataset.class_names), (height, width, channels))
         self.examples = {"train": len(dataset.train), "test": len(dataset.test)}
@@ -173,7 +174,7 @@ class Resident(BatchSource):
     def _read(
         self, split: str, chosen: Int[np.ndarray, "count"], batch_size: int
     ) -> Iterator[HostBatch]:
-        arrays = getattr(load_dataset(self._config.data), split).arrays
+        arrays = getattr(load_dataset(self._config), split).arrays
         for first in range(0, len(chosen), batch_size):
             indices = np.resize(own := chosen[first : first + batch_size], batch_size)
             weight = (np.arange(batch_size) < len(own)).astype(np.float32)
@@ -378,12 +379,22 @@ class Chosen:
         return self._examples[int(self._indices[index])]
 
 
-def load_dataset(data: Data) -> datasets.Dataset:
-    """Loads the dataset of a config, for devices.
+def task_targets(config: Task) -> tuple[str, ...]:
+    """Returns the entries of a batch that a task needs beside `image`, before it is made."""
+    try:
+        cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
+    except (ImportError, KeyError):
+        return LABEL  # `make_task` reports it
+    return getattr(cls, "targets", LABEL)
+
+
+def load_dataset(config: Config) -> datasets.Dataset:
+    """Loads the dataset of a config with the targets of its task, for devices.
 
     Raises:
       UserError: the dataset is missing or damaged, or the config crops images on the host.
     """
+    data = config.data
     for name, value in (("train_crop", data.train_crop), ("eval_crop", data.eval_crop)):
         if value not in ("none", "center", "whole"):
             raise UserError(
@@ -397,6 +408,7 @@ def load_dataset(data: Data) -> datasets.Dataset:
         data.name,
         data.train_split,
         data.test_split,
+        targets=task_targets(config.task),
         image_size=data.image_size,
         whole_images=data.eval_crop == "whole",
         on_bad_image=data.on_bad_image,
@@ -413,7 +425,7 @@ def make_source(config: Config, backend: Backend) -> BatchSource:
       UserError: fields for reading images contradict each other, the dataset is missing or damaged,
         or its training split is smaller than a batch.
     """
-    opened = find_stream(config.data, backend.devices)
+    opened = find_stream(config, backend.devices)
     source = Streamed(config, backend, opened) if opened else Resident(config, backend)
     size, examples = config.data.batch_size, source.examples["train"]
     if size > examples:
@@ -432,15 +444,18 @@ def feed(source: BatchSource) -> str:
     return "stream" if source.streamed else "device"
 
 
-def find_stream(data: Data, devices: int) -> datasets.OpenDataset | None:
+def find_stream(config: Config, devices: int) -> datasets.OpenDataset | None:
     """Returns the dataset of a config if it is streamed, or None if it is resident.
 
     Raises:
       UserError: the dataset is missing or damaged, or a stream cannot be cut to a subset.
     """
+    data = config.data
     if data.feed == "device":
         return None
-    opened = datasets.open_dataset(data.name, data.train_split, data.test_split)
+    opened = datasets.open_dataset(
+        data.name, data.train_split, data.test_split, targets=task_targets(config.task)
+    )
     if data.feed == "auto" and _fits(data, opened, devices):
         return None
     if data.classes or data.per_class:

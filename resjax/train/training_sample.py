@@ -19,14 +19,14 @@ def training_sample(config: Config) -> tuple[Sample, str]:
       UserError: fields contradict each other, or the dataset is missing or damaged.
     """
     data, backend = config.data, make_backend(config)
-    if opened := find_stream(data, backend.devices):
+    if opened := find_stream(config, backend.devices):
         source = Streamed(config, backend, opened)
         chosen = choose(len(opened.train), config.seed)
         originals, crops = source.sample(chosen, DRAWS, config.seed)
         own, names = source.statistics, opened.class_names
         description = source.description
     else:
-        dataset = load_dataset(data)
+        dataset = load_dataset(config)
         originals = dataset.train[choose(len(dataset.train), config.seed)]
         crops = {name: np.stack([array] * DRAWS) for name, array in originals.arrays.items()}
         own = compute_statistics(
