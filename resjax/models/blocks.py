@@ -29,17 +29,19 @@ class Block(nn.Module):
     Attributes:
       features: width of the block's stage.
       strides: of the block, in both directions.
-      conv: `conv(features, kernel_size, strides=1)(x)`, `flax.linen.Conv` without a bias and padded
-        so that stride 1 preserves height and width. It takes Flax's keywords: `use_bias=True`,
-        `feature_group_count` (as many as channels: depthwise), `kernel_dilation`, `padding`,
-        `kernel_init`, `bias_init`, `name`. The network sets `dtype`.
-      norm: `norm()(x)`, BN or what model.norm sets in its place: group normalization, or for `none`
-        a bias for each channel; `norm(last=True)` for the norm that ends a branch, whose scale can
-        start at zero (Goyal et al. 2017, arXiv 1706.02677). It takes `use_bias`, `use_scale` and
-        `name`.
-      act: the nonlinearity, a function.
-      shortcut: `shortcut(out_features, strides)(x)` returns what is added to the branch, an array
-        or something that an array can be added to: write `y + shortcut(...)(x)`.
+      conv: `conv(features, kernel_size, strides=1)(x)`: `flax.linen.Conv` in the network's dtype,
+        without a bias and padded so that stride 1 preserves height and width. Keywords:
+        `use_bias=True`, `feature_group_count` (as many as channels: depthwise), `kernel_dilation`,
+        `padding`, `kernel_init` (by default He et al. 2015), `bias_init` and `name`; see
+        `resjax.models.convolution.conv`.
+      norm: `norm()(x)`: BN in train or eval mode, or what model.norm sets in its place: group
+        normalization, or for `none` a bias for each channel. Keywords: `use_bias=False`,
+        `use_scale=False`, `bias_init`, `epsilon` and `name`. `norm(last=True)` is the norm that
+        ends a branch, whose scale can start at zero (Goyal et al. 2017, arXiv 1706.02677).
+      act: `act(x)`: the nonlinearity, a function.
+      shortcut: `shortcut(out_features, strides)(x)`: what is added to the branch, an array or
+        something that an array can be added to, so write `y + shortcut(...)(x)`. It takes no
+        keywords, and a block calls it once; its options are model.shortcut_options.
       expansion: output channels divided by `features`.
       layers: weight layers on the branch, which count toward the network's depth.
       preactivation: the stem leaves its norm and activation to the blocks, and the network adds

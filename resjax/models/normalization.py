@@ -42,8 +42,11 @@ class BatchNorm(nn.BatchNorm):
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        scale = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", self.bias_init, (channels,))
+        scale, bias = jnp.ones(channels), jnp.zeros(channels)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, (channels,))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (channels,))
         if self.frozen is not None and self.frozen(self.path):
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale
             normal = (_single(x) - running_mean.value) * factor + bias

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from functools import partial
 
 import jax
 import pytest
@@ -126,13 +127,16 @@ def test_conv_and_norm_take_the_keywords_that_the_docstring_of_block_lists(my_mo
                 ones, channels = nn.initializers.ones, x.shape[-1]
                 y = self.conv(channels, 3, self.strides, feature_group_count=channels)(x)
                 y = self.norm(use_bias=False, name="unshifted")(y)
-                y = self.norm(use_scale=False, name="unscaled")(y)
+                y = self.norm(use_scale=False, bias_init=ones, epsilon=1e-3, name="unscaled")(y)
                 y = self.conv(self.features, (3, 3), kernel_dilation=2, kernel_init=ones)(y)
                 y = self.conv(self.features, 3, padding="SAME", use_bias=True, bias_init=ones)(y)
                 return self.norm(last=True)(y) + self.shortcut(self.features, self.strides)(x)
     """)
     model = build({}, block="my_module:MyBlock", depth=8, width=32, norm=norm)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+    images = jax.numpy.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    train = partial(model.apply, train=True, mutable=["batch_stats"])
+    assert jax.eval_shape(train, variables, images)[0].shape == (2, 10)
     block = variables["params"]["stage1"]["block1"]
     norms = {
         "batch": {"unshifted": {"scale"}, "BatchNorm_0": {"scale", "bias"}},

@@ -48,6 +48,16 @@ def test_every_group_is_normalized_as_if_it_were_the_batch(groups, variables):
     close(changed, mean)
 
 
+@pytest.mark.parametrize("lacking", ["scale", "bias"])
+def test_training_without_a_scale_or_a_bias_is_that_of_flax(lacking, variables):
+    options = {f"use_{lacking}": False, **OPTIONS}
+    del variables["params"][lacking]
+    found, expected = (
+        trained(norm(**options), variables, IMAGES) for norm in (BatchNorm, nn.BatchNorm)
+    )
+    close(found, expected)
+
+
 def test_groups_of_other_images_differ_from_the_whole_batch(variables):
     whole, _ = trained(BatchNorm(**OPTIONS), variables, IMAGES)
     halves, _ = trained(BatchNorm(groups=2, **OPTIONS), variables, IMAGES)
