@@ -133,6 +133,16 @@ def test_a_dry_run_names_the_runs_and_writes_nothing(trained, tmp_path, capsys):
     assert not (tmp_path / "w").exists()
 
 
+def test_an_experiment_and_a_config_of_ours_are_found_by_name(trained, tmp_path, capsys):
+    plans = []
+    for experiment, config in ((EXPERIMENT, CONFIG), ("degradation", "--config=quickstart")):
+        typed = ["sweep", experiment, config, f"--workdir={tmp_path / 'w'}", "--workers=1"]
+        assert main([*typed, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        plans.append([line for line in lines if line.startswith("  runs/")])
+    assert plans[0] == plans[1] != []
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
@@ -175,6 +185,11 @@ def test_a_dry_run_names_the_runs_and_writes_nothing(trained, tmp_path, capsys):
         (("evaluate", "--workdir=."), ". is not a run folder"),
         (("report", ".", "--experiment=nowhere.py"), "--experiment: nowhere.py: no such file"),
         (("evaluate", "--workdir=nowhere"), "--workdir: nowhere: no such file or folder"),
+        (
+            ("sweep", "degradtion", CONFIG, "--workdir=x"),
+            "EXPERIMENT: degradtion: no such file; did you mean 'degradation'?",
+        ),
+        (("sweep", "", CONFIG, "--workdir=x"), "argument EXPERIMENT: is empty"),
         (("data", "lsit"), "no such choice: 'lsit'; did you mean 'list'?"),
         (("data", "prepare", "cifar01"), "did you mean 'cifar10'?"),
         (("data", "prepare", "cifar10", "--from=nowhere"), "nowhere: no such folder"),

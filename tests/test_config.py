@@ -271,6 +271,20 @@ def test_a_missing_config_file_is_refused_with_the_nearest_name(tmp_path):
     assert "is a folder; name a Python file: c.py" in refusal(lambda: load(tmp_path))
 
 
+def test_a_config_of_ours_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    for name in ("quickstart", "imagenet:v1.5"):
+        file = CONFIGS / (name.replace(":", ".py:") if ":" in name else f"{name}.py")
+        assert load(name).to_dict() == load(file).to_dict()
+    assert load("imagenet:paper").to_dict() != load("imagenet:v1.5").to_dict()
+
+
+@pytest.mark.parametrize("name", ["quikstart", "quikstart:small"])
+def test_a_misspelt_name_of_a_config_is_refused_with_the_nearest(name):
+    assert "quikstart: no such file; did you mean 'quickstart'?" in refusal(lambda: load(name))
+
+
 def test_text_after_the_colon_is_the_argument_of_get_config(tmp_path):
     body = "from resjax.config import default_config\ndef get_config(seed):\n"
     path = config_file(tmp_path, body + "  c = default_config(); c.seed = int(seed); return c\n")

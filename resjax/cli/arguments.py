@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resjax.config.python_files import find_script, shipped
 from resjax.config.schema import meant_field
 from resjax.errors import UserError
 from resjax.models.presets import nearest
@@ -16,7 +17,9 @@ from resjax.text import encodable, user_path
 from resjax.train.signals import signal_names
 
 REMOTE = ("hub:", "https:", "http:")  # sources of weights that are not paths
-CONFIG_HELP = "configs/X.py; --config.FIELD=VALUE overrides one field"
+CONFIG_HELP = (
+    f"a file, or one of {', '.join(shipped('configs'))}; --config.FIELD=VALUE overrides one field"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,6 +167,15 @@ def existing(text: str) -> Path:
     if not found.exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return found
+
+
+def experiment_file(text: str) -> Path:
+    """An argument type: the file of an experiment, or the name of one of resjax's own."""
+    path(text)
+    try:
+        return find_script(text, "experiments")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def weights_source(text: str) -> str:

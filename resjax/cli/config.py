@@ -1,7 +1,7 @@
 """Shows every config field: its value, meaning, type, bounds and default.
 
-FILE is a config, such as configs/quickstart.py; without one, the values are the defaults. Fields
-that are None take the value of the architecture model.name, or of the network's family.
+FILE is a config, such as quickstart; without one, the values are the defaults. Fields that are None
+take the value of the architecture model.name, or of the network's family.
 """
 
 import dataclasses
@@ -11,13 +11,14 @@ import textwrap
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from resjax.cli.arguments import CONFIG_HELP
 from resjax.config import Config, default_config, from_dict, load, override
 from resjax.config.fields import documentation
 from resjax.config.schema import FIELDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", metavar="FILE", help="configs/X.py")
+    parser.add_argument("config", nargs="?", metavar="FILE", help=CONFIG_HELP)
 
 
 def run(args: Namespace) -> None:

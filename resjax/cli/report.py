@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from resjax.cli.arguments import existing, path
+from resjax.cli.arguments import existing, experiment_file, path
 from resjax.cli.output import notify, print_table
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add("folders", type=existing, nargs="+", metavar="DIR", help=folders)
     drawn = "the experiment whose figures to draw, of all runs together"
-    add("--experiment", type=existing, metavar="FILE", help=drawn)
+    add("--experiment", type=experiment_file, metavar="FILE", help=drawn)
     out = "the folder to write to (default: DIR, or the folder that holds several)"
     add("--out", type=path, metavar="DIR", help=out)
     add("--bold-best", action="store_true", help="the best of each column in results.tex is bold")

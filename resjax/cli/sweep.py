@@ -13,13 +13,14 @@ from resjax.cli.arguments import (
     add_config,
     add_save_on,
     add_workdir,
+    experiment_file,
     integer,
-    path,
     require_writable,
 )
 from resjax.cli.output import notify
 from resjax.cli.report import write_report
 from resjax.config import load, override
+from resjax.config.python_files import shipped
 from resjax.errors import UserError
 from resjax.run_files import experiment_name, require_kind
 from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher, per_gpu
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("experiment", type=path, metavar="EXPERIMENT", help="experiments/X.py")
+    own = f"a file, or one of {', '.join(shipped('experiments'))}"
+    add("experiment", type=experiment_file, metavar="EXPERIMENT", help=own)
     add_config(parser)
     add_workdir(parser, "the sweep folder")
     add_save_on(parser)

@@ -20,6 +20,7 @@ custom of ml_collections.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import reduce
@@ -33,7 +34,7 @@ from resjax.config.checks import SCHEDULES as SCHEDULES
 from resjax.config.checks import conflicts
 from resjax.config.initial_weights import WEIGHTS_DESCRIPTION as WEIGHTS_DESCRIPTION
 from resjax.config.initial_weights import fill_model, model_of
-from resjax.config.python_files import errors_in, import_function
+from resjax.config.python_files import errors_in, find_script, import_function
 from resjax.config.schema import FIELDS, SECTIONS, find_field, no_such_field
 from resjax.config.schema import Config as Config
 from resjax.config.schema import Data as Data
@@ -59,17 +60,20 @@ def load(path: str | Path) -> ConfigDict:
     """Runs a config file's `get_config` and returns its ConfigDict.
 
     Args:
-      path: a Python file, with an argument for `get_config` after a colon: `imagenet.py:v1.5`.
+      path: a Python file, or the name of one of resjax's own configs, such as `quickstart`; after a
+        colon an argument for `get_config`: `imagenet:v1.5`.
 
     Raises:
       UserError: there is no such file, it raises, or it returns something else.
     """
-    name, colon, argument = str(path).partition(".py:")
-    file = user_path(name + ".py" if colon else name)
+    text = str(path)
+    with_argument = re.fullmatch(r"(.+?\.py|\w+):(.*)", text)
+    name, *arguments = with_argument.groups() if with_argument else (text,)
+    file = find_script(name, "configs")
     get_config = import_function(file, "get_config", "return a ConfigDict")
     config = default_config()
     with errors_in(file):
-        returned = get_config(argument) if colon else get_config()
+        returned = get_config(*arguments)
         if not isinstance(returned, ConfigDict):
             kind = type(returned).__name__
             raise UserError(f"{file}: get_config() returned {kind}; return a ConfigDict")

@@ -1,4 +1,4 @@
-"""Runs a user's Python files: configs and experiments."""
+"""Finds and runs Python files: configs and experiments, the user's and resjax's own."""
 
 import importlib.util
 import re
@@ -11,6 +11,38 @@ from typing import Any
 from resjax.config.schema import no_such_field
 from resjax.errors import UserError, error_in, first_few
 from resjax.models.presets import nearest
+from resjax.text import user_path
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """Returns the files of resjax's own "configs" or "experiments" by name.
+
+    An installed resjax has them inside the package, a checkout beside it.
+    """
+    package = Path(__file__).parents[1]
+    inside, beside = package / kind, package.parent / kind
+    folder = inside if inside.is_dir() else beside
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def find_script(text: str, kind: str) -> Path:
+    """Returns the Python file that a user typed: its path, or the name of one of resjax's own.
+
+    Args:
+      text: such as `my_config.py` or `quickstart`.
+      kind: "configs" or "experiments".
+
+    Raises:
+      UserError: there is neither such a file nor such a name.
+    """
+    named = shipped(kind)
+    if text in named:
+        return named[text]
+    path = user_path(text)
+    if not path.exists():
+        beside = map(str, sorted(path.parent.glob("*.py")))
+        raise UserError(f"{path}: no such file{nearest(path, [*beside, *named])}")
+    return path
 
 
 def import_function(path: Path, name: str, contract: str) -> Callable[..., Any]:
@@ -29,8 +61,7 @@ def import_function(path: Path, name: str, contract: str) -> Callable[..., Any]:
         files = first_few(sorted(each.name for each in path.glob("*.py")))
         raise UserError(f"{path}: is a folder; name a Python file{': ' * bool(files)}{files}")
     if not path.is_file():
-        beside = map(str, sorted(path.parent.glob("*.py")))
-        raise UserError(f"{path}: no such file{nearest(path, beside)}")
+        raise UserError(f"{path}: no such file")
     # The path is its name, so that the module shadows no other.
     spec = importlib.util.spec_from_file_location(str(path), path)
     if spec is None or spec.loader is None:
