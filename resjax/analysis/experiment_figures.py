@@ -103,17 +103,18 @@ class Experiment(NamedTuple):
                 raise UserError("claims() must return a list of resjax.analysis.claims.Claim")
         return list(judged)
 
-    def try_on(self, tables: Tables) -> None:
-        """Draws the figures of runs, judges the claims, and discards both.
+    def try_on(self, tables: Tables) -> tuple[dict[str, Figure], list[Claim]]:
+        """Draws the figures of runs and judges the claims; returns both.
 
         Raises:
           UserError: `figures` or `claims` raises or returns something else, or a figure cannot be
             drawn.
         """
-        for figure in self.figures(tables).values():
+        figures = self.figures(tables)
+        for figure in figures.values():
             with _errors_in(self.file):
                 figure.draw_without_rendering()
-        self.claims(tables)
+        return figures, self.claims(tables)
 
 
 def _call(name: str, function: Callable[..., Any], tables: Tables) -> Any:

@@ -22,6 +22,7 @@ from resjax.cli import (
     features,
     import_weights,
     models,
+    new,
     predict,
     probe,
     report,
@@ -56,6 +57,7 @@ COMMANDS = {
     "models": models,
     "data": data,
     "config": config,
+    "new": new,
 }
 
 

@@ -6,7 +6,6 @@ Every field of the config has an option, such as --config.model.width=8; `resjax
 
 import sys
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resjax.cli.arguments import (
@@ -22,7 +21,7 @@ from resjax.cli.report import write_report
 from resjax.config import load, override
 from resjax.config.python_files import shipped
 from resjax.errors import UserError
-from resjax.run_files import experiment_name, require_kind
+from resjax.run_files import require_kind
 from resjax.sweeps.launchers import LAUNCHERS, Options, find_launcher, per_gpu
 from resjax.tracking import require_tracker
 from resjax.train.signals import stop_on_signals
@@ -70,6 +69,7 @@ def _describe_data(planned: "Plan") -> set[str]:
 
 def run(args: Namespace) -> int:
     from resjax.sweeps.experiment import plan
+    from resjax.sweeps.made_up import rehearse
 
     launcher = find_launcher(args.launcher, args.settings)
     if args.nodes_per_run > 1 and args.launcher != "slurm":
@@ -92,7 +92,7 @@ def run(args: Namespace) -> int:
         require_tracker(tracker)
     require_writable(args.workdir)
     print(planned.description, flush=True)
-    _try_figures(planned, args.workdir)
+    rehearse(planned, args.workdir, notify)
     print(*sorted(_describe_data(planned)), sep="\n", flush=True)
     if args.dry_run:
         print(launcher.dry_run(planned, args.workdir, args.typed, options))
@@ -111,43 +111,3 @@ def run(args: Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if failed else 0
-
-
-def _try_figures(planned: "Plan", workdir: Path) -> None:
-    """Draws the experiment's figures from made-up runs, so that an error shows before training.
-
-    Its claims are judged too. Measurements are made up from those in `workdir`.
-
-    Raises:
-      UserError: `figures` or `claims` raises, or returns something else.
-    """
-    from resjax.analysis.experiment_figures import load_experiment, load_tables
-    from resjax.analysis.runs import load_runs
-    from resjax.sweeps.made_up import (
-        NothingMadeUpError,
-        made_up_measurements,
-        made_up_runs,
-        select_seeds,
-    )
-
-    experiment = load_experiment(planned.experiment)
-    if experiment.draw is None and experiment.judge is None:
-        return
-    try:
-        runs = select_seeds(planned.runs)
-        with made_up_runs({run.name: run.config for run in runs}) as folder:
-            tables = load_tables(load_runs(folder), None)
-            measured = made_up_measurements(tables.runs, workdir, experiment_name(experiment.file))
-            tables = tables._replace(measurements=measured)
-            if experiment.lacks_measurements(tables):
-                raise NothingMadeUpError("no run is measured yet")
-            experiment.try_on(tables)
-    except (NothingMadeUpError, OSError) as error:
-        notify(f"figures() of {experiment.file} is not tried before training: {error}")
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):  # it reads more than tables
-            notify(f"figures() needs files that made-up runs do not have: {error}")
-            return
-        raise UserError(
-            f"{error}, in figures() on made-up runs; nothing was trained. Fix it and launch again"
-        ) from error

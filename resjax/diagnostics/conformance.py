@@ -3,7 +3,7 @@
 ::
 
     from resjax.diagnostics.conformance import check_diagnostic
-    check_diagnostic("my_diagnostics:weight_norm")
+    check_diagnostic("my_diagnostic:my_diagnostic")
 """
 
 from functools import partial

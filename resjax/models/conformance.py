@@ -115,30 +115,34 @@ SHORTCUT_CLAIMS = (addition, *CLAIMS[1:])
 
 
 @shows_users_frames
-def check_block(block: str, report: Callable[[str], Any] = print) -> None:
+def check_block(block: str, report: Callable[[str], Any] = print) -> list[str]:
     """Checks every claim on a block, and reports each in one line as soon as it holds.
 
     Args:
       block: a name of ours, or `package.module:Class`.
       report: called with each line.
 
+    Returns:
+      The claims that hold, one sentence each.
+
     Raises:
       AssertionError: a claim does not hold; the message says what the block did instead.
       ValueError: the block does not exist.
     """
-    check(CLAIMS, report, block=block)
+    return check(CLAIMS, report, block=block)
 
 
 @shows_users_frames
-def check_shortcut(shortcut: str, report: Callable[[str], Any] = print) -> None:
+def check_shortcut(shortcut: str, report: Callable[[str], Any] = print) -> list[str]:
     """Checks every claim on a shortcut, in basic blocks; see `check_block`."""
-    check(SHORTCUT_CLAIMS, report, shortcut=shortcut)
+    return check(SHORTCUT_CLAIMS, report, shortcut=shortcut)
 
 
-def check(claims: Sequence[Any], report: Callable[[str], Any], **names: str) -> None:
+def check(claims: Sequence[Any], report: Callable[[str], Any], **names: str) -> list[str]:
     for claim in claims:
         claim(**names)
         report(f"{', '.join(names.values())}: {claim.__doc__}")
+    return [claim.__doc__ for claim in claims]
 
 
 def network(block: str = "basic", shortcut: str = "pad", **fields: Any) -> ResNet:

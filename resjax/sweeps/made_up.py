@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from resjax.analysis.runs import load_measurements
+from resjax.analysis.claims import Claim
+from resjax.analysis.experiment_figures import load_experiment, load_tables
+from resjax.analysis.runs import Warn, load_measurements, load_runs
 from resjax.analysis.statistics import FEWEST_SEEDS
 from resjax.config import Config, to_dict
 from resjax.data.datasets import empty_targets, open_dataset
 from resjax.data.subsets import class_indices
 from resjax.errors import UserError, one_line
 from resjax.machine import safe_path
-from resjax.run_files import CLASSIFICATION_ERROR, EVALUATIONS, Metric
-from resjax.sweeps.experiment import Run
+from resjax.run_files import CLASSIFICATION_ERROR, EVALUATIONS, Metric, experiment_name
+from resjax.sweeps.experiment import Plan, Run
 
 MOST_RUNS = 500  # of a sweep, beyond which the number of seeds is limited
 MEASUREMENTS = 20  # per split of a run, at most
@@ -52,6 +55,48 @@ KNOWN = {
 
 class NothingMadeUpError(Exception):
     """The metrics of a task are not known; the message says why."""
+
+
+def rehearse(
+    planned: Plan, workdir: Path, notify: Warn
+) -> tuple[dict[str, Figure], list[Claim]] | None:
+    """Draws an experiment's figures of made-up runs and judges its claims by them.
+
+    So an error shows before anything is trained.
+
+    Args:
+      planned: the sweep.
+      workdir: the sweep folder; measurements are made up from those in it.
+      notify: called with a line if nothing can be made up.
+
+    Returns:
+      The figures by name and the claims, which mean nothing; None if nothing can be made up.
+
+    Raises:
+      UserError: `figures` or `claims` raises, or returns something else.
+    """
+    experiment = load_experiment(planned.experiment)
+    if experiment.draw is None and experiment.judge is None:
+        return {}, []
+    try:
+        runs = select_seeds(planned.runs)
+        with made_up_runs({run.name: run.config for run in runs}) as folder:
+            tables = load_tables(load_runs(folder), None)
+            measured = made_up_measurements(tables.runs, workdir, experiment_name(experiment.file))
+            tables = tables._replace(measurements=measured)
+            if experiment.lacks_measurements(tables):
+                raise NothingMadeUpError("no run is measured yet")
+            return experiment.try_on(tables)
+    except (NothingMadeUpError, OSError) as error:
+        notify(f"figures() of {experiment.file} is not tried before training: {error}")
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise UserError(
+                f"{error}, in figures() on made-up runs; nothing was trained. Fix it and launch "
+                "again"
+            ) from error
+        notify(f"figures() needs files that made-up runs do not have: {error}")
+    return None
 
 
 def select_seeds(runs: Sequence[Run]) -> list[Run]:

@@ -3,7 +3,7 @@
 ::
 
     from resjax.tasks.conformance import check_task
-    check_task("my_tasks:Angle")
+    check_task("my_task:MyTask")
 """
 
 from functools import partial

@@ -9,6 +9,7 @@ from resjax import cli
 from resjax.analysis.runs import load_curves, load_runs
 from resjax.config import default_config, override, resolve
 from resjax.sweeps import made_up
+from resjax.sweeps.conformance import check_experiment
 from resjax.sweeps.experiment import Run
 from resjax.train.loop import train
 
@@ -102,6 +103,16 @@ def test_figures_that_need_more_than_tables_do_not_keep_a_sweep_from_training(sw
     code, trained, error = sweep('open(runs["folder"][0] + "/checkpoints/x")')
     assert (code, trained) == (1, True)
     assert "needs files that made-up runs do not have" in error
+
+
+def test_the_checks_of_an_experiment_say_what_they_checked(tmp_path, capsys):
+    (tmp_path / "depth.py").write_text(EXPERIMENT.format("assert len(runs) == 2"))
+    assert check_experiment(tmp_path / "depth.py", "quickstart") == [
+        "sweep() yields 2 different runs, which are all possible",
+        "figures() draws depth from runs with made-up numbers",
+        "claims() judges 0 claims by the same runs",
+    ]
+    assert capsys.readouterr().out.count("depth.py: ") == 3
 
 
 def test_figures_without_a_fault_are_not_mentioned(sweep):
