@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from PIL import Image
 
 from resjax.data.decoding import as_array, open_image
@@ -26,8 +27,9 @@ from resjax.errors import UserError
 from resjax.inference.images import each_image, find_images
 from resjax.inference.loading import on_device, require_head
 from resjax.inference.predict import class_names
-from resjax.tasks import Detection, Segmentation, Task
-from resjax.transfer.weights import Weights
+from resjax.models.layout import Variables
+from resjax.tasks import Detection, Task
+from resjax.transfer.weights import Preprocessing, Weights
 
 PALETTE_CLASSES = 256  # of a PNG file
 
@@ -65,11 +67,16 @@ def predict_dense(
     Raises:
       UserError: a file does not exist or is not an image.
     """
-    require_head(weights)
+    predicted = predictor(weights)
     task, files = weights.made_task(), find_images(images)
-    size = weights.preprocessing.size
-    whole = replace(weights.preprocessing, shorter_side=size, squash=True)
-    outputs = each_image(_function(weights, task), files, whole, **batching)
+
+    def as_one_array(images: UInt8[np.ndarray, "n h w c"]) -> Array:
+        found = predicted(images)
+        if "mask" in found:
+            return found["mask"]
+        return jnp.concatenate([jnp.atleast_3d(found[name]) for name in DETECTED], -1)
+
+    outputs = each_image(as_one_array, files, whole_image(weights), **batching)
     paths = list(map(Path, files.files))
     found = [
         _scaled(path, values, task, weights, min_score)
@@ -79,20 +86,38 @@ def predict_dense(
     return Predictions(found, skipped, class_names(weights))
 
 
-def _function(weights: Weights, task: Task) -> Callable[[Any], Any]:
-    """Returns a compiled function from preprocessed images to one array of predictions."""
-    model, variables = on_device(weights)
+def predictor(weights: Weights, **overrides: Any) -> Callable[..., dict[str, Array]]:
+    """Returns a compiled function from preprocessed uint8 images to what the task predicts.
+
+    Args:
+      weights: of a segmentation network or a detector.
+      **overrides: fields of `resjax.build`.
+
+    Raises:
+      UserError: the weights have no head.
+    """
+    require_head(weights)
+    task = weights.made_task()
+    model, variables = on_device(weights, **overrides)
 
     @jax.jit
-    def predicted(variables: Any, images: Any) -> Any:
+    def predicted(variables: Variables, images: UInt8[Array, "n h w c"]) -> dict[str, Array]:
         outputs = model.apply(variables, normalize(images, weights.statistics))
-        found = task.predict(outputs, images.shape[1:3])
-        if isinstance(task, Segmentation):
-            return found["mask"]
-        parts = [found["boxes"], found["scores"][..., None], found["classes"][..., None]]
-        return jax.numpy.concatenate(parts, -1)
+
+        def each(outputs: Any) -> dict[str, Array]:
+            found = task.predict(jax.tree.map(lambda part: part[None], outputs), images.shape[1:3])
+            return {name: array[0] for name, array in found.items()}
+
+        # For each image, because the size of an exported program's batch is a symbol, not a number.
+        return jax.vmap(each)(outputs)
 
     return partial(predicted, variables)
+
+
+def whole_image(weights: Weights) -> Preprocessing:
+    """Returns the preprocessing of dense predictions: the whole image, resized to a square."""
+    size = weights.preprocessing.size
+    return replace(weights.preprocessing, shorter_side=size, squash=True)
 
 
 def _scaled(

@@ -1,16 +1,17 @@
 """`resjax predict` of masks and boxes: in the image's own size, as data and as pictures."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from resjax.cli import main
 from resjax.data.normalization import Statistics
 from resjax.data.pictures import draw_boxes, draw_mask, palette
-from resjax.errors import UserError
 from resjax.inference.dense import predict_dense
 from resjax.inference.program import export_program
 from resjax.models.layout import unrolled
@@ -101,9 +102,47 @@ def test_the_command_writes_pictures_masks_and_json(weights, image, tmp_path, ca
     assert "are written to a folder (--out=DIR)" in capsys.readouterr().err
 
 
-def test_a_program_of_a_dense_task_is_refused_in_one_line(weights, tmp_path):
-    with pytest.raises(UserError, match=f"those of {weights.task['name']}, not of a classifier"):
-        export_program(weights, tmp_path / "program")
+@pytest.fixture
+def finding(weights):
+    """The weights, with scores so high that a detector finds objects."""
+    params = flatten_dict(weights.variables["params"])
+    for path in params:
+        if path == ("head", "classification", "last", "bias"):
+            params[path] = params[path] + 5
+    return replace(weights, variables=weights.variables | {"params": unflatten_dict(params)})
+
+
+def exported(weights, file, batch=None):
+    """Returns the program that is exported, and its description."""
+    description = json.loads(export_program(weights, file, batch).read_text())
+    return jax.export.deserialize(bytearray(file.read_bytes())), description
+
+
+def test_a_program_finds_what_predict_finds_in_any_batch(finding, image, tmp_path):
+    program, description = exported(finding, tmp_path / "program")
+    squashed = np.asarray(Image.open(image).resize((16, 16), Image.Resampling.BILINEAR))
+    found = program.call(np.stack([squashed, 255 - squashed, squashed]))
+    assert found.keys() == description["output"].keys()
+    assert description["preprocessing"]["squash"]
+    (prediction,) = predict_dense(finding, [image], min_score=0).found
+    for index in (0, 2):
+        if "mask" in found:
+            enlarged = Image.fromarray(np.asarray(found["mask"][index])).resize((30, 20), 0)
+            np.testing.assert_array_equal(enlarged, prediction.targets["mask"])
+            continue
+        objects = found["scores"][index] > 0
+        assert objects.sum() > 1
+        boxes = found["boxes"][index][objects] * np.array([30, 20, 30, 20]) / 16
+        np.testing.assert_allclose(boxes, prediction.targets["boxes"], atol=1e-3)
+        for name in ("scores", "classes"):
+            shown = found[name][index][objects]
+            np.testing.assert_allclose(shown, prediction.targets[name], rtol=1e-5)
+
+
+def test_the_batch_of_a_program_can_be_fixed(weights, tmp_path):
+    program, description = exported(weights, tmp_path / "program", batch=2)
+    assert description["input"]["shape"] == [2, 16, 16, 3]
+    assert {array.shape[0] for array in program.out_avals} == {2}
 
 
 def test_colors_of_classes_are_those_of_pascal_voc():
