@@ -116,15 +116,22 @@ class DeepLabV3(Decoder):
 
 
 class UNet(Decoder):
-    """Enlarges the features stage by stage, beside those of the earlier stage [R15]."""
+    """Enlarges the features stage by stage, beside those of the earlier stage [R15].
+
+    Attributes:
+      least_channels: of every stage of the decoder, which otherwise has as many as the network's:
+        the first stage of a small network is too narrow to tell many classes apart.
+    """
+
+    least_channels: int = 16
 
     @nn.compact
     def __call__(self, features: Features) -> Logits:
         *earlier, x = [value for name, value in features.items() if name != "stem"]
         for skip in reversed(earlier):
             x = jnp.concatenate([skip, enlarge(x, skip.shape[1:3])], -1)
-            x = self.unit(x, skip.shape[-1], 3)
-        return self.logits(self.unit(x, x.shape[-1], 3))
+            x = self.unit(x, max(skip.shape[-1], self.least_channels), 3)
+        return self.logits(x)
 
 
 DECODERS = {"fcn": FCN, "deeplabv3": DeepLabV3, "unet": UNet}
