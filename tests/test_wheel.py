@@ -64,7 +64,7 @@ def run(wheel, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run.folder, run.packages = folder, packages
+    run.folder, run.packages, run.python = folder, packages, python
     return run
 
 
@@ -88,3 +88,30 @@ def test_an_installed_resjax_trains_a_block_that_it_has_written(run):
     block = "--config.model.block=my_block:MyBlock"
     run("train", "--config=quickstart", *SMALL, "--config.model.depth=8", block, "--workdir=mine")
     assert (run.folder / "mine" / "summary.json").is_file()
+
+
+MISSPELT = {
+    "resjax.build(": "resjax.biuld(",
+    "counts.macs": "counts.mcas",
+    "train.steps": "train.setps",
+    "primary.name": "primary.nmae",
+}
+
+
+@pytest.mark.slow
+def test_strict_type_checking_accepts_a_users_code_and_finds_mistakes_in_it(run, tmp_path):
+    right = wrong = (ROOT / "tests" / "typed_user_code.py").read_text()
+    for name, misspelt in MISSPELT.items():
+        wrong = wrong.replace(name, misspelt)
+    (tmp_path / "right.py").write_text(right)
+    (tmp_path / "wrong.py").write_text(wrong)
+    mypy = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={run.python}"]
+
+    def check(name):
+        return subprocess.run([*mypy, name], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    assert check("right.py") == "Success: no issues found in 1 source file\n"
+    errors = check("wrong.py")
+    assert errors.count(" error: ") == len(MISSPELT)
+    for misspelt in MISSPELT.values():
+        assert misspelt.strip("(").partition(".")[2] in errors

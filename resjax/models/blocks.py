@@ -9,7 +9,7 @@ same block with a shortcut that adds nothing.
 2019, arXiv 1901.09321.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from resjax.models.presets import ImpossibleNetworkError
 
 Images = Float[Array, "n h w c"]
+Layer = Callable[[Images], Images]
 
 
 class Block(nn.Module):
@@ -52,10 +53,10 @@ class Block(nn.Module):
 
     features: int
     strides: int
-    conv: Any
-    norm: Any
-    act: Any
-    shortcut: Any
+    conv: Callable[..., Layer]
+    norm: Callable[..., Layer]
+    act: Layer
+    shortcut: Callable[[int, int], Callable[[Images], Any]]
 
     expansion: ClassVar[int] = 1
     layers: ClassVar[int] = 2

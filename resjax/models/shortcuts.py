@@ -8,6 +8,7 @@ Options A, B and C are those of He et al. 2015 [H15] section 3.3; the ablated sh
 He et al. 2016 [H16] section 3, in whose formulas shortcut(x) is option A.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from resjax.models.convolution import conv as convolution
 from resjax.models.presets import ImpossibleNetworkError
 
 Images = Float[Array, "n h w c"]
+Layer = Callable[[Images], Images]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Shortcut(nn.Module):
 
     features: int
     strides: int = 1
-    conv: Any = convolution
-    norm: Any = nn.BatchNorm
+    conv: Callable[..., Layer] = convolution
+    norm: Callable[..., Layer] = nn.BatchNorm
 
 
 class NoShortcut(Shortcut):
