@@ -28,7 +28,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -60,6 +59,7 @@ from resjax.data import DATASETS, KnownDataset
 from resjax.disk import write_atomically
 from resjax.models.count import count
 from resjax.models.resnet import build, uses_scan
+from resjax.xla.ceilings import copy_rate, product_rate
 from resjax.xla.compile_options import quick_compile, step_compile
 from resjax.xla.convolution import as_written
 
@@ -330,26 +330,7 @@ class Ceilings(NamedTuple):
 
 def ceilings(dtype: str, cpu: bool) -> Ceilings:
     side, length = (2048, 2**26) if cpu else (8192, 2**30)
-    matrix = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype) / side**0.5
-    vector = jnp.zeros(length, dtype)
-    moved = 2 * vector.nbytes
-    product = jax.jit(jnp.matmul)
-    # In place, because the pages of a new array are slower than memory until the system maps them.
-    copy = jax.jit(lambda vector: vector + 1, donate_argnums=0)
-    return Ceilings(
-        flops=2 * side**3 / fastest(partial(product, matrix), matrix),
-        bytes=moved / fastest(copy, vector),
-    )
-
-
-def fastest(call: Callable[[Any], Any], value: Any, repetitions: int = 10) -> float:
-    """Returns the seconds of the fastest call; each call gets the result of the previous one."""
-    seconds = []
-    for _ in range(1 + repetitions):
-        start = time.monotonic()
-        value = call(value).block_until_ready()
-        seconds.append(time.monotonic() - start)
-    return min(seconds[1:])  # the first call compiles
+    return Ceilings(flops=product_rate(dtype, side), bytes=copy_rate(dtype, length))
 
 
 def measure(cases: Iterable[Case], path: Path, minutes: float) -> None:

@@ -201,8 +201,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
 
 
-def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--workdir", type=_workdir, required=True, metavar="DIR", help=what)
+def add_workdir(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+    parser.add_argument("--workdir", type=_workdir, required=required, metavar="DIR", help=what)
 
 
 def _workdir(text: str) -> Path:

@@ -7,14 +7,16 @@ them.
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from resjax.cli.arguments import add_config, add_save_on, add_workdir, integer, require_writable
 from resjax.cli.output import notify, print_table, print_values
-from resjax.config import load, override, resolve
+from resjax.config import Config, load, override, resolve
 from resjax.disk import report_disk_errors
+from resjax.errors import UserError
 from resjax.machine import threads, use_threads
 from resjax.run_files import recorded_threads, require_kind
 from resjax.tracking import require_tracker
@@ -24,13 +26,21 @@ from resjax.train.signals import stop_on_signals
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
-    add_workdir(parser, "the run folder")
+    add_workdir(parser, "the run folder", required=False)
     add_save_on(parser)
     add("--profile", type=integer(1), metavar="N", help="first trace N steps; print what is slow")
     add(
         "--change-schedule",
         action="store_true",
         help="go on though another train.steps changes the learning rates of steps already trained",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what the run needs: memory, time; write nothing",
+    )
+    add(
+        "--topology", metavar="NAME", help="of --dry-run: tpu:v5e:2x2, gpu:h100, ... (devices here)"
     )
     add("--distributed", action="store_true", help="join the processes of SLURM, MPI or a TPU")
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, to join by hand")
@@ -40,6 +50,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     config = resolve(override(load(args.config), args.overrides))
+    if args.dry_run:
+        _dry_run(config, args)
+        return
+    if args.topology:
+        raise UserError("--topology describes devices that are not here; it needs --dry-run")
+    if args.workdir is None:
+        raise UserError("`resjax train`: the following arguments are required: --workdir")
     require_kind(args.workdir, "run")
     require_tracker(config.track)
     began = recorded_threads(args.workdir)
@@ -91,6 +108,24 @@ def _best_checkpoint(summary: dict[str, Any], workdir: Path) -> str:
     if (workdir / "checkpoints" / str(step)).is_dir():
         return f"step {step}"
     return f"not kept, since none was saved at step {step}; see train.checkpoint_every"
+
+
+def _dry_run(config: Config, args: Namespace) -> None:
+    """Prints what a run needs on the devices that are here, or on those of a topology."""
+    if args.distributed or any((args.coordinator, args.processes, args.process is not None)):
+        raise UserError("--dry-run compiles in one process for all devices; do not join others")
+    from resjax.train.dry_run import dry_run
+    from resjax.xla.compilation_cache import enable_compilation_cache
+    from resjax.xla.target import compiling_for
+    from resjax.xla.topologies import describe
+
+    with ExitStack() as stack:
+        if args.topology:
+            stack.enter_context(compiling_for(describe(args.topology)))
+        else:
+            enable_compilation_cache()  # the run finds what is compiled here
+        for name, text in dry_run(config, partial(print, flush=True)).items():
+            print(f"{name:20}{text}")
 
 
 def _profile(trainer: Any, steps: int, folder: Path, out: TextIO) -> None:

@@ -83,18 +83,27 @@ def layers(model: ResNet, image_shape: Sequence[int]) -> list[Layer]:
 
 
 def multiply_adds(program: Any) -> int:
-    """Returns the multiply-adds of a jaxpr; a scan's body counts once per iteration."""
+    """Returns the multiply-adds of a jaxpr on all devices.
+
+    A scan's body counts once per iteration, and that of a `shard_map` once per device. Zeros that
+    dilate an input, as in the gradient of a strided convolution, are not multiplied.
+    """
     total = 0
     for equation in program.eqns:
         kind = equation.primitive.name
         if kind == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out = equation.params["dimension_numbers"].rhs_spec[0]  # the kernel's output axis
-            total += equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
+            products = equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
+            total += products // math.prod(equation.params["lhs_dilation"])
         elif kind == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += equation.outvars[0].aval.size * summed
-        times = equation.params["length"] if kind == "scan" else 1
+        times = 1
+        if kind == "scan":
+            times = equation.params["length"]
+        elif kind == "shard_map":
+            times = equation.params["mesh"].size
         total += times * sum(map(multiply_adds, jaxprs_in_params(equation.params)))
     return total

@@ -60,6 +60,7 @@ from resjax.train.trainer import (
 )
 from resjax.transfer.weights import describe_run
 from resjax.user_code import require_trusted
+from resjax.xla.target import devices
 
 DIVERGED = "diverged.json"  # says when and why a run ended, if it is not finite
 
@@ -177,10 +178,11 @@ class Run:
         trainer = self.trainer
         announce = announce or (lambda _: None)
         announce(trainer.source.description)
-        announce(f"compiling {self._what_compiles()} ...")
+        to_compile = self._dispatches()
+        announce(f"compiling {what_compiles(trainer, to_compile)} ...")
         state = trainer.start(self.config.seed)
         before = time.monotonic()  # seeds share a trainer; only the first one compiles
-        dispatches = self._compile(state)
+        dispatches = compile_programs(trainer, state, to_compile)
         compile_seconds = time.monotonic() - before
         largest = max(dispatches)
         require_memory(trainer, trainer.enter_phase(state, largest.phase), largest)
@@ -240,29 +242,6 @@ class Run:
         first = max([0, *CheckpointReader(self.workdir / "checkpoints").steps()])
         left = plan(self.trainer, first, within_line=not ends_line(self.trainer, first))
         return {max(plan(self.trainer, 0)), *left}
-
-    def _what_compiles(self) -> str:
-        """Returns what `_compile` compiles, in words."""
-        model, trainer = self.config.model, self.trainer
-        steps = " or ".join(str(each.steps) for each in sorted(self._dispatches()))
-        parts = [f"dispatches of {steps} training steps" if steps != "1" else "a training step"]
-        parts += ["diagnostics"] * bool(self.config.diagnostics.every)
-        return (
-            f"{model.depth} layers ({model.family}) for batches of {self.config.data.batch_size} "
-            f"{' x '.join(map(str, trainer.image_shape))} images: {', '.join(parts)} and evaluation"
-        )
-
-    def _compile(self, state: TrainState) -> dict[Dispatch, Executable]:
-        """Compiles the dispatches, the evaluation and the diagnostics."""
-        trainer, compiled = self.trainer, {}
-        for dispatch in self._dispatches():
-            entered = trainer.enter_phase(state, dispatch.phase)
-            if self.config.diagnostics.every:  # first, since it may refuse diagnostics
-                trainer.compile_diagnosis(entered, dispatch.phase)
-            compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
-        for split in trainer.evaluated_splits:
-            trainer.compile_evaluation(state, split)
-        return compiled
 
     def _restore(self, state: TrainState) -> tuple[TrainState, Mapping[str, Any], str]:
         """Restores the newest checkpoint, and brings the files of the folder to its step.
@@ -532,6 +511,33 @@ def _trainer_of(config: Config, workdir: Path) -> Trainer:
     return trainer_for(replace(config, data=replace(config.data, feed=began)))
 
 
+def what_compiles(trainer: Trainer, dispatches: Iterable[Dispatch]) -> str:
+    """Returns what `compile_programs` compiles, in words."""
+    model, data = trainer.config.model, trainer.config.data
+    steps = " or ".join(str(each.steps) for each in sorted(dispatches))
+    parts = [f"dispatches of {steps} training steps" if steps != "1" else "a training step"]
+    parts += ["diagnostics"] * bool(trainer.config.diagnostics.every)
+    return (
+        f"{model.depth} layers ({model.family}) for batches of {data.batch_size} "
+        f"{' x '.join(map(str, trainer.image_shape))} images: {', '.join(parts)} and evaluation"
+    )
+
+
+def compile_programs(
+    trainer: Trainer, state: TrainState, dispatches: Iterable[Dispatch]
+) -> dict[Dispatch, Executable]:
+    """Compiles dispatches, their diagnostics, and the evaluations; returns the dispatches."""
+    compiled = {}
+    for dispatch in dispatches:
+        entered = trainer.enter_phase(state, dispatch.phase)
+        if trainer.config.diagnostics.every:  # first, since it may refuse diagnostics
+            trainer.compile_diagnosis(entered, dispatch.phase)
+        compiled[dispatch] = trainer.compile_dispatch(entered, dispatch)
+    for split in trainer.evaluated_splits:
+        trainer.compile_evaluation(state, split)
+    return compiled
+
+
 def describe(
     trainer: Trainer, dispatches: Mapping[Dispatch, Executable], compile_seconds: float
 ) -> str:
@@ -540,7 +546,7 @@ def describe(
     macs = f"{counts.macs / 1e6:,.1f} M" if counts.macs >= 1e6 else f"{counts.macs:,}"
     lines = [
         f"{counts.parameters:,} parameters, {macs} multiply-adds per image; "
-        f"{backend} on {trainer.backend.devices} x {jax.devices()[0].device_kind}"
+        f"{backend} on {trainer.backend.devices} x {devices()[0].device_kind}"
         f"{_peak_memory(dispatches.values())}; compiled in {compile_seconds:.1f} s"
     ]
     if trainer.trainable_parameters(0) < counts.parameters:

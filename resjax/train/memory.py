@@ -39,10 +39,12 @@ def require_memory(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> N
     for field in BATCHES:
         peak = _peak(trainer, state, dispatch, field)
         if peak is not None and peak > available:
+            smaller = _largest_fit(trainer, state, dispatch, field, peak, available)
+            none = "no smaller one fits either; try a narrower network, or model.remat=true"
             raise UserError(
                 f"data.{field}={getattr(trainer.config.data, field)} needs {peak / GIB:.2f} GiB of "
                 f"memory per device, and {available / GIB:.2f} GiB are available; "
-                f"{_largest_fit(trainer, state, dispatch, field, peak, available)}"
+                f"{f'{smaller} fits' if smaller else none}"
             )
 
 
@@ -72,33 +74,66 @@ def report_exhaustion(config: Config) -> Iterator[None]:
         ) from error
 
 
+def largest_batch(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> int | None:
+    """Returns the largest `data.batch_size` found to fit, at most the training split.
+
+    It is estimated from this one's memory, which must fit, and compiled to be sure. None means that
+    the memory of the devices or of the program is not known.
+    """
+    peak, available = _peak(trainer, state, dispatch, "batch_size"), device_memory()
+    if peak is None or available is None:
+        return None
+    found = _largest_fit(trainer, state, dispatch, "batch_size", peak, available)
+    return max(found or 0, trainer.config.data.batch_size)
+
+
 def _largest_fit(
     trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str, peak: int, available: int
-) -> str:
-    """Names a batch size that fits: estimated, then compiled to be sure."""
+) -> int | None:
+    """Returns a size that fits, estimated from the peak and then compiled to be sure."""
     size = getattr(trainer.config.data, field)
     unit = trainer.backend.devices
     if field == "batch_size":
         unit = batch_unit(trainer.config, unit)
     arrays = trainer.source.example_arrays()[0 if field == "batch_size" else 1]
     fixed = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves((state, arrays)))
+    most = trainer.source.examples["train" if field == "batch_size" else "test"]
     estimate = (available - fixed) * size / max(peak - fixed, 1)
-    for share in (0.98, 0.9, 0.7, 0.4):  # memory is not quite linear in the batch size
-        smaller = int(share * estimate) // unit * unit
-        if smaller < unit:
+    for share in SHARES:
+        candidate = min(int(share * estimate), most) // unit * unit
+        if candidate < unit:
             break
-        needed = _peak(trainer.with_batch_size(**{field: smaller}), state, dispatch, field)
+        needed = _peak(trainer.with_batch_size(**{field: candidate}), state, dispatch, field)
         if needed is not None and needed <= available:
-            return f"{smaller} fits"
-    return "no smaller one fits either; try a narrower network, or model.remat=true"
+            return candidate
+    return None
+
+
+SHARES = (0.98, 0.9, 0.7, 0.4)  # of the estimate; memory is not quite linear in the batch size
 
 
 def _peak(trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str) -> int | None:
-    if field == "batch_size":
-        return trainer.compile_dispatch(state, dispatch).peak_bytes
-    splits = trainer.evaluated_splits
-    peaks = [trainer.compile_evaluation(state, split).peak_bytes for split in splits]
+    try:
+        if field == "batch_size":
+            return trainer.compile_dispatch(state, dispatch).peak_bytes
+        splits = trainer.evaluated_splits
+        peaks = [trainer.compile_evaluation(state, split).peak_bytes for split in splits]
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := _needed(str(error))) is None:
+            raise
+        return needed
     return None if None in peaks else max(peak for peak in peaks if peak is not None)
+
+
+def _needed(message: str) -> int | None:
+    """Returns the bytes that a program needs, if the compiler refuses it for that reason.
+
+    The compiler of TPUs does: "... the total memory required ... (2.00T) exceeds available HBM
+    (15.75G)", or "Used 20.10G of 15.75G hbm".
+    """
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 
 def _bytes_per_device(leaf: Any) -> int:

@@ -169,10 +169,8 @@ class Pmap(Backend):
             raise UserError(
                 f"parallel.shard_parameters={config.shard_parameters} needs parallel.backend=jit"
             )
-        if target.described_target():
-            raise UserError("a program for a topology needs parallel.backend=jit")
-        self.devices = jax.device_count()
-        self._local = Mesh(np.array(jax.local_devices()), (self.AXIS,))
+        self.devices = len(target.devices())
+        self._local = Mesh(np.array(target.local_devices()), (self.AXIS,))
         self._mapped = NamedSharding(self._local, PartitionSpec(self.AXIS))
         self._norm_group = _norm_devices(config, self.devices)
         self._sharded_draws = _sharded_draws(part_size // self.devices, self.devices, self.AXIS)
@@ -210,14 +208,14 @@ class Pmap(Backend):
         def own(leaf: np.ndarray) -> Array:
             filled = _pad_examples(leaf, self.devices)
             parts = filled.reshape(self.devices, -1, *leaf.shape[1:])
-            return jax.device_put(parts[first : first + self._local.size], self._mapped)
+            return target.place(parts[first : first + self._local.size], self._mapped)
 
         return jax.tree.map(own, tree)
 
     def place_batches(self, tree: Any) -> Any:
         def own(leaf: np.ndarray) -> Array:
             parts = leaf.reshape(len(leaf), self._local.size, -1, *leaf.shape[2:])
-            return jax.device_put(parts.swapaxes(0, 1), self._mapped)
+            return target.place(parts.swapaxes(0, 1), self._mapped)
 
         return jax.tree.map(own, tree)
 
@@ -230,29 +228,46 @@ class Pmap(Backend):
         return jax.tree.map(lambda leaf: _to_global(leaf, together), first)
 
     def replicate(self, state: Any) -> Any:
+        if target.described_target():
+            return self._mapped_shapes(jax.eval_shape(partial(jax.tree.map, self._copies), state))
         # A restored state is committed to one device.
         here = NamedSharding(self._local, PartitionSpec())
         state = jax.device_put(jax.tree.map(_addressable, state), here)
-        count = self._local.size
 
         @partial(jax.jit, out_shardings=self._mapped)
         def copies(tree: Any) -> Any:
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+            return jax.tree.map(self._copies, tree)
 
         return copies(state)
 
+    def _copies(self, leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf, (self._local.size, *leaf.shape))
+
     def compile_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
-        once = jax.jit(init, compiler_options=quick_compile())
+        once = _or_shapes(jax.jit(init, compiler_options=quick_compile()))
         return lambda key: self.replicate(once(key))
 
     def compile_init_opt_state(self, init: Callable[[Any], Any], params: Any) -> Any:
-        return jax.pmap(init, self.AXIS)
+        compiled = self._pmap(init)
+        if target.described_target():
+            return lambda params: self._mapped_shapes(jax.eval_shape(compiled, params))
+        return compiled
 
     def compile_steps(self, function: Callable[..., Any]) -> Any:
-        return jax.pmap(function, self.AXIS, out_axes=(0, None), donate_argnums=0)
+        return self._pmap(function, out_axes=(0, None), donate_argnums=0)
 
     def compile_measure(self, function: Callable[..., Any]) -> Any:
-        return jax.pmap(function, self.AXIS, out_axes=None)
+        return self._pmap(function, out_axes=None)
+
+    def _pmap(self, function: Callable[..., Any], **options: Any) -> Any:
+        found = target.described_target()
+        return jax.pmap(function, self.AXIS, devices=found and found.devices, **options)
+
+    def _mapped_shapes(self, tree: Any) -> Any:
+        def mapped(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._mapped)
+
+        return jax.tree.map(mapped, tree)
 
 
 def make_backend(config: Config) -> Backend:

@@ -32,7 +32,7 @@ from resjax.diagnostics import Context, find_diagnostics, layer_patterns, measur
 from resjax.diagnostics.forward import FORWARD, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.errors import UserError
-from resjax.models.count import Counts, count
+from resjax.models.count import Counts, count, multiply_adds
 from resjax.models.layout import path_name, unrolled_paths
 from resjax.models.resnet import build
 from resjax.tasks import make_task
@@ -47,6 +47,7 @@ from resjax.train.state import TrainState, order_key, run_key, step_key
 from resjax.train.step import Metrics
 from resjax.user_code import trust
 from resjax.xla.compile_options import step_compile
+from resjax.xla.convolution import as_written
 from resjax.xla.target import described_target
 
 
@@ -240,6 +241,14 @@ class Trainer:
         key = ("diagnosis", phase, function)
         arrays = self.source.example_arrays()[0]
         return self._compile(key, self.backend.compile_measure, diagnose, state, arrays)
+
+    def step_flops(self, state: TrainState, phase: int) -> int:
+        """Counts the FLOPs of convolutions and matrix products in a step, on all devices."""
+        arrays = self.source.example_arrays()[0]
+        function = self.backend.compile_steps(partial(self._take_steps, phase=phase, steps=1))
+        with as_written():
+            program = jax.make_jaxpr(function)(state, arrays)
+        return 2 * multiply_adds(program.jaxpr)
 
     def require_layers(self) -> None:
         """Traces the diagnostics if the config selects layers; compiles nothing.

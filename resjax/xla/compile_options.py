@@ -42,9 +42,10 @@ def step_compile() -> dict[str, Any] | None:
     XLA's default options. So networks have no such maximum: see `resjax.models.activation.relu`.
     """
     if platform() != "cpu":
-        # A described GPU cannot measure which kernels are fastest.
-        tunes = platform() == "tpu" or described_target() is None
-        return None if tunes else {"xla_gpu_autotune_level": 0}
+        target = described_target()
+        if platform() == "tpu" or target is None or target.present:
+            return None
+        return {"xla_gpu_autotune_level": 0}  # which needs a GPU to measure kernels on
     options = {
         "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,

@@ -16,15 +16,17 @@ from jax.sharding import Sharding
 
 
 class Target(NamedTuple):
-    """Devices that need not exist on this machine; see `resjax.xla.topologies`.
+    """Devices that need not exist, such as those of `resjax.xla.topologies`.
 
     Attributes:
-      devices: of a topology that a compiler describes.
-      memory: bytes that a program may use on one device.
+      devices: of a topology that a compiler describes, or of this process.
+      memory: bytes that a program may use on one device, or None if they are not known.
+      present: whether the devices are those of this process; then only arrays are described.
     """
 
     devices: Sequence[jax.Device]
-    memory: int
+    memory: int | None
+    present: bool = False
 
 
 _target: ContextVar[Target | None] = ContextVar("_target", default=None)
@@ -55,6 +57,12 @@ def devices() -> Sequence[jax.Device]:
     """Returns the devices of all processes that programs are compiled for."""
     target = _target.get()
     return target.devices if target else jax.devices()
+
+
+def local_devices() -> Sequence[jax.Device]:
+    """Returns those of `devices` that this process would use."""
+    target = _target.get()
+    return target.devices if target else jax.local_devices()
 
 
 def place(array: np.ndarray, sharding: Sharding) -> Any:

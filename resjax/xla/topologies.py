@@ -31,6 +31,9 @@ class Chip(NamedTuple):
         of bfloat16 on a TPU, and in TensorFloat-32 on a GPU.
       bandwidth: bytes/s from and to memory.
       link: bytes/s that a device sends to others.
+      launch: seconds that a kernel takes at least.
+      latency: seconds that a collective of few bytes takes; an assumption, as is `launch`.
+      clock: cycles per second, for the cycles that the compiler of TPUs expects; 0 without them.
     """
 
     kind: str
@@ -38,21 +41,25 @@ class Chip(NamedTuple):
     flops: dict[str, float]
     bandwidth: float
     link: float
+    launch: float
+    latency: float
+    clock: float = 0.0
 
 
-def _tpu(kind: str, gib: float, flops: float, bandwidth: float, link: float) -> Chip:
+def _tpu(kind: str, gib: float, flops: float, bandwidth: float, link: float, clock: float) -> Chip:
     rates = {"bfloat16": flops, "float32": flops}
-    return Chip(kind, int(gib * GIB), rates, bandwidth, link)
+    return Chip(kind, int(gib * GIB), rates, bandwidth, link, 0.0, 5e-6, clock)
 
 
 def _hopper(kind: str, memory: int, bandwidth: float) -> Chip:
-    return Chip(kind, memory, {"bfloat16": 989e12, "float32": 494e12}, bandwidth, 450e9)
+    rates = {"bfloat16": 989e12, "float32": 494e12}
+    return Chip(kind, memory, rates, bandwidth, 450e9, 2.5e-6, 1e-5)
 
 
 TPUS = {
-    "v5e": _tpu("TPU v5 lite", 15.75, 197e12, 819e9, 200e9),
-    "v5p": _tpu("TPU v5", 95.74, 459e12, 2765e9, 600e9),
-    "v6e": _tpu("TPU v6 lite", 31.25, 918e12, 1640e9, 400e9),
+    "v5e": _tpu("TPU v5 lite", 15.75, 197e12, 819e9, 200e9, 1.5e9),
+    "v5p": _tpu("TPU v5", 95.74, 459e12, 2765e9, 600e9, 1.75e9),
+    "v6e": _tpu("TPU v6 lite", 31.25, 918e12, 1640e9, 400e9, 1.75e9),
 }
 GPUS = {
     "h100": _hopper("NVIDIA H100 80GB HBM3", 85_029_158_912, 3.35e12),

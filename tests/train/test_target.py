@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resjax.errors import UserError
 from resjax.models.resnet import build, uses_scan
 from resjax.train.estimate import forward_seconds
 from resjax.train.parallel import device_memory
@@ -81,8 +80,9 @@ def instructions(compiled):
 
 
 @pytest.mark.usefixtures("regression")  # compiles in no time
-def test_programs_for_described_devices_are_those_of_a_run(configure):
-    config = configure()
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_programs_for_described_devices_are_those_of_a_run(configure, backend):
+    config = configure({"parallel.backend": backend})
     run = Trainer(config)
     with compiling_for(Target(jax.devices(), memory=2**30)):
         described = Trainer(config)
@@ -94,11 +94,3 @@ def test_programs_for_described_devices_are_those_of_a_run(configure):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state)
     calls = [run.compile_dispatch(state, dispatch).call, run.compile_evaluation(state).call]
     assert list(map(instructions, compiled)) == list(map(instructions, calls))
-
-
-def test_pmap_is_refused_for_described_devices(configure):
-    with (
-        compiling_for(Target(jax.devices(), memory=2**30)),
-        pytest.raises(UserError, match=r"parallel\.backend=jit"),
-    ):
-        Trainer(configure({"parallel.backend": "pmap"}))

@@ -1,0 +1,335 @@
+"""What is in a compiled program: kernels by kind, memory traffic, arithmetic and collectives.
+
+The numbers are read from the text of the optimized program, `Compiled.as_text()`, in which every
+instruction of the entry computation and of a loop's body is one kernel or one transfer. Loops count
+as often as they run. XLA's own `cost_analysis` counts a loop's body once, and says nothing on GPUs.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from resjax.xla.topologies import Chip
+
+BITS = {"pred": 8, "s4": 4, "u4": 4}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+NO_KERNEL = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
+    *("partition-id", "replica-id", "add-dependency", "copy-done", "slice-done", "async-done"),
+    *(f"{name}-done" for name in COLLECTIVES),
+}
+KINDS = (
+    *("convolution", "matrix product", "collective", "reduction", "transpose", "copy"),
+    *("prefetch", "scalar", "other"),
+)
+
+
+class Buffer(NamedTuple):
+    """An array of a program.
+
+    Attributes:
+      dtype: XLA's name of it, such as f32.
+      shape: of the array.
+      bytes: with the padding of a TPU's tiles.
+      fast: whether it lies in on-chip memory and not in the device's main memory.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    fast: bool
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of main memory."""
+        return 0 if self.fast else self.bytes
+
+
+class Instruction(NamedTuple):
+    """A line of a computation: `name = results opcode(operands), attributes`."""
+
+    name: str
+    opcode: str
+    results: tuple[Buffer, ...]
+    operands: tuple[str, ...]
+    attributes: str
+
+    def attribute(self, pattern: str) -> str | None:
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else None
+
+    @property
+    def called(self) -> str | None:
+        return self.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
+
+
+class Kernel(NamedTuple):
+    """An instruction that runs on the device.
+
+    Attributes:
+      kind: one of `KINDS`; a prefetch moves an array into the fast memory of a TPU while other
+        kernels run, and a scalar is computed beside them.
+      name: of the instruction.
+      times: how often it runs.
+      flops: of its convolutions and matrix products.
+      traffic: bytes read from and written to main memory, once.
+      sent: for a collective, the bytes of its results, once; else 0.
+      source: the operation in the traced program, such as jit(f)/while/body/dot_general.
+      dtypes: of the operands of its convolutions and matrix products.
+      cycles: that the compiler of TPUs expects; 0 if it says nothing.
+    """
+
+    kind: str
+    name: str
+    times: int
+    flops: int
+    traffic: int
+    sent: int
+    source: str
+    dtypes: tuple[str, ...]
+    cycles: int
+
+
+class Program:
+    """A parsed program."""
+
+    def __init__(self, text: str):
+        self._computations, self._entry = _parse(text)
+        self._tiled = ":T(" in text  # arrays of a TPU lie in tiles
+
+    @cached_property
+    def kernels(self) -> list[Kernel]:
+        """All kernels and transfers, in order; those of a loop's body once."""
+        return list(self._kernels(self._entry, 1))
+
+    def seconds(self, chip: Chip, dtype: str) -> float:
+        """Predicts the time of the program.
+
+        A kernel takes the longest of: its arithmetic at the peak rate, its memory traffic at the
+        full bandwidth, a launch, and the cycles that the compiler of TPUs expects. A collective
+        takes a latency and the time of sending its results. Only prefetches overlap with others.
+        """
+        total = 0.0
+        for kernel in self.kernels:
+            work = max(kernel.flops / chip.flops[dtype], kernel.traffic / chip.bandwidth)
+            if chip.clock:
+                work = max(work, kernel.cycles / chip.clock)
+            if kernel.kind == "collective":
+                work += chip.latency + kernel.sent / chip.link
+            if kernel.kind not in ("prefetch", "scalar"):
+                total += kernel.times * max(work, chip.launch)
+        moved = sum(kernel.times * kernel.traffic for kernel in self.kernels)
+        return max(total, moved / chip.bandwidth)
+
+    def _kernels(self, computation: str, times: int) -> Iterator[Kernel]:
+        instructions = self._computations[computation]
+        buffers = {each.name: each.results for each in instructions.values()}
+        for each in instructions.values():
+            if each.opcode == "while":
+                body = each.attribute(r"body=%?([\w.\-]+)")
+                assert body is not None, each.attributes
+                yield from self._kernels(body, times * self._trips(each))
+            elif each.opcode in ("call", "conditional"):
+                branches = each.attribute(r"branch_computations={([^}]*)}") or each.called or ""
+                for branch in re.findall(r"[\w.\-]+", branches):
+                    yield from self._kernels(branch, times)
+            elif each.opcode not in NO_KERNEL:
+                operands = [buffers[name] for name in each.operands if name in buffers]
+                yield self._kernel(each, operands, times)
+
+    def _trips(self, loop: Instruction) -> int:
+        """Returns how often a loop runs; the compiler of TPUs says it in the condition alone."""
+        if known := loop.attribute(r'"known_trip_count":{"n":"(\d+)"}'):
+            return int(known)
+        constants = [
+            int(each.operands[0])
+            for each in self._inside(loop.attribute(r"condition=%?([\w.\-]+)"))
+            if each.opcode == "constant" and each.operands and each.operands[0].isdecimal()
+        ]
+        return max(constants, default=1)
+
+    def _kernel(self, each: Instruction, operands: list[tuple[Buffer, ...]], times: int) -> Kernel:
+        inside = [each, *self._inside(each.called)] if each.opcode != "all-reduce" else [each]
+        kind = _kind(each, inside)
+        if self._tiled and kind == "other" and each.opcode not in ("fusion", "custom-call"):
+            kind = "scalar" if all(math.prod(b.shape) == 1 for b in each.results) else kind
+        products = list(self._products(each, operands))
+        return Kernel(
+            kind=kind,
+            name=each.name,
+            times=times,
+            flops=sum(flops for flops, _ in products),
+            traffic=self._traffic(each, operands),
+            sent=sum(map(_unpadded, each.results)) if kind == "collective" else 0,
+            source=each.attribute(r'op_name="([^"]*)"') or "",
+            dtypes=tuple(sorted({dtype for _, dtypes in products for dtype in dtypes})),
+            cycles=int(each.attribute(r'"estimated_cycles":"(\d+)"') or 0),
+        )
+
+    def _inside(self, computation: str | None) -> Iterator[Instruction]:
+        """Yields the instructions of a computation and of those that it calls."""
+        for each in self._computations.get(computation or "", {}).values():
+            yield each
+            yield from self._inside(each.called)
+
+    def _products(
+        self, each: Instruction, operands: list[tuple[Buffer, ...]]
+    ) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yields FLOPs and operand types of the convolutions and matrix products of a kernel."""
+        arrays = [buffers[0] for buffers in operands if buffers]
+        if each.opcode == "convolution" or "$conv" in each.attributes:
+            yield _convolution_flops(each, arrays), tuple(b.dtype for b in arrays[:2])
+        elif each.opcode == "dot" or "__cublas" in each.attributes:
+            contracted = each.attribute(r"lhs_contracting_dims={([\d,]+)}")
+            contracted = contracted or each.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+            axes = map(int, re.findall(r"\d+", contracted or ""))
+            summed = math.prod(arrays[0].shape[axis] for axis in axes)
+            flops = 2 * math.prod(each.results[0].shape) * summed
+            yield flops, tuple(b.dtype for b in arrays[:2])
+        elif (called := each.called) and each.opcode == "fusion":
+            inner = self._computations[called]
+            buffers = {one.name: one.results for one in inner.values()}
+            for one in inner.values():
+                known = [buffers[name] for name in one.operands if name in buffers]
+                yield from self._products(one, known)
+
+    def _traffic(self, each: Instruction, operands: list[tuple[Buffer, ...]]) -> int:
+        """Returns the bytes of main memory that a kernel reads and writes.
+
+        Of an array from which it takes a slice, or into which it writes one, the slice counts.
+        """
+        if each.opcode.endswith("-start") and each.opcode.startswith(("copy", "slice")):
+            return sum(buffer.traffic for buffer in each.results[:2])
+        if each.opcode in ("dynamic-slice", "slice", "gather"):
+            return sum(buffer.traffic for buffer in each.results) * 2
+        inner = self._computations.get(each.called or "", {}) if each.opcode == "fusion" else {}
+        parameters = [one for one in inner.values() if one.opcode == "parameter"]
+        numbers = {int(one.operands[0]): one.name for one in parameters if one.operands}
+        total, updated = 0, 0
+        for number, buffers in enumerate(operands):
+            users = [one for one in inner.values() if numbers.get(number) in one.operands]
+            if users and all(one.opcode in ("dynamic-slice", "slice", "gather") for one in users):
+                size = sum(one.results[0].bytes for one in users)
+                total += min(size, sum(b.bytes for b in buffers)) * (not buffers[0].fast)
+            elif users and all(_updates(one, numbers[number]) for one in users):
+                size = sum(_update_size(one, inner) for one in users)
+                total += size * (not buffers[0].fast)
+                updated += buffers[0].traffic - size * (not buffers[0].fast)
+            else:
+                total += sum(buffer.traffic for buffer in buffers)
+        written = sum(buffer.traffic for buffer in each.results)
+        return total + max(written - updated, 0)
+
+
+def _unpadded(buffer: Buffer) -> int:
+    return math.prod(buffer.shape) * _bits(buffer.dtype) // 8
+
+
+def _updates(user: Instruction, name: str | None) -> bool:
+    return user.opcode == "dynamic-update-slice" and user.operands[0] == name
+
+
+def _update_size(user: Instruction, inner: dict[str, Instruction]) -> int:
+    return inner[user.operands[1]].results[0].bytes
+
+
+def _kind(each: Instruction, inside: list[Instruction]) -> str:
+    opcodes = {one.opcode for one in inside}
+    if each.opcode.removesuffix("-start") in COLLECTIVES:
+        return "collective"
+    if each.opcode in ("copy-start", "slice-start"):
+        return "prefetch"
+    convolutions = [one for one in inside if one.opcode == "convolution"]
+    if "$conv" in each.attributes or any(_spatial(one) for one in convolutions):
+        return "convolution"
+    if convolutions or "dot" in opcodes or "__cublas" in each.attributes:
+        return "matrix product"
+    if opcodes & {"reduce", "reduce-window"}:
+        return "reduction"
+    moving = opcodes - {"parameter", "constant", "bitcast", "fusion", "tuple", "convert", "reverse"}
+    if moving == {"transpose"}:
+        return "transpose"
+    return "copy" if moving == {"copy"} else "other"
+
+
+def _spatial(convolution: Instruction) -> bool:
+    """Returns whether a convolution has more than images and channels: not a matrix product."""
+    return bool(re.search(r"dim_labels=\w*\d", convolution.attributes))
+
+
+def _convolution_flops(each: Instruction, arrays: list[Buffer]) -> int:
+    """Returns twice the multiply-adds of a convolution, without zeros that dilate its input.
+
+    A kernel of cuDNN for a gradient has the labels of the forward convolution.
+    """
+    labels = each.attribute(r"dim_labels=\w+?_(\w+?)->")
+    assert labels is not None, each.attributes
+    images, kernel = each.results[0], arrays[1]
+    if "convBackwardFilter" in each.attributes:
+        images, kernel = arrays[1], each.results[0]
+    elif "convBackwardInput" in each.attributes:
+        images = arrays[0]
+    products = math.prod(images.shape) * math.prod(kernel.shape) // kernel.shape[labels.index("o")]
+    dilations = re.findall(r"\d+", each.attribute(r"lhs_dilate=([\dx]+)") or "")
+    return 2 * products // math.prod(map(int, dilations))
+
+
+_NAME = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:{([^{}]*)})?")
+
+
+def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Returns the instructions of each computation by name, and the name of the entry."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line.endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
+        elif current is not None and (head := _NAME.match(line)):
+            made = _instruction(head[1], line[head.end() :])
+            current[made.name] = made
+    return computations, entry
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    end = _closing(rest) if rest.startswith("(") else re.search(r" [\w\-]+\(", rest).start()  # type: ignore[union-attr]
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, _ = rest.partition("(")
+    end = _closing(rest[len(opcode) :]) + len(opcode)
+    inside = rest[len(opcode) + 1 : end - 1]
+    operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
+    buffers = tuple(_buffer(*found) for found in _ARRAY.findall(shape))
+    return Instruction(name, opcode, buffers, tuple(operands), rest[end:])
+
+
+def _closing(text: str) -> int:
+    """Returns the position after the parenthesis that closes the one at the beginning."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return position + 1
+    raise ValueError(f"unbalanced: {text[:80]}")
+
+
+def _bits(dtype: str) -> int:
+    """Returns the size of a number: bf16 has 16 bits; a token has none."""
+    return BITS.get(dtype) or int((re.search(r"\d+", dtype) or [0])[0])
+
+
+def _buffer(dtype: str, sides: str, layout: str) -> Buffer:
+    """Returns an array; a layout is {3,2,1,0:T(8,128)(2,1)S(1)}: order, tiles and memory."""
+    shape = tuple(int(side) for side in sides.split(",") if side)
+    order = [int(axis) for axis in layout.partition(":")[0].split(",") if axis]
+    padded = list(shape)
+    if tile := re.search(r"T\(([\d,]+)\)", layout):
+        sizes = reversed([int(size) for size in tile[1].split(",")])
+        for axis, size in zip(order, sizes, strict=False):  # the first axes vary fastest
+            padded[axis] = -(-padded[axis] // size) * size
+    space = re.search(r"S\((\d+)\)", layout)
+    return Buffer(
+        dtype, shape, math.prod(padded) * _bits(dtype) // 8, bool(space and space[1] != "0")
+    )

@@ -1,0 +1,163 @@
+"""Counts of a compiled program: kernels, loops, arithmetic, memory traffic, collectives."""
+# ruff: noqa: E501
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from resjax.xla.program import Program
+from resjax.xla.topologies import GPUS, TPUS
+
+
+def compiled(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return Program(jax.jit(function).lower(*arrays).compile().as_text())
+
+
+def flops(program):
+    return sum(kernel.times * kernel.flops for kernel in program.kernels)
+
+
+def convolve(x, kernel, stride=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=numbers)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def loop(x, w):
+        return lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
+
+    program = compiled(loop, (32, 64), (64, 64))
+    assert flops(program) == 7 * 2 * 32 * 64 * 64
+    assert {each.times for each in program.kernels if each.kind == "matrix product"} == {7}
+
+
+def test_a_convolution_has_its_flops():
+    program = compiled(convolve, (2, 16, 16, 8), (3, 3, 8, 4))
+    assert flops(program) == 2 * 2 * 16 * 16 * 4 * 3 * 3 * 8
+
+
+def test_zeros_between_the_pixels_of_a_strided_convolutions_gradient_cost_no_flops():
+    def loss(x, kernel):
+        return jnp.sum(convolve(x, kernel, stride=2) ** 2)
+
+    program = compiled(jax.grad(loss), (2, 16, 16, 8), (3, 3, 8, 4))
+    once = 2 * 2 * 8 * 8 * 4 * 3 * 3 * 8
+    assert once < flops(program) <= 2.3 * once  # forward and backward, and the border
+
+
+TPU = """\
+HloModule jit_f, is_scheduled=true, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%fused (p: bf16[4,8,8,16], w: bf16[3,3,16,16]) -> (f32[16], bf16[4,8,8,16]) {
+  %p = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %w = bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %convolution.1 = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)} convolution(%p, %w), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f
+  %zero = f32[]{:T(128)} constant(0)
+  %total = f32[16]{0:T(128)} reduce(%convolution.1, %zero), dimensions={0,1,2}, to_apply=%add
+  ROOT %both = (f32[16]{0:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)}) tuple(%total, %convolution.1)
+}
+
+%body (carry: (s32[], bf16[4,8,8,16], bf16[3,3,16,16])) -> (s32[], bf16[4,8,8,16], bf16[3,3,16,16]) {
+  %carry = (s32[]{:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %x = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%carry), index=1
+  %k = bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%carry), index=2
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  %fusion.1 = (f32[16]{0:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}) fusion(%x, %k), kind=kOutput, calls=%fused, metadata={op_name="jit(f)/conv"}, backend_config={"window_config":{"estimated_cycles":"3000"}}
+  %sums = f32[16]{0:T(128)} get-tuple-element(%fusion.1), index=0
+  %y = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%fusion.1), index=1
+  %all-reduce.1 = f32[16]{0:T(128)} all-reduce(%sums), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %out = (s32[]{:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)}) tuple(%next, %y, %k)
+}
+
+%condition (carry: (s32[], bf16[4,8,8,16], bf16[3,3,16,16])) -> pred[] {
+  %carry.1 = (s32[]{:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)}) parameter(0)
+  %limit = s32[]{:T(128)} constant(5)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (x: bf16[4,8,8,16], k: bf16[3,3,16,16]) -> bf16[4,8,8,16] {
+  %x.1 = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %k.1 = bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %start = (bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x.1)
+  %fast = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)} copy-done(%start)
+  %zero.1 = s32[]{:T(128)} constant(0)
+  %tuple = (s32[]{:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)}) tuple(%zero.1, %fast, %k.1)
+  %while = (s32[]{:T(128)}, bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,16,16]{3,2,1,0:T(8,128)(2,1)}) while(%tuple), condition=%condition, body=%body
+  %done = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%while), index=1
+  ROOT %copy.2 = bf16[4,8,8,16]{3,2,1,0:T(8,128)(2,1)} copy(%done)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """The kernels of a program in the format of the TPU's compiler, by kind."""
+    return {kernel.kind: kernel for kernel in Program(TPU).kernels}
+
+
+def test_the_kinds_of_a_tpus_kernels(tpu):
+    assert list(tpu) == ["prefetch", "scalar", "convolution", "collective", "copy"]
+    times = {kind: kernel.times for kind, kernel in tpu.items()}
+    assert times == {"prefetch": 1, "scalar": 5, "convolution": 5, "collective": 5, "copy": 1}
+
+
+def test_a_fused_convolution_has_its_types_flops_and_cycles(tpu):
+    kernel = tpu["convolution"]
+    assert kernel.dtypes == ("bf16",)
+    assert kernel.flops == 2 * 4 * 8 * 8 * 16 * 3 * 3 * 16
+    assert kernel.cycles == 3000
+    assert kernel.source == "jit(f)/conv"
+
+
+def test_traffic_is_padded_to_tiles_and_leaves_out_fast_memory(tpu):
+    images = 4 * 8 * 8 * 128 * 2  # 16 channels take the place of 128
+    assert tpu["prefetch"].traffic == images
+    assert tpu["copy"].traffic == images
+    weights, sums = 3 * 3 * 16 * 128 * 2, 128 * 4
+    assert tpu["convolution"].traffic == weights + sums
+
+
+def test_a_collective_sends_its_results_without_padding(tpu):
+    assert tpu["collective"].sent == 16 * 4
+
+
+def test_the_predicted_time_is_that_of_the_longest_limit_of_each_kernel(tpu):
+    chip = TPUS["v5e"]
+    copied = tpu["copy"].traffic / chip.bandwidth
+    reduced = tpu["collective"].traffic / chip.bandwidth + chip.latency + 64 / chip.link
+    expected = copied + 5 * (3000 / chip.clock + reduced)
+    assert Program(TPU).seconds(chip, "bfloat16") == pytest.approx(expected)
+
+
+GPU = """\
+HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[8,32,32,16], dy: bf16[8,16,16,32]) -> bf16[32,3,3,16] {
+  %x.1 = bf16[8,32,32,16]{3,2,1,0} parameter(0)
+  %dy.1 = bf16[8,16,16,32]{3,2,1,0} parameter(1)
+  %conv = (bf16[32,3,3,16]{3,2,1,0}, u8[0]{0}) custom-call(%x.1, %dy.1), window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %gradient = bf16[32,3,3,16]{3,2,1,0} get-tuple-element(%conv), index=0
+}
+"""
+
+
+def test_a_gradient_by_cudnn_has_the_flops_of_the_forward_convolution():
+    [kernel] = Program(GPU).kernels
+    assert kernel.kind == "convolution"
+    assert kernel.flops == 2 * 8 * 16 * 16 * 32 * 3 * 3 * 16
+    assert kernel.traffic == 2 * (8 * 32 * 32 * 16 + 8 * 16 * 16 * 32 + 32 * 3 * 3 * 16)
+
+
+def test_a_small_kernel_takes_a_launch_on_a_gpu():
+    assert Program(GPU).seconds(GPUS["h100"], "bfloat16") == GPUS["h100"].launch
