@@ -12,6 +12,7 @@ Masks are drawn from the segmentations only for tasks that need them; crowds are
 import functools
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -205,43 +206,32 @@ def _read(path: Path, modified: int, size: int, masks: bool) -> _Annotations:
             [(int(each["width"]), int(each["height"])) for each in content["images"]], np.int32
         )
         annotations = content.get("annotations", [])
-        crowds = [each for each in annotations if each.get("iscrowd", 0)]
         kept = [each for each in annotations if not each.get("iscrowd", 0)]
-        owners = [images.get(each["image_id"], -1) for each in annotations]
-        ids = np.array([int(each["category_id"]) for each in kept], np.int64)
-        corners = np.array([each["bbox"] for each in kept], np.float64).reshape(len(kept), 4)
+        fault = next(filter(None, (_fault(each, images, categories) for each in annotations)), None)
     except DAMAGE as error:
         raise DataError(
             f"{path}: cannot be read as annotations of COCO: {one_line(error)}"
         ) from error
-    faults = [
-        ("names image {image_id}, which is not in its images", annotations, np.array(owners) < 0),
-        (
-            "names category {category_id}, which is not in its categories",
-            kept,
-            ~np.isin(ids, list(categories)),
-        ),
-        ("has the box {bbox}", kept, ~np.isfinite(corners).all(1)),
-    ]
-    for why, checked, bad in faults:
-        if bad.any():
-            each = checked[int(bad.argmax())]
-            number = each.get("id", "(without id)")
-            raise DataError(f"{path}: annotation {number} {why.format(**each)}")
+    if not names:
+        raise DataError(f"{path}: names no images")
+    if not all(names):
+        raise DataError(f"{path}: one of its images has no file_name")
+    if len(images) < len(names):
+        raise DataError(f"{path}: two of its images have one id")
     if not categories:
         raise DataError(f"{path}: names no categories")
     if len(categories) < len(content["categories"]):
         raise DataError(f"{path}: two of its categories have one id")
-    if len(images) < len(names):
-        raise DataError(f"{path}: two of its images have one id")
-    if not names:
-        raise DataError(f"{path}: names no images")
+    if fault:
+        raise DataError(f"{path}: {fault}")
     if masks and len(categories) >= VOID:
         raise DataError(
             f"{path}: names {len(categories)} categories; a mask has room for {VOID - 1}"
         )
+    corners = np.array([each["bbox"] for each in kept], np.float64).reshape(len(kept), 4)
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-    image = np.array(owners, np.int64)[[not each.get("iscrowd", 0) for each in annotations]]
+    ids = np.array([int(each["category_id"]) for each in kept], np.int64)
+    image = np.array([images[each["image_id"]] for each in kept], np.int64)
     cut, left = cut_boxes(boxes, sizes[image])
     changed = int((cut != boxes).any(1)[left].sum())
     order = np.flatnonzero(left)[np.argsort(image[left], kind="stable")]
@@ -252,24 +242,45 @@ def _read(path: Path, modified: int, size: int, masks: bool) -> _Annotations:
         image[order],
         cut[order].astype(np.float32),
         ids[order],
-        len(crowds),
+        len(annotations) - len(kept),
         int((~left).sum()),
         changed,
-        _regions(path, annotations, owners, len(names)) if masks else [],
+        _regions(path, annotations, images) if masks else [],
     )
 
 
+def _fault(
+    annotation: Mapping[str, Any], images: Mapping[Any, int], categories: Mapping[int, str]
+) -> str | None:
+    """Returns what is wrong with an annotation, or None; of a crowd only the image matters."""
+    number, image = annotation.get("id", "(without id)"), annotation.get("image_id")
+    if image not in images:
+        return f"annotation {number} names image {image}, which is not in its images"
+    if annotation.get("iscrowd", 0):
+        return None
+    category, box = annotation.get("category_id"), annotation.get("bbox")
+    if category is None or int(category) not in categories:
+        return f"annotation {number} names category {category}, which is not in its categories"
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+        return f"annotation {number} has the box {box}, not four numbers"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _regions(
-    path: Path, annotations: Sequence[Mapping[str, Any]], owners: Sequence[int], images: int
+    path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[Any, int]
 ) -> list[str]:
     """Returns the annotations of each image as `_Annotations.regions` has them."""
-    found: list[list[Any]] = [[] for _ in range(images)]
-    for each, image in zip(annotations, owners, strict=True):
+    found: list[list[Any]] = [[] for _ in images]
+    for each in annotations:
         number, segmentation = each.get("id", "(without id)"), each.get("segmentation")
         if not segmentation:
             raise DataError(f"{path}: annotation {number} has no segmentation, which a mask needs")
         category = None if each.get("iscrowd", 0) else int(each["category_id"])
-        found[image].append((number, category, segmentation))
+        found[images[each["image_id"]]].append((number, category, segmentation))
     polygons = any(isinstance(each["segmentation"], list) for each in annotations)
     if polygons and importlib.util.find_spec("pycocotools") is None:
         raise DataError(

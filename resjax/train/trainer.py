@@ -548,12 +548,12 @@ class Trainer:
 
     def _require_targets(self) -> None:
         """Refuses a dataset without the task's targets, and augmentations that do not move them."""
-        for target in self.task.targets:
-            if target not in self.source.targets:
-                raise UserError(
-                    f"task.name={self.config.task.name} needs a {target} for each image, and "
-                    f"{self.config.data.name} has only {', '.join(self.source.targets)}"
-                )
+        needed, offered = self.task.targets, self.source.targets
+        if not {*needed} <= {*offered}:
+            raise UserError(
+                f"task.name={self.config.task.name} needs {' and '.join(needed)} for each image, "
+                f"and {self.config.data.name} has only {', '.join(offered)}"
+            )
         if "label" in self.task.targets:
             return
         for name in ("trivial_augment", "mixup", "cutmix"):

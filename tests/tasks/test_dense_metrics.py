@@ -195,8 +195,8 @@ def config(**fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"task.name": "segmentation"}, "needs a mask for each image, and digits has only label"),
-        ({"data.name": "scenes"}, "needs a label for each image, and scenes has only mask, boxes"),
+        ({"task.name": "segmentation"}, "needs mask for each image, and digits has only label"),
+        ({"data.name": "scenes"}, "needs label for each image, and scenes has only mask, boxes"),
         (
             {"task.name": "segmentation", "data.name": "scenes", "data.mixup": 0.2},
             "data.mixup moves or mixes images without their mask",
