@@ -3,9 +3,9 @@
     python -m pytest test_my_block.py
     resjax train --config=quickstart --config.model.block=my_block:MyBlock --workdir=runs/my_block
 
-The network binds `conv`, `norm`, `act` and `shortcut`; the docstring of `Block` lists their
-keywords. If the branch has other than two weight layers, set the class attribute `layers`; if the
-output has more than `features` channels, `expansion`.
+The network binds `conv`, `norm`, `act` and `shortcut`, and `python -m pydoc
+resjax.models.blocks.Block` lists their keywords. If the branch has other than two weight layers,
+set the class attribute `layers`; if the output has more than `features` channels, `expansion`.
 """
 
 from flax import linen as nn

@@ -4,8 +4,8 @@ r"""A diagnostic of my own: one value for each layer, measured inside a training
     resjax train --config=quickstart --config.diagnostics.every=25 \
         --config.diagnostics.names=my_diagnostic:my_diagnostic --workdir=runs/my_diagnostic
 
-The values are in layers.jsonl, in `resjax.load_layers("runs/my_diagnostic")` and in the report. The
-docstring of `resjax.diagnostics.Context` lists what can be measured.
+The values are in layers.jsonl, in `resjax.load_layers("runs/my_diagnostic")` and in the report.
+`python -m pydoc resjax.diagnostics.Context` lists what can be measured.
 """
 
 import jax.numpy as jnp

@@ -4,8 +4,8 @@ r"""A shortcut of my own: what is added to the branch of every block.
     resjax train --config=quickstart --config.model.shortcut=my_shortcut:MyShortcut \
         --config.model.shortcut_options.start=0.5 --workdir=runs/my_shortcut
 
-The network binds `conv` and `norm`, as for a block; the docstring of `resjax.models.blocks.Block`
-lists their keywords.
+The network binds `conv` and `norm`, as for a block, and `python -m pydoc
+resjax.models.blocks.Block` lists their keywords.
 """
 
 from flax import linen as nn

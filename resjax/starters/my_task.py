@@ -3,8 +3,8 @@
     python -m pytest test_my_task.py
     resjax train --config=quickstart --config.task.name=my_task:MyTask --workdir=runs/my_task
 
-The docstring of `Task` explains its members. A metric is a ratio of two sums, which add up over
-batches and devices; the primary one selects the best checkpoint, and tables and figures show it.
+`python -m pydoc resjax.tasks.Task` explains the members. A metric is a ratio of two sums, which
+add up over batches and devices; the primary one selects the best checkpoint.
 """
 
 from dataclasses import dataclass
