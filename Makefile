@@ -1,10 +1,14 @@
 # `make demo` and `make test` need Python 3.11 or later, make and git, and install the rest here.
 # EXTRAS=cuda (CUDA 13: driver 580 or later) or EXTRAS=tpu installs JAX for accelerators too, and
 # EXTRAS=ray,tracking,detection,nuclei adds the packages without which some tests are skipped.
+# `make accelerators` installs the compiler of TPUs (0.7 GB) into an environment of its own; with
+# EXTRAS=cuda TOPOLOGIES=gpu:h100 that of GPUs (4 GB).
 PYTHON ?= python3
 EXTRAS ?=
-BIN := .venv/bin
-READY := .venv/ready$(addprefix -,$(EXTRAS))
+VENV ?= .venv
+TOPOLOGIES ?= tpu:v5e:2x2 tpu:v5p:2x2x1
+BIN := $(VENV)/bin
+READY := $(VENV)/ready$(addprefix -,$(EXTRAS))
 DEMO := runs/demo
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 # Tests of one file share what they compile, so a file stays in one process. Files are not ordered
@@ -12,7 +16,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow mutants chaos figures claims lint lock clean help
+.PHONY: demo test test-slow mutants chaos accelerators compile-accelerators figures claims lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -30,8 +34,15 @@ chaos: $(READY)  ## kill, damage and fill up what runs leave on disk, and write 
 	$(BIN)/python benchmarks/chaos.py measure
 	$(BIN)/python benchmarks/chaos.py report
 
+accelerators:  ## compile for TPUs that are not here, and write docs/accelerators.md (an hour)
+	$(MAKE) compile-accelerators VENV=.venv-accelerators EXTRAS=$(or $(EXTRAS),tpu)
+
+compile-accelerators: $(READY)
+	for topology in $(TOPOLOGIES); do $(BIN)/python benchmarks/accelerators.py measure --topology $$topology || exit; done
+	$(BIN)/python benchmarks/accelerators.py report
+
 figures: $(READY)  ## draw the docs' figures and tables anew from experiments/results
-	for script in throughput seeds feeds freezing chaos parity bookkeeping; do $(BIN)/python benchmarks/$$script.py report || exit; done
+	for script in throughput seeds feeds freezing chaos parity bookkeeping accelerators; do $(BIN)/python benchmarks/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json experiments/results/*/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
 		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
@@ -57,7 +68,7 @@ lock:  ## pin the newest versions for every supported Python (needs uv)
 		--output-file extras.lock
 
 clean:  ## remove the environment, the demo and all caches
-	rm -rf .venv $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-accelerators $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list these targets
@@ -70,7 +81,7 @@ $(READY): requirements.lock extras.lock pyproject.toml
 		known = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 		unknown = {*"$(EXTRAS)".split(",")} - {"", *known}; \
 		unknown and sys.exit(f"EXTRAS: no extra {min(unknown)}; known: " + ", ".join(known))'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --requirement requirements.lock
 	$(INSTALL) --no-build-isolation \
 		$(if $(EXTRAS),--constraint requirements.lock --constraint extras.lock,--no-deps) \

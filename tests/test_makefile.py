@@ -37,6 +37,22 @@ def test_without_extras_exactly_the_pinned_versions_are_installed():
     assert "touch .venv/ready\n" in printed
 
 
+@pytest.mark.parametrize(
+    ("typed", "extra", "topologies"),
+    [
+        ([], "tpu", "tpu:v5e:2x2 tpu:v5p:2x2x1"),
+        (["EXTRAS=cuda", "TOPOLOGIES=gpu:h100"], "cuda", "gpu:h100"),
+    ],
+)
+def test_compilers_of_accelerators_have_an_environment_of_their_own(typed, extra, topologies):
+    printed = commands("accelerators", *typed)
+    assert "-m venv .venv-accelerators\n" in printed
+    assert f"--editable '.[{extra}]'" in printed
+    assert f"for topology in {topologies}; do " in printed
+    assert ".venv-accelerators/bin/python benchmarks/accelerators.py report" in printed
+    assert ".venv/" not in printed
+
+
 def test_an_unknown_extra_is_refused_before_anything_is_installed(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

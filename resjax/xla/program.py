@@ -91,6 +91,17 @@ class Kernel(NamedTuple):
     dtypes: tuple[str, ...]
     cycles: int
 
+    def seconds(self, chip: Chip, dtype: str) -> float:
+        """Predicts the time of running once; 0 for what runs beside other kernels."""
+        if self.kind in ("prefetch", "scalar"):
+            return 0.0
+        work = max(self.flops / chip.flops[dtype], self.traffic / chip.bandwidth, chip.launch)
+        if chip.clock:
+            work = max(work, self.cycles / chip.clock)
+        if self.kind == "collective":
+            work += chip.latency + self.sent / chip.link
+        return work
+
 
 class Program:
     """A parsed program."""
@@ -111,15 +122,7 @@ class Program:
         full bandwidth, a launch, and the cycles that the compiler of TPUs expects. A collective
         takes a latency and the time of sending its results. Only prefetches overlap with others.
         """
-        total = 0.0
-        for kernel in self.kernels:
-            work = max(kernel.flops / chip.flops[dtype], kernel.traffic / chip.bandwidth)
-            if chip.clock:
-                work = max(work, kernel.cycles / chip.clock)
-            if kernel.kind == "collective":
-                work += chip.latency + kernel.sent / chip.link
-            if kernel.kind not in ("prefetch", "scalar"):
-                total += kernel.times * max(work, chip.launch)
+        total = sum(kernel.times * kernel.seconds(chip, dtype) for kernel in self.kernels)
         moved = sum(kernel.times * kernel.traffic for kernel in self.kernels)
         return max(total, moved / chip.bandwidth)
 

@@ -109,6 +109,8 @@ def _tpu_devices(chip: str, shape: str) -> list[jax.Device]:
     # libtpu asks the host of a cloud machine what it is, unless it is told.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # A process that only compiles leaves the chips to others.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}")
     return list(found.devices)
 

@@ -1,0 +1,392 @@
+"""Accelerators: what do the compilers of TPUs and GPUs make of our training and evaluation?
+
+    python benchmarks/accelerators.py measure --topology tpu:v5e:2x2
+    python benchmarks/accelerators.py report
+
+`measure` compiles the programs that `resjax train` would run, for a topology that its compiler
+describes without the hardware, and counts what is in them; nothing runs. It needs the extra `tpu`
+or `cuda`; `make accelerators` installs it into an environment of its own. Each case is added to
+benchmarks/results/ as soon as it is compiled; `report` writes docs/accelerators.md from all
+results. With `--programs DIR` the text of each compiled program is kept there, and programs that
+are there already are counted again, but not compiled.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from reporting import DOCS, RESULTS, ROOT, command_line, provenance, source, table
+
+from resjax.config import Config, load, override, resolve
+from resjax.disk import write_atomically
+from resjax.train.plan import plan
+from resjax.train.trainer import Executable, Trainer
+from resjax.xla.program import KINDS, Kernel, Program
+from resjax.xla.target import compiling_for
+from resjax.xla.topologies import CHIPS, Chip, describe
+
+MIB = 2**20
+
+
+class Case(NamedTuple):
+    """A config whose programs are compiled.
+
+    Attributes:
+      name: of the row.
+      config: a file in configs/, perhaps with a variant.
+      overrides: of its fields.
+      per_device: images per device; 0 leaves the batch of the config, which is over all devices.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any]
+    per_device: int = 0
+
+    def resolved(self, devices: int) -> Config:
+        made = resolve(override(load(str(ROOT / "configs" / self.config)), self.overrides))
+        if not self.per_device:
+            return made
+        return replace(made, data=replace(made.data, batch_size=self.per_device * devices))
+
+
+def cifar(depth: int, suffix: str = "", **overrides: Any) -> Case:
+    fields = {"model.depth": depth, "data.name": "synthetic_cifar"}
+    return Case(f"ResNet-{depth}{suffix}", "cifar10.py", fields | overrides)
+
+
+BF16 = {"model.dtype": "bfloat16"}
+STREAM = {"data.name": "synthetic_imagenet", "data.feed": "stream", "data.workers": 0}
+CASES = (
+    Case("quickstart", "quickstart.py", {}),
+    cifar(20),
+    cifar(20, ", bfloat16", **BF16),
+    cifar(20, ", sharded", **{"parallel.shard_parameters": 4}),
+    cifar(56),
+    cifar(110),
+    Case("ResNet-50, bfloat16", "imagenet.py:v1.5", STREAM | BF16, per_device=256),
+)
+
+
+def measure(cases: Iterable[Case], topology: str, path: Path, programs: Path | None = None) -> None:
+    """Compiles and counts each case, and rewrites `path` after each; its other cases stay.
+
+    Args:
+      cases: to compile.
+      topology: as `resjax train --topology` takes it.
+      path: the result file.
+      programs: a folder for the text of compiled programs.
+    """
+    target = describe(topology)
+    chip = CHIPS[target.devices[0].device_kind]
+    result: dict[str, Any] = {"topology": topology, "cases": {}}
+    if path.exists():
+        result = json.loads(path.read_text())
+    result |= {"chip": chip._asdict(), "devices": len(target.devices), "memory": target.memory}
+    for case in cases:
+        config = case.resolved(len(target.devices))
+        if len(target.devices) % config.parallel.shard_parameters:
+            print(f"{case.name}: skipped, {topology} has {len(target.devices)} devices", flush=True)
+            continue
+        with compiling_for(target):
+            record = compiled(case, topology, config, chip, programs)
+        result["cases"][case.name] = record
+        order = [each.name for each in CASES]
+        known = sorted(result["cases"], key=lambda name: order.index(name) if name in order else -1)
+        result["cases"] = {name: result["cases"][name] for name in known}
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
+        seconds = record["train"]["predicted_seconds"]
+        print(f"{case.name}: predicted {1e3 * seconds:.3f} ms per step", flush=True)
+
+
+def compiled(
+    case: Case, topology: str, config: Config, chip: Chip, programs: Path | None
+) -> dict[str, Any]:
+    """Returns what the programs of a case need and contain."""
+    trainer = Trainer(config)
+    state, dispatch = trainer.init(config.seed), max(plan(trainer, 0))
+    stem = file_name(f"{topology} {case.name}")
+    record = programs and programs / f"{stem}.json"
+    texts = {name: programs and programs / f"{stem}-{name}.hlo" for name in ("train", "evaluation")}
+    if record and record.exists():
+        kept = json.loads(record.read_text())
+    else:
+        kept = {"provenance": provenance("libtpu", "jax-cuda13-plugin")}
+        made = {
+            "train": trainer.compile_dispatch(state, dispatch),
+            "evaluation": trainer.compile_evaluation(state),
+        }
+        kept["programs"] = {name: costs(each) for name, each in made.items()}
+        kept["text"] = {name: each.call.as_text() for name, each in made.items()}
+    content = kept.pop("text", None) or {
+        name: file.read_text() for name, file in texts.items() if file
+    }
+    if record and programs:
+        programs.mkdir(parents=True, exist_ok=True)
+        for name, file in texts.items():
+            assert file is not None
+            write_atomically(file, content[name])
+        write_atomically(record, json.dumps(kept, indent=1))
+    steps = 1 if trainer.source.streamed else dispatch.steps
+    means = jax.tree.leaves_with_path(trainer.shapes.get("batch_stats", {}))
+    channels = [leaf for path, leaf in means if path[-1].key == "mean"]
+    flops = trainer.step_flops(state, dispatch.phase)
+    return {
+        "provenance": kept["provenance"],
+        "config": {"file": case.config, "overrides": case.overrides},
+        "batch": config.data.batch_size,
+        "dtype": config.model.dtype,
+        "sharded": config.parallel.shard_parameters,
+        "steps": steps,
+        "flops": flops,
+        "norms": sum(leaf.size // leaf.shape[-1] for leaf in channels),
+        "norm_channels": sum(leaf.size for leaf in channels),
+        **{
+            name: kept["programs"][name]
+            | counts(Program(text), steps if name == "train" else 1, chip, config.model.dtype)
+            for name, text in content.items()
+        },
+    }
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text)
+
+
+def costs(made: Executable) -> dict[str, Any]:
+    """Returns compile time, memory and XLA's own cost analysis of a program."""
+    memory = made.call.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    analysis = made.call.cost_analysis() or {}
+    return {
+        "compile_seconds": made.compile_seconds,
+        "peak_bytes": made.peak_bytes,
+        "memory": {name: getattr(memory, f"{name}_size_in_bytes") for name in names},
+        "cost": {key: analysis[key] for key in ("flops", "bytes accessed") if key in analysis},
+    }
+
+
+def counts(program: Program, steps: int, chip: Chip, dtype: str) -> dict[str, Any]:
+    """Returns what is in a program, per step and device."""
+    kernels = program.kernels
+
+    def per_step(values: Iterable[float]) -> float:
+        return round(sum(values) / steps, 3)
+
+    types = defaultdict[str, float](float)
+    for kernel in kernels:
+        if kernel.kind == "convolution":
+            types[" x ".join(kernel.dtypes)] += kernel.times / steps
+    return {
+        "kernels": {kind: per_step(k.times for k in kernels if k.kind == kind) for kind in KINDS},
+        "cycles": {
+            kind: per_step(k.times * k.cycles for k in kernels if k.kind == kind) for kind in KINDS
+        },
+        "device_flops": per_step(k.times * k.flops for k in kernels),
+        "traffic": per_step(k.times * k.traffic for k in kernels),
+        "collectives": collectives(kernels, steps),
+        "convolutions": dict(types),
+        "costly": costly(kernels, steps, chip, dtype),
+        "predicted_seconds": program.seconds(chip, dtype) / steps,
+    }
+
+
+def collectives(kernels: Sequence[Kernel], steps: int) -> dict[str, dict[str, float]]:
+    """Returns number and bytes per step of collectives by what they are for."""
+    found: dict[str, dict[str, float]] = defaultdict(lambda: {"number": 0.0, "bytes": 0.0})
+    for kernel in kernels:
+        if kernel.kind == "collective":
+            entry = found[purpose(kernel)]
+            entry["number"] += kernel.times / steps
+            entry["bytes"] += kernel.times * kernel.sent / steps
+    return {name: {k: round(v, 3) for k, v in entry.items()} for name, entry in found.items()}
+
+
+def purpose(kernel: Kernel) -> str:
+    if "BatchNorm" in kernel.source:
+        return "BN, backward" if "transpose(" in kernel.source else "BN, forward"
+    return re.sub(r"(-start)?(\.\d+)*$", "", kernel.name)
+
+
+def costly(kernels: Sequence[Kernel], steps: int, chip: Chip, dtype: str) -> list[dict[str, Any]]:
+    """Returns the ten operations of the traced program that take the longest by prediction."""
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for kernel in kernels:
+        layer = re.sub(r"(stage|block|weights|Conv_|BatchNorm_)\d*", r"\1", kernel.source)
+        entry = seconds[kernel.kind, re.sub(r"^jit\(\w+\)/(while/body/closed_call/)?", "", layer)]
+        entry[0] += kernel.times * kernel.seconds(chip, dtype) / steps
+        entry[1] += kernel.times / steps
+    ranked = sorted(seconds.items(), key=lambda item: -item[1][0])[:10]
+    return [
+        {"kind": kind, "source": name, "seconds": time, "number": round(number, 2)}
+        for (kind, name), (time, number) in ranked
+    ]
+
+
+PREAMBLE = """\
+# Accelerators
+
+Written by `python benchmarks/accelerators.py report` from the files in `benchmarks/results/`. The
+compilers of TPUs and GPUs run without the hardware, and these are the programs that `resjax train`
+would run on it. **Nothing on this page was measured on an accelerator**: memory, kernels, FLOPs,
+bytes and collectives are read from the compiled programs, and times are predictions.
+`make accelerators` compiles the programs anew for TPUs, and
+`make accelerators EXTRAS=cuda TOPOLOGIES=gpu:h100` for a GPU.
+
+- **memory**: of one device, in training and in evaluation, with data and parameters.
+- **compile**: of training and of evaluation, on the machine named and beside other work.
+- **kernels**: per step; what runs one after the other on a device. Prefetches into a TPU's fast
+  memory and computations of single numbers, which run beside them, are left out.
+- **traffic**: bytes per step from and to a device's main memory, with the padding of a TPU's tiles.
+- **at least**: the arithmetic of a step at the vendor's peak rate, and nothing else.
+- **predicted**: the time of a step if each kernel takes the longest of its arithmetic at that rate,
+  its traffic at full bandwidth, a launch (2.5 us on a GPU) and the cycles that the compiler of TPUs
+  expects, and each collective takes 5 us (TPU) or 10 us (GPU) and its bytes at the speed of the
+  links. Launch and latency are assumptions.
+
+The ResNets are those of `configs/cifar10.py` on noise in the shape of CIFAR-10, with a batch of 128
+over all devices; ResNet-50 is v1.5 of `configs/imagenet.py`, with 256 images per device.
+
+## What the programs show
+
+Read from the programs of 2026-11-26 (commit 96ed236, jax 0.10.2, libtpu 0.0.42.1):
+
+- **bfloat16**: with `model.dtype=bfloat16` no convolution has an operand in float32, on TPU and
+  GPU, in training and evaluation.
+- **BN over devices** costs three collectives per layer, and two would do. The third sends a pixel
+  of the batch, which BN subtracts before it sums, from the device that has it to the others. In
+  ResNet-20 these are 19 of 60 collectives, about 95 of the 2,210 us predicted for a v5e step.
+- **Sharded parameters** are slow on a TPU: the compiler shards activations by channels and rows
+  instead of gathering the parameters, so BN alone sends 24 MB, and a step of ResNet-20 is predicted
+  to take 3.4 times as long as with replicated parameters, with more memory. Sharded parameters are
+  for networks that do not fit otherwise.
+- **Random crops** run image by image on a TPU, in a loop of four small kernels: 160 us of 2,210.
+- **The guard against losses that are not finite, and the updates**, array by array, are about a
+  hundred small kernels: 138 us of 2,210 on a v5e and 202 us of 1,100 on an H100 in ResNet-20.
+- **Batches** are gathered by a sum over devices of all their pixels as 32-bit numbers: 1.57 MB for
+  393 kB of pixels per step of ResNet-20, more than its gradients (1.08 MB).
+- **Small networks are bound by the number of kernels**: on an H100, ResNet-20's 361 launches are
+  0.90 of the 1.10 ms predicted.
+"""
+NEEDS = (
+    *("network", "batch", "MiB, training", "MiB, evaluation", "compile s", "GFLOP per step"),
+    *("traffic, MB", "kernels", "at least, ms", "predicted, ms", "images/s, predicted"),
+)
+FOUND = ("network", *KINDS)
+SENT = (
+    *("network", "BN layers", "BN, forward", "BN, backward", "BN on paper", "BN, kB"),
+    *("on paper, kB", "others", "others, kB"),
+)
+COSTLY = ("operation of the traced program", "kind", "number", "predicted, us")
+
+
+def report(results: Path, docs: Path) -> None:
+    """Writes accelerators.md to `docs` from the files in `results`."""
+    files = [json.loads(path.read_text()) for path in sorted(results.glob("accelerators-*.json"))]
+    write_atomically(docs / "accelerators.md", "\n".join([PREAMBLE, *map(section, files)]))
+
+
+def section(file: dict[str, Any]) -> str:
+    """Returns a result file as Markdown."""
+    cases, chip = file["cases"], file["chip"]
+    lacking = [case.name for case in CASES if case.name not in cases]
+    if file["devices"] == 1:
+        lacking = [name for name in lacking if "sharded" not in name]
+    origins = [record["provenance"] for record in cases.values()]
+    first = min(origins, key=lambda origin: origin["start"])
+    paragraphs = [
+        f"## {file['devices']} x {chip['kind']} (`{file['topology']}`)",
+        f"Compiled on {first['cpu']}, {first['cores']} cores; from {source(first)}"
+        + f" Not compiled: {'; '.join(lacking)}." * bool(lacking),
+        f"Peak {chip['flops']['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16 and "
+        f"{chip['flops']['float32'] / 1e12:,.0f} for float32, {chip['bandwidth'] / 1e9:,.0f} GB/s, "
+        f"{file['memory'] / 2**30:.2f} GiB per device.",
+        table(NEEDS, [needs(name, record, file) for name, record in cases.items()]),
+        "Kernels per training step by kind, and the operands of the convolutions:",
+        table((*FOUND, "convolutions"), [kinds(name, record) for name, record in cases.items()]),
+    ]
+    if file["devices"] > 1:
+        paragraphs += [
+            "Collectives per training step. On paper BN needs two per layer, each of two numbers "
+            "per channel: sums in the forward pass, and sums of gradients in the backward pass.",
+            table(SENT, [sent(name, record) for name, record in cases.items()]),
+        ]
+    name = next((name for name in ("ResNet-20", *cases) if name in cases), None)
+    if name is not None:
+        paragraphs += [
+            f"What takes longest in a step of {name}:",
+            table(COSTLY, map(cost_row, cases[name]["train"]["costly"])),
+        ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def needs(name: str, record: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `NEEDS`."""
+    train, evaluation, chip = record["train"], record["evaluation"], file["chip"]
+    least = record["flops"] / file["devices"] / chip["flops"][record["dtype"]]
+    apart = ("prefetch", "scalar")
+    kernels = sum(number for kind, number in train["kernels"].items() if kind not in apart)
+    return [
+        *(name, f"{record['batch']:,}"),
+        *(f"{each['peak_bytes'] / MIB:,.0f}" for each in (train, evaluation)),
+        " + ".join(f"{each['compile_seconds']:.0f}" for each in (train, evaluation)),
+        *(f"{record['flops'] / 1e9:,.3g}", f"{train['traffic'] / 1e6:,.1f}", f"{kernels:,.0f}"),
+        *(f"{1e3 * least:.3g}", f"{1e3 * train['predicted_seconds']:.3g}"),
+        f"{record['batch'] / train['predicted_seconds']:,.0f}",
+    ]
+
+
+def kinds(name: str, record: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `FOUND`, and the types of its convolutions."""
+    train = record["train"]
+    numbers = (f"{train['kernels'][kind]:,.0f}" for kind in KINDS)
+    types = ", ".join(f"{n:.0f} {name}" for name, n in sorted(train["convolutions"].items()))
+    return [name, *numbers, types]
+
+
+def sent(name: str, record: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `SENT`."""
+    found, none = dict(record["train"]["collectives"]), {"number": 0, "bytes": 0}
+    forward, backward = (found.pop(f"BN, {way}", none) for way in ("forward", "backward"))
+    paper = 2 * 2 * 4 * record["norm_channels"]
+    return [
+        *(name, f"{record['norms']}", f"{forward['number']:.0f}", f"{backward['number']:.0f}"),
+        f"{2 * record['norms']}",
+        f"{(forward['bytes'] + backward['bytes']) / 1e3:,.1f}",
+        f"{paper / 1e3:,.1f}",
+        ", ".join(f"{entry['number']:.0f} {kind}" for kind, entry in found.items()),
+        f"{sum(entry['bytes'] for entry in found.values()) / 1e3:,.0f}",
+    ]
+
+
+def cost_row(entry: dict[str, Any]) -> list[str]:
+    """Returns a row below `COSTLY`."""
+    name = f"`{entry['source']}`" if entry["source"] else "(without a name)"
+    return [name, entry["kind"], f"{entry['number']:g}", f"{1e6 * entry['seconds']:.1f}"]
+
+
+def main() -> None:
+    parser, measuring = command_line(__doc__)
+    add = measuring.add_argument
+    add("--topology", required=True, help="such as tpu:v5e:2x2 or gpu:h100")
+    add("--only", default="", help="regular expression that selects cases")
+    add("--programs", type=Path, metavar="DIR", help="keep the programs here, and use those there")
+    add("--out", type=Path, help="the result file (default: by topology)")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        report(RESULTS, DOCS)
+        return
+    if not (chosen := [case for case in CASES if re.search(arguments.only, case.name)]):
+        parser.error(f"--only={arguments.only} matches none of: {'; '.join(c.name for c in CASES)}")
+    topology = arguments.topology
+    file = RESULTS / f"accelerators-{file_name(topology)}.json"
+    measure(chosen, topology, arguments.out or file, arguments.programs)
+
+
+if __name__ == "__main__":
+    main()
