@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def find_script(text: str, kind: str) -> Path:
         return named[text]
     path = user_path(text)
     if not path.exists():
-        beside = map(str, sorted(path.parent.glob("*.py")))
-        raise UserError(f"{path}: no such file{nearest(path, [*beside, *named])}")
+        raise _missing(path, named)
     return path
 
 
@@ -61,7 +60,7 @@ def import_function(path: Path, name: str, contract: str) -> Callable[..., Any]:
         files = first_few(sorted(each.name for each in path.glob("*.py")))
         raise UserError(f"{path}: is a folder; name a Python file{': ' * bool(files)}{files}")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise _missing(path)
     # The path is its name, so that the module shadows no other.
     spec = importlib.util.spec_from_file_location(str(path), path)
     if spec is None or spec.loader is None:
@@ -86,3 +85,8 @@ def errors_in(path: Path) -> Iterator[None]:
         if unknown := re.search(r'Key "(.+?)" does not exist and cannot be added', str(error)):
             error = UserError(no_such_field(unknown[1])).with_traceback(error.__traceback__)
         raise UserError(error_in(path, error)) from error
+
+
+def _missing(path: Path, named: Iterable[str] = ()) -> UserError:
+    beside = map(str, sorted(path.parent.glob("*.py")))
+    return UserError(f"{path}: no such file{nearest(path, [*beside, *named])}")
