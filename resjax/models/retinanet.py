@@ -18,9 +18,6 @@ Images = Float[Array, "n h w c"]
 
 PRIOR = 0.01  # probability of an object that the classifier starts with at every anchor
 DEPTH = 4  # convolutions before the last one
-STANDARD_DEVIATION, CHANNELS = 0.01, 256
-"""The convolutions' first values have this deviation in a head of so many channels. In a head of
-other channels it is such that the outputs of a convolution have the same variance."""
 
 
 class RetinaNetHead(nn.Module):
@@ -39,7 +36,7 @@ class RetinaNetHead(nn.Module):
 
     classes: int
     anchors: int
-    channels: int = CHANNELS
+    channels: int = 256
     stages: int = 3
     coarse_from: str = "pyramid"
     group_norm: bool = False
@@ -87,16 +84,14 @@ class Tower(nn.Module):
     group_norm: bool
 
     def setup(self) -> None:
-        deviation = STANDARD_DEVIATION * math.sqrt(CHANNELS / self.channels)
-        init = nn.initializers.normal(deviation)
-        options = {"kernel_init": init, "use_bias": not self.group_norm}
-        self.convs = [self.conv(self.channels, 3, **options) for _ in range(DEPTH)]
+        small = {"kernel_init": nn.initializers.normal(0.01), "use_bias": not self.group_norm}
+        self.convs = [self.conv(self.channels, 3, **small) for _ in range(DEPTH)]
         self.norms = [GroupNorm(epsilon=1e-5) for _ in range(DEPTH)] if self.group_norm else []
         self.last = self.conv(
             self.outputs,
             3,
             use_bias=True,
-            kernel_init=init,
+            kernel_init=nn.initializers.normal(0.01),
             bias_init=nn.initializers.constant(self.start),
         )
 
