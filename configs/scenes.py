@@ -17,7 +17,6 @@ def get_config(task: str = "segmentation") -> ConfigDict:
     config.model.width = 8
     config.data.name = "scenes"
     config.data.batch_size = 32
-    config.data.crop_padding = 4
     config.train.log_every = 25
     config.train.eval_every = 200
     config.train.checkpoint_every = 0
@@ -27,6 +26,7 @@ def get_config(task: str = "segmentation") -> ConfigDict:
     config.task.name = task
     if task == "segmentation":
         config.train.steps = 1000
+        config.data.crop_padding = 4
         config.optimizer.learning_rate = 0.01
     elif task == "detection":
         config.train.steps = 600
