@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def errors_in(path: Path) -> Iterator[None]:
         raise UserError(error_in(path, error)) from error
 
 
-def _missing(path: Path, named: Iterable[str] = ()) -> UserError:
+def _missing(path: Path, named: Collection[str] = ()) -> UserError:
     beside = map(str, sorted(path.parent.glob("*.py")))
-    return UserError(f"{path}: no such file{nearest(path, [*beside, *named])}")
+    meant = path.stem if path.stem in named else path  # configs/X.py outside of a checkout is X
+    return UserError(f"{path}: no such file{nearest(meant, [*beside, *named])}")
