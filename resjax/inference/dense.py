@@ -103,13 +103,7 @@ def predictor(weights: Weights, **overrides: Any) -> Callable[..., dict[str, Arr
     @jax.jit
     def predicted(variables: Variables, images: UInt8[Array, "n h w c"]) -> dict[str, Array]:
         outputs = model.apply(variables, normalize(images, weights.statistics))
-
-        def each(outputs: Any) -> dict[str, Array]:
-            found = task.predict(jax.tree.map(lambda part: part[None], outputs), images.shape[1:3])
-            return {name: array[0] for name, array in found.items()}
-
-        # For each image, because the size of an exported program's batch is a symbol, not a number.
-        return jax.vmap(each)(outputs)
+        return task.predict(outputs, images.shape[1:3])
 
     return partial(predicted, variables)
 

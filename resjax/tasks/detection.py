@@ -200,4 +200,4 @@ def giou_loss(
 
 def _by_anchor(levels: list[Float[Array, "n h w anchors values"]]) -> list[Array]:
     """Returns the values of each level as (n, h * w * anchors, values)."""
-    return [level.reshape(len(level), -1, level.shape[-1]) for level in levels]
+    return [level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels]
