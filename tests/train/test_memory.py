@@ -78,6 +78,49 @@ def test_a_cpu_has_the_memory_that_the_system_reports_as_available():
     assert 100 * MEBI < memory.device_memory() < 2**45
 
 
+@pytest.mark.usefixtures("regression")
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (2.00G) exceeds "
+        "available HBM (1.00G).",
+        "Ran out of memory in memory space hbm. Used 2.00G of 1.00G hbm. Exceeded hbm capacity by "
+        "1.00G.",
+    ],
+)
+def test_a_program_that_the_compiler_of_tpus_refuses_is_refused_like_any_other(
+    configure, memory_limit, monkeypatch, message
+):
+    memory_limit(2**30)
+    compile_dispatch = Trainer.compile_dispatch
+
+    def refuse(trainer, *arguments):
+        if trainer.config.data.batch_size > 200:
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+        return compile_dispatch(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "compile_dispatch", refuse)
+    trainer = Trainer(configure({"data.batch_size": 400}))
+    with pytest.raises(UserError) as refusal:
+        memory.require_memory(trainer, trainer.init(0), Dispatch(0, 3))
+    assert "data.batch_size=400 needs 2.00 GiB" in str(refusal.value)
+    assert "and 1.00 GiB are available" in str(refusal.value)
+    fits = int(re.search(r"; (\d+) fits$", str(refusal.value))[1])
+    assert 100 <= fits <= 200
+
+
+@pytest.mark.usefixtures("regression")
+def test_another_error_of_a_compiler_stays_what_it_is(configure, memory_limit, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+
+    memory_limit(2**30)
+    monkeypatch.setattr(Trainer, "compile_dispatch", fail)
+    trainer = Trainer(configure())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
+        memory.require_memory(trainer, trainer.init(0), Dispatch(0, 3))
+
+
 class Immense(nn.Module):
     """A network that needs 67 MB per pixel of an image; sorting keeps XLA from fusing them away."""
 
