@@ -16,7 +16,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow mutants chaos accelerators compile-accelerators figures claims lint lock clean help
+.PHONY: demo test test-slow mutants chaos accelerators compile-accelerators figures claims docs lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -54,6 +54,12 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 claims: $(READY)  ## judge the papers' claims by the committed runs anew, and write docs/claims.md
 	$(BIN)/python -m resjax.analysis.claims_page experiments/results experiments docs/claims.md
 
+docs: $(READY) .venv-docs/ready  ## build the documentation site, site/html; warnings are errors
+	$(BIN)/python docs/make_pages.py site/pages
+	$(BIN)/resjax report experiments/results/digits/degradation --experiment=experiments/degradation.py \
+		--out=site/pages/reports/degradation >site/report.log
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -66,13 +72,20 @@ lock:  ## pin the newest versions for every supported Python (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra ray --extra tracking \
 		--extra detection --extra nuclei --upgrade --constraint requirements.lock --no-header --no-annotate --quiet pyproject.toml \
 		--output-file extras.lock
+	uv pip compile --universal --python-version 3.11 --group docs --upgrade --constraint requirements.lock \
+		--no-header --no-annotate --quiet --output-file docs.lock
 
 clean:  ## remove the environment, the demo and all caches
-	rm -rf .venv .venv-accelerators $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-accelerators .venv-docs site $(DEMO) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | column -t -s:
+
+.venv-docs/ready: docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --requirement docs.lock
+	touch $@
 
 $(READY): requirements.lock extras.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

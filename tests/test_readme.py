@@ -22,7 +22,10 @@ PAGES = {
     "README": README,
     **{
         name: (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("data", "training", "tracking", "clusters", "devices", "transfer", "results")
+        for name in (
+            *("data", "training", "tracking", "clusters", "devices", "transfer", "results"),
+            *("story", "reports", "faq", "pytorch"),
+        )
     },
 }
 

@@ -184,7 +184,8 @@ def within(
     Args:
       value: the column; of several runs of a seed, the mean counts.
       where: the setting, as column values.
-      lowest, highest: the bounds, of which at least one is finite.
+      lowest: the lower bound; it or `highest` is finite.
+      highest: the upper bound.
       unit: the unit in which the value is printed; by default that of the column.
       label: the name of the value in `measured`.
 

@@ -119,12 +119,18 @@ def _lacking_device() -> UserError | None:
     return None
 
 
-def _parse(typed: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """Returns the parser of all commands."""
     parser = Parser(prog="resjax", description="Residual-network experiments in JAX and Flax.")
     parser.add_argument("--version", action="version", version=f"resjax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(add_command(commands, name, module.__doc__, module.run))
+    return parser
+
+
+def _parse(typed: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     words, overrides = split_overrides(typed)
     words, settings = split_settings(words, LAUNCHERS)
     arguments = parser.parse_args(words or ["--help"])

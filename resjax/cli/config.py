@@ -37,12 +37,12 @@ def _print_section(section: Any, defaults: Any, prefix: str = "") -> None:
         else:
             field = FIELDS[path]
             kind = ", ".join(filter(None, (str(field), str(field.bounds))))
-            print(f"  {path} = {_typed(value)}")
+            print(f"  {path} = {typed(value)}")
             _print_filled(meanings[name], indent=" " * 6)
-            _print_filled(f"({kind}; default: {_typed(default)})", indent=" " * 6)
+            _print_filled(f"({kind}; default: {typed(default)})", indent=" " * 6)
 
 
-def _typed(value: Any) -> str:
+def typed(value: Any) -> str:
     """Returns a value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()

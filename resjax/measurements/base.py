@@ -111,7 +111,8 @@ class FinishedRun:
           variables: of the model; those of the run by default.
           model: anything with the network's `apply`; by default the network. It is compiled at the
             first call, so pass the same object for many variables.
-          split, count: as for `batches`.
+          split: as for `batches`.
+          count: as for `batches`.
         """
         model = self.model if model is None else model
         if id(model) not in self._evaluations:  # stored with the model, so that its id stays unique

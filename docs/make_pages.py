@@ -1,0 +1,371 @@
+"""Writes the pages of the documentation site, from which mkdocs.yml builds it.
+
+    python docs/make_pages.py site/pages
+
+The pages are those of docs/, sections of the README, the pages about the project, one page for each
+experiment (its docstring, its figures in docs/, its verdicts in docs/claims.md and its code), and
+references that are made from the config schema, the parsers of the commands and docstrings. Nothing
+stands in two places: a page is edited where it comes from. A plain script in place of a plugin of
+mkdocs also serves zensical, which runs no plugin of ours.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import posixpath
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import resjax
+from resjax.cli import make_parser
+from resjax.cli.config import typed
+from resjax.config import Config
+from resjax.config.fields import documentation
+from resjax.config.schema import FIELDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+README_PAGES = {
+    "index.md": ("resjax", "When to use it"),
+    "start.md": ("Start here", "Installation", "The demo", "The real experiment"),
+    "python.md": ("In Python",),
+    "block.md": ("A block of your own",),
+    "shortcut.md": ("A shortcut of your own",),
+    "task.md": ("A task of your own",),
+    "optimizer.md": ("An optimizer and a schedule of your own",),
+    "diagnostic.md": ("A diagnostic of your own",),
+    "experiment.md": ("An experiment of your own",),
+    "reproducibility.md": ("Reproducibility",),
+    "layout.md": ("How the code is laid out",),
+}
+"""The title of a page, which may be that of a section, and the further sections of the README."""
+
+PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+FILES = ("CITATION.cff",)  # which pages link to, beside the images of docs/
+
+FIGURES = {  # whose names do not begin with that of the experiment
+    "degradation": ("docs/degradation.svg", "docs/fashion_mnist.svg"),
+    "transfer": ("docs/transfer.svg",),
+}
+
+REPORTS = {"degradation": "reports/degradation/report.html"}
+"""Reports of committed runs, which `make docs` writes, by experiment."""
+
+API = {
+    "Networks": (
+        "resjax.models.resnet.ResNet",
+        "resjax.models.blocks.Block",
+        "resjax.models.shortcuts.Shortcut",
+        "resjax.models.conformance.check_block",
+        "resjax.models.conformance.check_shortcut",
+    ),
+    "Tasks": (
+        "resjax.tasks.base.Task",
+        "resjax.tasks.base.DatasetInfo",
+        "resjax.tasks.base.weighted_sum",
+        "resjax.tasks.conformance.check_task",
+    ),
+    "Diagnostics": (
+        "resjax.diagnostics.Context",
+        "resjax.diagnostics.conformance.check_diagnostic",
+    ),
+    "Sweeps": (
+        "resjax.sweeps.algebra.param",
+        "resjax.sweeps.algebra.product",
+        "resjax.sweeps.algebra.zipped",
+        "resjax.sweeps.algebra.chain",
+        "resjax.sweeps.algebra.choose",
+        "resjax.sweeps.conformance.check_experiment",
+    ),
+    "Figures": (
+        "resjax.analysis.figures.style",
+        "resjax.analysis.figures.metric_curves",
+        "resjax.analysis.final_values.Published",
+        "resjax.analysis.final_values.by_depth",
+        "resjax.analysis.final_values.by_category",
+        "resjax.analysis.final_values.curves_and_final",
+        "resjax.analysis.profiles.profiles",
+    ),
+    "Claims": (
+        "resjax.analysis.claims.Claim",
+        "resjax.analysis.claims.compare",
+        "resjax.analysis.claims.trend",
+        "resjax.analysis.claims.within",
+    ),
+    "Measurements of finished runs": (
+        "resjax.measurements.base.FinishedRun",
+        "resjax.measurements.lesions.LesionedModel",
+        "resjax.measurements.lesions.block_names",
+        "resjax.measurements.lesions.delete",
+        "resjax.measurements.lesions.permute",
+        "resjax.measurements.lesions.random_orders",
+        "resjax.measurements.lesions.kendall_tau",
+        "resjax.measurements.loss_surface.random_direction",
+        "resjax.measurements.loss_surface.grid",
+        "resjax.measurements.loss_surface.loss_surface",
+        "resjax.measurements.curvature.Hessian",
+        "resjax.measurements.curvature.Eigenpairs",
+        "resjax.measurements.curvature.SpectralDensity",
+    ),
+    "Trackers": (
+        "resjax.tracking.Tracker",
+        "resjax.tracking.TrackedRun",
+        "resjax.tracking.Row",
+        "resjax.tracking.End",
+    ),
+}
+"""What users' own files import, by heading; the names of `resjax` itself come first."""
+
+
+def make_pages() -> dict[str, str]:
+    """Returns the Markdown of every page by its path in the site."""
+    readme = read_sections("README.md")
+    pages = {}
+    for page, (title, *others) in README_PAGES.items():
+        text = f"# {title}\n{readme.get(title, '')}"
+        text += "".join(f"\n## {name}\n{readme[name]}" for name in others)
+        pages[page] = relink(text, "README.md", page)
+    for source, page in markdown_files().items():
+        pages[page] = relink((ROOT / source).read_text(), source, page)
+    for file in experiments():
+        pages[experiment_path(file)] = experiment_page(file)
+    pages["reference/config.md"] = config_page()
+    pages["reference/commands.md"] = commands_page()
+    pages["reference/api.md"] = api_page()
+    return pages
+
+
+def write_pages(folder: Path) -> None:
+    """Writes all pages and the files that they show or link to, in place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for page, text in make_pages().items():
+        (folder / page).parent.mkdir(parents=True, exist_ok=True)
+        (folder / page).write_text(text)
+    for source, target in assets().items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / source, folder / target)
+
+
+def markdown_files() -> dict[str, str]:
+    """Returns the pages that are whole files: their paths in the site by those of the files."""
+    docs = {f"docs/{file.name}": file.name for file in sorted((ROOT / "docs").glob("*.md"))}
+    return docs | PROJECT_PAGES
+
+
+def experiments() -> list[Path]:
+    return sorted((ROOT / "experiments").glob("*.py"))
+
+
+def experiment_path(file: Path) -> str:
+    return f"experiments/{file.stem}.md"
+
+
+def assets() -> dict[str, str]:
+    """Returns the files that pages show or link to, as `markdown_files` does."""
+    folder = ROOT / "docs"
+    found = [file for kind in ("svg", "png", "css") for file in sorted(folder.rglob(f"*.{kind}"))]
+    names = [file.relative_to(folder).as_posix() for file in found]
+    return {f"docs/{name}": name for name in names} | dict(zip(FILES, FILES, strict=True))
+
+
+def read_sections(source: str) -> dict[str, str]:
+    """Returns what stands below the title of a file, and below each `##`, by heading."""
+    title, _, text = (ROOT / source).read_text().removeprefix("# ").partition("\n")
+    introduction, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return {title: introduction, **dict(zip(parts[::2], parts[1::2], strict=True))}
+
+
+def slug(title: str) -> str:
+    """Returns the anchor of a heading."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
+
+
+def relink(text: str, source: str, page: str) -> str:
+    """Returns Markdown with its links to files of the repository as links between pages.
+
+    A link whose text is the name of a file, as in a checkout, gets the title of the page.
+
+    Args:
+      text: the Markdown of a file, or of a part of it.
+      source: the file's path in the repository.
+      page: the path of the page in the site.
+    """
+    pages = markdown_files() | assets()
+    pages |= {f"experiments/{file.name}": experiment_path(file) for file in experiments()}
+
+    def link(match: re.Match[str]) -> str:
+        words, address = match.groups()
+        name, hash_, anchor = address.partition("#")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
+        path = path if name else source
+        target = readme_page(anchor) if path == "README.md" else pages.get(path)
+        if target is None:  # an address, or brackets in code
+            return match[0]
+        if words.endswith(".md"):
+            words = next(iter(read_sections(path)))
+        return (
+            f"[{words}]({posixpath.relpath(target, posixpath.dirname(page) or '.')}{hash_}{anchor})"
+        )
+
+    return re.sub(r"\[([^]]*)\]\(([^)\s]+)\)", link, text)
+
+
+def readme_page(anchor: str) -> str:
+    """Returns the page that has a section of the README."""
+    for page, titles in README_PAGES.items():
+        if anchor in map(slug, titles):
+            return page
+    return "index.md"
+
+
+def experiment_page(file: Path) -> str:
+    """Returns the page of an experiment: claim, figures, verdicts and code."""
+    code = file.read_text()
+    title, _, claim = inspect.cleandoc(ast.get_docstring(ast.parse(code)) or "").partition("\n")
+    parts = [f"# {title.rstrip('.')}", claim.strip()]
+    parts.append("[How to run it](../experiments.md). [How the runs were made](../results.md).")
+    if file.stem in REPORTS:
+        parts.append(
+            f"[The report of these runs, with interactive curves](../{REPORTS[file.stem]})."
+        )
+    shown = {path: alt for path, alt in images().items() if path in FIGURES.get(file.stem, ())}
+    shown |= {path: alt for path, alt in images().items() if f"/{file.stem}." in path}
+    if shown:
+        parts += ["## Figures"]
+        parts += [f"![{alt}](../{path.removeprefix('docs/')})" for path, alt in shown.items()]
+    parts += ["## Verdicts", verdicts(title.rstrip("."))]
+    parts += ["## Code", f"`experiments/{file.name}`", f"```python\n{code}```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def images() -> dict[str, str]:
+    """Returns the images that the README and docs/ show: their descriptions by path."""
+    found = {}
+    for source in ("README.md", *markdown_files()):
+        for alt, name in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", (ROOT / source).read_text()):
+            found[posixpath.normpath(posixpath.join(posixpath.dirname(source), name))] = alt
+    return found
+
+
+def verdicts(title: str) -> str:
+    """Returns what docs/claims.md says on an experiment, below a count of its verdicts."""
+    section = read_sections("docs/claims.md").get(title)
+    if section is None:
+        return "No verdict: no run of this experiment has been judged ([claims](../claims.md))."
+    counts = Counter(re.findall(r"\*\*([\w ]+)\*\* \|$", section, re.MULTILINE))
+    counted = ", ".join(f"{number} × {verdict}" for verdict, number in counts.most_common())
+    table = section[section.index("|") :].strip()
+    return f"{counted}. [Claims](../claims.md) explains what a verdict rests on.\n\n{table}"
+
+
+def config_page() -> str:
+    """Returns the reference of all config fields."""
+    parts = [
+        "# Config fields",
+        "Every field has an option, `--config.FIELD=VALUE`, and `resjax config FILE` prints the"
+        " fields with the values of a config. A field named `...options` holds further keyword"
+        " arguments of what the field beside it names. [Training](../training.md),"
+        " [data](../data.md) and [devices](../devices.md) explain the choices.",
+        *describe_section(Config()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def describe_section(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yields a section of the config, its fields, and the sections within."""
+    yield f"## {prefix.rstrip('.') or 'Without a section'}"
+    if prefix:
+        yield escape(inspect.getdoc(type(section)) or "")
+    inner = [name for name, value in vars(section).items() if dataclasses.is_dataclass(value)]
+    meanings = documentation(type(section))
+    for name in [name for name in vars(section) if name not in inner]:
+        path = prefix + name
+        values = ", ".join(filter(None, (str(FIELDS[path]), str(FIELDS[path].bounds))))
+        yield f"### {path} {{#{path}}}"
+        yield escape(meanings[name])
+        yield f"Values: {escape(values)}. Default: `{typed(getattr(section, name))}`."
+    for name in inner:
+        yield from describe_section(getattr(section, name), f"{prefix}{name}.")
+
+
+def commands_page() -> str:
+    """Returns the reference of all commands."""
+    parts = [
+        "# Commands",
+        "`resjax COMMAND --help` prints the same. A command with a config takes an option for"
+        " [every field](config.md) of it, `--config.FIELD=VALUE`. A mistake on the command line"
+        " ends in one line and exit code 2.",
+        *describe_commands(make_parser()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def describe_commands(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yields each command of a parser, with usage and arguments, and the commands within."""
+    groups = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    for command in (command for group in groups for command in group.choices.values()):
+        level = "#" * len(command.prog.split())
+        yield f"{level} {command.prog} {{#{slug(command.prog)}}}"
+        yield escape(inspect.cleandoc(command.description or ""))
+        yield f"```text\n{usage(command)}\n```"
+        rows = [row for each in command._actions if (row := argument_row(each))]
+        if rows:
+            yield "\n".join(["| argument | meaning |", "| --- | --- |", *rows])
+        yield from describe_commands(command)
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """Returns how a command is typed, whatever the width of the terminal."""
+    formatter = argparse.HelpFormatter(parser.prog, width=90)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, "")
+    return formatter.format_help().strip()
+
+
+def argument_row(action: argparse.Action) -> str:
+    """Returns an argument as a row of a table; for help and for subcommands, nothing."""
+    if action.dest == "help" or isinstance(action, argparse._SubParsersAction):
+        return ""
+    choices = "|".join(map(str, action.choices or ()))
+    value = str(action.metavar or choices or action.dest.upper())
+    if action.option_strings:
+        option = max(action.option_strings, key=len)
+        name = option if action.nargs == 0 else f"{option}={value}"
+    else:
+        name = value + "..." * (action.nargs in ("*", "+"))
+    meaning = (action.help or "") % vars(action)
+    if choices and action.metavar and choices not in meaning:
+        meaning += f" ({choices})"
+    required = "; required" * bool(action.required and action.option_strings)
+    return f"| `{name.replace('|', '&#124;')}` | {escape(meaning + required)} |"
+
+
+def api_page() -> str:
+    """Returns the page from which mkdocstrings makes the reference of the Python API."""
+    parts = [
+        "# Python API",
+        "What users' own files import. Shapes stand in the annotations:"
+        ' `Float[Array, "n h w c"]` is an array of images.',
+        "## resjax",
+    ]
+    parts += [f"::: resjax.{name}" for name in resjax.__all__ if not name.startswith("_")]
+    for heading, names in API.items():
+        parts.append(f"## {heading}")
+        parts += [f"::: {name}" for name in names]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Returns plain text, such as a docstring, as Markdown; code in backticks stays code."""
+    parts = re.split(r"(`[^`]*`|^    .*$)", text, flags=re.MULTILINE)
+    parts[::2] = [re.sub(r"([\\*<\[\]|])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))
