@@ -67,6 +67,7 @@ CASES = (
     cifar(20),
     cifar(20, ", bfloat16", **BF16),
     cifar(20, ", sharded", **{"parallel.shard_parameters": 4}),
+    cifar(20, ", pmap", **{"parallel.backend": "pmap"}),
     cifar(56),
     cifar(110),
     Case("ResNet-50, bfloat16", "imagenet.py:v1.5", STREAM | BF16, per_device=256),
@@ -116,7 +117,8 @@ def compiled(
     if record and record.exists():
         kept = json.loads(record.read_text())
     else:
-        kept = {"provenance": provenance("libtpu", "jax-cuda13-plugin")}
+        command = {"command": f"accelerators.py measure --topology {topology}"}
+        kept = {"provenance": provenance("libtpu", "jax-cuda13-plugin") | command}
         made = {
             "train": trainer.compile_dispatch(state, dispatch),
             "evaluation": trainer.compile_evaluation(state),
@@ -302,6 +304,11 @@ def section(file: dict[str, Any]) -> str:
     paragraphs = [
         f"## {file['devices']} x {chip['kind']} (`{file['topology']}`)",
         f"Compiled on {first['cpu']}, {first['cores']} cores; from {source(first)}"
+        + "".join(
+            f" {name} is of commit {origin['commit'][:7]}{' and changes' * origin['dirty']}."
+            for name, origin in zip(cases, origins, strict=True)
+            if origin["commit"] != first["commit"]
+        )
         + f" Not compiled: {'; '.join(lacking)}." * bool(lacking),
         f"Peak {chip['flops']['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16 and "
         f"{chip['flops']['float32'] / 1e12:,.0f} for float32, {chip['bandwidth'] / 1e9:,.0f} GB/s, "

@@ -125,7 +125,19 @@ def test_the_page_names_the_networks_that_were_not_compiled(
     accelerators: ModuleType, tmp_path: Path
 ) -> None:
     text = page(accelerators, tmp_path, result(accelerators))
-    assert "Not compiled: quickstart; ResNet-20, bfloat16; ResNet-20, sharded; ResNet-56" in text
+    assert "Not compiled: quickstart; ResNet-20, bfloat16; ResNet-20, sharded; " in text
+
+
+def test_the_page_says_if_a_case_is_of_another_commit(
+    accelerators: ModuleType, tmp_path: Path
+) -> None:
+    content = result(accelerators)
+    other = json.loads(json.dumps(content["cases"]["ResNet-20"]))
+    other["provenance"] |= {"commit": "abcdef0123", "dirty": True, "start": "2999"}
+    content["cases"]["ResNet-56"] = other
+    text = page(accelerators, tmp_path, content)
+    assert "commit c0ffee;" in text
+    assert "ResNet-56 is of commit abcdef0 and changes." in text
 
 
 def test_one_device_has_no_collectives_to_show(accelerators: ModuleType, tmp_path: Path) -> None:
