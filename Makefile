@@ -54,11 +54,12 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 claims: $(READY)  ## judge the papers' claims by the committed runs anew, and write docs/claims.md
 	$(BIN)/python -m resjax.analysis.claims_page experiments/results experiments docs/claims.md
 
+# With --quiet, mkdocs would ignore --strict.
 docs: $(READY) .venv-docs/ready  ## build the documentation site, site/html; warnings are errors
 	$(BIN)/python docs/make_pages.py site/pages
 	$(BIN)/resjax report experiments/results/digits/degradation --experiment=experiments/degradation.py \
 		--out=site/pages/reports/degradation >site/report.log
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check

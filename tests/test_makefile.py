@@ -53,6 +53,13 @@ def test_compilers_of_accelerators_have_an_environment_of_their_own(typed, extra
     assert ".venv/" not in printed
 
 
+def test_the_docs_have_an_environment_of_their_own_and_warnings_are_errors():
+    printed = commands("docs")
+    assert ".venv-docs/bin/pip install " in printed
+    assert "--requirement docs.lock\n" in printed
+    assert ".venv-docs/bin/mkdocs build --strict\n" in printed  # --quiet would undo --strict
+
+
 def test_an_unknown_extra_is_refused_before_anything_is_installed(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
