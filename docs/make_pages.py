@@ -238,7 +238,8 @@ def experiment_page(file: Path) -> str:
     shown |= {path: alt for path, alt in images().items() if f"/{file.stem}." in path}
     if shown:
         parts += ["## Figures"]
-        parts += [f"![{alt}](../{path.removeprefix('docs/')})" for path, alt in shown.items()]
+        for path, caption in shown.items():
+            parts += [f"![{caption}](../{path.removeprefix('docs/')})", f"*{caption}.*"]
     parts += ["## Verdicts", verdicts(title.rstrip("."))]
     parts += ["## Code", f"`experiments/{file.name}`", f"```python\n{code}```"]
     return "\n\n".join(parts) + "\n"
