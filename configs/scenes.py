@@ -23,10 +23,10 @@ def get_config(task: str = "segmentation") -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.01
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 50  # without it, one of three seeds learns much more slowly
+    config.optimizer.warmup_steps = 50
     config.task.name = task
     if task == "segmentation":
-        config.train.steps = 1000
+        config.train.steps = 2000
         config.data.crop_padding = 4
         config.optimizer.learning_rate = 0.01
     elif task == "detection":
