@@ -22,11 +22,10 @@ class Segmentation(Task):
     """One class per pixel.
 
     A batch has a `mask` (n, height, width) of class indices; its void pixels, 255, do not count.
-    Logits are enlarged
-    bilinearly to its size. The mean IoU is the mean, over the classes that occur in the masks or in
-    the predictions, of the pixels that both give a class, divided by those that either does; it is
-    computed from one confusion matrix over the whole split. `accuracy` is the share of pixels whose
-    class is right.
+    Logits are enlarged bilinearly to its size. The mean IoU is the mean, over the classes that
+    occur in the masks or in the predictions, of the pixels that both give a class, divided by those
+    that either does; it is computed from one confusion matrix over the whole split. `accuracy` is
+    the share of pixels whose class is right.
 
     Attributes:
       decoder: "unet", "fcn" or "deeplabv3".
