@@ -230,7 +230,7 @@ def test_a_sweep_on_ray_has_the_results_of_the_local_launcher(
         }
 
 
-@pytest.mark.slow  # in one of six runs Ray's cancellation did not reach the worker within 120 s
+@pytest.mark.slow  # in one of five runs Ray's cancellation did not reach the worker within 120 s
 @needs_ray
 def test_launchers_share_a_sweep_replace_killed_workers_and_save_when_they_are_stopped(
     command, on_ray, start, tmp_path, whole
