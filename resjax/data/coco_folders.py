@@ -102,8 +102,8 @@ class _Annotations(NamedTuple):
     crowds: int  # number of annotations of crowds
     empty: int  # number of boxes without area, which are left out
     cut: int  # number of boxes that extend beyond their image
-    # Of each image, if masks are wanted: a list of annotation, category (null for a crowd) and
-    # segmentation in JSON, which takes a fifth of the memory of Python's lists.
+    # One JSON list per image, if masks are wanted, of annotation number, category (null for a
+    # crowd) and segmentation. JSON takes a fifth of the memory of Python's lists.
     regions: list[str]
 
 

@@ -29,7 +29,7 @@ OUTPUTS: dict[str, str | dict[str, str]] = {
         "classes": "indices of class_names",
     },
 }
-"""What a program returns, by task: an array, or a dict of arrays."""
+"""The description of a program's output for each task: of one array, or of a dict of arrays."""
 
 
 def export_program(weights: Weights, path: Path, batch: int | None = None) -> Path:

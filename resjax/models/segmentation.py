@@ -119,8 +119,9 @@ class UNet(Decoder):
     """Enlarges the features stage by stage, beside those of the earlier stage [R15].
 
     Attributes:
-      least_channels: of every stage of the decoder, which otherwise has as many as the network's:
-        the first stage of a small network is too narrow to tell many classes apart.
+      least_channels: the least number of channels of a decoder stage, which otherwise has as many
+        as the network's stage. A small network's first stage is too narrow to separate many
+        classes.
     """
 
     least_channels: int = 16

@@ -1,6 +1,8 @@
 """Draws the predictions of a run beside the truth: `predictions.png`.
 
-The picture shows the best and the worst of some test images, by the primary metric of each alone.
+The picture shows the best and the worst of some test images, by the primary metric of each alone
+and, among equal ones, by the loss. The average precision of an image, for example, is 1 whatever
+objects are found of classes that the image does not have; the loss counts these.
 """
 
 from pathlib import Path
@@ -25,12 +27,13 @@ CELL = 1.5  # inches
 
 
 class Case(NamedTuple):
-    """An image with its targets, its predictions, and the primary metric of this image alone."""
+    """An image with its targets, its predictions, and its own primary metric and loss."""
 
     image: UInt8[np.ndarray, "h w c"]
     truth: dict[str, np.ndarray]
     found: dict[str, np.ndarray]
     value: float
+    loss: float
 
 
 def draws(task: Task) -> bool:
@@ -52,9 +55,8 @@ def write_predictions(trainer: Trainer, state: TrainState, folder: Path) -> None
     from matplotlib.figure import Figure  # takes half a second
 
     metric = trainer.task.primary
-    cases = sorted(find_cases(trainer, state), key=lambda case: case.value)
-    if metric.lower_is_better:
-        cases.reverse()
+    sign = -1 if metric.lower_is_better else 1
+    cases = sorted(find_cases(trainer, state), key=lambda case: (sign * case.value, -case.loss))
     count = min(SHOWN, len(cases) // 2)
     if not count:
         return
@@ -98,10 +100,11 @@ def find_cases(trainer: Trainer, state: TrainState) -> list[Case]:
         found, sums = jax.device_get(predict(batch))
         for index in np.flatnonzero(batch["weight"]):
             own = jax.tree.map(lambda leaf, i=index: leaf[i], sums)
-            value = task.metrics(own)[task.primary.name]
+            metrics = task.metrics(own)
             truth = {name: batch[name][index] for name in task.targets}
             predicted = {name: array[index] for name, array in found.items()}
-            cases.append(Case(batch["image"][index], truth, predicted, value))
+            value, loss = metrics[task.primary.name], metrics["loss"]
+            cases.append(Case(batch["image"][index], truth, predicted, value, loss))
     return [case for case in cases if np.isfinite(case.value)]
 
 

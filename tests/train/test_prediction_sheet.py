@@ -19,7 +19,7 @@ def titles_of(monkeypatch, tmp_path):
 
     def titles_of(metric, values):
         drawn = []
-        cases = [Case(IMAGE, MASK, MASK, value) for value in values]
+        cases = [Case(IMAGE, MASK, MASK, value, loss=0.0) for value in values]
         monkeypatch.setattr(prediction_sheet, "find_cases", lambda *_: cases)
         monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
         dataset = SimpleNamespace(class_names=("background", "digit"))
@@ -52,3 +52,20 @@ def test_no_more_images_than_fit_are_shown(titles_of):
 def test_a_single_image_is_not_drawn(titles_of, tmp_path):
     assert titles_of(Metric("loss"), [1.0]) == []
     assert not (tmp_path / FILE).exists()
+
+
+def test_of_equal_images_the_best_has_the_lowest_loss(monkeypatch, tmp_path):
+    grays = 10, 20, 30
+    cases = [
+        Case(np.full_like(IMAGE, gray), MASK, MASK, 1.0, loss)
+        for gray, loss in zip(grays, (0.5, 0.9, 0.1), strict=True)
+    ]
+    shown = []
+    monkeypatch.setattr(prediction_sheet, "find_cases", lambda *_: cases)
+    monkeypatch.setattr(
+        prediction_sheet, "_drawn", lambda image, *_: shown.append(image[0, 0, 0]) or image
+    )
+    dataset = SimpleNamespace(class_names=("background", "digit"))
+    task = SimpleNamespace(primary=Metric("ap", lower_is_better=False), dataset=dataset)
+    write_predictions(SimpleNamespace(task=task), None, tmp_path)
+    assert shown == [30, 30, 20, 20]  # truth and prediction of the best, then of the worst
