@@ -1,12 +1,12 @@
-"""Writes the pages of the documentation site, from which mkdocs.yml builds it.
+"""Writes the Markdown pages from which mkdocs builds the documentation site.
 
     python docs/make_pages.py site/pages
 
 The pages are those of docs/, sections of the README, the pages about the project, one page for each
 experiment (its docstring, its figures in docs/, its verdicts in docs/claims.md and its code), and
-references that are made from the config schema, the parsers of the commands and docstrings. Nothing
-stands in two places: a page is edited where it comes from. A plain script in place of a plugin of
-mkdocs also serves zensical, which runs no plugin of ours.
+references that are made from the config schema, the parsers of the commands and docstrings. No text
+exists twice, so a page is edited at its source. This is a script and no mkdocs plugin, because
+zensical would not run the plugin.
 """
 
 import argparse
@@ -44,7 +44,7 @@ README_PAGES = {
     "reproducibility.md": ("Reproducibility",),
     "layout.md": ("How the code is laid out",),
 }
-"""The title of a page, which may be that of a section, and the further sections of the README."""
+"""Maps each page to its title, below which is the section of that name, and to further sections."""
 
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 FILES = ("CITATION.cff",)  # which pages link to, beside the images of docs/
@@ -120,7 +120,7 @@ API = {
         "resjax.tracking.End",
     ),
 }
-"""What users' own files import, by heading; the names of `resjax` itself come first."""
+"""The names of the Python API by heading; those of `resjax.__all__` come before them."""
 
 
 def make_pages() -> dict[str, str]:
@@ -142,7 +142,7 @@ def make_pages() -> dict[str, str]:
 
 
 def write_pages(folder: Path) -> None:
-    """Writes all pages and the files that they show or link to, in place of what is there."""
+    """Replaces a folder by one with all pages and the files that they show or link to."""
     shutil.rmtree(folder, ignore_errors=True)
     for page, text in make_pages().items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def write_pages(folder: Path) -> None:
 
 
 def markdown_files() -> dict[str, str]:
-    """Returns the pages that are whole files: their paths in the site by those of the files."""
+    """Maps each file that is a whole page to the path of the page in the site."""
     docs = {f"docs/{file.name}": file.name for file in sorted((ROOT / "docs").glob("*.md"))}
     return docs | PROJECT_PAGES
 
@@ -167,7 +167,7 @@ def experiment_path(file: Path) -> str:
 
 
 def assets() -> dict[str, str]:
-    """Returns the files that pages show or link to, as `markdown_files` does."""
+    """Maps each file that pages show or link to to its path in the site."""
     folder = ROOT / "docs"
     found = [file for kind in ("svg", "png", "css") for file in sorted(folder.rglob(f"*.{kind}"))]
     names = [file.relative_to(folder).as_posix() for file in found]
@@ -175,7 +175,7 @@ def assets() -> dict[str, str]:
 
 
 def read_sections(source: str) -> dict[str, str]:
-    """Returns what stands below the title of a file, and below each `##`, by heading."""
+    """Returns the text below the title of a file and below each `##` heading, by heading."""
     title, _, text = (ROOT / source).read_text().removeprefix("# ").partition("\n")
     introduction, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     return {title: introduction, **dict(zip(parts[::2], parts[1::2], strict=True))}
@@ -187,7 +187,7 @@ def slug(title: str) -> str:
 
 
 def relink(text: str, source: str, page: str) -> str:
-    """Returns Markdown with its links to files of the repository as links between pages.
+    """Returns Markdown in which links to files of the repository lead to their pages.
 
     A link whose text is the name of a file, as in a checkout, gets the title of the page.
 
@@ -255,7 +255,7 @@ def images() -> dict[str, str]:
 
 
 def verdicts(title: str) -> str:
-    """Returns what docs/claims.md says on an experiment, below a count of its verdicts."""
+    """Returns the table of docs/claims.md for an experiment, below a count of its verdicts."""
     section = read_sections("docs/claims.md").get(title)
     if section is None:
         return "No verdict: no run of this experiment has been judged ([claims](../claims.md))."
@@ -271,8 +271,9 @@ def config_page() -> str:
         "# Config fields",
         "Every field has an option, `--config.FIELD=VALUE`, and `resjax config FILE` prints the"
         " fields with the values of a config. A field named `...options` holds further keyword"
-        " arguments of what the field beside it names. [Training](../training.md),"
-        " [data](../data.md) and [devices](../devices.md) explain the choices.",
+        " arguments of the function or class that the field beside it names."
+        " [Training](../training.md), [data](../data.md) and [devices](../devices.md) explain the"
+        " choices.",
         *describe_section(Config()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -280,7 +281,7 @@ def config_page() -> str:
 
 def describe_section(section: Any, prefix: str = "") -> Iterator[str]:
     """Yields a section of the config, its fields, and the sections within."""
-    yield f"## {prefix.rstrip('.') or 'Without a section'}"
+    yield f"## {prefix.rstrip('.') or 'Fields outside sections'}"
     if prefix:
         yield escape(inspect.getdoc(type(section)) or "")
     inner = [name for name, value in vars(section).items() if dataclasses.is_dataclass(value)]
@@ -322,14 +323,14 @@ def describe_commands(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def usage(parser: argparse.ArgumentParser) -> str:
-    """Returns how a command is typed, whatever the width of the terminal."""
+    """Returns the usage line of a command, which does not depend on the width of the terminal."""
     formatter = argparse.HelpFormatter(parser.prog, width=90)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, "")
     return formatter.format_help().strip()
 
 
 def argument_row(action: argparse.Action) -> str:
-    """Returns an argument as a row of a table; for help and for subcommands, nothing."""
+    """Returns an argument as a row of a table; "" for help and subcommands."""
     if action.dest == "help" or isinstance(action, argparse._SubParsersAction):
         return ""
     choices = "|".join(map(str, action.choices or ()))
@@ -350,8 +351,8 @@ def api_page() -> str:
     """Returns the page from which mkdocstrings makes the reference of the Python API."""
     parts = [
         "# Python API",
-        "What users' own files import. Shapes stand in the annotations:"
-        ' `Float[Array, "n h w c"]` is an array of images.',
+        "These are the names that files of your own import. Annotations give the shapes of arrays:"
+        ' `Float[Array, "n h w c"]` is a batch of images.',
         "## resjax",
     ]
     parts += [f"::: resjax.{name}" for name in resjax.__all__ if not name.startswith("_")]

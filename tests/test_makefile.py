@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def commands(*arguments):
     # A new environment, whatever stands beside the Makefile.
     made = ["make", "--dry-run", "--always-make", *arguments]
-    # Those that run these tests may have been given extras.
+    # `make test EXTRAS=...` passes its variables on to these tests.
     environment = {k: v for k, v in os.environ.items() if k not in ("EXTRAS", "MAKEFLAGS")}
     ended = subprocess.run(
         made, cwd=ROOT, capture_output=True, text=True, check=True, env=environment

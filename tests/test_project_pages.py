@@ -55,14 +55,6 @@ def test_a_contributor_finds_the_tests_the_targets_and_the_files():
     assert re.search(r"def test_\w*keywords", test)
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(name):
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text()):
-        file, _, anchor = link.partition("#")
-        title = anchor.replace("-", " ").capitalize()
-        assert f"\n## {title}\n" in (ROOT / file).read_text() or not anchor, link
-
-
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
 def test_an_issue_form_is_one_that_github_accepts(path):
     form = yaml.safe_load(path.read_text())

@@ -88,10 +88,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def users_folder(folder):
-    """A user's working directory with every file that the README shows.
-
-    Files to start from are written unless the section does it.
-    """
+    """A user's working directory with every file that the README shows."""
     for name, code in python_files(README).items():
         if name in STARTERS:
             write_starter(STARTERS[name], name.removesuffix(".py"), folder)
@@ -103,11 +100,11 @@ def users_folder(folder):
 def run(words: list[str]) -> None:
     """Runs a command of a page at small scale."""
     name, *arguments = words
-    if name == "python":  # what tests/test_starters.py runs
+    if name == "python":  # tests/test_starters.py runs it
         assert arguments[:2] == ["-m", "pytest"]
         assert Path(arguments[2]).is_file()
         return
-    if arguments[0] == "new":
+    if arguments[0] == "new":  # which overwrites nothing
         for written in (f"{arguments[2]}.py", f"test_{arguments[2]}.py"):
             Path(written).unlink()
     arguments += {"train": SMALL, "sweep": SMALL_SWEEP}.get(arguments[0], ())

@@ -9,7 +9,7 @@ import pytest
 from resjax import cli
 from resjax.starters import KINDS
 
-# By kind, what a user could get wrong in the file.
+# Maps each kind to a part of its file and a mistake in place of it.
 MISTAKES = {
     "block": ("self.conv(self.features, 3, self.strides)", "self.conv(self.features, 3)"),
     "shortcut": ("pad(x, self.features, self.strides)", "x"),
@@ -72,8 +72,12 @@ def test_nothing_is_overwritten(kind, existing, folder, capsys):
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("block", "WideBlock", "cannot be the name of a module; use lower-case"),
-        ("block", "WideBlock", "such as wide_block"),
+        (
+            "block",
+            "WideBlock",
+            "'WideBlock' cannot be the name of a module; use lower-case letters, digits and "
+            "underscores, such as wide_block",
+        ),
         ("task", "../my-task.py", "such as my_task"),
         ("task", "3", "such as my_task"),
         ("diagnostic", "lambda", "lambda is a word of Python; choose another name, such as my_"),

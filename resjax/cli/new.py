@@ -13,7 +13,7 @@ from resjax.starters import KINDS, write_starter
 def add_arguments(parser: ArgumentParser) -> None:
     kinds = f"one of {', '.join(KINDS)}"
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=kinds)
-    parser.add_argument("name", metavar="NAME", help="of the module, such as my_block")
+    parser.add_argument("name", metavar="NAME", help="the name of the module, such as my_block")
 
 
 def run(args: Namespace) -> None:

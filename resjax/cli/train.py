@@ -39,9 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="print what the run needs: memory, time; write nothing",
     )
-    add(
-        "--topology", metavar="NAME", help="of --dry-run: tpu:v5e:2x2, gpu:h100, ... (devices here)"
-    )
+    devices = "devices for --dry-run: tpu:v5e:2x2, gpu:h100, ... (those here)"
+    add("--topology", metavar="NAME", help=devices)
     add("--distributed", action="store_true", help="join the processes of SLURM, MPI or a TPU")
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, to join by hand")
     add("--processes", type=integer(1), metavar="N", help="number of processes")

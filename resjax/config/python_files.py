@@ -89,5 +89,5 @@ def errors_in(path: Path) -> Iterator[None]:
 
 def _missing(path: Path, named: Collection[str] = ()) -> UserError:
     beside = map(str, sorted(path.parent.glob("*.py")))
-    meant = path.stem if path.stem in named else path  # configs/X.py outside of a checkout is X
+    meant = path.stem if path.stem in named else path  # configs/X.py, elsewhere, means X
     return UserError(f"{path}: no such file{nearest(meant, [*beside, *named])}")

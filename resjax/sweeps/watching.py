@@ -10,7 +10,7 @@ from resjax.sweeps.settled import settle
 from resjax.sweeps.status import FINISHED, FINISHED_BEFORE, RUNNING, RunStatus, State
 
 LOOK_SECONDS = 2.0  # between two looks at the runs
-LOOK_COST = 10.0  # the pause after a look is so many times as long as the look of many runs
+LOOK_COST = 10.0  # the pause after a look is at least this many times as long as the look
 
 
 class SweepWatch:
