@@ -1,14 +1,14 @@
-"""Accelerators: what do the compilers of TPUs and GPUs make of our training and evaluation?
+"""Compiles training and evaluation for TPUs and GPUs that are not here, and counts their kernels.
 
     python benchmarks/accelerators.py measure --topology tpu:v5e:2x2
     python benchmarks/accelerators.py report
 
 `measure` compiles the programs that `resjax train` would run, for a topology that its compiler
-describes without the hardware, and counts what is in them; nothing runs. It needs the extra `tpu`
-or `cuda`; `make accelerators` installs it into an environment of its own. Each case is added to
-benchmarks/results/ as soon as it is compiled; `report` writes docs/accelerators.md from all
-results. With `--programs DIR` the text of each compiled program is kept there, and programs that
-are there already are counted again, but not compiled.
+describes without the hardware, and counts their kernels, memory traffic and collectives; it runs
+none of them. It needs the extra `tpu` or `cuda`; `make accelerators` installs it into an
+environment of its own. Each case is added to benchmarks/results/ as soon as it is compiled;
+`report` writes docs/accelerators.md from all results. `--programs DIR` stores the text of each
+compiled program in DIR; a program that is there already is counted again without compilation.
 """
 
 import json
@@ -20,10 +20,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from reporting import DOCS, RESULTS, ROOT, command_line, provenance, source, table
+from reporting import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    command_line,
+    provenance,
+    regular_expression,
+    source,
+    table,
+)
 
 from resjax.config import Config, load, override, resolve
 from resjax.disk import write_atomically
+from resjax.errors import UserError
 from resjax.train.plan import plan
 from resjax.train.trainer import Executable, Trainer
 from resjax.xla.program import KINDS, Kernel, Program
@@ -31,15 +41,16 @@ from resjax.xla.target import compiling_for
 from resjax.xla.topologies import CHIPS, Chip, describe
 
 MIB = 2**20
+PROGRAMS = ("train", "evaluation")
 
 
 class Case(NamedTuple):
     """A config whose programs are compiled.
 
     Attributes:
-      name: of the row.
+      name: the first cell of its rows.
       config: a file in configs/, perhaps with a variant.
-      overrides: of its fields.
+      overrides: values of config fields.
       per_device: images per device; 0 leaves the batch of the config, which is over all devices.
     """
 
@@ -75,13 +86,16 @@ CASES = (
 
 
 def measure(cases: Iterable[Case], topology: str, path: Path, programs: Path | None = None) -> None:
-    """Compiles and counts each case, and rewrites `path` after each; its other cases stay.
+    """Compiles and counts the cases, and adds each to the result file as soon as it is done.
 
     Args:
-      cases: to compile.
-      topology: as `resjax train --topology` takes it.
-      path: the result file.
-      programs: a folder for the text of compiled programs.
+      cases: the cases to compile.
+      topology: a name that `resjax train --topology` accepts.
+      path: the result file; its other cases are kept.
+      programs: a folder for the texts of compiled programs.
+
+    Raises:
+      UserError: there is no such topology, or its compiler is not installed.
     """
     target = describe(topology)
     chip = CHIPS[target.devices[0].device_kind]
@@ -95,7 +109,7 @@ def measure(cases: Iterable[Case], topology: str, path: Path, programs: Path | N
             print(f"{case.name}: skipped, {topology} has {len(target.devices)} devices", flush=True)
             continue
         with compiling_for(target):
-            record = compiled(case, topology, config, chip, programs)
+            record = compile_case(case, topology, config, chip, programs)
         result["cases"][case.name] = record
         order = [each.name for each in CASES]
         known = sorted(result["cases"], key=lambda name: order.index(name) if name in order else -1)
@@ -105,41 +119,40 @@ def measure(cases: Iterable[Case], topology: str, path: Path, programs: Path | N
         print(f"{case.name}: predicted {1e3 * seconds:.3f} ms per step", flush=True)
 
 
-def compiled(
+def compile_case(
     case: Case, topology: str, config: Config, chip: Chip, programs: Path | None
 ) -> dict[str, Any]:
-    """Returns what the programs of a case need and contain."""
+    """Returns memory, compile times and counts of the programs of a case."""
     trainer = Trainer(config)
     state, dispatch = trainer.init(config.seed), max(plan(trainer, 0))
     stem = file_name(f"{topology} {case.name}")
-    record = programs and programs / f"{stem}.json"
-    texts = {name: programs and programs / f"{stem}-{name}.hlo" for name in ("train", "evaluation")}
-    if record and record.exists():
-        kept = json.loads(record.read_text())
+    file = programs / f"{stem}.json" if programs else None
+    if file and file.exists():
+        stored = json.loads(file.read_text())
+        texts = {name: file.with_name(f"{stem}-{name}.hlo").read_text() for name in PROGRAMS}
     else:
         command = {"command": f"accelerators.py measure --topology {topology}"}
-        kept = {"provenance": provenance("libtpu", "jax-cuda13-plugin") | command}
-        made = {
+        origin = provenance("libtpu", "jax-cuda13-plugin") | command
+        executables = {
             "train": trainer.compile_dispatch(state, dispatch),
             "evaluation": trainer.compile_evaluation(state),
         }
-        kept["programs"] = {name: costs(each) for name, each in made.items()}
-        kept["text"] = {name: each.call.as_text() for name, each in made.items()}
-    content = kept.pop("text", None) or {
-        name: file.read_text() for name, file in texts.items() if file
-    }
-    if record and programs:
-        programs.mkdir(parents=True, exist_ok=True)
-        for name, file in texts.items():
-            assert file is not None
-            write_atomically(file, content[name])
-        write_atomically(record, json.dumps(kept, indent=1))
+        stored = {
+            "provenance": origin,
+            "programs": {name: costs(each) for name, each in executables.items()},
+        }
+        texts = {name: each.call.as_text() for name, each in executables.items()}
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                write_atomically(file.with_name(f"{stem}-{name}.hlo"), text)
+            write_atomically(file, json.dumps(stored, indent=1))
     steps = 1 if trainer.source.streamed else dispatch.steps
     means = jax.tree.leaves_with_path(trainer.shapes.get("batch_stats", {}))
     channels = [leaf for path, leaf in means if path[-1].key == "mean"]
     flops = trainer.step_flops(state, dispatch.phase)
     return {
-        "provenance": kept["provenance"],
+        "provenance": stored["provenance"],
         "config": {"file": case.config, "overrides": case.overrides},
         "batch": config.data.batch_size,
         "dtype": config.model.dtype,
@@ -149,9 +162,9 @@ def compiled(
         "norms": sum(leaf.size // leaf.shape[-1] for leaf in channels),
         "norm_channels": sum(leaf.size for leaf in channels),
         **{
-            name: kept["programs"][name]
+            name: stored["programs"][name]
             | counts(Program(text), steps if name == "train" else 1, chip, config.model.dtype)
-            for name, text in content.items()
+            for name, text in texts.items()
         },
     }
 
@@ -174,7 +187,7 @@ def costs(made: Executable) -> dict[str, Any]:
 
 
 def counts(program: Program, steps: int, chip: Chip, dtype: str) -> dict[str, Any]:
-    """Returns what is in a program, per step and device."""
+    """Returns counts of a program, per step and device."""
     kernels = program.kernels
 
     def per_step(values: Iterable[float]) -> float:
@@ -193,13 +206,13 @@ def counts(program: Program, steps: int, chip: Chip, dtype: str) -> dict[str, An
         "traffic": per_step(k.times * k.traffic for k in kernels),
         "collectives": collectives(kernels, steps),
         "convolutions": dict(types),
-        "costly": costly(kernels, steps, chip, dtype),
+        "costly": costliest(kernels, steps, chip, dtype),
         "predicted_seconds": program.seconds(chip, dtype) / steps,
     }
 
 
 def collectives(kernels: Sequence[Kernel], steps: int) -> dict[str, dict[str, float]]:
-    """Returns number and bytes per step of collectives by what they are for."""
+    """Returns number and bytes of collectives per step, by purpose."""
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"number": 0.0, "bytes": 0.0})
     for kernel in kernels:
         if kernel.kind == "collective":
@@ -215,8 +228,10 @@ def purpose(kernel: Kernel) -> str:
     return re.sub(r"(-start)?(\.\d+)*$", "", kernel.name)
 
 
-def costly(kernels: Sequence[Kernel], steps: int, chip: Chip, dtype: str) -> list[dict[str, Any]]:
-    """Returns the ten operations of the traced program that take the longest by prediction."""
+def costliest(
+    kernels: Sequence[Kernel], steps: int, chip: Chip, dtype: str
+) -> list[dict[str, Any]]:
+    """Returns the ten operations of the traced program with the longest predicted time."""
     seconds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for kernel in kernels:
         layer = re.sub(r"(stage|block|weights|Conv_|BatchNorm_)\d*", r"\1", kernel.source)
@@ -234,57 +249,65 @@ PREAMBLE = """\
 # Accelerators
 
 Written by `python benchmarks/accelerators.py report` from the files in `benchmarks/results/`. The
-compilers of TPUs and GPUs run without the hardware, and these are the programs that `resjax train`
-would run on it. **Nothing on this page was measured on an accelerator**: memory, kernels, FLOPs,
-bytes and collectives are read from the compiled programs, and times are predictions.
-`make accelerators` compiles the programs anew for TPUs, and
+compilers of TPUs and GPUs run without the hardware; they have compiled the programs that
+`resjax train` would run on it. **Nothing on this page was measured on an accelerator**: memory,
+kernels, FLOPs, bytes and collectives are read from the compiled programs, and times are
+predictions. `make accelerators` compiles the programs again for TPUs, and
 `make accelerators EXTRAS=cuda TOPOLOGIES=gpu:h100` for a GPU.
 
-- **memory**: of one device, in training and in evaluation, with data and parameters.
-- **compile**: of training and of evaluation, on the machine named and beside other work.
-- **kernels**: per step; what runs one after the other on a device. Prefetches into a TPU's fast
-  memory and computations of single numbers, which run beside them, are left out.
-- **traffic**: bytes per step from and to a device's main memory, with the padding of a TPU's tiles.
-- **at least**: the arithmetic of a step at the vendor's peak rate, and nothing else.
-- **predicted**: the time of a step if each kernel takes the longest of its arithmetic at that rate,
-  its traffic at full bandwidth, a launch (2.5 us on a GPU) and the cycles that the compiler of TPUs
-  expects, and each collective takes 5 us (TPU) or 10 us (GPU) and its bytes at the speed of the
-  links. Launch and latency are assumptions.
+The columns of the tables are:
+
+- **MiB**: the memory of one device in training and in evaluation, with data and parameters.
+- **compile s**: the compile times of training and evaluation on the machine that the section names,
+  which did other work at the same time.
+- **traffic**: the bytes per step from and to a device's main memory, with the padding of a TPU's
+  tiles.
+- **kernels**: the kernels per step that a device runs one after the other. Prefetches into a TPU's
+  fast memory and computations of single numbers run beside them and are left out.
+- **at least**: the time of a step's arithmetic at the vendor's peak rate.
+- **predicted**: the predicted time of a step. A kernel takes the longest of four times: its
+  arithmetic at the peak rate, its traffic at full bandwidth, a launch (2.5 us on a GPU), and the
+  cycles that the compiler of TPUs expects. A collective also takes a latency of 5 us (TPU) or 10 us
+  (GPU) and the time of sending its bytes at the speed of the links. Launch and latency are
+  assumptions.
 
 The ResNets are those of `configs/cifar10.py` on noise in the shape of CIFAR-10, with a batch of 128
 over all devices; ResNet-50 is v1.5 of `configs/imagenet.py`, with 256 images per device.
 
-## What the programs show
+## Findings
 
-Read from the programs of 2026-11-26 (commit 96ed236, jax 0.10.2, libtpu 0.0.42.1):
+The programs of 2026-11-26 (commit 96ed236, jax 0.10.2, libtpu 0.0.42.1) show:
 
-- **bfloat16**: with `model.dtype=bfloat16` no convolution has an operand in float32, on TPU and
-  GPU, in training and evaluation.
-- **BN over devices** costs three collectives per layer, and two would do. The third sends a pixel
-  of the batch, which BN subtracts before it sums, from the device that has it to the others. In
-  ResNet-20 these are 19 of 60 collectives, about 95 of the 2,210 us predicted for a v5e step.
-- **Sharded parameters** are slow on a TPU: the compiler shards activations by channels and rows
-  instead of gathering the parameters, so BN alone sends 24 MB, and a step of ResNet-20 is predicted
-  to take 3.4 times as long as with replicated parameters, with more memory. Sharded parameters are
-  for networks that do not fit otherwise.
-- **Random crops** run image by image on a TPU, in a loop of four small kernels: 160 us of 2,210.
-- **The guard against losses that are not finite, and the updates**, array by array, are about a
-  hundred small kernels: 138 us of 2,210 on a v5e and 202 us of 1,100 on an H100 in ResNet-20.
-- **Batches** are gathered by a sum over devices of all their pixels as 32-bit numbers: 1.57 MB for
-  393 kB of pixels per step of ResNet-20, more than its gradients (1.08 MB).
-- **Small networks are bound by the number of kernels**: on an H100, ResNet-20's 361 launches are
-  0.90 of the 1.10 ms predicted.
+- **bfloat16**: with `model.dtype=bfloat16`, no convolution has an operand in float32, on TPU and
+  GPU, in training and in evaluation.
+- **BN over devices** takes three collectives per layer, and two would suffice. The third sends one
+  pixel of the batch, which BN subtracts before it sums, from its device to the others. In ResNet-20
+  these are 19 of 60 collectives and take about 95 of the 2,210 us that are predicted for a step on
+  v5e.
+- **Sharded parameters** are slow on a TPU. The compiler shards activations by channels and rows
+  instead of gathering the parameters, so BN alone sends 24 MB. A step of ResNet-20 is predicted to
+  take 3.4 times as long as with replicated parameters, and it needs more memory. Shard parameters
+  only if a network does not fit otherwise.
+- **Random crops** run image by image on a TPU, in a loop of four small kernels, which take 160 of
+  the 2,210 us.
+- **The guard against non-finite losses and the parameter updates** run array by array, in about a
+  hundred small kernels. In ResNet-20 they take 138 of 2,210 us on v5e and 202 of 1,100 us on an
+  H100.
+- **Batches** are gathered by a sum of all their pixels over devices as 32-bit numbers: 1.57 MB for
+  393 kB of pixels per step of ResNet-20, which is more than its gradients (1.08 MB).
+- **The number of kernels limits small networks**: on an H100, the 361 launches of ResNet-20 take
+  0.90 of the 1.10 ms that are predicted.
 """
-NEEDS = (
+REQUIREMENTS = (
     *("network", "batch", "MiB, training", "MiB, evaluation", "compile s", "GFLOP per step"),
     *("traffic, MB", "kernels", "at least, ms", "predicted, ms", "images/s, predicted"),
 )
-FOUND = ("network", *KINDS)
-SENT = (
+KERNELS = ("network", *KINDS)
+COLLECTIVES = (
     *("network", "BN layers", "BN, forward", "BN, backward", "BN on paper", "BN, kB"),
     *("on paper, kB", "others", "others, kB"),
 )
-COSTLY = ("operation of the traced program", "kind", "number", "predicted, us")
+COSTS = ("operation of the traced program", "kind", "number", "predicted, us")
 
 
 def report(results: Path, docs: Path) -> None:
@@ -303,7 +326,7 @@ def section(file: dict[str, Any]) -> str:
     first = min(origins, key=lambda origin: origin["start"])
     paragraphs = [
         f"## {file['devices']} x {chip['kind']} (`{file['topology']}`)",
-        f"Compiled on {first['cpu']}, {first['cores']} cores; from {source(first)}"
+        f"Compiled on {first['cpu']}, {first['cores']} cores: {source(first)}"
         + "".join(
             f" {name} is of commit {origin['commit'][:7]}{' and changes' * origin['dirty']}."
             for name, origin in zip(cases, origins, strict=True)
@@ -313,27 +336,31 @@ def section(file: dict[str, Any]) -> str:
         f"Peak {chip['flops']['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16 and "
         f"{chip['flops']['float32'] / 1e12:,.0f} for float32, {chip['bandwidth'] / 1e9:,.0f} GB/s, "
         f"{file['memory'] / 2**30:.2f} GiB per device.",
-        table(NEEDS, [needs(name, record, file) for name, record in cases.items()]),
+        table(
+            REQUIREMENTS, [requirement_row(name, record, file) for name, record in cases.items()]
+        ),
         "Kernels per training step by kind, and the operands of the convolutions:",
-        table((*FOUND, "convolutions"), [kinds(name, record) for name, record in cases.items()]),
+        table(
+            (*KERNELS, "convolutions"), [kernel_row(name, record) for name, record in cases.items()]
+        ),
     ]
     if file["devices"] > 1:
         paragraphs += [
             "Collectives per training step. On paper BN needs two per layer, each of two numbers "
             "per channel: sums in the forward pass, and sums of gradients in the backward pass.",
-            table(SENT, [sent(name, record) for name, record in cases.items()]),
+            table(COLLECTIVES, [collective_row(name, record) for name, record in cases.items()]),
         ]
     name = next((name for name in ("ResNet-20", *cases) if name in cases), None)
     if name is not None:
         paragraphs += [
-            f"What takes longest in a step of {name}:",
-            table(COSTLY, map(cost_row, cases[name]["train"]["costly"])),
+            f"The operations with the longest predicted time in a step of {name}:",
+            table(COSTS, map(cost_row, cases[name]["train"]["costly"])),
         ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def needs(name: str, record: dict[str, Any], file: dict[str, Any]) -> list[str]:
-    """Returns the row of a case below `NEEDS`."""
+def requirement_row(name: str, record: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `REQUIREMENTS`."""
     train, evaluation, chip = record["train"], record["evaluation"], file["chip"]
     least = record["flops"] / file["devices"] / chip["flops"][record["dtype"]]
     apart = ("prefetch", "scalar")
@@ -348,16 +375,16 @@ def needs(name: str, record: dict[str, Any], file: dict[str, Any]) -> list[str]:
     ]
 
 
-def kinds(name: str, record: dict[str, Any]) -> list[str]:
-    """Returns the row of a case below `FOUND`, and the types of its convolutions."""
+def kernel_row(name: str, record: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `KERNELS`, and the types of its convolutions."""
     train = record["train"]
     numbers = (f"{train['kernels'][kind]:,.0f}" for kind in KINDS)
     types = ", ".join(f"{n:.0f} {name}" for name, n in sorted(train["convolutions"].items()))
     return [name, *numbers, types]
 
 
-def sent(name: str, record: dict[str, Any]) -> list[str]:
-    """Returns the row of a case below `SENT`."""
+def collective_row(name: str, record: dict[str, Any]) -> list[str]:
+    """Returns the row of a case below `COLLECTIVES`."""
     found, none = dict(record["train"]["collectives"]), {"number": 0, "bytes": 0}
     forward, backward = (found.pop(f"BN, {way}", none) for way in ("forward", "backward"))
     paper = 2 * 2 * 4 * record["norm_channels"]
@@ -372,7 +399,7 @@ def sent(name: str, record: dict[str, Any]) -> list[str]:
 
 
 def cost_row(entry: dict[str, Any]) -> list[str]:
-    """Returns a row below `COSTLY`."""
+    """Returns a row below `COSTS`."""
     name = f"`{entry['source']}`" if entry["source"] else "(without a name)"
     return [name, entry["kind"], f"{entry['number']:g}", f"{1e6 * entry['seconds']:.1f}"]
 
@@ -381,18 +408,23 @@ def main() -> None:
     parser, measuring = command_line(__doc__)
     add = measuring.add_argument
     add("--topology", required=True, help="such as tpu:v5e:2x2 or gpu:h100")
-    add("--only", default="", help="regular expression that selects cases")
-    add("--programs", type=Path, metavar="DIR", help="keep the programs here, and use those there")
+    add("--only", type=regular_expression, default="", help="regular expression that selects cases")
+    add("--programs", type=Path, metavar="DIR", help="store programs in DIR, and reuse those there")
     add("--out", type=Path, help="the result file (default: by topology)")
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(RESULTS, DOCS)
         return
-    if not (chosen := [case for case in CASES if re.search(arguments.only, case.name)]):
-        parser.error(f"--only={arguments.only} matches none of: {'; '.join(c.name for c in CASES)}")
+    if not (chosen := [case for case in CASES if arguments.only.search(case.name)]):
+        parser.error(
+            f"--only={arguments.only.pattern} matches none of: {'; '.join(c.name for c in CASES)}"
+        )
     topology = arguments.topology
     file = RESULTS / f"accelerators-{file_name(topology)}.json"
-    measure(chosen, topology, arguments.out or file, arguments.programs)
+    try:
+        measure(chosen, topology, arguments.out or file, arguments.programs)
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

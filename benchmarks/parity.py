@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reporting import DOCS, RESULTS, command_line, machine, provenance, table
+from reporting import DOCS, RESULTS, command_line, machine, provenance, regular_expression, table
 
 from resjax.disk import write_atomically
 from resjax.transfer.importing import import_weights
@@ -430,13 +430,15 @@ def cells(record: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser, measuring = command_line(__doc__)
-    measuring.add_argument("--only", default="", help="regular expression of the originals")
+    measuring.add_argument(
+        "--only", type=regular_expression, default="", help="regular expression of the originals"
+    )
     asked = parser.parse_args()
     if asked.command == "report":
         report()
         return
-    if not (chosen := [name for name in ORIGINALS if re.search(asked.only, name)]):
-        parser.error(f"--only={asked.only} matches none of: {'; '.join(ORIGINALS)}")
+    if not (chosen := [name for name in ORIGINALS if asked.only.search(name)]):
+        parser.error(f"--only={asked.only.pattern} matches none of: {'; '.join(ORIGINALS)}")
     measure(chosen)
 
 

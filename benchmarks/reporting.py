@@ -32,6 +32,14 @@ def command_line(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.Arg
     return parser, measuring
 
 
+def regular_expression(text: str) -> re.Pattern[str]:
+    """Compiles a regular expression, as a type of argparse."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: no regular expression: {error}") from error
+
+
 def provenance(*packages: str) -> dict[str, Any]:
     """Returns the commit, versions, device, command and time of a measurement.
 

@@ -24,7 +24,6 @@ import gc
 import io
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -49,6 +48,7 @@ from reporting import (
     command_line,
     machine,
     provenance,
+    regular_expression,
     results_file,
     source,
     spread,
@@ -553,15 +553,19 @@ def compile_times(files: list[dict[str, Any]]) -> bytes:
 def main() -> None:
     parser, measuring = command_line(__doc__)
     measuring.add_argument("--minutes", type=float, default=30, help="start no case after these")
-    measuring.add_argument("--only", default="", help="regular expression that selects cases")
+    measuring.add_argument(
+        "--only", type=regular_expression, default="", help="regular expression that selects cases"
+    )
     measuring.add_argument("--out", type=Path, help="the result file (default: by device)")
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(RESULTS, DOCS)
         return
     plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
-    if not (chosen := [case for case in plan if re.search(arguments.only, str(case))]):
-        parser.error(f"--only={arguments.only} matches none of: {'; '.join(map(str, plan))}")
+    if not (chosen := [case for case in plan if arguments.only.search(str(case))]):
+        parser.error(
+            f"--only={arguments.only.pattern} matches none of: {'; '.join(map(str, plan))}"
+        )
     measure(chosen, arguments.out or results_file("throughput"), arguments.minutes)
 
 

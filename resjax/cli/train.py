@@ -7,7 +7,7 @@ them.
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="print what the run needs: memory, time; write nothing",
+        help="print memory, FLOPs and time of the run; train and write nothing",
     )
     devices = "devices for --dry-run: tpu:v5e:2x2, gpu:h100, ... (those here)"
     add("--topology", metavar="NAME", help=devices)
@@ -52,7 +52,7 @@ def run(args: Namespace) -> None:
     if args.dry_run:
         _dry_run(config, args)
         return
-    if args.topology:
+    if args.topology is not None:
         raise UserError("--topology describes devices that are not here; it needs --dry-run")
     if args.workdir is None:
         raise UserError("`resjax train`: the following arguments are required: --workdir")
@@ -110,19 +110,24 @@ def _best_checkpoint(summary: dict[str, Any], workdir: Path) -> str:
 
 
 def _dry_run(config: Config, args: Namespace) -> None:
-    """Prints what a run needs on the devices that are here, or on those of a topology."""
+    """Prints memory, FLOPs and time of a run on the devices here, or on those of a topology."""
     if args.distributed or any((args.coordinator, args.processes, args.process is not None)):
-        raise UserError("--dry-run compiles in one process for all devices; do not join others")
-    from resjax.train.dry_run import dry_run
+        raise UserError(
+            "--dry-run compiles for all devices in one process; leave out --distributed, "
+            "--coordinator, --processes and --process"
+        )
     from resjax.xla.compilation_cache import enable_compilation_cache
     from resjax.xla.target import compiling_for
     from resjax.xla.topologies import describe
 
-    with ExitStack() as stack:
-        if args.topology:
-            stack.enter_context(compiling_for(describe(args.topology)))
-        else:
-            enable_compilation_cache()  # the run finds what is compiled here
+    target: AbstractContextManager[None] = nullcontext()
+    if args.topology is not None:
+        target = compiling_for(describe(args.topology))
+    else:
+        enable_compilation_cache()  # the run loads the programs that are compiled here
+    from resjax.train.dry_run import dry_run  # late, so that a mistake is refused at once
+
+    with target:
         for name, text in dry_run(config, partial(print, flush=True)).items():
             print(f"{name:20}{text}")
 

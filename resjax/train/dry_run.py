@@ -1,7 +1,8 @@
-"""What a run needs, from the programs that it would compile: nothing is trained or written.
+"""Reports memory, FLOPs and times of a run without training it.
 
-The devices may be described ones (`resjax.xla.topologies`), so the question can be asked before a
-job is queued. State and data are shapes, and take no memory.
+The report is computed from the programs that the run would compile. The devices may be those of a
+topology that a compiler describes (`resjax.xla.topologies`), so that a job can be checked before it
+is queued. The state and the data are shapes without arrays.
 """
 
 from collections import Counter
@@ -11,9 +12,9 @@ from contextlib import nullcontext
 import jax
 
 from resjax.config import Config
-from resjax.train.loop import compile_programs, describe, what_compiles
+from resjax.train.loop import compile_programs, describe, describe_compilation
 from resjax.train.memory import largest_batch, require_memory
-from resjax.train.parallel import device_memory
+from resjax.train.parallel import batch_unit, device_memory
 from resjax.train.plan import plan
 from resjax.train.state import TrainState
 from resjax.train.trainer import Dispatch, Executable, Trainer
@@ -23,19 +24,21 @@ from resjax.xla.target import Target, compiling_for, described_target, devices, 
 from resjax.xla.topologies import CHIPS
 
 MIB = 2**20
-SIDE = {"cpu": 1024}  # of the product that measures a device without known rates
-LARGE_SIDE = 8192
+# Sides of the matrices whose product measures the speed of a device that is not in CHIPS.
+CPU_SIDE, ACCELERATOR_SIDE = 1024, 8192
 
 
 def dry_run(config: Config, announce: Callable[[str], None]) -> dict[str, str]:
-    """Compiles what a run would; returns what it needs, in words by name.
+    """Compiles the programs of a run and returns a report: names of quantities and their texts.
 
     Args:
-      config: resolved.
-      announce: called with the data, with what is compiled, and with a summary of the programs.
+      config: the resolved config of the run.
+      announce: called with descriptions of the dataset and of what is compiled, and with a summary
+        of the programs.
 
     Raises:
-      UserError: data, devices or options do not allow the run, or it does not fit into memory.
+      UserError: the run would be refused: its dataset is missing, options contradict each other, or
+        it does not fit into memory.
     """
     here = Target(jax.devices(), device_memory(), present=True)
     with nullcontext() if described_target() else compiling_for(here):
@@ -43,7 +46,7 @@ def dry_run(config: Config, announce: Callable[[str], None]) -> dict[str, str]:
         trainer.require_layers()
         dispatches = plan(trainer, 0)
         announce(trainer.source.description)
-        announce(f"compiling {what_compiles(trainer, set(dispatches))} ...")
+        announce(f"compiling {describe_compilation(trainer, set(dispatches))} ...")
         state = trainer.start(config.seed)
         largest = max(dispatches)
         entered = trainer.enter_phase(state, largest.phase)
@@ -61,12 +64,12 @@ def dry_run(config: Config, announce: Callable[[str], None]) -> dict[str, str]:
 
 def _memory(program: Executable, evaluations: list[Executable]) -> str:
     available = device_memory()
-    parts = [
-        f"{_mib(program.peak_bytes)} for training",
-        *(f"{_mib(each.peak_bytes)} for evaluation" for each in evaluations[:1]),
-    ]
-    fits = f"fits into {_mib(available)}" if available else "the device's memory is not known"
-    return f"{', '.join(parts)}; {fits}"
+    evaluation = max(evaluations, key=lambda each: each.peak_bytes or 0)
+    needed = (
+        f"{_mib(program.peak_bytes)} for training, {_mib(evaluation.peak_bytes)} for evaluation"
+    )
+    fits = f"fits into {_mib(available)}" if available else "the device's memory is unknown"
+    return f"{needed}; {fits}"
 
 
 def _mib(size: int | None) -> str:
@@ -76,18 +79,17 @@ def _mib(size: int | None) -> str:
 def _largest_batch(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> str:
     size = largest_batch(trainer, state, dispatch)
     if size is None:
-        return "not known, because the memory is not"
+        return "unknown, because the memory is unknown"
     most = trainer.source.examples["train"]
-    whole = (
-        f", the training split of {most:,} images" if size > most - trainer.backend.devices else ""
-    )
+    unit = batch_unit(trainer.config, trainer.backend.devices)
+    whole = f"; the training split has {most:,} images" if size > most - unit else ""
     return f"data.batch_size={size} fits, compiled to be sure{whole}"
 
 
 def _times(
     trainer: Trainer, state: TrainState, programs: Mapping[Dispatch, Executable]
 ) -> dict[str, str]:
-    """Returns lower bounds of the times of a step and of the run, and what a compiler predicts."""
+    """Returns FLOPs, and lower bounds and predictions of the times of a step and of the run."""
     train, source = trainer.config.train, trainer.source
     steps = Counter[int]()
     for dispatch in plan(trainer, 0):
@@ -120,21 +122,21 @@ def _times(
 
 
 def _rate(trainer: Trainer) -> tuple[float, str]:
-    """Returns the FLOP/s of all devices at most, and what that is based on."""
+    """Returns the highest FLOP/s of all devices together, and the source of this number."""
     dtype, found = trainer.config.model.dtype, devices()
     kind = found[0].device_kind
     if chip := CHIPS.get(kind):
         peak = chip.flops[dtype]
         return len(found) * peak, f"{len(found)} x {peak / 1e12:,.0f} TFLOP/s, the peak of {kind}"
-    side = SIDE.get(platform(), LARGE_SIDE)
-    measured = product_rate(dtype, side, repetitions=3)
-    # CPU devices share the cores.
-    rate = measured if platform() == "cpu" else len(found) * measured
+    if platform() == "cpu":  # CPU devices share the cores
+        rate = product_rate(dtype, CPU_SIDE, repetitions=3)
+    else:
+        rate = len(found) * product_rate(dtype, ACCELERATOR_SIDE, repetitions=3)
     return rate, f"{rate / 1e9:,.0f} GFLOP/s, measured in a product of matrices"
 
 
 def duration(seconds: float) -> str:
-    """Returns a time with three digits and its unit."""
+    """Returns a time with three significant digits and its unit."""
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

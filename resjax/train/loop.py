@@ -179,7 +179,7 @@ class Run:
         announce = announce or (lambda _: None)
         announce(trainer.source.description)
         to_compile = self._dispatches()
-        announce(f"compiling {what_compiles(trainer, to_compile)} ...")
+        announce(f"compiling {describe_compilation(trainer, to_compile)} ...")
         state = trainer.start(self.config.seed)
         before = time.monotonic()  # seeds share a trainer; only the first one compiles
         dispatches = compile_programs(trainer, state, to_compile)
@@ -511,8 +511,8 @@ def _trainer_of(config: Config, workdir: Path) -> Trainer:
     return trainer_for(replace(config, data=replace(config.data, feed=began)))
 
 
-def what_compiles(trainer: Trainer, dispatches: Iterable[Dispatch]) -> str:
-    """Returns what `compile_programs` compiles, in words."""
+def describe_compilation(trainer: Trainer, dispatches: Iterable[Dispatch]) -> str:
+    """Returns a description of what `compile_programs` compiles for these dispatches."""
     model, data = trainer.config.model, trainer.config.data
     steps = " or ".join(str(each.steps) for each in sorted(dispatches))
     parts = [f"dispatches of {steps} training steps" if steps != "1" else "a training step"]
@@ -526,7 +526,10 @@ def what_compiles(trainer: Trainer, dispatches: Iterable[Dispatch]) -> str:
 def compile_programs(
     trainer: Trainer, state: TrainState, dispatches: Iterable[Dispatch]
 ) -> dict[Dispatch, Executable]:
-    """Compiles dispatches, their diagnostics, and the evaluations; returns the dispatches."""
+    """Compiles the dispatches, their diagnostics and the evaluations.
+
+    Returns the executable of each dispatch; the trainer keeps the others.
+    """
     compiled = {}
     for dispatch in dispatches:
         entered = trainer.enter_phase(state, dispatch.phase)

@@ -77,8 +77,8 @@ def report_exhaustion(config: Config) -> Iterator[None]:
 def largest_batch(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> int | None:
     """Returns the largest `data.batch_size` found to fit, at most the training split.
 
-    It is estimated from this one's memory, which must fit, and compiled to be sure. None means that
-    the memory of the devices or of the program is not known.
+    The size is estimated from the memory of the config's batch, which must fit, and checked by
+    compiling. None means that the memory of the devices or of the program is unknown.
     """
     peak, available = _peak(trainer, state, dispatch, "batch_size"), device_memory()
     if peak is None or available is None:
@@ -90,7 +90,7 @@ def largest_batch(trainer: Trainer, state: TrainState, dispatch: Dispatch) -> in
 def _largest_fit(
     trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str, peak: int, available: int
 ) -> int | None:
-    """Returns a size that fits, estimated from the peak and then compiled to be sure."""
+    """Returns a size that fits, estimated from the peak and checked by compiling, or None."""
     size = getattr(trainer.config.data, field)
     unit = trainer.backend.devices
     if field == "batch_size":
@@ -126,10 +126,10 @@ def _peak(trainer: Trainer, state: TrainState, dispatch: Dispatch, field: str) -
 
 
 def _needed(message: str) -> int | None:
-    """Returns the bytes that a program needs, if the compiler refuses it for that reason.
+    """Returns the bytes that a program needs if a compiler's error says so, or None.
 
-    The compiler of TPUs does: "... the total memory required ... (2.00T) exceeds available HBM
-    (15.75G)", or "Used 20.10G of 15.75G hbm".
+    The compiler of TPUs refuses programs that do not fit: "... the total memory required ...
+    (2.00T) exceeds available HBM (15.75G)", or "Used 20.10G of 15.75G hbm".
     """
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)

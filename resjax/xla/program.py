@@ -1,8 +1,8 @@
-"""What is in a compiled program: kernels by kind, memory traffic, arithmetic and collectives.
+"""Counts the kernels, memory traffic, FLOPs and collectives of a compiled program.
 
 The numbers are read from the text of the optimized program, `Compiled.as_text()`, in which every
-instruction of the entry computation and of a loop's body is one kernel or one transfer. Loops count
-as often as they run. XLA's own `cost_analysis` counts a loop's body once, and says nothing on GPUs.
+instruction of the entry computation and of a loop's body is one kernel or one transfer. The body of
+a loop counts once per iteration. XLA's own `cost_analysis` counts it once, and is empty on GPUs.
 """
 
 import math
@@ -30,10 +30,10 @@ class Buffer(NamedTuple):
     """An array of a program.
 
     Attributes:
-      dtype: XLA's name of it, such as f32.
-      shape: of the array.
-      bytes: with the padding of a TPU's tiles.
-      fast: whether it lies in on-chip memory and not in the device's main memory.
+      dtype: XLA's name of the type, such as f32.
+      shape: the shape without padding.
+      bytes: the size with the padding of a TPU's tiles.
+      fast: whether the array lies in on-chip memory and not in the device's main memory.
     """
 
     dtype: str
@@ -43,7 +43,7 @@ class Buffer(NamedTuple):
 
     @property
     def traffic(self) -> int:
-        """Bytes of main memory."""
+        """The number of bytes in main memory."""
         return 0 if self.fast else self.bytes
 
 
@@ -71,14 +71,14 @@ class Kernel(NamedTuple):
     Attributes:
       kind: one of `KINDS`; a prefetch moves an array into the fast memory of a TPU while other
         kernels run, and a scalar is computed beside them.
-      name: of the instruction.
-      times: how often it runs.
-      flops: of its convolutions and matrix products.
-      traffic: bytes read from and written to main memory, once.
-      sent: for a collective, the bytes of its results, once; else 0.
+      name: the name of the instruction.
+      times: the number of runs per run of the program.
+      flops: the FLOPs of its convolutions and matrix products, per run of the kernel.
+      traffic: the bytes that one run reads from and writes to main memory.
+      sent: the bytes of the results of one run of a collective; 0 for other kernels.
       source: the operation in the traced program, such as jit(f)/while/body/dot_general.
-      dtypes: of the operands of its convolutions and matrix products.
-      cycles: that the compiler of TPUs expects; 0 if it says nothing.
+      dtypes: the types of the operands of its convolutions and matrix products.
+      cycles: the cycles of one run that the compiler of TPUs expects; 0 if it reports none.
     """
 
     kind: str
@@ -92,7 +92,7 @@ class Kernel(NamedTuple):
     cycles: int
 
     def seconds(self, chip: Chip, dtype: str) -> float:
-        """Predicts the time of running once; 0 for what runs beside other kernels."""
+        """Predicts the time of one run; 0 for a kernel that runs beside others."""
         if self.kind in ("prefetch", "scalar"):
             return 0.0
         work = max(self.flops / chip.flops[dtype], self.traffic / chip.bandwidth, chip.launch)
@@ -104,7 +104,7 @@ class Kernel(NamedTuple):
 
 
 class Program:
-    """A parsed program."""
+    """The instructions of a compiled program, parsed from its text."""
 
     def __init__(self, text: str):
         self._computations, self._entry = _parse(text)
@@ -112,15 +112,16 @@ class Program:
 
     @cached_property
     def kernels(self) -> list[Kernel]:
-        """All kernels and transfers, in order; those of a loop's body once."""
+        """All kernels and transfers in order; a kernel of a loop's body is listed once."""
         return list(self._kernels(self._entry, 1))
 
     def seconds(self, chip: Chip, dtype: str) -> float:
         """Predicts the time of the program.
 
-        A kernel takes the longest of: its arithmetic at the peak rate, its memory traffic at the
-        full bandwidth, a launch, and the cycles that the compiler of TPUs expects. A collective
-        takes a latency and the time of sending its results. Only prefetches overlap with others.
+        A kernel takes the longest of four times: its arithmetic at the peak rate, its memory
+        traffic at full bandwidth, a launch, and the cycles that the compiler of TPUs expects. A
+        collective also takes a latency and the time of sending its results. Only prefetches and
+        scalars overlap with other kernels.
         """
         total = sum(kernel.times * kernel.seconds(chip, dtype) for kernel in self.kernels)
         moved = sum(kernel.times * kernel.traffic for kernel in self.kernels)
@@ -143,7 +144,7 @@ class Program:
                 yield self._kernel(each, operands, times)
 
     def _trips(self, loop: Instruction) -> int:
-        """Returns how often a loop runs; the compiler of TPUs says it in the condition alone."""
+        """Returns the iterations of a loop; a TPU's program has them only in the condition."""
         if known := loop.attribute(r'"known_trip_count":{"n":"(\d+)"}'):
             return int(known)
         constants = [
@@ -201,7 +202,7 @@ class Program:
     def _traffic(self, each: Instruction, operands: list[tuple[Buffer, ...]]) -> int:
         """Returns the bytes of main memory that a kernel reads and writes.
 
-        Of an array from which it takes a slice, or into which it writes one, the slice counts.
+        If a kernel reads or updates a slice of an array, only the slice counts.
         """
         if each.opcode.endswith("-start") and each.opcode.startswith(("copy", "slice")):
             return sum(buffer.traffic for buffer in each.results[:2])
@@ -258,14 +259,15 @@ def _kind(each: Instruction, inside: list[Instruction]) -> str:
 
 
 def _spatial(convolution: Instruction) -> bool:
-    """Returns whether a convolution has more than images and channels: not a matrix product."""
+    """Returns whether a convolution has spatial axes; without them it is a matrix product."""
     return bool(re.search(r"dim_labels=\w*\d", convolution.attributes))
 
 
 def _convolution_flops(each: Instruction, arrays: list[Buffer]) -> int:
-    """Returns twice the multiply-adds of a convolution, without zeros that dilate its input.
+    """Returns the FLOPs of a convolution, two per multiply-add.
 
-    A kernel of cuDNN for a gradient has the labels of the forward convolution.
+    Zeros that dilate the input are not multiplied. A kernel of cuDNN for a gradient has the labels
+    of the forward convolution.
     """
     labels = each.attribute(r"dim_labels=\w+?_(\w+?)->")
     assert labels is not None, each.attributes
@@ -319,7 +321,7 @@ def _closing(text: str) -> int:
 
 
 def _bits(dtype: str) -> int:
-    """Returns the size of a number: bf16 has 16 bits; a token has none."""
+    """Returns the bits of one number of a type: 16 for bf16; 0 for a token."""
     return BITS.get(dtype) or int((re.search(r"\d+", dtype) or [0])[0])
 
 

@@ -1,8 +1,8 @@
 """The devices that programs are compiled for: those of this process, or described ones.
 
-A program depends on its platform before XLA sees it: the gradients of convolutions, the layout of
-deep networks and the compile options differ. The code that decides these asks `platform` below and
-not `jax.default_backend()`, so a machine without an accelerator compiles the program of one.
+The platform already matters when JAX traces a program: the gradients of convolutions, the layout of
+deep networks and the compile options depend on it. Code that chooses these calls `platform` below
+and not `jax.default_backend()`, so that a machine without an accelerator can compile for one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ class Target(NamedTuple):
     """Devices that need not exist, such as those of `resjax.xla.topologies`.
 
     Attributes:
-      devices: of a topology that a compiler describes, or of this process.
-      memory: bytes that a program may use on one device, or None if they are not known.
-      present: whether the devices are those of this process; then only arrays are described.
+      devices: the devices of a topology that a compiler describes, or of this process.
+      memory: the bytes that a program may use on one device, or None if unknown.
+      present: whether the devices are those of this process and only arrays are described.
     """
 
     devices: Sequence[jax.Device]
@@ -34,7 +34,7 @@ _target: ContextVar[Target | None] = ContextVar("_target", default=None)
 
 @contextmanager
 def compiling_for(target: Target) -> Iterator[None]:
-    """Traces and compiles for these devices; such programs can be inspected, but not run."""
+    """Makes programs in this context be traced and compiled for these devices, but not run."""
     token = _target.set(target)
     try:
         yield
@@ -60,13 +60,13 @@ def devices() -> Sequence[jax.Device]:
 
 
 def local_devices() -> Sequence[jax.Device]:
-    """Returns those of `devices` that this process would use."""
+    """Returns the devices among `devices` that this process would use."""
     target = _target.get()
     return target.devices if target else jax.local_devices()
 
 
 def place(array: np.ndarray, sharding: Sharding) -> Any:
-    """Places an array on the devices of a sharding; if they are described, returns its shape."""
+    """Places an array on devices; if a target is described, returns shape and sharding instead."""
     if _target.get():
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
     return jax.device_put(array, sharding)

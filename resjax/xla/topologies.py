@@ -1,10 +1,10 @@
 """Topologies of accelerators that their compilers describe without the hardware.
 
-`libtpu` and JAX's CUDA plugin compile for devices that are not there. They need no driver, but the
-CUDA plugin cannot measure which of several kernels is fastest, so on a GPU some may be others.
+`libtpu` and JAX's CUDA plugin compile for devices that are absent, and need no driver. The CUDA
+plugin then cannot measure which of several kernels is fastest, so a GPU may run other kernels.
 
 Peak rates and bandwidths are the vendors': Google's pages on TPU v5e, v5p and v6e, and NVIDIA's
-datasheets of H100 SXM and H200. The compilers state the memory of TPUs themselves.
+datasheets of H100 SXM and H200. The memory of TPUs is the limit that their compiler reports.
 """
 
 import os
@@ -22,17 +22,17 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one device can do at best.
+    """The memory and the peak rates of one device.
 
     Attributes:
       kind: JAX's `device_kind`.
-      memory: bytes that programs may use.
-      flops: FLOP/s of matrix products by dtype. XLA computes those of float32 numbers in one pass
-        of bfloat16 on a TPU, and in TensorFloat-32 on a GPU.
+      memory: bytes of memory; all that programs may use on a TPU, the whole memory of a GPU.
+      flops: FLOP/s of matrix products by dtype. XLA multiplies float32 matrices in one pass of
+        bfloat16 on a TPU, and in TensorFloat-32 on a GPU.
       bandwidth: bytes/s from and to memory.
       link: bytes/s that a device sends to others.
-      launch: seconds that a kernel takes at least.
-      latency: seconds that a collective of few bytes takes; an assumption, as is `launch`.
+      launch: seconds that every kernel takes at least; an assumption.
+      latency: seconds that a collective of few bytes takes; an assumption.
       clock: cycles per second, for the cycles that the compiler of TPUs expects; 0 without them.
     """
 
@@ -75,8 +75,8 @@ def describe(name: str) -> Target:
     """Returns the devices of a topology; call it before JAX looks for devices.
 
     Args:
-      name: such as "tpu:v5e:2x2", a chip and the shape of its slice, or "gpu:h100:8", a GPU and the
-        number of them on one host, by default 1.
+      name: a TPU and the shape of its slice, such as "tpu:v5e:2x2", or a GPU and the number of
+        devices on one host, such as "gpu:h100:8"; the default number is 1.
 
     Raises:
       UserError: there is no such topology, or its compiler is not installed.
@@ -91,7 +91,7 @@ def describe(name: str) -> Target:
     if find_spec(plugin) is None:
         raise UserError(f'--topology={name} needs a compiler: pip install ".[{extra}]"')
     jax.config.update("jax_platforms", "cpu")  # this machine needs no other device
-    jax.devices()  # registers the plugins
+    jax.devices()  # registers the compilers' plugins
     try:
         if platform == "tpu":
             devices = _tpu_devices(chip, shape)
@@ -100,13 +100,13 @@ def describe(name: str) -> Target:
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(f"--topology={name}: {one_line(error)}") from error
     memory = known[chip].memory
-    if platform == "gpu":  # JAX's allocator takes this fraction
+    if platform == "gpu":  # the fraction that JAX's allocator reserves
         memory = int(float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) * memory)
     return Target(devices, memory)
 
 
 def _tpu_devices(chip: str, shape: str) -> list[jax.Device]:
-    # libtpu asks the host of a cloud machine what it is, unless it is told.
+    # Without these, libtpu queries the metadata server of a cloud machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # A process that only compiles leaves the chips to others.

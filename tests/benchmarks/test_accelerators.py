@@ -144,3 +144,24 @@ def test_one_device_has_no_collectives_to_show(accelerators: ModuleType, tmp_pat
     text = page(accelerators, tmp_path, result(accelerators, devices=1))
     assert "Collectives per training step" not in text
     assert "ResNet-20, sharded" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("--topology=nonsense",), "no such topology; known are, for example, tpu:v5e:2x2"),
+        (("--topology=gpu:h100", "--only=["), "--only: [: no regular expression"),
+        (("--topology=gpu:h100", "--only=VGG"), "--only=VGG matches none of: quickstart;"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(
+    accelerators: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    typed: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["accelerators.py", "measure", *typed])
+    with pytest.raises(SystemExit, match="2"):
+        accelerators.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -26,7 +26,7 @@ def memory_limit(monkeypatch):
 
 
 def silent(_):
-    pass
+    """Ignores an announcement."""
 
 
 def peak(config):
@@ -57,7 +57,7 @@ def test_no_batch_is_larger_than_the_training_split(configure, memory_limit):
     memory_limit(2**40)
     needs = dry_run(configure(), silent)
     assert needs["largest batch"].startswith("data.batch_size=1437 fits")
-    assert "the training split of 1,437 images" in needs["largest batch"]
+    assert "the training split has 1,437 images" in needs["largest batch"]
 
 
 @pytest.mark.usefixtures("regression")
@@ -71,8 +71,8 @@ def test_what_does_not_fit_is_refused_as_a_run_refuses_it(configure, memory_limi
 def test_without_known_memory_nothing_is_said_about_the_largest_batch(configure, memory_limit):
     memory_limit(None)
     needs = dry_run(configure(), silent)
-    assert "the device's memory is not known" in needs["memory per device"]
-    assert needs["largest batch"].startswith("not known")
+    assert "the device's memory is unknown" in needs["memory per device"]
+    assert needs["largest batch"].startswith("unknown")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,17 @@ def test_the_command_prints_what_a_run_needs_and_makes_no_folder(
     assert not folder.exists()
 
 
-def test_a_topology_without_a_dry_run_is_refused(capsys, tmp_path):
-    typed = (f"--workdir={tmp_path}", "--topology=tpu:v5e:2x2")
+@pytest.mark.parametrize("name", ["tpu:v5e:2x2", ""])
+def test_a_topology_without_a_dry_run_is_refused(capsys, tmp_path, name):
+    typed = (f"--workdir={tmp_path}", f"--topology={name}")
     assert "needs --dry-run" in refusal(capsys, *typed)
 
 
 def test_a_dry_run_joins_no_other_processes(capsys):
-    assert "in one process" in refusal(capsys, "--dry-run", "--distributed")
+    assert "leave out --distributed" in refusal(capsys, "--dry-run", "--distributed")
 
 
-def test_an_unknown_topology_is_refused_with_examples(capsys):
-    assert "known are, for example, tpu:v5e:2x2" in refusal(capsys, "--dry-run", "--topology=tpu:x")
+@pytest.mark.parametrize("name", ["tpu:x", ""])
+def test_an_unknown_topology_is_refused_with_examples(capsys, name):
+    refused = refusal(capsys, "--dry-run", f"--topology={name}")
+    assert "known are, for example, tpu:v5e:2x2" in refused
