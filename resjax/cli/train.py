@@ -26,7 +26,7 @@ from resjax.train.signals import stop_on_signals
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
-    add_workdir(parser, "the run folder", required=False)
+    add_workdir(parser, "the run folder; required without --dry-run", required=False)
     add_save_on(parser)
     add("--profile", type=integer(1), metavar="N", help="first trace N steps; print what is slow")
     add(
