@@ -250,15 +250,14 @@ def _find_metrics(config: Config) -> Metrics:
     import jax.numpy as jnp
 
     from resjax.models.resnet import build
-    from resjax.tasks import DatasetInfo, make_task
-    from resjax.train.sources import task_targets
+    from resjax.tasks import DatasetInfo, find_task, make_task
     from resjax.train.step import eval_step
 
     dataset = open_dataset(
         config.data.name,
         config.data.train_split,
         config.data.test_split,
-        targets=task_targets(config.task),
+        targets=find_task(config.task.name).targets,
     )
     classes, chosen = dataset.class_names, config.data.classes
     indices = class_indices(config.data.name, classes, chosen)

@@ -18,6 +18,7 @@ __all__ = [
     "Metric",
     "Segmentation",
     "Task",
+    "find_task",
     "make_task",
     "weighted_sum",
 ]
@@ -27,6 +28,21 @@ TASKS: dict[str, type[Task]] = {
     "segmentation": Segmentation,
     "detection": Detection,
 }
+
+
+def find_task(name: str) -> type[Task]:
+    """Returns the class of a task: one of TASKS, or the user's as `package.module:Class`.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    try:
+        cls = import_name(name) if ":" in name else TASKS[name]
+    except (ImportError, KeyError) as error:
+        raise UserError(f"task.name={name}: cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise UserError(f"task.name={name}: is no class derived from resjax.tasks.Task")
+    return cls
 
 
 def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
@@ -40,12 +56,7 @@ def make_task(config: TaskConfig, dataset: DatasetInfo) -> Task:
     Raises:
       UserError: there is no such task, or it has no such option.
     """
-    try:
-        cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
-    except (ImportError, KeyError) as error:
-        raise UserError(f"task.name={config.name}: cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Task)):
-        raise UserError(f"task.name={config.name}: is no class derived from resjax.tasks.Task")
+    cls = find_task(config.name)
     known = [field.name for field in dataclasses.fields(cls) if field.name != "dataset"]
     if unknown := sorted(config.options.keys() - known):
         raise UserError(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from resjax.config import Config, Data, Task
+from resjax.config import Config, Data
 from resjax.data import crops, datasets, placement
 from resjax.data.cache import cached_arrays
 from resjax.data.examples import LABEL, Split
@@ -26,11 +26,10 @@ from resjax.data.ordering import EpochOrder, batch_indices
 from resjax.data.stream import eval_batches, stream
 from resjax.errors import UserError
 from resjax.machine import available_cores
-from resjax.tasks import TASKS, DatasetInfo
+from resjax.tasks import DatasetInfo, find_task
 from resjax.tasks.base import Batch
 from resjax.train.parallel import Backend, batch_unit, device_memory
 from resjax.train.state import order_key, run_key
-from resjax.user_code import import_name
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory, at most
 SAMPLE = 2048  # images from which the statistics of a stream are computed
@@ -379,15 +378,6 @@ class Chosen:
         return self._examples[int(self._indices[index])]
 
 
-def task_targets(config: Task) -> tuple[str, ...]:
-    """Returns the entries of a batch that a task needs beside `image`, before it is made."""
-    try:
-        cls = import_name(config.name) if ":" in config.name else TASKS[config.name]
-    except (ImportError, KeyError):
-        return LABEL  # `make_task` reports it
-    return getattr(cls, "targets", LABEL)
-
-
 def load_dataset(config: Config) -> datasets.Dataset:
     """Loads the dataset of a config with the targets of its task, for devices.
 
@@ -408,7 +398,7 @@ def load_dataset(config: Config) -> datasets.Dataset:
         data.name,
         data.train_split,
         data.test_split,
-        targets=task_targets(config.task),
+        targets=find_task(config.task.name).targets,
         image_size=data.image_size,
         whole_images=data.eval_crop == "whole",
         on_bad_image=data.on_bad_image,
@@ -454,7 +444,7 @@ def find_stream(config: Config, devices: int) -> datasets.OpenDataset | None:
     if data.feed == "device":
         return None
     opened = datasets.open_dataset(
-        data.name, data.train_split, data.test_split, targets=task_targets(config.task)
+        data.name, data.train_split, data.test_split, targets=find_task(config.task.name).targets
     )
     if data.feed == "auto" and _fits(data, opened, devices):
         return None
