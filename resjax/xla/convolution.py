@@ -79,17 +79,27 @@ class Geometry(NamedTuple):
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
 
+    @property
+    def is_product(self) -> bool:
+        """Whether the convolution is a matrix product of pixels and kernel.
+
+        XLA's CPU compiler has no fast code for a 1x1 convolution: as a matrix product it and its
+        gradients take half to five sixths of the time (jax 0.10, on the layers of ResNet-50).
+        """
+        return self.kernel == (1, 1) and not any(map(any, self.padding))
+
 
 def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Returns the convolution of images (n, h, w, i) with a kernel (kh, kw, i, o)."""
-    strides, padding = geometry.strides, geometry.padding
-    if geometry.kernel == (1, 1) and strides != (1, 1) and not any(map(any, padding)):
-        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)  # other pixels have no effect
-    return _fast_convolution(x, kernel, strides, padding)
+    if geometry.is_product:
+        return jnp.tensordot(_reached(x, geometry), kernel[0, 0], 1)
+    return _fast_convolution(x, kernel, geometry.strides, geometry.padding)
 
 
 def _image_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
     """Returns the gradient of the images from the gradient of the output, dy."""
+    if geometry.is_product:
+        return _undo_strides(jnp.tensordot(dy, kernel[0, 0], (-1, 1)), geometry)
     sides, padding = geometry.kernel, geometry.padding
     outer = [(sides[d] - 1 - padding[d][0], sides[d] - 1 - padding[d][1]) for d in (0, 1)]
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -101,11 +111,18 @@ def _kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
 
     Batch and channels change places: weights sum over images as outputs sum over input channels.
     """
+    if geometry.is_product:
+        return jnp.tensordot(_reached(x, geometry), dy, ((0, 1, 2),) * 2)[None, None]
     dy = _undo_strides(dy, geometry).transpose(1, 2, 0, 3)
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0), dy, (1, 1), geometry.padding, dimension_numbers=NHWC
     )
     return dkernel.transpose(1, 2, 0, 3)
+
+
+def _reached(x: Array, geometry: Geometry) -> Array:
+    """Returns the pixels that a 1x1 convolution reads."""
+    return x[:, :: geometry.strides[0], :: geometry.strides[1]]
 
 
 def _undo_strides(dy: Array, geometry: Geometry) -> Array:

@@ -183,6 +183,16 @@ def uses_fast_gradients(x, kernel, **options):
 
 
 @on_cpu
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_1x1_convolution_and_its_gradients_are_matrix_products_on_cpu(stride):
+    x, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((1, 1, 3, 4))
+    program = jit(jax.grad(lambda *arrays: (ours(*arrays, stride) ** 2).sum(), (0, 1)))
+    text = program.lower(x, kernel).as_text()
+    assert text.count("stablehlo.dot_general") == 3
+    assert "stablehlo.convolution" not in text
+
+
+@on_cpu
 def test_only_dense_convolutions_use_the_fast_gradients():
     x, kernel = jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 4))
     assert uses_fast_gradients(x, kernel)
