@@ -8,6 +8,7 @@ them.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from resjax.tasks import Task
@@ -302,13 +304,23 @@ evaluation returns `sums`, and `ema_sums` if the state has an EMA."""
 
 
 def take_steps(
-    step: Step, state: TrainState, batches: Any, per_step: bool = False
+    step: Step,
+    state: TrainState,
+    batches: Any,
+    per_step: bool = False,
+    join_vectors: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Takes as many steps as `batches` has along its first axis, in one scan.
 
+    Args:
+      step: a step.
+      state: before the first step.
+      batches: stacked along a first axis.
+      per_step: whether to stack the metrics of the steps along a first axis.
+      join_vectors: whether to use `scan_joined`.
+
     Returns:
-      The new state; the metrics, averaged over the steps, with the last learning rate. If
-      `per_step`, the metrics are not averaged but stacked along a first axis.
+      The new state; the metrics, averaged over the steps or stacked, with the last learning rate.
     """
 
     def body(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -320,7 +332,7 @@ def take_steps(
         }
         return state, {name: value for name, value in metrics.items() if value is not None}
 
-    state, stacked = scan(body, state, batches)
+    state, stacked = (scan_joined if join_vectors else scan)(body, state, batches)
     return state, stacked if per_step else reduce_metrics(stacked, jnp.mean)
 
 
@@ -342,3 +354,33 @@ def scan(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
         return lax.scan(body, carry, xs)
     carry, result = body(carry, jax.tree.map(lambda stacked: stacked[0], xs))
     return carry, jax.tree.map(lambda single: jnp.asarray(single)[None], result)
+
+
+def scan_joined(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """`scan` that joins all vectors of the carry into one between iterations.
+
+    Problem: in a loop, XLA's compilers for accelerators compute each array of the carry in a kernel
+    of its own, and a network has hundreds of scales, biases and running statistics. Effect: one
+    kernel computes them all, and the values are the same. A step of ResNet-20 on an H100 has 305
+    kernels instead of 360 (jax 0.10).
+    """
+    leaves, structure = jax.tree.flatten(carry)
+    is_vector = [leaf.ndim == 1 and leaf.dtype == jnp.float32 for leaf in leaves]
+    is_other = [not each for each in is_vector]
+    _, split = ravel_pytree([*compress(leaves, is_vector)])
+
+    def join(carry: Any) -> Any:
+        leaves = jax.tree.leaves(carry)
+        return ravel_pytree([*compress(leaves, is_vector)])[0], [*compress(leaves, is_other)]
+
+    def restore(joined: Any) -> Any:
+        vectors, others = iter(split(joined[0])), iter(joined[1])
+        whole = (next(vectors if each else others) for each in is_vector)
+        return jax.tree.unflatten(structure, whole)
+
+    def joined_body(joined: Any, x: Any) -> tuple[Any, Any]:
+        carry, y = body(restore(joined), x)
+        return join(carry), y
+
+    joined, ys = scan(joined_body, join(carry), xs)
+    return restore(joined), ys

@@ -48,7 +48,7 @@ from resjax.train.step import Metrics
 from resjax.user_code import trust
 from resjax.xla.compile_options import step_compile
 from resjax.xla.convolution import as_written
-from resjax.xla.target import described_target
+from resjax.xla.target import described_target, platform
 
 
 class Dispatch(NamedTuple):
@@ -394,7 +394,14 @@ class Trainer:
         self, state: TrainState, arrays: Any, *, phase: int, steps: int, part: bool = False
     ) -> tuple[TrainState, Metrics]:
         drawn = self.source.draw(arrays, order_key(state.key), state.step, steps)
-        return step.take_steps(self.train_step(phase, arrays), state, drawn, per_step=part)
+        return step.take_steps(
+            self.train_step(phase, arrays),
+            state,
+            drawn,
+            per_step=part,
+            # Vectors that are sharded would have to be gathered in each step.
+            join_vectors=platform() != "cpu" and self.config.parallel.shard_parameters == 1,
+        )
 
     def train_step(self, phase: int, arrays: Any) -> step.Step:
         """Returns the train step of a phase: (state, drawn batch, key) -> (state, output).

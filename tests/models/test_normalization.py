@@ -1,6 +1,8 @@
 """Batch norm over groups equals Flax's on each group alone, and is as exact as PyTorch's."""
 
+import re
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import resjax
 from resjax.models.normalization import BatchNorm, Bias, GroupNorm
 from resjax.models.presets import ImpossibleNetworkError
 from resjax.xla.compile_options import quick_compile, step_compile
+from resjax.xla.target import Target, compiling_for
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (12, 2, 3, 5)).astype(np.float32)
 OPTIONS = {"momentum": 0.7, "epsilon": 1e-3}
@@ -164,6 +167,11 @@ def rematerialized_in_a_scan(images, slopes):
     return found
 
 
+def summed_as_on_a_gpu(images, slopes):
+    with compiling_for(Target([SimpleNamespace(platform="gpu")], memory=None)):
+        return norm_with_gradient(images, slopes)
+
+
 compiled_as_a_step = jax.jit(norm_with_gradient, compiler_options=step_compile())
 BY_DEFAULT = (norm_with_gradient, on_four_devices, rematerialized_in_a_scan)
 
@@ -180,6 +188,15 @@ def test_errors_are_within_ten_times_those_of_pytorch(function, default_compile)
         ):
             error = np.abs(np.asarray(array, np.float64).reshape(exact.shape) - exact).max()
             assert error <= 10 * limit, f"{name} of {dtype} at a mean of {mean}"
+
+
+def test_on_a_gpu_each_pass_is_one_sum():
+    arrays = drawn_images("float32", 1)
+    traced = jax.make_jaxpr(summed_as_on_a_gpu)(*arrays)
+    sums = re.findall(r"reduce_sum\[\s*axes=\(([\d, ]*)\)", str(traced))
+    assert sums.count("0, 1, 2") == 2
+    for array, expected in zip(summed_as_on_a_gpu(*arrays), exact_norm(*arrays), strict=True):
+        np.testing.assert_allclose(array.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_constant_channel_is_normalized_to_zero_and_its_gradient_is_exact():

@@ -224,6 +224,26 @@ def broken(what):
     return step
 
 
+def test_joined_vectors_are_one_array_of_the_loop_and_change_no_number():
+    model, tx = resjax.build({"depth": 8, "width": 4}, classes=2), optax.sgd(0.1, momentum=0.9)
+    step = partial(train_step, model=model, task=TASK, tx=tx)
+    batches = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1], 2 * leaf]), BATCH)
+    state = start(model, IMAGES, tx)
+    found, carried = [], []
+    for join in (False, True):
+        take = partial(take_steps, step, join_vectors=join)
+        found.append(jit(take)(state, batches))
+        loop = next(
+            each
+            for each in jax.make_jaxpr(take)(state, batches).eqns
+            if each.primitive.name == "scan"
+        )
+        carried.append(loop.params["num_carry"])
+    equal(*((without_key(state), metrics) for state, metrics in found))
+    vectors = sum(leaf.ndim == 1 for leaf in jax.tree.leaves(without_key(state)._replace(key=None)))
+    assert carried[0] - carried[1] == vectors - 1 > 20
+
+
 @pytest.mark.parametrize(
     ("policy", "what", "step", "skipped"),
     [
