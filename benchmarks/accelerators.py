@@ -72,6 +72,7 @@ def cifar(depth: int, suffix: str = "", **overrides: Any) -> Case:
 
 
 BF16 = {"model.dtype": "bfloat16"}
+SCAN = {"model.loop": "scan"}
 STREAM = {"data.name": "synthetic_imagenet", "data.feed": "stream", "data.workers": 0}
 CASES = (
     Case("quickstart", "quickstart.py", {}),
@@ -79,8 +80,12 @@ CASES = (
     cifar(20, ", bfloat16", **BF16),
     cifar(20, ", sharded", **{"parallel.shard_parameters": 4}),
     cifar(20, ", pmap", **{"parallel.backend": "pmap"}),
+    cifar(20, ", scanned", **SCAN),
     cifar(56),
+    cifar(56, ", scanned", **SCAN),
     cifar(110),
+    cifar(110, ", scanned", **SCAN),
+    cifar(1202),
     Case("ResNet-50, bfloat16", "imagenet.py:v1.5", STREAM | BF16, per_device=256),
 )
 
