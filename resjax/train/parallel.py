@@ -72,6 +72,15 @@ class Backend:
             dataset, indices
         )
 
+    def gather_parameters(self, tree: Any) -> Any:
+        """Returns parameters or their gradients whole on every device.
+
+        Problem: from shards, XLA computes shards of the activations, channel by channel, and sends
+        activations and sums between devices in every layer. Effect of gathering the parameters
+        first, as in FSDP: they and their gradients are all that is sent.
+        """
+        return lax.with_sharding_constraint(tree, self._sharding()) if self._shards > 1 else tree
+
     def mean(self, tree: Any) -> Any:
         """Averages over devices what each computed from its shard."""
         return tree
@@ -184,6 +193,9 @@ class Pmap(Backend):
 
     def gather_batch(self, dataset: Any, indices: Int[Array, "batch"]) -> Any:
         return _gather(dataset, indices, axis=self.AXIS, devices=self.devices)
+
+    def gather_parameters(self, tree: Any) -> Any:
+        return tree
 
     def mean(self, tree: Any) -> Any:
         return lax.pmean(tree, self.AXIS)

@@ -192,9 +192,11 @@ def average_over_devices(
     """
 
     def averaged(state: TrainState, batch: Any, key: Key[Array, ""], **options: Any) -> Gradients:
-        own = compute(state, batch, backend.own_key(key), **options)
+        whole = state._replace(params=backend.gather_parameters(state.params))
+        own = compute(whole, batch, backend.own_key(key), **options)
         moving, fixed = split(own.batch_stats, updates_stats)
-        params, moving, loss = backend.mean((own.params, moving, own.loss))
+        gradients = backend.gather_parameters(own.params)  # or the backward pass is sharded
+        params, moving, loss = backend.mean((gradients, moving, own.loss))
         return Gradients(params, merge(moving, fixed), loss, backend.sum(own.sums))
 
     return averaged
@@ -361,8 +363,8 @@ def scan_joined(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
 
     Problem: in a loop, XLA's compilers for accelerators compute each array of the carry in a kernel
     of its own, and a network has hundreds of scales, biases and running statistics. Effect: one
-    kernel computes them all, and the values are the same. A step of ResNet-20 on an H100 has 305
-    kernels instead of 360 (jax 0.10).
+    kernel computes them all, and the values are the same. A step of ResNet-20 on an H100 has 55 of
+    361 kernels less (jax 0.10).
     """
     leaves, structure = jax.tree.flatten(carry)
     is_vector = [leaf.ndim == 1 and leaf.dtype == jnp.float32 for leaf in leaves]

@@ -493,7 +493,9 @@ class Trainer:
         if state.ema is not None:
             variables["ema_sums"] = state.ema
         return {
-            name: step.eval_step(each, batch, model=self.model, task=self.task)
+            name: step.eval_step(
+                self.backend.gather_parameters(each), batch, model=self.model, task=self.task
+            )
             for name, each in variables.items()
         }
 
