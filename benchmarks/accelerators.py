@@ -281,27 +281,31 @@ over all devices; ResNet-50 is v1.5 of `configs/imagenet.py`, with 256 images pe
 
 ## Findings
 
-The programs of 2026-11-26 (commit 96ed236, jax 0.10.2, libtpu 0.0.42.1) show:
+The programs of 2026-11-26 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 
 - **bfloat16**: with `model.dtype=bfloat16`, no convolution has an operand in float32, on TPU and
   GPU, in training and in evaluation.
+- **The number of kernels limits small networks on a GPU.** At commit 96ed236 a step of ResNet-20 on
+  an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 260
+  since, and 0.84 ms are predicted: the arrays of one axis are one array between steps, so one
+  kernel updates them all (55 kernels less), and BN sums once per pass (45 less). The curve is the
+  same but for rounding. ResNet-110 has 1,427 kernels instead of 1,959. Of the 260, 59 are
+  convolutions and matrix products, 76 the two-stage sums of BN, and 21 the updates of filters.
+- **Scanned networks are slower on a GPU**: the loop copies parameters in and gradients out, and a
+  step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
+  `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took three times
+  as long to compile as scanned.
 - **BN over devices** takes three collectives per layer, and two would suffice. The third sends one
   pixel of the batch, which BN subtracts before it sums, from its device to the others. In ResNet-20
   these are 19 of 60 collectives and take about 95 of the 2,210 us that are predicted for a step on
   v5e.
-- **Sharded parameters** are slow on a TPU. The compiler shards activations by channels and rows
-  instead of gathering the parameters, so BN alone sends 24 MB. A step of ResNet-20 is predicted to
-  take 3.4 times as long as with replicated parameters, and it needs more memory. Shard parameters
-  only if a network does not fit otherwise.
+- **Sharded parameters** are gathered before each forward pass. At commit 96ed236 the compiler
+  sharded activations by channels and rows instead, so that BN alone sent 24 MB, and a step of
+  ResNet-20 was predicted to take 7.61 ms on v5e, 3.4 times as long as with replicated parameters.
 - **Random crops** run image by image on a TPU, in a loop of four small kernels, which take 160 of
   the 2,210 us.
-- **The guard against non-finite losses and the parameter updates** run array by array, in about a
-  hundred small kernels. In ResNet-20 they take 138 of 2,210 us on v5e and 202 of 1,100 us on an
-  H100.
 - **Batches** are gathered by a sum of all their pixels over devices as 32-bit numbers: 1.57 MB for
   393 kB of pixels per step of ResNet-20, which is more than its gradients (1.08 MB).
-- **The number of kernels limits small networks**: on an H100, the 361 launches of ResNet-20 take
-  0.90 of the 1.10 ms that are predicted.
 """
 REQUIREMENTS = (
     *("network", "batch", "MiB, training", "MiB, evaluation", "compile s", "GFLOP per step"),

@@ -406,7 +406,8 @@ def uses_scan(loop: str, stages: Sequence[int]) -> bool:
 
     "auto" scans on CPU, where the scan compiles several times faster and, with the gradients of
     `resjax.xla.convolution`, runs as fast. On accelerators it scans only networks of more than 100
-    blocks, which take many minutes to compile unrolled.
+    blocks, which take many minutes to compile unrolled: on a GPU a scan, which copies parameters in
+    and gradients out, is predicted to take twice as long per step (docs/accelerators.md).
     """
     if loop == "auto":
         return platform() == "cpu" or sum(stages) > 100
