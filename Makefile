@@ -45,7 +45,8 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 	for script in throughput seeds feeds freezing chaos parity bookkeeping accelerators; do $(BIN)/python benchmarks/$$script.py report || exit; done
 	for run in $(wildcard experiments/results/*/sweep.json experiments/results/*/*/sweep.json); do \
 		folder=$$(dirname $$run); name=$$(sed -n 's/^  "experiment": "\(.*\)",/\1/p' $$run); \
-		$(BIN)/resjax report $$folder --experiment=experiments/$$name.py || exit; \
+		file=experiments/$$name.py; [ -e $$file ] || file=$$folder/experiment.py; \
+		$(BIN)/resjax report $$folder --experiment=$$file || exit; \
 		case $$folder in experiments/results/*/*) ;; *) cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg;; esac; done
 	for figure in docs/digits/*.svg; do \
 		file=$$(basename $$figure); \

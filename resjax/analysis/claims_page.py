@@ -3,8 +3,9 @@
     python -m resjax.analysis.claims_page RESULTS EXPERIMENTS PAGE
 
 RESULTS is a folder of sweep folders, whose sweep.json names the experiment; EXPERIMENTS is the
-folder of the experiment files. They are executed, so that the page follows from runs and code alone
-and a test can say whether it is up to date.
+folder of the experiment files. An experiment that is not in it, such as that of the tutorial, is
+experiment.py in its sweep folder. The files are executed, so that the page follows from runs and
+code alone and a test can say whether it is up to date.
 """
 
 import sys
@@ -42,6 +43,7 @@ class Judged(NamedTuple):
     """The claims of one experiment on the runs of one sweep folder."""
 
     experiment: str
+    file: Path
     title: str
     recipe: str
     claims: list[Claim]
@@ -60,12 +62,14 @@ def judge_results(results: Path, experiments: Path) -> list[Judged]:
         raise UserError(f"{results}: no sweep folder here")
     for plan in plans:
         name = read_json_object(plan).get("experiment")
-        experiment = load_experiment(experiments / f"{name}.py")
+        file = experiments / f"{name}.py"
+        copy = plan.with_name("experiment.py")
+        experiment = load_experiment(copy if copy.exists() and not file.exists() else file)
         if experiment.judge is None:
             continue
         runs = load_runs(plan.parent)
         claims = experiment.claims(load_tables(runs, experiment.file))
-        judged.append(Judged(str(name), experiment.title, recipe(runs), claims))
+        judged.append(Judged(str(name), experiment.file, experiment.title, recipe(runs), claims))
     return sorted(judged, key=lambda each: each.experiment)  # stable: folders stay in order
 
 
@@ -90,9 +94,10 @@ def claims_page(results: Path, experiments: Path) -> str:
     parts = [
         HEADER.format(explanation=textwrap.fill(EXPLANATION, 100), tally=f"{tally(everything)}.")
     ]
-    for name in dict.fromkeys(each.experiment for each in judged):
-        of_experiment = [each for each in judged if each.experiment == name]
-        parts.append(f"## {of_experiment[0].title}\n\n`experiments/{name}.py`\n")
+    for file in dict.fromkeys(each.file for each in judged):
+        of_experiment = [each for each in judged if each.file == file]
+        name = file.relative_to(experiments.parent).as_posix()
+        parts.append(f"## {of_experiment[0].title}\n\n`{name}`\n")
         parts.append(_table(of_experiment))
     return "\n".join(parts)
 
