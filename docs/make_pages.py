@@ -2,17 +2,18 @@
 
     python docs/make_pages.py site/pages
 
-The pages are those of docs/, sections of the README, the pages about the project, one page for each
-experiment (its docstring, its figures in docs/, its verdicts in docs/claims.md and its code), and
-references that are made from the config schema, the parsers of the commands and docstrings. No text
-exists twice, so a page is edited at its source. This is a script and no mkdocs plugin, because
-zensical would not run the plugin.
+The pages are those of docs/ (Markdown and notebooks), sections of the README, the pages about the
+project, one page for each experiment (its docstring, its figures in docs/, its verdicts in
+docs/claims.md and its code), and references that are made from the config schema, the parsers of
+the commands and docstrings. No text exists twice, so a page is edited at its source. This is a
+script and no mkdocs plugin, because zensical would not run the plugin.
 """
 
 import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import posixpath
 import re
 import shutil
@@ -132,7 +133,7 @@ def make_pages() -> dict[str, str]:
         text += "".join(f"\n## {name}\n{readme[name]}" for name in others)
         pages[page] = relink(text, "README.md", page)
     for source, page in markdown_files().items():
-        pages[page] = relink((ROOT / source).read_text(), source, page)
+        pages[page] = relink(read_markdown(source), source, page)
     for file in experiments():
         pages[experiment_path(file)] = experiment_page(file)
     pages["reference/config.md"] = config_page()
@@ -154,8 +155,36 @@ def write_pages(folder: Path) -> None:
 
 def markdown_files() -> dict[str, str]:
     """Maps each file that is a whole page to the path of the page in the site."""
-    docs = {f"docs/{file.name}": file.name for file in sorted((ROOT / "docs").glob("*.md"))}
-    return docs | PROJECT_PAGES
+    folder = ROOT / "docs"
+    files = [*sorted(folder.glob("*.md")), *sorted(folder.glob("*.ipynb"))]
+    return {f"docs/{file.name}": f"{file.stem}.md" for file in files} | PROJECT_PAGES
+
+
+def read_markdown(source: str) -> str:
+    """Returns a file as Markdown; a notebook with its code and its stored outputs."""
+    text = (ROOT / source).read_text()
+    if not source.endswith(".ipynb"):
+        return text
+    return (
+        "\n\n".join(part for cell in json.loads(text)["cells"] for part in cell_parts(cell)) + "\n"
+    )
+
+
+def cell_parts(cell: dict[str, Any]) -> Iterator[str]:
+    """Yields the Markdown of a cell of a notebook and of its outputs.
+
+    The metadata of a cell that draws a figure have its description, `alt`.
+    """
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield text
+        return
+    yield f"```python\n{text}\n```"
+    if printed := "".join(line for output in cell["outputs"] for line in output.get("text", [])):
+        yield f"```text\n{printed}```"
+    for output in cell["outputs"]:
+        if image := output.get("data", {}).get("image/png"):
+            yield f"![{cell['metadata']['alt']}](data:image/png;base64,{''.join(image.split())})"
 
 
 def experiments() -> list[Path]:
@@ -176,7 +205,7 @@ def assets() -> dict[str, str]:
 
 def read_sections(source: str) -> dict[str, str]:
     """Returns the text below the title of a file and below each `##` heading, by heading."""
-    title, _, text = (ROOT / source).read_text().removeprefix("# ").partition("\n")
+    title, _, text = read_markdown(source).removeprefix("# ").partition("\n")
     introduction, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     return {title: introduction, **dict(zip(parts[::2], parts[1::2], strict=True))}
 
@@ -207,7 +236,7 @@ def relink(text: str, source: str, page: str) -> str:
         target = readme_page(anchor) if path == "README.md" else pages.get(path)
         if target is None:  # an address, or brackets in code
             return match[0]
-        if words.endswith(".md"):
+        if words.endswith((".md", ".ipynb")):
             words = next(iter(read_sections(path)))
         return (
             f"[{words}]({posixpath.relpath(target, posixpath.dirname(page) or '.')}{hash_}{anchor})"
@@ -249,7 +278,7 @@ def images() -> dict[str, str]:
     """Returns the images that the README and docs/ show: their descriptions by path."""
     found = {}
     for source in ("README.md", *markdown_files()):
-        for alt, name in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", (ROOT / source).read_text()):
+        for alt, name in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", read_markdown(source)):
             found[posixpath.normpath(posixpath.join(posixpath.dirname(source), name))] = alt
     return found
 

@@ -9,12 +9,17 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from docs.make_pages import API, REPORTS, assets, make_pages, slug
 from resjax import cli
+from resjax.analysis.experiment_figures import load_experiment, load_tables
+from resjax.analysis.figures import save
+from resjax.analysis.runs import load_runs, summarize
 from resjax.config.schema import FIELDS
+from resjax.run_files import read_json_object
 
 ROOT = Path(__file__).parents[1]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
@@ -53,14 +58,15 @@ def test_every_page_of_the_docs_and_every_section_of_the_readme_is_on_the_site(p
     site = "\n".join(pages.values())
     for heading in re.findall(r"^## (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE):
         assert re.search(rf"^##? {re.escape(heading)}$", site, re.MULTILINE), heading
-    assert {file.name for file in (ROOT / "docs").glob("*.md")} <= pages.keys()
+    docs = {file for file in (ROOT / "docs").iterdir() if file.suffix in (".md", ".ipynb")}
+    assert {f"{file.stem}.md" for file in docs} <= pages.keys()
 
 
 def test_every_link_leads_to_a_page_and_an_anchor(pages):
     known = {*pages, *assets().values(), *REPORTS.values()}
     for page, text in pages.items():
         for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
-            if link.startswith("https://"):
+            if link.startswith(("https://", "data:image/png;base64,")):
                 continue
             name, _, anchor = link.partition("#")
             target = posixpath.normpath(posixpath.join(posixpath.dirname(page), name))
@@ -72,7 +78,7 @@ def test_every_link_leads_to_a_page_and_an_anchor(pages):
 def test_links_have_the_titles_of_pages_in_place_of_file_names(pages):
     assert "[Throughput](throughput.md)" in pages["index.md"]
     for page, text in pages.items():
-        assert not re.search(r"\[[\w/]+\.md\]\(", prose(text)), page
+        assert not re.search(r"\[[\w/]+\.(md|ipynb)\]\(", prose(text)), page
 
 
 def test_every_image_is_described(pages):
@@ -128,27 +134,65 @@ def test_the_page_of_an_experiment_has_its_claim_figures_verdicts_and_code(file,
     assert ("No verdict" in page) == (not judged)
 
 
-def test_every_measured_number_of_the_story_is_one_of_the_claims():
-    claims = (ROOT / "docs" / "claims.md").read_text()
-    numbers = re.findall(r"[\d.]+\s±\s[\d.]*\d", (ROOT / "docs" / "story.md").read_text())
-    assert len(numbers) > 20
-    for number in numbers:
-        assert " ".join(number.split()) in claims, number
+def measured(text):
+    """Returns the means and deviations that a text has."""
+    return [" ".join(number.split()) for number in re.findall(r"-?[\d.]+\s±\s[\d.]*\d", text)]
 
 
-def test_the_programs_beside_those_of_pytorch_run():
-    text = (ROOT / "docs" / "pytorch.md").read_text()
-    programs = re.findall(r"```python\n# resjax\n(.*?)```", text, re.DOTALL)
-    assert len(programs) == text.count("# PyTorch\n")
-    names = {}
-    for program in programs:
-        exec(program.replace("resnet18", "cifar_resnet8"), names)  # which compiles sooner
-    assert names["logits"].shape == (2, 10)
-    assert set(names["variables"]) == {"params", "batch_stats"}
-    assert names["loss"] > 0
-    model = names["model"].clone(block=names["BasicBlock"])
-    logits = model.apply(names["variables"], names["images"])
-    assert (logits == names["model"].apply(names["variables"], names["images"])).all()
+@pytest.fixture(scope="module")
+def committed():
+    """The means and deviations of the committed runs, of all seeds and of the first three."""
+    found = set(measured((ROOT / "docs" / "claims.md").read_text()))
+    for plan in (ROOT / "experiments" / "results").rglob("sweep.json"):
+        runs = load_runs(plan.parent)
+        for some in (runs, runs[runs["seed"] < 3]):
+            table = summarize(some)
+            for name in (each.removesuffix("_mean") for each in table if each.endswith("_mean")):
+                pairs = zip(table[f"{name}_mean"], table[f"{name}_std"], strict=True)
+                found |= {f"{100 * mean:.2f} ± {100 * std:.2f}" for mean, std in pairs}
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", ["README", "docs/story", "docs/results", "docs/dense", "docs/transfer", "docs/tutorial"]
+)
+def test_every_measured_error_of_a_page_is_that_of_committed_runs(page, committed):
+    numbers = measured((ROOT / f"{page}.md").read_text())
+    assert len(numbers) > 4
+    assert [number for number in numbers if number not in committed] == []
+
+
+RESULTS = ROOT / "experiments" / "results"
+DRAWN = {  # by figure in docs/, as `make figures` copies them: the sweep, and its name there
+    **{
+        file: (RESULTS / "digits" / file.stem.split(".")[0], file.stem.split(".")[1])
+        for file in sorted((ROOT / "docs" / "digits").glob("*.svg"))
+    },
+    **{
+        ROOT / "docs" / f"{plan.parent.name}.svg": (
+            plan.parent,
+            read_json_object(plan)["experiment"],
+        )
+        for plan in sorted(RESULTS.glob("*/sweep.json"))
+    },
+}
+
+
+@pytest.mark.parametrize("shown", DRAWN, ids=lambda file: file.stem)
+def test_a_figure_of_the_docs_is_what_its_experiment_draws_of_the_committed_runs(shown, tmp_path):
+    """`make figures` draws them anew."""
+    sweep, figure = DRAWN[shown]
+    name = read_json_object(sweep / "sweep.json")["experiment"]
+    files = ROOT / "experiments" / f"{name}.py", sweep / "experiment.py"
+    experiment = load_experiment(next(file for file in files if file.exists()))
+    tables = load_tables(load_runs(sweep), experiment.file)
+    *_, drawn = save(experiment.figures(tables)[figure], tmp_path / figure)
+    number = re.compile(r"-?\d+\.\d+")
+    old, new = shown.read_text(), drawn.read_text()
+    assert number.sub("", old) == number.sub("", new)
+    # Another machine may round differently.
+    shift = np.subtract(*(np.array(number.findall(text), float) for text in (old, new)))
+    assert np.abs(shift).max() < 0.01  # points
 
 
 def test_the_site_asks_no_other_host():
