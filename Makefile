@@ -16,7 +16,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow mutants chaos accelerators compile-accelerators figures claims docs lint lock clean help
+.PHONY: demo test test-slow test-accelerators mutants chaos accelerators compile-accelerators figures claims docs lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -26,6 +26,10 @@ test: lint  ## check style, types and layers, then run the tests
 
 test-slow: $(READY)  ## run every test, those of minutes too
 	$(BIN)/pytest -q -m "" $(PARALLEL)
+
+test-accelerators:  ## compile a small network for TPUs that are not here, and test what it became
+	$(MAKE) .venv-accelerators/ready-tpu VENV=.venv-accelerators EXTRAS=tpu
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/pytest -q tests/benchmarks/test_accelerators.py
 
 mutants: $(READY)  ## put small faults into a copy of the code; say which ones no test finds
 	$(BIN)/python tests/mutants.py
