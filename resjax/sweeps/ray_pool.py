@@ -10,6 +10,7 @@ from resjax.sweeps import ray_task
 from resjax.train.progress import print_warning
 
 POLL_SECONDS = 0.2  # between two looks at workers that are to end
+CANCEL_SECONDS = 5.0  # after which the cancellation of a task that goes on is repeated
 CLOSE_SECONDS = 10.0  # in which a worker ends that finds no run
 PATIENCE_SECONDS = 15.0  # after which a line says that workers wait for resources
 SOON_SECONDS = 60.0  # a worker that is lost sooner has probably trained nothing
@@ -47,7 +48,6 @@ class Task:
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     host: str = ""
-    canceled: bool = False
 
 
 class Pool:
@@ -114,12 +114,14 @@ class Pool:
 
     def stop(self) -> None:
         """Stops the workers, which save their runs first, and waits for them."""
-        for task in self.workers:
-            task.canceled = True
-            self._ray.cancel(task.events)
         while self.workers:
-            time.sleep(POLL_SECONDS)
-            self.poll()
+            # A cancellation may be lost, for example if it arrives before the task runs.
+            for task in self.workers:
+                self._ray.cancel(task.events)
+            ends = {task.events.completed(): task for task in self.workers}
+            ended, _ = self._ray.wait([*ends], num_returns=len(ends), timeout=CANCEL_SECONDS)
+            for end in ended:
+                self.workers.remove(ends[end])
 
     def close(self) -> None:
         """Waits for workers that end because no run is left; stops those that do not."""
@@ -140,12 +142,10 @@ class Pool:
             self._require_node(why)
             if is_news:
                 print_warning(why)
-        elif (code := values[0]) and not task.canceled:
+        elif code := values[0]:
             self._lose(task, values[1] or f"exit code {code}")
 
     def _lose(self, task: Task, why: str) -> None:
-        if task.canceled:
-            return
         lived = 0.0 if task.started is None else time.monotonic() - task.started
         self._losses = 1 if lived > SOON_SECONDS else self._losses + 1
         self._why = why

@@ -5,6 +5,7 @@ Python may lack resjax, so it imports nothing but the standard library and Ray.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-POLL_SECONDS = 0.2  # between two checks whether the worker has ended
+POLL_SECONDS = 0.2  # between two checks whether the worker has ended or the task is canceled
 ASSIGNED = (
     "CUDA_VISIBLE_DEVICES",
     "HIP_VISIBLE_DEVICES",
@@ -41,6 +42,11 @@ def run_worker(
     """
     import ray
 
+    canceled: list[int] = []
+    # To cancel a task, Ray calls the handler of SIGINT in this process. That of Python raises
+    # KeyboardInterrupt anywhere, even while the worker is started or saves. There is none if the
+    # cluster ignores SIGINT, as it does if a script has started it in the background.
+    signal.signal(signal.SIGINT, lambda number, _: canceled.append(number))
     context = ray.get_runtime_context()
     host = socket.gethostname()
     if missing := _missing(command[0], directory, plan):
@@ -51,21 +57,20 @@ def run_worker(
     assigned = {name: os.environ[name] for name in ASSIGNED if name in os.environ}
     environment = {**assigned, **environment, "RAY_JOB_ID": context.get_job_id()}
     yield "started", host
-    pipe = subprocess.PIPE
+    pipe, last = subprocess.PIPE, [""]
     # The worker ends when its stdin is closed, which is so if this process is killed.
-    worker = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=directory, env=environment, stdin=pipe, stderr=pipe, text=True
-    )
-    last = [""]
-    reader = threading.Thread(target=_copy, args=(worker.stderr, last), daemon=True)
-    reader.start()
-    try:
-        while worker.poll() is None:  # Ray cancels a task by KeyboardInterrupt
-            time.sleep(POLL_SECONDS)
-    finally:
-        worker.terminate()
-        worker.wait()
-    reader.join()
+    ) as worker:
+        reader = threading.Thread(target=_copy, args=(worker.stderr, last), daemon=True)
+        reader.start()
+        try:
+            while worker.poll() is None and not canceled:
+                time.sleep(POLL_SECONDS)
+        finally:
+            worker.terminate()
+            worker.wait()
+        reader.join()
     yield "ended", worker.returncode, last[0]
 
 
