@@ -26,6 +26,7 @@ from resjax.train.progress import Progress
 
 MEMBER = [sys.executable, "-P", "-m", "resjax.sweeps.srun_member"]
 SAVE, STOP = signal.SIGUSR2, signal.SIGUSR1  # which srun passes on to its processes
+STOP_AGAIN_SECONDS = 5.0  # after which STOP is repeated
 REPORT_LINES = 100  # of the processes' errors, for error.txt
 
 
@@ -56,25 +57,24 @@ class SrunWorker:
         command = ["srun", "--kill-on-bad-exit=1", "--input=all", "--output=0", "--error=all"]
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):  # which srun ignores
             command.append(f"--cpus-per-task={cores}")
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(
+        pipe, errors, end = subprocess.PIPE, deque[str](maxlen=REPORT_LINES), dict[str, Any]()
+        with subprocess.Popen(
             [*command, *MEMBER], stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace"
-        )
-        self._process = process
-        if self._stopped.is_set():  # before there was a process to stop
-            process.send_signal(STOP)
-        errors = deque[str](maxlen=REPORT_LINES)
-        reader = threading.Thread(target=_pass_on, args=(process.stderr, errors), daemon=True)
-        reader.start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with suppress(BrokenPipeError), process.stdin:
-            json.dump({"folder": str(job.folder.absolute()), "config": job.content}, process.stdin)
-        end: dict[str, Any] = {}
-        for line in process.stdout:
-            end = _receive(line, report) or end
-        code = process.wait()
-        reader.join()
+        ) as process:
+            self._process = process
+            if self._stopped.is_set():  # before there was a process to stop
+                self.stop()
+            reader = threading.Thread(target=_pass_on, args=(process.stderr, errors), daemon=True)
+            reader.start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError), process.stdin:
+                request = {"folder": str(job.folder.absolute()), "config": job.content}
+                json.dump(request, process.stdin)
+            for line in process.stdout:
+                end = _receive(line, report) or end
+            code = process.wait()
+            reader.join()
         self._process = None
         return self._outcome(end, code, errors)
 
@@ -98,23 +98,24 @@ class SrunWorker:
 
     def save(self) -> None:
         """Requests a checkpoint of the run under way."""
-        self._send(SAVE)
+        if process := self._process:
+            process.send_signal(SAVE)
 
     def stop(self) -> None:
-        """Requests the end of the run, whose processes agree on a step and save."""
+        """Stops the run, whose processes agree on a step and save."""
         self._stopped.set()
-        self._send(STOP)
         self._measuring.stop()
+        # srun drops signals until it has started the processes.
+        while (process := self._process) and process.poll() is None:
+            process.send_signal(STOP)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_AGAIN_SECONDS)
 
     def join(self) -> None:
         """Waits for the end of the processes."""
         if process := self._process:
             process.wait()
         self._measuring.join()
-
-    def _send(self, number: int) -> None:
-        if process := self._process:
-            process.send_signal(number)
 
 
 def _pass_on(stream: Any, errors: deque[str]) -> None:

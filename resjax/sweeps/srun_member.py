@@ -24,6 +24,7 @@ from resjax.user_code import trust
 
 
 def main() -> int:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # before training there is nothing to save
     request = json.load(sys.stdin)
     with standard_streams() as keep_going:
         keep_going()
@@ -51,6 +52,8 @@ def _train(content: dict[str, Any], folder: Path) -> int:
         if leads:
             print_warning(text)
 
+    # `srun` repeats it, also after `stop_on_signals`, which restores this handler.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         require_devices()
         enable_compilation_cache()

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from resjax.cli import main
 from resjax.errors import UserError
 from resjax.run_files import find_error
 from resjax.sweeps import slurm as launcher
+from resjax.sweeps import srun
+from resjax.sweeps.attempts import Job
+from resjax.sweeps.failures import Retries
 from resjax.train.checkpoint_reader import CheckpointReader, read_checkpoint
 from resjax.train.distributed import _own_gpus
 from resjax.train.lock import read_holder
@@ -262,6 +267,41 @@ def test_a_run_of_two_nodes_that_was_cancelled_equals_one_that_was_not(
         submit(one_run, workdir, *nodes, "--wait")
     assert json.loads((folder / "provenance.json").read_text())["resumed"][-1]["step"] > 0
     assert results(cancelled) == results(whole)
+
+
+SRUN = """
+import json, signal, sys
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+json.load(sys.stdin)
+print("ready", file=sys.stderr, flush=True)
+while len(told) < 2:  # the first one is dropped
+    signal.pause()
+print(json.dumps({"outcome": "stopped"}))
+"""
+
+
+def test_a_stop_that_srun_drops_is_repeated(tmp_path, monkeypatch, capfd):
+    program = tmp_path / "srun"
+    program.write_text(f"#!{sys.executable}\n{SRUN}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(srun, "STOP_AGAIN_SECONDS", 0.1)
+    worker = srun.SrunWorker()
+
+    def attempt():
+        with suppress(SystemExit):
+            worker.attempt(Job({}, tmp_path, None, Retries("launch", 0)), lambda progress: None)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    said = ""
+    while "ready" not in said:
+        said += capfd.readouterr().err
+        time.sleep(0.01)
+    worker.stop()
+    thread.join()
+    assert worker.saved
 
 
 def refusal(capsys, *typed):
