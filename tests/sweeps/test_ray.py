@@ -51,8 +51,8 @@ CONFIG = """
 from resjax.config import default_config
 get_config = default_config
 """
-LONG = {"train.steps": 1200, "train.log_every": 40, "train.checkpoint_every": 40}
-LONG |= {"train.eval_every": 1200}
+LONG = {"train.steps": 600, "train.log_every": 40, "train.checkpoint_every": 40}
+LONG |= {"train.eval_every": 600}
 
 
 @pytest.fixture(scope="module")

@@ -271,6 +271,7 @@ def test_a_run_of_two_nodes_that_was_cancelled_equals_one_that_was_not(
 
 SRUN = """
 import json, signal, sys
+signal.alarm(60)
 told = []
 signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
 json.load(sys.stdin)
@@ -300,8 +301,22 @@ def test_a_stop_that_srun_drops_is_repeated(tmp_path, monkeypatch, capfd):
         said += capfd.readouterr().err
         time.sleep(0.01)
     worker.stop()
-    thread.join()
+    thread.join()  # the process ends after a minute at the latest
     assert worker.saved
+
+
+def test_a_process_that_has_nothing_to_save_yet_goes_on_when_it_is_requested_to_save():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(srun.MEMBER, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    status, save = Path(f"/proc/{process.pid}/status"), 1 << (srun.SAVE - 1)
+    deadline = time.monotonic() + 120
+    while not int(re.search(r"SigIgn:\s*(\w+)", status.read_text())[1], 16) & save:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(srun.SAVE)
+    _, error = process.communicate("no JSON", timeout=60)
+    assert process.returncode == 1
+    assert "JSONDecodeError" in error
 
 
 def refusal(capsys, *typed):
