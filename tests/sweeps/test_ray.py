@@ -164,13 +164,13 @@ def ancestor(process, name):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
 
 def wait_until(condition, *processes):
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not condition():
         for process in processes:
             assert process.poll() is None, process.stdout and process.stdout.read()
@@ -258,7 +258,7 @@ def test_launchers_share_a_sweep_replace_killed_workers_and_save_when_they_are_s
     go_on(second)
     wait_until(lock.exists, other)  # a new worker has taken the run that the stopped one has saved
     go_on(stopped.pid)
-    output, _ = stopped.communicate(timeout=300)
+    output, _ = stopped.communicate(timeout=600)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; 1 of 1 runs under way have saved" in output
     output = finish(other)
@@ -279,7 +279,7 @@ def test_ray_goes_on_with_a_sweep_of_the_local_launcher_and_this_one_finishes_it
     begun = start(local)
     wait_until(lambda: under_way(workdir), begun)
     begun.terminate()
-    begun.communicate(timeout=120)
+    begun.communicate(timeout=600)
     before = measurements(workdir)
     killed = start(command(workdir, *on_ray, experiment="long.py"))
     wait_until(lambda: measurements(workdir) > before + 1, killed)
