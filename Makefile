@@ -52,9 +52,9 @@ figures: $(READY)  ## draw the docs' figures and tables anew from experiments/re
 		file=experiments/$$name.py; [ -e $$file ] || file=$$folder/experiment.py; \
 		$(BIN)/resjax report $$folder --experiment=$$file || exit; \
 		case $$folder in experiments/results/*/*) ;; *) cp $$folder/figures/$$name.svg docs/$$(basename $$folder).svg;; esac; done
-	for figure in docs/digits/*.svg; do \
-		file=$$(basename $$figure); \
-		cp experiments/results/digits/$${file%%.*}/figures/$${file#*.} $$figure || exit; done
+	for figure in docs/digits/*.svg docs/scenes/*.svg; do \
+		file=$$(basename $$figure); data=$$(basename $$(dirname $$figure)); \
+		cp experiments/results/$$data/$${file%%.*}/figures/$${file#*.} $$figure || exit; done
 
 claims: $(READY)  ## judge the papers' claims by the committed runs anew, and write docs/claims.md
 	$(BIN)/python -m resjax.analysis.claims_page experiments/results experiments docs/claims.md

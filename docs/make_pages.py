@@ -52,6 +52,7 @@ FILES = ("CITATION.cff",)  # which pages link to, beside the images of docs/
 
 FIGURES = {  # whose names do not begin with that of the experiment
     "degradation": ("docs/degradation.svg", "docs/fashion_mnist.svg"),
+    "dense": ("docs/scenes/detection.backbones.svg",),
     "transfer": ("docs/transfer.svg",),
 }
 

@@ -165,8 +165,8 @@ def test_every_measured_error_of_a_page_is_that_of_committed_runs(page, committe
 RESULTS = ROOT / "experiments" / "results"
 DRAWN = {  # by figure in docs/, as `make figures` copies them: the sweep, and its name there
     **{
-        file: (RESULTS / "digits" / file.stem.split(".")[0], file.stem.split(".")[1])
-        for file in sorted((ROOT / "docs" / "digits").glob("*.svg"))
+        file: (RESULTS / file.parent.name / file.stem.split(".")[0], file.stem.split(".")[1])
+        for file in sorted((ROOT / "docs").glob("*/*.svg"))
     },
     **{
         ROOT / "docs" / f"{plan.parent.name}.svg": (
