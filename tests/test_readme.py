@@ -305,7 +305,8 @@ def deep(tmp_path_factory):
 @pytest.fixture
 def weights(users_folder, deep):
     """Weights and images in the user's folder; a run may stand for a weights folder."""
-    for name in ("weights/resnet50", "runs/pretrained"):
+    digits = ("runs/digits-none-8", "runs/digits-none-20", "runs/digits-pad-8")
+    for name in ("weights/resnet50", "runs/pretrained", *digits):
         shutil.copytree(deep, users_folder / name)
     (users_folder / "photos").mkdir()
     Image.new("RGB", (40, 30)).save(users_folder / "photos" / "a.png")
