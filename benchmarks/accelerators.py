@@ -297,13 +297,13 @@ The programs of 2026-11-26 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
   as long to compile as scanned.
 - **BN over devices** takes three collectives per layer, and two would suffice. The third sends one
   pixel of the batch, which BN subtracts before it sums, from its device to the others. In ResNet-20
-  these are 19 of 60 collectives and take about 95 of the 2,210 us that are predicted for a step on
+  these are 19 of 60 collectives and take about 95 of the 2,150 us that are predicted for a step on
   v5e.
 - **Sharded parameters** are gathered before each forward pass. At commit 96ed236 the compiler
   sharded activations by channels and rows instead, so that BN alone sent 24 MB, and a step of
   ResNet-20 was predicted to take 7.61 ms on v5e, 3.4 times as long as with replicated parameters.
 - **Random crops** run image by image on a TPU, in a loop of four small kernels, which take 160 of
-  the 2,210 us.
+  the 2,150 us.
 - **Batches** are gathered by a sum of all their pixels over devices as 32-bit numbers: 1.57 MB for
   393 kB of pixels per step of ResNet-20, which is more than its gradients (1.08 MB).
 """
