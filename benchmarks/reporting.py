@@ -53,7 +53,10 @@ def provenance(*packages: str) -> dict[str, Any]:
     names = ("jax", "jaxlib", "flax", "optax", "torch", *packages)
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # A measurement of many cases writes its results as it goes.
+        "dirty": bool(
+            _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
+        ),
         "versions": {name: version for name in names if (version := _version(name))},
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
