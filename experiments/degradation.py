@@ -85,7 +85,7 @@ def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
             curves.merge(columns, on="folder"),
             panel="network",
             series="model.depth",
-            label="{}-layer",
+            label="{} layers",
             width=draw.TEXT_WIDTH if runs["network"].nunique() > 1 else draw.COLUMN_WIDTH,
         )
     if (runs["finished"] | runs["diverged"]).any():

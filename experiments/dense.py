@@ -91,7 +91,7 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
     found = [
         test(
             scratch,
-            f"A {depth}-layer residual backbone has a better {metric.name} than a plain one",
+            f"A {depth}-layer residual backbone has a better {metric.title} than a plain one",
             treatment={"network": residual},
             control={"network": plain},
             expected=better,
@@ -101,7 +101,7 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
         found.append(
             test(
                 scratch,
-                f"A {depth}-layer plain backbone has a worse {metric.name} than a shallow one",
+                f"A {depth}-layer plain backbone has a worse {metric.title} than a shallow one",
                 treatment={"network": plain},
                 control={"network": shallow},
                 expected=worse,

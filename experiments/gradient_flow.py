@@ -77,7 +77,7 @@ def figures(runs: pd.DataFrame, layers: pd.DataFrame) -> dict[str, Figure]:
     blocks = columns.merge(blocks, on="folder")
     drawn = {}
     if len(blocks):
-        look: dict[str, Any] = {"label": "{}-layer", "log": True}
+        look: dict[str, Any] = {"label": "{} layers", "log": True}
         initial = blocks[blocks["step"] == blocks["step"].min()]
         drawn["initialization"] = profiles(
             initial.assign(x=initial["position"]),

@@ -63,7 +63,7 @@ def figures(runs: pd.DataFrame, layers: pd.DataFrame) -> dict[str, Figure]:
     last = found[found["step"] == found.groupby("folder")["step"].transform("max")]
     by_order = last.assign(x=last["layer_index"], panel=last["network"] + ", in order")
     by_rank = last.assign(x=last["rank"], panel=last["network"] + ", by size")
-    look: dict[str, Any] = {"label": "{}-layer", "log": True}
+    look: dict[str, Any] = {"label": "{} layers", "log": True}
     mean = found.groupby(["folder", "network", "series", "step"], as_index=False)["value"].mean()
     return {
         "responses": profiles(

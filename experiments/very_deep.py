@@ -73,7 +73,7 @@ def figures(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
 def draw_schedules(curves: pd.DataFrame, **options: Any) -> Figure:
     """Draws a panel for each schedule with a line for each depth."""
     return draw.metric_curves(
-        curves, panel="schedule", series="model.depth", label="{}-layer", **options
+        curves, panel="schedule", series="model.depth", label="{} layers", **options
     )
 
 

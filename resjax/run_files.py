@@ -37,6 +37,18 @@ class DamagedFileError(UserError, ValueError):
         self.damage = damage
 
 
+DISPLAY_NAMES = {
+    **{"miou": "mIoU", "iou": "IoU", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "map": "mAP"},
+    **{"auc": "AUC", "mae": "MAE", "mse": "MSE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM"},
+}
+"""Abbreviations as prose and figures print them, by the names of metrics in files."""
+
+
+def display_name(name: str) -> str:
+    """Returns the name of a metric for prose: "mIoU" for "miou", "learning rate"."""
+    return DISPLAY_NAMES.get(name, name.replace("_", " "))
+
+
 class Metric(NamedTuple):
     """A metric by its name in metrics.jsonl, its direction and its unit."""
 
@@ -48,7 +60,12 @@ class Metric(NamedTuple):
     def label(self) -> str:
         """The name with the unit in which the metric is printed: "error (%)", "angle (rad)"."""
         unit = "%" if self.unit == "fraction" else self.unit
-        return f"{self.name} ({unit})" if unit else self.name
+        return f"{self.title} ({unit})" if unit else self.title
+
+    @property
+    def title(self) -> str:
+        """The name for prose, as `display_name` returns it."""
+        return display_name(self.name)
 
     @property
     def scale(self) -> int:

@@ -2,16 +2,14 @@
 
 Figures are made for print at the width of a column or of the text of a two-column paper, with
 legible type, as vector graphics with embedded fonts. Panels that are compared share their axes,
-lines are labeled at their ends, and means show their deviation. Qualitative colors are those of
-Okabe and Ito (2008, "Color Universal Design"), ordered colors the darker part of matplotlib's
-plasma: color-blind readers can distinguish both, and the ordered ones survive a gray printer.
+lines are labeled at their ends, and means show their deviation. Colors are those of `palette`.
 
 Draw on the axes of `panels` within `style()`, then call `save`.
 """
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +19,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from resjax.analysis.palette import OKABE_ITO as OKABE_ITO
+from resjax.analysis.palette import colors as colors
+from resjax.analysis.palette import legible
 from resjax.analysis.runs import primary_metrics
 from resjax.disk import write_atomically
 from resjax.run_files import Metric
@@ -40,14 +41,15 @@ COLUMN_WIDTH = 3.3
 TEXT_WIDTH = 6.9
 """Width of both columns and the gap between them, in inches."""
 
-OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colors without an order, the most distinct first; yellow is too light for lines."""
+LONGEST_ENTRY = 26
+"""Characters of the entries of a legend of which two stand beside each other in one column."""
 
 LONGEST_TEXT = 60
 """Characters of a text from the data in a figure; a longer one loses its middle."""
 
 _DASHES = (0, (3, 2))
 _CROSS = "diverged"
+_LABEL = "line-end"
 _CROSS_LOOK: dict[str, Any] = {
     "marker": "x",
     "markersize": 4.5,
@@ -69,22 +71,6 @@ def style() -> Iterator[None]:
     """Applies the style of printed figures, as a context manager or as a decorator."""
     with matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle")):
         yield
-
-
-def colors(values: Iterable[Any]) -> dict[Any, str]:
-    """Maps each distinct value to a color.
-
-    Numbers get ordered colors, darker for larger numbers. Other values get the colors of Okabe and
-    Ito in order of appearance, or ordered colors if there are more values than those.
-    """
-    distinct = list(dict.fromkeys(values))
-    numeric = all(isinstance(value, int | float | np.number) for value in distinct)
-    if not numeric and len(distinct) <= len(OKABE_ITO):
-        return dict(zip(distinct, OKABE_ITO, strict=False))
-    ordered = sorted(distinct) if numeric else distinct
-    shades = np.linspace(0.74, 0.0, len(ordered)) if len(ordered) > 1 else [0.25]
-    plasma = matplotlib.colormaps["plasma"]
-    return {value: to_hex(plasma(shade)) for value, shade in zip(ordered, shades, strict=True)}
 
 
 def panels(count: int, width: float = TEXT_WIDTH, height: float = 2.5) -> tuple[Figure, list[Axes]]:
@@ -140,6 +126,18 @@ def note(axes: Axes, what: str, values: Iterable[Any]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     _NOTES.setdefault(figure, {}).setdefault(what, set()).update(values)
+
+
+_LINES: WeakKeyDictionary[Figure, pd.DataFrame] = WeakKeyDictionary()
+
+
+def lines(figure: Figure) -> pd.DataFrame | None:
+    """Returns which run is in which line of a figure of `metric_curves`; None for other figures.
+
+    The table has a row per run: `folder`, the title of its `panel`, the `label` and the `color` of
+    its line.
+    """
+    return _LINES.get(figure)
 
 
 def caption(figure: Figure) -> str:
@@ -341,6 +339,15 @@ def metric_curves(
     titles = list(dict.fromkeys(curves[panel]))
     palette = colors(curves[series])
     figure, grid = panels(len(titles), width)
+    runs = curves[["folder", panel, series]].drop_duplicates("folder")
+    _LINES[figure] = pd.DataFrame(
+        {
+            "folder": runs["folder"],
+            "panel": runs[panel].map(str),
+            "label": runs[series].map(label.format),
+            "color": runs[series].map(palette),
+        }
+    )
     ends: list[list[LineEnd]] = []
     means: list[MeanCurve] = []
     for axes, title in zip(grid, titles, strict=True):
@@ -408,6 +415,8 @@ def layer_profile(
     label: str = "{}",
     log: bool = False,
     width: float = COLUMN_WIDTH,
+    panel: str | None = None,
+    palette: Mapping[Any, str] | None = None,
 ) -> Figure:
     """Draws a diagnostic against the index of the layer in the network.
 
@@ -419,25 +428,49 @@ def layer_profile(
         label: The format of the labels at line ends, applied to a value of `series`.
         log: Whether the vertical axis is logarithmic, which leaves out values of zero or less.
         width: Width of the figure, in inches.
+        panel: The column whose values each have a panel; by default all lines share one.
+        palette: The color of each value of `series`; by default those of `colors`.
     """
-    figure, [axes] = panels(1, width)
     measured = layers[layers.groupby("layer")[value].transform("count") > 0]
+    titles = list(dict.fromkeys(measured[panel])) if panel else [""]
+    palette = palette or colors(measured[series])
+    figure, grid = panels(len(titles), width)
     ends = []
-    for name, color in colors(measured[series]).items():
-        groups = measured[measured[series] == name].groupby("layer", sort=False)[value]
-        profile = groups.agg(["mean", "std", "count"]).reset_index(drop=True)
-        profile = profile[profile["mean"] > (0 if log else -np.inf)]
-        mean, deviation, count = profile.to_numpy(dtype=np.float64).T
-        curve = MeanCurve(profile.index.to_numpy(), mean, deviation, [], [], tuple(set(count)))
-        draw_mean(axes, curve, color)
-        if curve.end:
-            ends.append(LineEnd(*curve.end, label.format(name), color))
-    axes.set_yscale("log" if log else "linear")
-    axes.set_xlabel("layer, from the input to the output")
-    axes.set_ylabel(plain(value.replace("_", " ")))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    label_ends(axes, ends)
+    for axes, title in zip(grid, titles, strict=True):
+        own = measured[measured[panel] == title] if panel else measured
+        ends.append(
+            [
+                LineEnd(*curve.end, label.format(name), palette[name])
+                for name in palette
+                if (
+                    curve := _draw_profile(
+                        axes, own[own[series] == name], value, palette[name], log
+                    )
+                ).end
+            ]
+        )
+        axes.set_title(plain(title) if len(titles) > 1 else "")
+        axes.set_yscale("log" if log else "linear")
+        axes.set_xlabel("layer, from the input to the output")
+        axes.set_ylabel(plain(value.replace("_", " ")))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(titles) > 1:
+            axes.label_outer()
+    for axes, labels in zip(grid, ends, strict=True):
+        label_ends(axes, labels)
     return figure
+
+
+def _draw_profile(axes: Axes, rows: pd.DataFrame, value: str, color: str, log: bool) -> MeanCurve:
+    """Draws the mean of each layer over seeds, and returns it."""
+    groups = rows.groupby("layer", sort=False)[value]
+    profile = groups.agg(["mean", "std", "count"]).reset_index(drop=True)
+    profile = profile[profile["mean"] > (0 if log else -np.inf)]
+    mean, deviation, count = profile.to_numpy(dtype=np.float64).T
+    curve = MeanCurve(profile.index.to_numpy(), mean, deviation, [], [], tuple(set(count)))
+    if len(mean):
+        draw_mean(axes, curve, color)
+    return curve
 
 
 def legend_handles(*, unfinished: bool = False, diverged: bool = False) -> list[Line2D]:
@@ -488,6 +521,10 @@ def set_step_axis(axes: Axes, last: int) -> None:
     axes.set_xlabel("training steps")
 
 
+_ENDS: WeakKeyDictionary[Axes, Sequence[LineEnd]] = WeakKeyDictionary()
+"""The labels at the line ends of each axes, from which `narrow` writes them again."""
+
+
 def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     """Writes the label of each line to the right of `axes`, without overlaps.
 
@@ -495,6 +532,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     """
     if not ends:
         return
+    _ENDS[axes] = ends
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # computes the layout, and with it the height of the axes
@@ -506,13 +544,13 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
     positions = spread_apart(heights, 1.25 * size * points / box.height)
     for end, position in zip(ends, positions, strict=True):
-        red, green, blue = to_rgb(end.color)
         axes.annotate(
             plain(end.label),
             xy=(end.x, float(np.clip(end.y, low, high))),
             xytext=(1 + 9 * points / box.width, float(position)),
             textcoords="axes fraction",
-            color=(0.8 * red, 0.8 * green, 0.8 * blue),  # text is thinner than lines
+            color=legible(end.color),  # text is thinner than lines
+            gid=_LABEL,
             fontsize=size,
             va="center",
             annotation_clip=False,
@@ -543,6 +581,49 @@ def spread_apart(
     moved = np.empty(len(positions))
     moved[order] = np.clip(pooled, 0, 1 - gaps[-1]) + gaps
     return moved
+
+
+@style()
+def narrow(figure: Figure) -> bool:
+    """Rearranges a figure for a column: its panels below each other, as wide as one column.
+
+    Returns:
+        Whether the figure is narrow now; others, such as those with a color bar, are unchanged.
+    """
+    width, height = figure.get_size_inches()
+    if width <= COLUMN_WIDTH:
+        return True
+    grids = {axes.get_gridspec() for axes in figure.axes}
+    if len(grids) != 1 or any(axes.name != "rectilinear" for axes in figure.axes):
+        return False
+    [grid] = grids
+    if grid is None or len(figure.axes) > grid.nrows * grid.ncols:
+        return False
+    count, first = len(figure.axes), figure.axes[0]
+    rows = sum(_narrow_legend(figure, legend) for legend in list(figure.legends))
+    figure.set_size_inches(COLUMN_WIDTH, count * max(height / grid.nrows, 2.2) + 0.15 * rows)
+    column = figure.add_gridspec(count, 1)
+    for row, axes in enumerate(figure.axes):
+        axes.set_subplotspec(column[row])
+        axes.tick_params(labelleft=True, labelbottom=True)
+        # `label_outer` removed the labels of the inner panels.
+        axes.set_ylabel(axes.get_ylabel() or first.get_ylabel())
+        axes.set_xlabel(axes.get_xlabel() or figure.axes[-1].get_xlabel())
+        for label in [text for text in axes.texts if text.get_gid() == _LABEL]:
+            label.remove()
+    for axes in figure.axes:
+        label_ends(axes, _ENDS.get(axes, ()))
+    return True
+
+
+def _narrow_legend(figure: Figure, legend: Legend) -> int:
+    """Replaces a legend of a figure by one that fits into a column; returns its number of rows."""
+    handles = [handle for handle in legend.legend_handles if handle is not None]
+    entries = [text.get_text() for text in legend.get_texts()]
+    columns = 1 if max(map(len, entries), default=0) > LONGEST_ENTRY else 2
+    legend.remove()
+    figure.legend(handles, entries, loc="outside upper left", ncols=columns)
+    return math.ceil(len(entries) / columns)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

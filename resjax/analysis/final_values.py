@@ -98,7 +98,7 @@ def curves_and_final(
     *,
     panel: str,
     series: str = "model.depth",
-    label: str = "{}-layer",
+    label: str = "{} layers",
     **final: Callable[[pd.DataFrame], Figure],
 ) -> dict[str, Figure]:
     """Draws the curves in panels and the final values, each only if there is something to draw.

@@ -305,7 +305,7 @@ def _caption(
     ended = runs[runs["finished"] & ~runs["diverged"]]
     data = " and ".join(escape(_shown(each)) for each in dict.fromkeys(runs["data.name"]))
     kinds = {column.removesuffix(f"_{metric.name}") for metric, column in values}
-    names = " and ".join(dict.fromkeys(escape(metric.name) for metric, _ in values))
+    names = " and ".join(dict.fromkeys(escape(metric.title) for metric, _ in values))
     if ended.empty:
         return f"{escape(name)}: {names} on {data}; no run has finished."
     seeds = _range(results.loc[results["seeds"] > 0, "seeds"])

@@ -14,7 +14,7 @@ from resjax.analysis.experiment_figures import Experiment, Tables, load_tables
 from resjax.analysis.runs import Sweep, Sweeps, Warn, is_inside, varying
 from resjax.disk import write_atomically
 from resjax.errors import UserError
-from resjax.run_files import DamagedFileError, read_json_object
+from resjax.run_files import DamagedFileError, find_error, read_json_object
 
 NO_FIELD = "–"
 """Stands for the value of a setting that is None or that a sweep's configs do not have."""
@@ -122,6 +122,21 @@ def unstarted(sweep: Sweep) -> int:
     """Returns how many runs of a sweep's plan have no folder yet."""
     listed = read_sweep_json(sweep.folder).get("runs")
     return max(len(listed) - len(sweep.runs), 0) if isinstance(listed, list) else 0
+
+
+def failed_before_start(sweep: Sweep) -> list[tuple[str, str]]:
+    """Returns the names and errors of planned runs that failed before they wrote a config."""
+    listed = read_sweep_json(sweep.folder).get("runs")
+    found = []
+    for run in listed if isinstance(listed, list) else ():
+        name = run.get("folder") if isinstance(run, dict) else None
+        folder = sweep.folder / str(name)
+        error = folder / "error.json"
+        if not error.is_file() or (folder / "config.json").exists():
+            continue
+        if is_inside(error, sweep.folder) and (failure := find_error(folder)):
+            found.append((folder.name, failure.error))
+    return found
 
 
 def read_sweep_json(root: Path) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 `write_report` draws an experiment's figures for print and writes `report.html`, a single file that
 opens from disk without a network. Its style sheet and script are files of this package, because
-plotting libraries for web pages add a megabyte or more.
+plotting libraries for web pages add a megabyte or more. `inline_svg` draws the figures of the page,
+`chart_data` collects what its interactive chart shows.
 """
 
 import base64
 import html
 import importlib.resources
-import json
 import os
 import re
 import textwrap
@@ -24,15 +24,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
+from resjax.analysis.chart_data import chart_data, to_json
 from resjax.analysis.claims import EXPLANATION, Claim, tally
 from resjax.analysis.experiment_figures import Experiment, Tables, load_experiment
+from resjax.analysis.inline_svg import dark_colors, drawings
 from resjax.analysis.latex import results_table
+from resjax.analysis.lines import divide, extend, setting_names
 from resjax.analysis.parts import (
     NO_FIELD,
     FiguresError,
     Part,
     advice,
     differing_settings,
+    failed_before_start,
     judge,
     load_parts,
     read_sweep_json,
@@ -40,11 +44,9 @@ from resjax.analysis.parts import (
     unstarted,
     warn_of_unmeasured,
 )
-from resjax.analysis.profiles import profiles
 from resjax.analysis.runs import (
     Sweeps,
     Warn,
-    describe,
     is_inside,
     load_sweeps,
     primary_metrics,
@@ -56,11 +58,11 @@ from resjax.analysis.statistics import differences as paired_tables
 from resjax.analysis.statistics import intervals
 from resjax.disk import report_disk_errors, write_atomically
 from resjax.errors import UserError, one_line
-from resjax.run_files import Metric, read_json_object
+from resjax.run_files import Metric, find_error, read_json_object
 from resjax.text import csv_cell, user_path
 
-POINTS = 300
-"""The most measurements on the page for one split of one run; longer curves are thinned."""
+MOST_ROWS = 500
+"""The most rows of the page's tables of settings and of runs."""
 
 NUMBER = re.compile(r"[-+.,e\d]+( ± [-+.,e\d]+)?|–|nan|")
 """Matches the text of a table's cell in a column of numbers."""
@@ -74,7 +76,7 @@ MOST_PREDICTIONS = 8
 MOST_DIFFERENCES = 60
 """The most rows in the page's table of paired differences."""
 
-SPLITS = {"train": "training", "train_set": "training-set", "test": "test"}
+SPLITS = {"test": "test", "train": "training", "train_set": "training-set"}
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -129,10 +131,11 @@ def write_report(
         ]
         for problem in left_out:
             warn(problem)
+        lines = _lines(runs, drawn)
         differences = paired_tables(runs)
         settings = differing_settings(sweeps)
         described = drawn[0].described if len(parts) == 1 and parts[0].file else None
-        page = Template(_asset("report.html")).substitute(
+        body = Template(_asset("report.html")).substitute(
             title=html.escape(described.title if described else _names(sweeps, root)),
             kind=_kind(described) if described else "",
             claim=_prose(described.claim) if described else "",
@@ -142,19 +145,24 @@ def write_report(
             training_metric=training_metric(runs),
             status=html.escape(_status(sweeps, runs)),
             left_out="\n".join(f"<p>Left out: {html.escape(text)}</p>" for text in left_out),
-            style=_asset("report.css"),
+            failures=_failures(sweeps, runs, lines["name"]),
             script=_asset("report.js"),
-            figures=_titled(parts, [each.figures for each in drawn]),
+            figures=_titled(parts, [each.html for each in drawn]),
             directions=html.escape(_directions(runs)),
-            summary=_table(summary_columns(runs)),
+            summary=_summary(runs),
+            downloads=_downloads(claims, settings),
             differences=_differences(differences, primary_metrics(runs)),
-            runs=_runs(table),
-            layers=_layers(parts, root),
+            runs=_runs(table, lines["name"]),
+            layers=_layers(parts, drawn, root),
             predictions=_predictions(runs),
             config=_config(runs),
             provenance=_provenance(sweeps, runs),
-            data=_data(runs, pd.concat([part.tables.curves for part in parts])),
+            data=to_json(_chart_data(runs, parts, lines)),
+            style="$style",
         )
+        # The dark theme replaces the colors that the page has.
+        style = Template(_asset("report.css")).substitute(colors=dark_colors(body, lines["color"]))
+        page = body.replace("$style", style, 1)
         _write_table(root / "runs.csv", table)
         _write_claims(root / "claims.csv", claims)
         _write_or_remove(root / "settings.csv", settings)
@@ -195,10 +203,11 @@ def _names(sweeps: Sweeps, root: Path) -> str:
 
 
 class Drawn(NamedTuple):
-    """A part of a report with its figures as HTML, its claims, and its failure or ""."""
+    """A part of a report with its figures, also as HTML, its claims, and its failure or ""."""
 
     described: Experiment
-    figures: str
+    figures: Mapping[str, Figure]
+    html: str
     claims: list[Claim]
     failure: str
 
@@ -207,7 +216,8 @@ def _draw(part: Part, root: Path, announce: Callable[[Path], object], warn: Warn
     """Draws the figures of a part's experiment, or the default ones, and judges its claims."""
     file, tables = part.file, part.tables
     fault, described = "", Experiment(Path(), "", "")
-    figures: str | None = None
+    figures: Mapping[str, Figure] = {}
+    shown: str | None = None
     try:
         if file is not None:
             announce(file)
@@ -215,19 +225,46 @@ def _draw(part: Part, root: Path, announce: Callable[[Path], object], warn: Warn
         if described.measure is not None:
             warn_of_unmeasured(described, tables, warn)
         if described.draw is not None and not described.lacks_measurements(tables):
-            figures = _figures(described.figures(tables), root, part.slug)
+            figures = described.figures(tables)
+            shown = _figures(figures, root, part.slug)
     except UserError as error:
         fault = str(error)
     except OSError:  # of the disk
         raise
     except Exception as error:
         fault = f"{file}: a figure cannot be drawn: {one_line(error)}"
-    if figures is None:
-        figures = _figures(overview(tables.runs, tables.curves), root, part.slug)
+    if shown is None:
+        figures = overview(tables.runs, tables.curves)
+        shown = _figures(figures, root, part.slug)
     claims, fault_of_claims = judge(described, tables)
     fault = fault or fault_of_claims
-    return Drawn(
-        described, figures, claims, f"{fault}; {advice(file, part.roots)}" if fault else ""
+    failure = f"{fault}; {advice(file, part.roots)}" if fault else ""
+    return Drawn(described, figures, shown, claims, failure)
+
+
+def _lines(runs: pd.DataFrame, drawn: Sequence[Drawn]) -> pd.DataFrame:
+    """Returns the panel and the line of each run: those of the figure with curves, if there is one.
+
+    See `lines.divide` for the columns. The index is that of the runs.
+    """
+    figures = drawn[0].figures.values() if len(drawn) == 1 else ()
+    curves = filter(lambda lines: lines is not None, map(draw.lines, figures))
+    of_figure = next(curves, None)
+    extended = None if of_figure is None else extend(of_figure, runs)
+    found = divide(runs) if extended is None else extended
+    return found.set_axis(runs.index)
+
+
+def _chart_data(runs: pd.DataFrame, parts: Sequence[Part], lines: pd.DataFrame) -> dict[str, Any]:
+    curves = pd.concat([part.tables.curves for part in parts]).drop_duplicates(
+        ["folder", "split", "step"]
+    )
+    layers = pd.concat([part.tables.layers for part in parts]).drop_duplicates(
+        ["folder", "layer", "step"]
+    )
+    kept = lines["folder"]
+    return chart_data(
+        runs, curves[curves["folder"].isin(kept)], layers[layers["folder"].isin(kept)], lines
     )
 
 
@@ -294,13 +331,15 @@ def _claims(parts: Sequence[Part], drawn: Sequence[Drawn]) -> str:
 
 def _claims_table(claims: Sequence[Claim]) -> str:
     return _table(
-        {
+        head="claim",
+        cards=True,
+        columns={
             "claim": [claim.statement for claim in claims],
             "verdict": [claim.verdict for claim in claims],
             "measured here": [claim.measured for claim in claims],
             "published": [claim.published for claim in claims],
             "source": [claim.source for claim in claims],
-        }
+        },
     )
 
 
@@ -337,13 +376,13 @@ def _write_claims(path: Path, claims: Sequence[tuple[str, Claim]]) -> None:
 
 @draw.style()
 def overview(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
-    """Draws the curves of all settings in one panel for each primary metric."""
+    """Draws the curves of all settings, with the panels and lines of the interactive chart."""
     if curves.empty:
         return {}
-    series = runs[["folder"]].copy()
-    series["(panel)"] = "all runs"  # no metric has such a name
-    series["(series)"] = describe(runs, varying(runs))
-    curves = curves.merge(series, on="folder")
+    lines = divide(runs)[["folder", "panel", "label"]]
+    # No metric has such names.
+    lines = lines.rename(columns={"panel": "(panel)", "label": "(series)"})
+    curves = curves.merge(lines, on="folder")
     metrics = primary_metrics(curves)
     return {
         "curves" if len(metrics) == 1 else f"{metric.name}_curves": draw.metric_curves(
@@ -358,7 +397,10 @@ def _asset(name: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Returns a docstring as HTML; backticks mark code, and indented paragraphs are commands."""
+    """Returns a docstring as HTML, folded after its first paragraph.
+
+    Backticks mark code, and indented paragraphs are commands.
+    """
     blocks = []
     for paragraph in re.split(r"\n\s*\n", html.escape(text.strip("\n"))):
         if paragraph.startswith("    "):
@@ -366,7 +408,10 @@ def _prose(text: str) -> str:
         else:
             marked = re.sub("`([^`]+)`", r"<code>\1</code>", " ".join(paragraph.split()))
             blocks.append(f"<p>{marked}</p>")
-    return "\n".join(blocks)
+    first, *others = blocks
+    more = "\n".join(others)
+    folded = f"\n<details><summary>About the experiment</summary>\n{more}\n</details>"
+    return first + folded * bool(others)
 
 
 def _kind(experiment: Experiment) -> str:
@@ -385,7 +430,7 @@ def _range(runs: pd.DataFrame) -> str:
     results = results[results["seeds"] > 0]
     if results.empty:
         return "nothing yet, because no run has finished."
-    names = describe(results, varying(runs))
+    names = _names_of(results, runs)
     parts = []
     for metric in primary_metrics(runs):
         for split, title in _splits(runs, metric).items():
@@ -399,8 +444,21 @@ def _range(runs: pd.DataFrame) -> str:
     return "; ".join(parts) + "."
 
 
+def _names_of(results: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """Returns the readable name of the setting of each row of `summarize`."""
+    by = varying(runs)
+    names = setting_names(runs).groupby(_settings(runs, by), sort=False).first()
+    return _settings(results, by).map(names)
+
+
+def _settings(table: pd.DataFrame, names: list[str]) -> pd.Series:
+    """Returns a key for the setting of each row of a table of runs or of their summary."""
+    rows = table[names].astype(str).itertuples(index=False, name=None)
+    return pd.Series(["\0".join(row) for row in rows] if names else "", table.index, dtype=str)
+
+
 def _splits(runs: pd.DataFrame, metric: Metric) -> dict[str, str]:
-    """Returns the titles of train and test, and of train_set if some run has the metric on it."""
+    """Returns the titles of test and train, and of train_set if some run has the metric on it."""
     measured = f"train_set_{metric.name}" in runs and runs[f"train_set_{metric.name}"].notna().any()
     return {name: title for name, title in SPLITS.items() if measured or name != "train_set"}
 
@@ -438,7 +496,7 @@ def _status(sweeps: Sweeps, runs: pd.DataFrame) -> str:
 
 def _directions(runs: pd.DataFrame) -> str:
     return "; ".join(
-        f"{'lower' if metric.lower_is_better else 'higher'} {metric.name} is better"
+        f"{'lower' if metric.lower_is_better else 'higher'} {metric.title} is better"
         for metric in primary_metrics(runs)
     )
 
@@ -449,17 +507,15 @@ def _figures(figures: Mapping[str, Figure], root: Path, folder: str = "") -> str
     for name, figure in figures.items():
         stem = Path("figures", folder, name)
         files = {path.suffix[1:]: path for path in draw.save(figure, root / stem)}
-        svg = files["svg"].read_text("utf-8")
-        # All drawings of a page share one namespace of ids.
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{folder}{name}-", svg[svg.index("<svg") :])
-        # Hundredths of a point are finer than any screen and halve the size.
-        svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-        svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
         hrefs = {kind: html.escape(f"{stem}.{kind}") for kind in files}
-        links = ", ".join(f'<a href="{href}">{kind.upper()}</a>' for kind, href in hrefs.items())
-        title = f"{name.replace('_', ' ')}: {draw.caption(figure)}".removesuffix(": ")
-        caption = f"<figcaption>{html.escape(title)} ({links})</figcaption>"
-        parts.append(f'<figure><div class="print">{svg}</div>{caption}</figure>')
+        links = " ".join(
+            f'<a href="{href}" download>{kind.upper()}</a>' for kind, href in hrefs.items()
+        )
+        title = name.replace("_", " ").replace("-", " ")
+        title, text = html.escape(title[:1].upper() + title[1:]), draw.caption(figure)
+        drawn = drawings(figure, f"{folder}{name}", f"{title}. {text}".strip())
+        caption = f"<b>{title}.</b> {html.escape(text)} <span>{links}</span>"
+        parts.append(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>")
     return "\n".join(parts)
 
 
@@ -471,8 +527,21 @@ def _number(value: float, form: str = ",.0f") -> str:
     return "–" if pd.isna(value) else format(value, form)
 
 
-def _table(columns: Mapping[str, Iterable[str]], *, sortable: bool = False) -> str:
-    """Returns a table as HTML; columns of numbers are aligned to the right."""
+def _table(
+    columns: Mapping[str, Iterable[str]],
+    *,
+    head: str = "",
+    sortable: bool = False,
+    cards: bool = False,
+) -> str:
+    """Returns a table as HTML; columns of numbers are aligned to the right.
+
+    Args:
+        columns: The cells of each column by its heading.
+        head: The column whose cells are the headings of the rows, or "".
+        sortable: Whether the headings are buttons, by which the script sorts the rows.
+        cards: Whether a row becomes a card on a phone, where each cell names its column.
+    """
     heads, cells = [], []
     for name, column in columns.items():
         texts, title = list(column), html.escape(name)
@@ -480,12 +549,16 @@ def _table(columns: Mapping[str, Iterable[str]], *, sortable: bool = False) -> s
         button = f'<button type="button">{title}</button>' if sortable else title
         heads.append(f'<th scope="col" class="{kind}">{button}</th>')
         of_value = name in ("status", "verdict")  # which the style sheet knows
+        label = f' data-label="{title}"' if cards and name != head else ""
+        tag, end = ('th scope="row"', "th") if name == head else ("td", "td")
         kinds = zip(texts, texts if of_value else [kind] * len(texts), strict=True)
-        cells.append([f'<td class="{kind}">{html.escape(text)}</td>' for text, kind in kinds])
-    head, *rows = (f"<tr>{''.join(row)}</tr>" for row in (heads, *zip(*cells, strict=True)))
+        cells.append(
+            [f'<{tag} class="{k}"{label}>{html.escape(text)}</{end}>' for text, k in kinds]
+        )
+    top, *rows = (f"<tr>{''.join(row)}</tr>" for row in (heads, *zip(*cells, strict=True)))
     body = "\n".join(rows)
     return (
-        f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>\n'
+        f'<div class="scroll" tabindex="0"><table><thead>{top}</thead><tbody>\n'
         f"{body}\n</tbody></table></div>"
     )
 
@@ -499,21 +572,89 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def summary_columns(runs: pd.DataFrame) -> dict[str, list[str]]:
-    """Returns the table of `summarize` as text: the columns by their headings."""
+    """Returns the table of `summarize` as text: the columns by their headings.
+
+    The fields in which the runs differ come first, then the test metrics and the training metrics.
+    """
     by = varying(runs)
     results = summarize(runs, by)
-    columns: dict[str, Iterable[str]] = {name: map(_text, results[name]) for name in by}
-    columns["parameters"] = map(_number, results["parameters"])
+    fields = {name: list(map(_text, results[name])) for name in by}
+    return fields | _metric_columns(runs, results)
+
+
+def _metric_columns(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, list[str]]:
+    columns: dict[str, Iterable[str]] = {}
+    metrics = primary_metrics(runs)
+    for split in SPLITS:
+        for metric in metrics:
+            if title := _splits(runs, metric).get(split):
+                name = f"{split}_{metric.name}"
+                means, deviations = results[f"{name}_mean"], results[f"{name}_std"]
+                columns[f"{title} {metric.label}"] = map(metric.format, means, deviations)
     columns["seeds"] = map(str, results["seeds"])
-    for metric in primary_metrics(runs):
-        for split, title in _splits(runs, metric).items():
-            name = f"{split}_{metric.name}"
-            means, deviations = results[f"{name}_mean"], results[f"{name}_std"]
-            columns[f"{title} {metric.label}"] = map(metric.format, means, deviations)
     for name in ("unfinished", "diverged"):
         if results[name].any():
             columns[name] = map(str, results[name])
+    columns["parameters"] = map(_number, results["parameters"])
     return {name: list(column) for name, column in columns.items()}
+
+
+def _summary(runs: pd.DataFrame) -> str:
+    """Returns the page's table of results: settings, test metrics, then everything else."""
+    by = varying(runs)
+    results = summarize(runs, by)
+    columns = {"setting": list(_names_of(results, runs))}
+    columns |= _metric_columns(runs, results)
+    columns |= {name: list(map(_text, results[name])) for name in by}
+    shown = {name: column[:MOST_ROWS] for name, column in columns.items()}
+    return _table(shown, head="setting") + _more(len(results), "settings", "results.csv")
+
+
+def _more(count: int, what: str, file: str) -> str:
+    """Returns a paragraph that says how many rows a table leaves out; "" for none."""
+    if count <= MOST_ROWS:
+        return ""
+    return f"\n<p>The first {MOST_ROWS} of {count:,} {what} are shown; {file} has all of them.</p>"
+
+
+def _downloads(claims: Sequence[tuple[str, Claim]], settings: pd.DataFrame) -> str:
+    """Returns links to the tables beside the page."""
+    files = {
+        "results.csv": "results with intervals (CSV)",
+        "results.tex": "results for a paper (LaTeX)",
+        "runs.csv": "all runs (CSV)",
+        "differences.csv": "paired differences (CSV)",
+    }
+    files |= {"claims.csv": "claims (CSV)"} if claims else {}
+    files |= {"settings.csv": "settings of the sweeps (CSV)"} if len(settings) else {}
+    links = (f'<a href="{file}" download>{text}</a>' for file, text in files.items())
+    return f'<p class="downloads">Download: {", ".join(links)}.</p>'
+
+
+def _failures(sweeps: Sweeps, runs: pd.DataFrame, names: pd.Series) -> str:
+    """Returns a section with the runs that diverged or failed and the reasons; "" without any."""
+    rows = list[tuple[str, str, str, str]]()
+    for name, run in zip(names, runs.to_dict("records"), strict=True):
+        titled, folder = f"{name}, seed {run['seed']}", Path(run["folder"])
+        if run["diverged"]:
+            step, reason = _number(run["diverged_step"]), _text(run["diverged_reason"])
+            rows.append((titled, "diverged", step, reason))
+        elif error := find_error(folder) if is_inside(folder / "error.json", folder) else None:
+            attempts = f" ({error.attempts} attempts)" if error.attempts > 1 else ""
+            rows.append((titled, error.state, "–", f"{error.error}{attempts}"))
+    for sweep in sweeps.by_name.values():
+        rows += [(name, "failed", "–", reason) for name, reason in failed_before_start(sweep)]
+    if not rows:
+        return ""
+    columns = dict(
+        zip(("run", "status", "step", "reason"), map(list, zip(*rows, strict=True)), strict=True)
+    )
+    shown = {name: cells[:MOST_ROWS] for name, cells in columns.items()}
+    return f"""<section id="failures">
+<h2>Runs that failed</h2>
+<p>These runs are in no mean.</p>
+{_table(shown, head="run", cards=True)}{_more(len(rows), "such runs", "runs.csv")}
+</section>"""
 
 
 def _differences(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str:
@@ -559,42 +700,50 @@ difference.
 </section>"""
 
 
-def _runs(runs: pd.DataFrame) -> str:
-    columns: dict[str, Iterable[str]] = {"run": runs["folder"]}
-    shown = dict.fromkeys(["sweep", *varying(runs), "seed"])
-    columns |= {name: map(_text, runs[name]) for name in shown if name in runs}
+def _runs(runs: pd.DataFrame, names: pd.Series) -> str:
+    columns: dict[str, Iterable[str]] = {
+        "run": (f"{name}, seed {seed}" for name, seed in zip(names, runs["seed"], strict=True))
+    }
+    metrics = primary_metrics(runs)
+    for split in SPLITS:
+        for metric in metrics:
+            if title := _splits(runs, metric).get(split):
+                values = runs[f"{split}_{metric.name}"]
+                columns[f"{title} {metric.label}"] = map(metric.format, values)
     columns["status"] = status(runs)
-    if runs["diverged"].any():
-        columns["diverged at step"] = map(_number, runs["diverged_step"])
-        columns["reason"] = map(_text, runs["diverged_reason"])
-    for metric in primary_metrics(runs):
-        for name, title in (*_splits(runs, metric).items(), ("best_test", "best test")):
-            columns[f"{title} {metric.label}"] = map(metric.format, runs[f"{name}_{metric.name}"])
+    for metric in metrics:
+        columns[f"best test {metric.label}"] = map(metric.format, runs[f"best_test_{metric.name}"])
     columns["at step"] = map(_number, runs["best_test_step"])
     columns["training loss"] = (_number(loss, ".4g") for loss in runs["train_loss"])
+    shown = dict.fromkeys(["sweep", *varying(runs), "seed"])
+    columns |= {name: map(_text, runs[name]) for name in shown if name in runs}
     columns["seconds"] = map(_number, runs["seconds"])
     columns["images/s"] = map(_number, runs["images_per_second"])
     columns["start"] = map(_text, runs["start"])
-    return _table(columns, sortable=True)
+    columns["folder"] = runs["folder"]
+    first = {name: list(column)[:MOST_ROWS] for name, column in columns.items()}
+    return _table(first, head="run", sortable=True) + _more(len(runs), "runs", "runs.csv")
 
 
-def _layers(parts: Sequence[Part], root: Path) -> str:
-    """Returns a section with the figures of each diagnostic, by layer and by step."""
-    figures = [_figures(_layer_figures(part.tables), root, part.slug) for part in parts]
+def _layers(parts: Sequence[Part], drawn: Sequence[Drawn], root: Path) -> str:
+    """Returns a section with the figures of each diagnostic by layer; "" without any."""
+    figures = [
+        _figures(_layer_figures(part.tables, _lines(part.tables.runs, [each])), root, part.slug)
+        for part, each in zip(parts, drawn, strict=True)
+    ]
     if not any(figures):
         return ""
     return f"""<section id="layers">
 <h2>Layers</h2>
-<p>Each diagnostic is drawn by layer, at the last step with finite values, and by step, as the mean
-over the layers of each part of the network. Among parameters, only kernels are drawn; layers.jsonl
-has all of them.</p>
+<p>Each diagnostic is drawn by layer, at the last step with finite values; the curves above have it
+by step. Among parameters, only kernels are drawn; layers.jsonl has all of them.</p>
 {_titled(parts, figures)}
 </section>"""
 
 
 def _predictions(runs: pd.DataFrame) -> str:
     """Returns a section with the predictions of the first run of each setting that has some."""
-    settings = describe(runs, varying(runs))
+    settings = setting_names(runs)
     shown: dict[str, str] = {}
     for setting, folder in zip(settings, map(Path, runs["folder"]), strict=True):
         file = folder / "predictions.png"
@@ -617,12 +766,12 @@ of each setting: the best and the worst of a sample, by the metric of each image
 
 
 @draw.style()
-def _layer_figures(tables: Tables) -> dict[str, Figure]:
-    runs, layers = tables.runs, tables.layers
-    settings = runs[["folder"]].assign(setting=describe(runs, varying(runs)))
+def _layer_figures(tables: Tables, lines: pd.DataFrame) -> dict[str, Figure]:
+    layers = tables.layers
+    palette = dict(zip(lines["label"], lines["color"], strict=True))
     figures: dict[str, Figure] = {}
     for name in layers.columns.drop(["folder", "step", "layer"]):
-        measured = layers.merge(settings, on="folder").dropna(subset=name)
+        measured = layers.merge(lines, on="folder").dropna(subset=name)
         if measured.empty:
             continue
         kernels = measured["layer"].str.endswith("/kernel")
@@ -632,23 +781,15 @@ def _layer_figures(tables: Tables) -> dict[str, Figure]:
         sizes = measured.loc[measured[name] > 0, name]  # a gradient that is 0 has no logarithm
         log = bool((measured[name] >= 0).all()) and sizes.max() > 10 * sizes.min()
         figures[f"layers_{name}"] = draw.layer_profile(
-            last, name, series="setting", log=log, width=draw.TEXT_WIDTH
+            last,
+            name,
+            panel="panel",
+            series="label",
+            log=log,
+            width=draw.TEXT_WIDTH,
+            palette=palette,
         )
-        if measured["step"].nunique() > 1:
-            figures[f"steps_{name}"] = _by_step(measured, name, log)
     return figures
-
-
-def _by_step(measured: pd.DataFrame, name: str, log: bool) -> Figure:
-    """Draws a diagnostic against the step, in a panel for each part: stem, stages and head."""
-    part = measured["layer"].str.partition("/")[0]
-    # The activation after the last norm of a pre-activation network stands beside that norm.
-    table = measured.assign(panel=part.replace("relu_0", "norm"), series=measured["setting"])
-    keys = ["folder", "panel", "series", "step"]
-    means = table.groupby(keys, sort=False)[name].mean().rename("value").reset_index()
-    means = means.rename(columns={"step": "x"})
-    ylabel = draw.plain(name.replace("_", " "))
-    return profiles(means, xlabel="training steps", ylabel=ylabel, log=log)
 
 
 def _config(runs: pd.DataFrame) -> str:
@@ -681,36 +822,3 @@ def _origin(file: Path) -> dict[str, str]:
         "device kind": str(content.get("device_kind", "unknown")),
         **({name: str(v) for name, v in versions.items()} if isinstance(versions, dict) else {}),
     }
-
-
-def _data(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """Returns the data of the interactive chart as JSON, with values as they are shown."""
-    names = describe(runs, varying(runs))
-    palette = draw.colors(names)
-    groups = {name: index for index, name in enumerate(palette)}
-    metrics = {metric.name: metric for metric in primary_metrics(runs)}
-    steps: dict[tuple[int, ...], int] = {}
-    records = []
-    places = curves.groupby(["folder", "split"]).indices
-    columns = {name: curves[name].to_numpy() for name in ("step", *metrics)}
-    for folder, metric, name in zip(runs["folder"], runs["primary_metric"], names, strict=True):
-        record = {"name": Path(folder).name, "group": groups[name], "metric": metric}
-        for split in ("train", "test"):
-            curve = places.get((folder, split), np.array([], int))
-            last, count = len(curve) - 1, min(len(curve), POINTS)
-            chosen = curve[np.linspace(0, last, count).round().astype(int)]
-            scaled = metrics[metric].scale * columns[metric][chosen]
-            # Runs of one sweep are measured at the same steps, which are stored once.
-            index = steps.setdefault(tuple(columns["step"][chosen].tolist()), len(steps))
-            values = [float(f"{value:.5g}") if np.isfinite(value) else None for value in scaled]
-            record[split] = {"steps": index, "values": values}
-        records.append(record)
-    content = {
-        "groups": [{"name": name, "color": color} for name, color in palette.items()],
-        "metrics": {name: metric.label for name, metric in metrics.items()},
-        "steps": list(steps),
-        "runs": records,
-    }
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    # Inside a script element only "<" could end it; JSON has another way to write that character.
-    return text.replace("<", "\\u003c")

@@ -83,7 +83,7 @@ def describe(progress: Progress) -> str:
     earlier = progress.test_step not in (None, progress.step)
     when = {"train": "", "test": f" at step {progress.test_step}" if earlier else ""}
     values = [
-        f"{split} {metric.name} {metric.format(value)} {unit}".rstrip() + when[split]
+        f"{split} {metric.title} {metric.format(value)} {unit}".rstrip() + when[split]
         for split in when
         if (value := progress.metrics.get(f"{split}_{metric.name}")) is not None
     ]

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from resjax.analysis import figures as draw
-from resjax.analysis import report
-from resjax.analysis.report import POINTS, write_report
+from resjax.analysis.chart_data import POINTS
+from resjax.analysis.report import write_report
 from resjax.analysis.runs import load_runs
 from resjax.cli import main
 from resjax.errors import UserError
@@ -292,8 +292,8 @@ def test_each_odd_run_is_named_and_the_others_are_reported(
         assert sum(text in line and "resjax: left out: " in line for line in told) == 1, text
         assert text in page.text["header"]
     whole = [f"runs/depth8-pad-seed{seed}" for seed in seeds[len(ODD) :]]
-    assert [row[0] for row in page.tables["runs"][1:]] == whole
-    assert [bool(run["test"]["values"]) for run in page.data["runs"]] == [False, False, True, True]
+    assert [row[-1] for row in page.tables["runs"][1:]] == whole
+    assert {curve["run"] for curve in page.data["curves"]} == {2, 3}
 
 
 def test_an_experiment_or_plan_that_is_a_link_to_another_folder_is_not_read(
@@ -334,7 +334,8 @@ def test_text_of_runs_is_no_formula_in_a_figure_and_is_short(make_sweep: Maker) 
         config = json.loads((run / "config.json").read_text())
         edit(run / "config.json", data=config["data"] | {"name": name})
     page = Page(write_report(root))
-    assert names[0] in [row[1] for row in page.tables["runs"]]
+    heads, *rows = page.tables["runs"]
+    assert names[0] in [row[heads.index("model.shortcut")] for row in rows]
     assert (root / "figures" / "curves.svg").exists()
 
 
@@ -360,9 +361,9 @@ def test_several_folders_have_one_report(
     assert main(["report", *map(str, folders), str(folders[0])]) == 0
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
     page = Page(tmp_path / "report.html")
-    assert [row[0] for row in page.tables["runs"][1:]] == ["a", "b"]
+    assert [row[-1] for row in page.tables["runs"][1:]] == ["a", "b"]
     assert main(["report", *map(str, folders), f"--out={tmp_path / 'out'}"]) == 0
-    assert Page(tmp_path / "out" / "report.html").tables["runs"][1][0] == "../a"
+    assert Page(tmp_path / "out" / "report.html").tables["runs"][1][-1] == "../a"
 
 
 def test_several_sweeps_of_one_experiment_are_drawn_by_it(
@@ -383,7 +384,7 @@ def test_several_sweeps_of_one_experiment_are_drawn_by_it(
 
 def test_the_page_needs_no_network(root: Path, page: Page) -> None:
     for resource in page.resources:
-        assert resource.startswith("#") or (root / resource).exists(), resource
+        assert resource.startswith(("#", "data:")) or (root / resource).exists(), resource
     text = (root / "report.html").read_text()
     # The namespaces of SVG are names that no browser fetches.
     assert not re.findall(r"""(?<!xmlns=")(?<!xlink=")(?<!createElementNS\(")https?://""", text)
@@ -406,23 +407,30 @@ def test_the_content_of_files_is_text_and_never_markup(make_sweep: Maker) -> Non
     path = write_report(root)
     page = Page(path)
     assert "<img" not in path.read_text()
-    assert hostile in [row[0] for row in page.tables["summary"]]
+    heads, *rows = page.tables["summary"]
+    assert hostile in [row[heads.index("model.shortcut")] for row in rows]
     assert any(hostile in group["name"] for group in page.data["groups"])
 
 
 def test_the_summary_has_mean_and_deviation_over_seeds(page: Page) -> None:
     heads, *rows = page.tables["summary"]
     assert heads == [
+        "setting",
+        "test error (%)",
+        "training error (%)",
+        "seeds",
+        "parameters",
         "model.depth",
         "model.shortcut",
-        "parameters",
-        "seeds",
-        "training error (%)",
-        "test error (%)",
+    ]
+    assert [row[0] for row in rows][:3] == [
+        "plain, 8 layers",
+        "residual, 8 layers",
+        "plain, 20 layers",
     ]
     assert len(rows) == 6
     assert all(row[3] == "3" for row in rows)
-    assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cell) for row in rows for cell in row[4:])
+    assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cell) for row in rows for cell in row[1:3])
 
 
 def test_a_single_seed_has_no_deviation(make_sweep: Maker) -> None:
@@ -436,8 +444,8 @@ def test_the_header_has_the_claim_and_what_was_measured(make_sweep: Maker) -> No
     page = Page(write_report(root))
     _, low, high = page.tables["summary"]
     header = " ".join(page.text["header"].split())
-    assert "Question: Does depth <help>? Measured: training error (%) " in header
-    assert f"test error (%) {low[-1]} (depth 8) to {high[-1]} (depth 56)." in header
+    shown = f"test error (%) {low[1]} (8 layers) to {high[1]} (56 layers); training error (%) "
+    assert f"Question: Does depth <help>? Measured: {shown}" in header
 
 
 def test_the_training_metric_is_explained_beside_its_numbers(
@@ -458,12 +466,12 @@ def test_runs_that_diverged_before_the_end_are_shown_with_step_and_reason(
     (run / "diverged.json").write_text('{"step": 210, "reason": "the loss <is> not finite"}')
     page = Page(write_report(root))
     assert "2 of 3 runs finished, 1 diverged before the end" in page.text["header"]
+    heads, first = page.tables["failures"]
+    assert heads == ["run", "status", "step", "reason"]
+    assert first == ["all runs, seed 0", "diverged", "210", "the loss <is> not finite"]
     heads, first, *others = page.tables["runs"]
-    cells = dict(zip(heads, first, strict=True))
-    assert cells["status"] == "diverged"
-    assert cells["diverged at step"] == "210"
-    assert cells["reason"] == "the loss <is> not finite"
-    assert [dict(zip(heads, row, strict=True))["reason"] for row in others] == ["", ""]
+    assert first[heads.index("status")] == "diverged"
+    assert {row[heads.index("status")] for row in others} == {"finished"}
     heads, row = page.tables["summary"]
     assert dict(zip(heads, row, strict=True)) | {"seeds": "2", "diverged": "1"} == dict(
         zip(heads, row, strict=True)
@@ -474,9 +482,43 @@ def test_failures_are_shown(make_sweep: Maker) -> None:
     failures = {"depth8_pad_seed0": {"stop": 0.5}, "depth8_pad_seed1": {"diverge": 0.5}}
     page = Page(write_report(make_sweep(points=5, **failures)))
     assert "17 of 18 runs finished, 1 of them diverged" in page.text["header"]
-    states = [row[4] for row in page.tables["runs"][1:]]
+    heads, *rows = page.tables["runs"]
+    states = [row[heads.index("status")] for row in rows]
     assert states.count("unfinished") == 1
     assert states.count("diverged") == 1
+    [failure] = page.tables["failures"][1:]
+    assert failure[:2] == ["residual, 8 layers, seed 1", "diverged"]
+
+
+def write_error(folder: Path, error: str) -> None:
+    folder.mkdir(exist_ok=True)
+    content = {"launch": "1", "attempts": 2, "retry": False, "error": error, "state": "failed"}
+    content |= {"time": "2026-01-05T10:00:00+00:00", "others": {}}
+    (folder / "error.json").write_text(json.dumps(content))
+
+
+def test_runs_that_failed_are_listed_with_their_errors_also_before_their_start(
+    make_sweep: Maker,
+) -> None:
+    root = make_sweep(depths=(8,), points=5, depth8_pad_seed0={"stop": 0.5})
+    write_error(root / "runs" / "depth8-pad-seed0", "ValueError: <odd>")
+    write_error(root / "runs" / "later", "OSError: no disk")
+    plan = json.loads((root / "sweep.json").read_text())
+    plan["runs"].append({"folder": "runs/later", "overrides": {}})
+    (root / "sweep.json").write_text(json.dumps(plan))
+    page = Page(write_report(root))
+    assert page.tables["failures"][1:] == [
+        ["residual, seed 0", "failed", "–", "ValueError: <odd> (2 attempts)"],
+        ["later", "failed", "–", "OSError: no disk"],
+    ]
+    assert "failures" not in Page(write_report(make_sweep_of_success(root))).tables
+
+
+def make_sweep_of_success(root: Path) -> Path:
+    """Returns a sweep without the failed runs of another."""
+    shutil.rmtree(root / "runs" / "later")
+    shutil.rmtree(root / "runs" / "depth8-pad-seed0")
+    return root
 
 
 def test_runs_that_have_not_started_count_as_planned(make_sweep: Maker) -> None:
@@ -490,7 +532,7 @@ def test_runs_that_have_not_started_count_as_planned(make_sweep: Maker) -> None:
 def test_the_table_the_data_and_the_csv_contain_all_runs(root: Path, page: Page) -> None:
     with (root / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    folders = [row[0] for row in page.tables["runs"][1:]]
+    folders = [row[-1] for row in page.tables["runs"][1:]]
     assert [row["folder"] for row in rows] == folders
     assert [f"runs/{run['name']}" for run in page.data["runs"]] == folders
     assert all((root / folder).is_dir() for folder in folders)
@@ -503,17 +545,17 @@ def test_the_data_has_values_in_per_cent_and_null_for_nan(make_run: Maker) -> No
         '{"step": 20, "split": "test", "loss": null, "error": null}\n'
     )
     data = Page(write_report(root)).data
-    [run] = data["runs"]
-    assert run["test"]["values"] == [25.0, None]
-    assert data["steps"][run["test"]["steps"]] == [10, 20]
-    assert run["train"]["values"] == []
+    [curve] = [each for each in data["curves"] if each["metric"] == "error"]
+    assert (curve["split"], curve["values"]) == ("test", [25.0, None])
+    assert data["steps"][curve["steps"]] == [10, 20]
 
 
 def test_long_curves_are_thinned_between_their_ends(make_run: Maker) -> None:
     data = Page(write_report(make_run("run", {"points": 1000}, steps=1000))).data
-    steps = data["steps"][data["runs"][0]["train"]["steps"]]
-    assert len(steps) == POINTS
-    assert (steps[0], steps[-1]) == (1, 1000)
+    for curve in data["curves"] + data["means"]:
+        steps = data["steps"][curve["steps"]]
+        assert len(steps) == POINTS
+        assert (steps[0], steps[-1]) == (1, 1000)
 
 
 def test_the_configuration_has_only_fields_that_runs_share(page: Page) -> None:
@@ -547,15 +589,16 @@ def test_a_report_shows_the_primary_metric_of_each_run(make_tasks: Maker) -> Non
     root = make_tasks()
     page = Page(write_report(root))
     heads, *rows = page.tables["summary"]
-    assert heads[3:] == [
-        "training accuracy (%)",
+    assert heads[:5] == [
+        "setting",
         "test accuracy (%)",
-        "training angle (rad)",
         "test angle (rad)",
+        "training accuracy (%)",
+        "training angle (rad)",
     ]
-    assert sorted(["–" in row[3:5], "–" in row[5:7]] for row in rows) == [
-        [False, True],
-        [True, False],
+    assert sorted([row[i] == "–" for i in (1, 2, 3, 4)] for row in rows) == [
+        [False, True, False, True],
+        [True, False, True, False],
     ]
     assert "best test angle (rad)" in page.tables["runs"][0]
     assert "higher accuracy is better; lower angle is better" in page.text["summary"]
@@ -564,12 +607,12 @@ def test_a_report_shows_the_primary_metric_of_each_run(make_tasks: Maker) -> Non
         "accuracy_curves",
         "angle_curves",
     }
-    assert page.data["metrics"] == {"accuracy": "accuracy (%)", "angle": "angle (rad)"}
-    assert [run["metric"] for run in page.data["runs"]] == ["accuracy", "angle"]
+    labels = {metric["key"]: metric["label"] for metric in page.data["metrics"]}
+    assert (labels["accuracy"], labels["angle"]) == ("accuracy (%)", "angle (rad)")
     summary = json.loads((root / "angle" / "summary.json").read_text())
-    assert page.data["runs"][1]["test"]["values"][-1] == pytest.approx(
-        summary["test_angle"], rel=1e-4
-    )
+    [curve] = [c for c in page.data["curves"] if (c["metric"], c["split"]) == ("angle", "test")]
+    assert page.data["runs"][curve["run"]]["name"] == "angle"
+    assert curve["values"][-1] == pytest.approx(summary["test_angle"], rel=1e-3)
 
 
 def test_the_command_prints_the_primary_metrics(
@@ -577,12 +620,12 @@ def test_the_command_prints_the_primary_metrics(
 ) -> None:
     assert main(["report", str(make_tasks())]) == 0
     header, accuracy, *_ = capsys.readouterr().out.splitlines()
-    assert re.split(r"  +", header)[-3:] == [
+    assert re.split(r"  +", header)[1:4] == [
         "test accuracy (%)",
-        "training angle (rad)",
         "test angle (rad)",
+        "training accuracy (%)",
     ]
-    assert re.fullmatch(r"20 +[\d,]+ +1 +[\d.]+ +[\d.]+ +– +–", accuracy)
+    assert re.fullmatch(r"20 +[\d.]+ +– +[\d.]+ +– +1 +[\d,]+", accuracy)
 
 
 def test_a_report_shows_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -> None:
@@ -592,39 +635,26 @@ def test_a_report_shows_the_layers_of_runs_with_diagnostics(make_sweep: Maker) -
         line = {"step": 10, "layer": "stem/kernel", "gradient_norm": 1.0, "diverged": None}
         (folder / "layers.jsonl").write_text(json.dumps(line) + "\n")
     page = Page(write_report(root))
-    assert "layers gradient norm" in page.text["layers"]
+    assert "Layers gradient norm" in page.text["layers"]
     assert (root / "figures" / "layers_gradient_norm.svg").exists()
-    assert not (root / "figures" / "steps_gradient_norm.svg").exists()
 
 
-def test_a_report_draws_diagnostics_by_step_in_a_panel_for_each_part(
-    make_sweep: Maker, monkeypatch: pytest.MonkeyPatch
+def test_the_chart_has_diagnostics_as_means_over_the_layers_of_each_part(
+    make_run: Maker,
 ) -> None:
-    tables: list[pd.DataFrame] = []
-
-    def profiles(table: pd.DataFrame, **look: Any) -> Any:
-        tables.append(table)
-        return draw.panels(1)[0]
-
-    monkeypatch.setattr(report, "profiles", profiles)
-    root = make_sweep(points=2, seeds=(0,), depths=(20,))
+    folder = make_run("run", {"points": 2})
     parts = {"stage1/block1": 1.0, "stage1/block2": 3.0, "norm": 5.0, "relu_0": 7.0}
-    for folder in (root / "runs").iterdir():
-        lines = [
-            {"step": step, "layer": layer, "share": step + value}
-            for step in (0, 10)
-            for layer, value in parts.items()
-        ]
-        (folder / "layers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "steps share" in Page(write_report(root)).text["layers"]
-    [table] = tables
-    one = table[table["folder"] == table["folder"].iloc[0]]
-    assert one[["panel", "x", "value"]].values.tolist() == [
-        ["stage1", 0, 2],
-        ["norm", 0, 6],
-        ["stage1", 10, 12],
-        ["norm", 10, 16],
+    lines = [
+        {"step": step, "layer": layer, "branch_share": step + value}
+        for step in (0, 10)
+        for layer, value in parts.items()
     ]
+    (folder / "layers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Page(write_report(folder)).data
+    shown = {m["label"]: m["key"] for m in data["metrics"] if m["kind"] == "Layers"}
+    assert list(shown) == ["branch share, stage1", "branch share, norm"]
+    curves = {c["metric"]: c["values"] for c in data["curves"]}
+    assert [curves[key] for key in shown.values()] == [[2, 12], [6, 16]]
 
 
 def test_a_report_has_paired_differences_with_both_intervals(root: Path, page: Page) -> None:

@@ -34,7 +34,7 @@ def titles_of(monkeypatch, tmp_path):
 def test_the_best_images_come_first_and_the_worst_last(titles_of):
     miou = Metric("miou", lower_is_better=False, unit="fraction")
     titles = titles_of(miou, [0.25, 0.9, 0.5])
-    assert titles == ["best: miou (%) 90.00", "worst: miou (%) 25.00"]
+    assert titles == ["best: mIoU (%) 90.00", "worst: mIoU (%) 25.00"]
 
 
 def test_a_low_value_is_the_best_of_a_metric_that_is_better_if_lower(titles_of):
