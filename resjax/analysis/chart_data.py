@@ -40,6 +40,7 @@ class Series(NamedTuple):
     kind: str
     scale: int
     table: pd.DataFrame  # folder, split, step, value
+    lower_is_better: bool = True
     always: bool = False  # whether every measurement has the metric, so that one without diverged
 
 
@@ -70,7 +71,10 @@ def chart_data(
             {"name": name, "panel": row["panel"], "label": row["label"], "color": row["color"]}
             for name, row in groups.iterrows()
         ],
-        "metrics": [{"key": s.key, "label": s.label, "kind": s.kind} for s in found],
+        "metrics": [
+            {"key": s.key, "label": s.label, "kind": s.kind, "lowerIsBetter": s.lower_is_better}
+            for s in found
+        ],
         "splits": SPLITS,
         "means": means,
         "runs": [
@@ -107,7 +111,9 @@ def _logged(runs: pd.DataFrame, curves: pd.DataFrame) -> Iterator[Series]:
             columns = columns[curves["primary_metric"] == name]
         measured = columns.groupby("split")["value"].transform("count") > 0
         always = name == "loss" or name in primary
-        yield Series(name, metric.label, "Metrics", metric.scale, columns[measured], always)
+        table = columns[measured]
+        lower = metric.lower_is_better
+        yield Series(name, metric.label, "Metrics", metric.scale, table, lower, always)
 
 
 def _layers(layers: pd.DataFrame) -> Iterator[Series]:

@@ -160,4 +160,6 @@ def _word(field: str, value: Any) -> str:
         return str(known)
     short = isinstance(value, float) and float(f"{value:g}") == value
     text = f"{value:g}" if short else str(value)
+    if field == "model.block":
+        text = text.replace("_", " ")
     return FORMS.get(field, f"{words} {{}}").format(text)

@@ -52,6 +52,7 @@ function html(name, attributes, ...children) {
   return node;
 }
 
+const currentMetric = () => metrics.find((each) => each.key === state.metric);
 const paint = (group) => `--line: var(--c-${group.color.slice(1)}, ${group.color})`;
 const label = (value) => String(Number(value.toPrecision(4)));
 
@@ -94,9 +95,11 @@ function visibleLines() {
     if (state.hidden.has(run.group) || !(state.single || run.outside)) continue;
     const values = smooth(line.values);
     const points = steps[line.steps].map((step, i) => [step, values[i]]).filter(([, value]) => value !== null);
-    lines.push({ ...line, ...run, kind: run.outside ? "outside" : "run", points });
+    // A run that diverged before its first finite value has a cross alone, at the worst value.
+    const start = points.length ? null : steps[line.steps][0];
+    if (start === null || run.diverged) lines.push({ ...line, ...run, kind: run.outside ? "outside" : "run", points, start });
   }
-  return lines.filter((line) => line.points.length);
+  return lines;
 }
 
 // Returns the limits that show all means and bands or, without any, all runs.
@@ -205,7 +208,8 @@ function drawPanel(svg, title, lines, view, place) {
   text({ x: (box.x[0] + box.x[1]) / 2, y: box.y[1] + 35, "text-anchor": "middle" }, "training steps");
   const middle = (box.y[0] + box.y[1]) / 2;
   const turned = `translate(${place.left + 12} ${middle}) rotate(-90)`;
-  text({ transform: turned, "text-anchor": "middle" }, metrics.find((each) => each.key === state.metric).label);
+  const metric = currentMetric();
+  text({ transform: turned, "text-anchor": "middle" }, metric.label);
   const clip = `clip-${title.replace(/\W/g, "_")}-${Math.round(place.left)}-${Math.round(place.top)}`;
   const frame = { x: box.x[0], y: box.y[0], width: box.x[1] - box.x[0], height: box.y[1] - box.y[0] };
   const plot = element("g", { "clip-path": `url(#${clip})` });
@@ -222,10 +226,11 @@ function drawPanel(svg, title, lines, view, place) {
     }
     const d = path(points.map((point) => [x(point[0]), y(point[1])]));
     plot.append(element("path", { class: `line ${line.kind} ${line.split}`, style, d }));
-    if (line.kind === "outside" && line.diverged && points.length) {
-      const [step, value] = points.at(-1);
+    if (line.kind === "outside" && line.diverged) {
+      const worst = box.y[metric.lowerIsBetter ? 0 : 1];
+      const [step, value] = points.at(-1) ?? [line.start ?? 0, null];
       // A value beyond the axis has its cross at the edge.
-      const [cx, cy] = [x(step), Math.min(Math.max(y(value), box.y[0]), box.y[1])];
+      const [cx, cy] = [x(step), value === null ? worst : Math.min(Math.max(y(value), box.y[0]), box.y[1])];
       const cross = `M${cx - 4} ${cy - 4}l8 8m0 -8l-8 8`;
       svg.append(element("path", { class: "cross", style, d: cross }));
     }
@@ -254,7 +259,7 @@ const shorten = (text) => (text.length > 28 ? `${text.slice(0, 27)}…` : text);
 
 // Describes the chart for those who cannot see it.
 function describe(lines) {
-  const name = metrics.find((each) => each.key === state.metric).label;
+  const name = currentMetric().label;
   const ends = lines
     .filter((line) => line.kind === "mean")
     .slice(0, 12)
@@ -278,7 +283,7 @@ function explain(lines) {
     if (!state.hidden.has("test") && splits.includes("test")) parts.push("Bold lines are of test data.");
     if (others.length) parts.push(`Thin lines are of the ${others.join(" and the ")} data.`.replace("split data", "split"));
   }
-  if (metrics.find((each) => each.key === state.metric).kind === "Layers") {
+  if (currentMetric().kind === "Layers") {
     parts.push("Values are means over the layers of a part of the network; among parameters, over kernels.");
   }
   if (lines.some((line) => line.kind === "outside")) {

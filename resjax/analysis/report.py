@@ -29,7 +29,7 @@ from resjax.analysis.claims import EXPLANATION, Claim, tally
 from resjax.analysis.experiment_figures import Experiment, Tables, load_experiment
 from resjax.analysis.inline_svg import dark_colors, drawings
 from resjax.analysis.latex import results_table
-from resjax.analysis.lines import divide, extend, setting_names
+from resjax.analysis.lines import divide, extend
 from resjax.analysis.parts import (
     NO_FIELD,
     FiguresError,
@@ -139,7 +139,7 @@ def write_report(
             title=html.escape(described.title if described else _names(sweeps, root)),
             kind=_kind(described) if described else "",
             claim=_prose(described.claim) if described else "",
-            measured=html.escape(_measured(runs, [claim for _, claim in claims])),
+            measured=html.escape(_measured(runs, lines["name"], [claim for _, claim in claims])),
             sweeps=_sweeps(sweeps, settings, parts, drawn, root),
             claims=_claims(parts, drawn),
             training_metric=training_metric(runs),
@@ -149,12 +149,12 @@ def write_report(
             script=_asset("report.js"),
             figures=_titled(parts, [each.html for each in drawn]),
             directions=html.escape(_directions(runs)),
-            summary=_summary(runs),
+            summary=_summary(runs, lines["name"]),
             downloads=_downloads(claims, settings),
             differences=_differences(differences, primary_metrics(runs)),
             runs=_runs(table, lines["name"]),
             layers=_layers(parts, drawn, root),
-            predictions=_predictions(runs),
+            predictions=_predictions(runs, lines["name"]),
             config=_config(runs),
             provenance=_provenance(sweeps, runs),
             data=to_json(_chart_data(runs, parts, lines)),
@@ -419,23 +419,23 @@ def _kind(experiment: Experiment) -> str:
     return f"<small>{'Question' if experiment.title.endswith('?') else 'Claim'}:</small> "
 
 
-def _measured(runs: pd.DataFrame, claims: Sequence[Claim]) -> str:
+def _measured(runs: pd.DataFrame, names: pd.Series, claims: Sequence[Claim]) -> str:
     """Returns how many claims agree, then the range of each metric and the settings at its ends."""
     verdicts = f"{tally(claims)}. Over all settings, " if claims else ""
-    return f"{verdicts}{_range(runs)}"
+    return f"{verdicts}{_range(runs, names)}"
 
 
-def _range(runs: pd.DataFrame) -> str:
+def _range(runs: pd.DataFrame, names: pd.Series) -> str:
     results = summarize(runs)
+    results = results.assign(name=_names_of(results, runs, names))
     results = results[results["seeds"] > 0]
     if results.empty:
         return "nothing yet, because no run has finished."
-    names = _names_of(results, runs)
     parts = []
     for metric in primary_metrics(runs):
         for split, title in _splits(runs, metric).items():
             mean = f"{split}_{metric.name}_mean"
-            rows = results.assign(name=names).dropna(subset=mean).sort_values(mean)
+            rows = results.dropna(subset=mean).sort_values(mean)
             ends = [
                 f"{metric.format(row[mean], row[f'{split}_{metric.name}_std'])} ({row['name']})"
                 for _, row in rows.iloc[[0, -1][: len(rows)]].iterrows()
@@ -444,11 +444,11 @@ def _range(runs: pd.DataFrame) -> str:
     return "; ".join(parts) + "."
 
 
-def _names_of(results: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
-    """Returns the readable name of the setting of each row of `summarize`."""
+def _names_of(results: pd.DataFrame, runs: pd.DataFrame, names: pd.Series) -> pd.Series:
+    """Returns the name of the setting of each row of `summarize`, given those of the runs."""
     by = varying(runs)
-    names = setting_names(runs).groupby(_settings(runs, by), sort=False).first()
-    return _settings(results, by).map(names)
+    of_setting = names.groupby(_settings(runs, by), sort=False).first()
+    return _settings(results, by).map(of_setting)
 
 
 def _settings(table: pd.DataFrame, names: list[str]) -> pd.Series:
@@ -599,11 +599,11 @@ def _metric_columns(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, list
     return {name: list(column) for name, column in columns.items()}
 
 
-def _summary(runs: pd.DataFrame) -> str:
+def _summary(runs: pd.DataFrame, names: pd.Series) -> str:
     """Returns the page's table of results: settings, test metrics, then everything else."""
     by = varying(runs)
     results = summarize(runs, by)
-    columns = {"setting": list(_names_of(results, runs))}
+    columns = {"setting": list(_names_of(results, runs, names))}
     columns |= _metric_columns(runs, results)
     columns |= {name: list(map(_text, results[name])) for name in by}
     shown = {name: column[:MOST_ROWS] for name, column in columns.items()}
@@ -741,11 +741,10 @@ by step. Among parameters, only kernels are drawn; layers.jsonl has all of them.
 </section>"""
 
 
-def _predictions(runs: pd.DataFrame) -> str:
+def _predictions(runs: pd.DataFrame, names: pd.Series) -> str:
     """Returns a section with the predictions of the first run of each setting that has some."""
-    settings = setting_names(runs)
     shown: dict[str, str] = {}
-    for setting, folder in zip(settings, map(Path, runs["folder"]), strict=True):
+    for setting, folder in zip(names, map(Path, runs["folder"]), strict=True):
         file = folder / "predictions.png"
         if setting not in shown and len(shown) < MOST_PREDICTIONS and is_inside(file, folder):
             with suppress(OSError):

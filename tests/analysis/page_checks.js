@@ -1,0 +1,67 @@
+// Returns what is wrong with the page: one text per fault.
+const faults = [];
+const add = (text, node) => faults.push(`${text}: ${(node?.textContent || node?.outerHTML || "").trim().slice(0, 60)}`);
+document.querySelectorAll("details").forEach((node) => (node.open = true));
+
+if (!document.documentElement.lang) add("no language");
+const room = document.documentElement;
+if (room.scrollWidth > room.clientWidth) add(`horizontal overflow, ${room.scrollWidth} pixels`);
+
+let level = 0;
+for (const heading of document.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
+  const next = Number(heading.tagName[1]);
+  if (next > level + 1) add(`heading ${next} after ${level}`, heading);
+  level = next;
+}
+if (document.querySelectorAll("h1").length !== 1) add("not one h1");
+
+for (const image of document.querySelectorAll("img, svg")) {
+  const named = image.getAttribute("alt") || image.getAttribute("aria-label");
+  if (!named && !image.closest("[aria-hidden=true]") && !image.parentElement.closest("svg")) add("no alt text", image);
+}
+for (const input of document.querySelectorAll("input, select, button")) {
+  if (!input.textContent && !input.labels?.length && !input.getAttribute("aria-label")) add("control without a name", input);
+}
+for (const node of document.querySelectorAll("*")) {
+  const scrolls = getComputedStyle(node).overflowX === "auto" && node.scrollWidth > node.clientWidth + 1;
+  if (scrolls && node.tabIndex < 0 && !node.querySelector("input, button, a")) add("no key scrolls this", node);
+}
+
+// A color as red, green, blue and alpha, each between 0 and 1.
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+function channels(color) {
+  canvas.clearRect(0, 0, 1, 1);
+  canvas.fillStyle = color;
+  canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data].map((value) => value / 255);
+}
+function luminance([red, green, blue]) {
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue);
+}
+function background(node) {
+  for (let above = node; above; above = above.parentElement) {
+    const color = channels(getComputedStyle(above).backgroundColor);
+    if (color[3] > 0.99) return color;
+  }
+  return [1, 1, 1, 1];
+}
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const seen = new Set();
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement;
+  const skipped = !walker.currentNode.data.trim() || ["SCRIPT", "STYLE", "NOSCRIPT", "OPTION"].includes(node.tagName);
+  if (skipped || !node.checkVisibility() || seen.has(node)) continue;
+  seen.add(node);
+  const style = getComputedStyle(node);
+  const [below, above] = [background(node), channels(node.closest("svg") ? style.fill : style.color)];
+  const color = above.map((value, i) => above[3] * value + (1 - above[3]) * below[i]);
+  const [low, high] = [luminance(color), luminance(below)].sort((a, b) => a - b);
+  const ratio = (high + 0.05) / (low + 0.05);
+  if (ratio < 4.49) add(`contrast ${ratio.toFixed(2)}`, node);
+  const svg = node.closest("svg");
+  const scale = svg?.viewBox.baseVal.width ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+  const size = parseFloat(style.fontSize) * scale;
+  if (size < 8.5) add(`letters of ${size.toFixed(1)} pixels`, node);
+}
+return faults;
