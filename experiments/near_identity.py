@@ -159,7 +159,7 @@ def identity_profiles(runs: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     several = last["model.depth"].nunique() > 1
     names = last["network"]
     if several:
-        names = names + ", " + last["model.depth"].astype(str)
+        names = names + last["model.depth"].map(", {} layers".format)
     parts = [
         pd.DataFrame({"panel": title, "series": names, "x": last["position"], "value": last[name]})
         for name, title in panels.items()

@@ -19,7 +19,7 @@ from resjax.run_files import Metric, display_name
 MOST_LINES = 60
 """The most settings whose means the chart shows."""
 
-BUDGET = 24_000
+BUDGET = 14_000
 """About the most numbers of all means and bands, and the most of all single runs."""
 
 POINTS = 200

@@ -55,7 +55,8 @@ def svg(figure: Figure, prefix: str, title: str) -> str:
         r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in referred else "", text
     )
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
-    # Hundredths of a point are finer than any screen.
+    # Tenths of a point are finer than the lines, and curves are most of a page's size.
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), text)
     text = re.sub(r"(\.\d\d)\d+", r"\1", text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     text = text.replace("font-family: 'DejaVu Sans'; ", "")  # the style sheet names fonts like it
