@@ -56,7 +56,7 @@ def svg(figure: Figure, prefix: str, title: str) -> str:
     )
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
     # Tenths of a point are finer than the lines, and curves are most of a page's size.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), text)
+    text = re.sub(r' d="[^"]*"', lambda path: _shorten(path[0]), text)
     text = re.sub(r"(\.\d\d)\d+", r"\1", text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     text = text.replace("font-family: 'DejaVu Sans'; ", "")  # the style sheet names fonts like it
@@ -67,6 +67,12 @@ def svg(figure: Figure, prefix: str, title: str) -> str:
     kind = "themed" if few else "on-paper"
     label = html.escape(title)
     return text.replace("<svg", f'<svg role="img" class="{kind}" aria-label="{label}"', 1)
+
+
+def _shorten(path: str) -> str:
+    """Returns a path with tenths of points, in which lines follow lines without a letter."""
+    path = re.sub(r"(\.\d)\d+", r"\1", path)
+    return path if re.search("[CQ]", path) else re.sub(r"\s+L ", " ", path)
 
 
 def dark_colors(page: str, colors: Iterable[str] = ()) -> str:
