@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
@@ -49,7 +50,6 @@ LONGEST_TEXT = 60
 
 _DASHES = (0, (3, 2))
 _CROSS = "diverged"
-_LABEL = "line-end"
 _CROSS_LOOK: dict[str, Any] = {
     "marker": "x",
     "markersize": 4.5,
@@ -521,8 +521,8 @@ def set_step_axis(axes: Axes, last: int) -> None:
     axes.set_xlabel("training steps")
 
 
-_ENDS: WeakKeyDictionary[Axes, Sequence[LineEnd]] = WeakKeyDictionary()
-"""The labels at the line ends of each axes, from which `narrow` writes them again."""
+_ENDS: WeakKeyDictionary[Axes, tuple[Sequence[LineEnd], list[Text]]] = WeakKeyDictionary()
+"""The labels at the line ends of each axes and their texts, which `narrow` writes again."""
 
 
 def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
@@ -532,7 +532,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     """
     if not ends:
         return
-    _ENDS[axes] = ends
+    _ENDS[axes] = (ends, [])
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # computes the layout, and with it the height of the axes
@@ -544,13 +544,12 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     size = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
     positions = spread_apart(heights, 1.25 * size * points / box.height)
     for end, position in zip(ends, positions, strict=True):
-        axes.annotate(
+        written = axes.annotate(
             plain(end.label),
             xy=(end.x, float(np.clip(end.y, low, high))),
             xytext=(1 + 9 * points / box.width, float(position)),
             textcoords="axes fraction",
             color=legible(end.color),  # text is thinner than lines
-            gid=_LABEL,
             fontsize=size,
             va="center",
             annotation_clip=False,
@@ -563,6 +562,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
                 "relpos": (0, 0.5),
             },
         )
+        _ENDS[axes][1].append(written)
 
 
 def spread_apart(
@@ -609,10 +609,10 @@ def narrow(figure: Figure) -> bool:
         # `label_outer` removed the labels of the inner panels.
         axes.set_ylabel(axes.get_ylabel() or first.get_ylabel())
         axes.set_xlabel(axes.get_xlabel() or figure.axes[-1].get_xlabel())
-        for label in [text for text in axes.texts if text.get_gid() == _LABEL]:
-            label.remove()
+        for text in _ENDS.get(axes, ((), []))[1]:
+            text.remove()
     for axes in figure.axes:
-        label_ends(axes, _ENDS.get(axes, ()))
+        label_ends(axes, _ENDS.get(axes, ((), []))[0])
     return True
 
 

@@ -187,7 +187,7 @@ function draw() {
 function drawPanel(svg, title, lines, view, place) {
   const own = lines.filter((line) => groups[line.group].panel === title);
   const named = endLabels(own);
-  const longest = Math.min(place.width / 3, size.character * Math.max(0, ...named.map((each) => each.text.length)));
+  const longest = Math.min(0.42 * place.width, size.character * Math.max(0, ...named.map((each) => each.text.length)));
   const box = {
     x: [place.left + size.left, place.left + place.width - size.gap - longest],
     y: [place.top + size.top, place.top + place.height - size.bottom],
