@@ -453,7 +453,9 @@ def _names_of(results: pd.DataFrame, runs: pd.DataFrame, names: pd.Series) -> pd
 
 def _settings(table: pd.DataFrame, names: list[str]) -> pd.Series:
     """Returns a key for the setting of each row of a table of runs or of their summary."""
-    rows = table[names].astype(str).itertuples(index=False, name=None)
+    # Some settings have no value in some runs.
+    values = table[names].map(str, na_action="ignore").fillna("")
+    rows = values.itertuples(index=False, name=None)
     return pd.Series(["\0".join(row) for row in rows] if names else "", table.index, dtype=str)
 
 

@@ -448,6 +448,19 @@ def test_the_header_has_the_claim_and_what_was_measured(make_sweep: Maker) -> No
     assert f"Question: Does depth <help>? Measured: {shown}" in header
 
 
+def test_a_setting_that_some_runs_lack_is_a_setting_of_its_own(make_sweep: Maker) -> None:
+    root = make_sweep(depths=(8,), shortcuts=("none",), seeds=(0, 1), points=2)
+    for path in root.glob("runs/*/config.json"):
+        config = json.loads(path.read_text())
+        if config["seed"]:
+            path.write_text(json.dumps(config | {"transfer": {"weights": "runs/pretrained"}}))
+    page = Page(write_report(root))
+    _, *rows = page.tables["summary"]
+    assert len(rows) == 2
+    assert "Over all" not in page.text["header"]
+    assert all(row[0] in page.text["header"] for row in rows)
+
+
 def test_the_training_metric_is_explained_beside_its_numbers(
     make_sweep: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
