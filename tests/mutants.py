@@ -142,8 +142,8 @@ FAULTS = (
     Fault(
         "under pmap running statistics are not averaged",
         "resjax/train/step.py",
-        "params, moving, loss = backend.mean((own.params, moving, own.loss))",
-        "params, loss = backend.mean((own.params, own.loss))",
+        "params, moving, loss = backend.mean((gradients, moving, own.loss))",
+        "params, loss = backend.mean((gradients, own.loss))",
         "tests/train/test_parallel.py -k twenty_steps",
     ),
     Fault(

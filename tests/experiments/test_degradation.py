@@ -93,7 +93,7 @@ def test_plain_and_residual_networks_have_a_panel_each() -> None:
     assert list(drawn) == ["degradation", "final_error"]
     assert titles(drawn["degradation"]) == ["plain", "residual"]
     labels = {text.get_text() for text in drawn["degradation"].axes[0].texts}
-    assert labels == {"8-layer", "20-layer", "56-layer"}
+    assert labels == {"8 layers", "20 layers", "56 layers"}
 
 
 def test_a_users_shortcut_has_its_own_panel() -> None:
