@@ -305,7 +305,7 @@ def deep(tmp_path_factory):
 @pytest.fixture
 def weights(users_folder, deep):
     """Weights and images in the user's folder; a run may stand for a weights folder."""
-    digits = ("runs/digits-none-8", "runs/digits-none-20", "runs/digits-pad-8")
+    digits = [f"runs/digits-{each}" for each in ("none-8", "none-20", "none-56", "pad-8", "pad-56")]
     for name in ("weights/resnet50", "runs/pretrained", *digits):
         shutil.copytree(deep, users_folder / name)
     (users_folder / "photos").mkdir()
