@@ -6,6 +6,7 @@ Prints, for layers of ResNets, the time of each form relative to the present one
 shortest times over rounds in which the forms take turns, each as four iterations of a scan.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,7 +25,7 @@ Form = Callable[[Array, Array], Any]
 
 
 class Wide(convolution.Geometry):
-    """Of a 1x1 convolution that is not computed as a matrix product."""
+    """The geometry of a 1x1 convolution that is computed like a wider one."""
 
     is_product = False
 
@@ -117,6 +118,7 @@ def compare(name: str, forms: Mapping[str, Form], x: Array, y: Array) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     normal = partial(jax.random.normal, jax.random.key(0))
     for shape, features in (
         ((16, 56, 56, 64), 256),

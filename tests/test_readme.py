@@ -45,7 +45,7 @@ SMALL_SCENES = (
 SMALL_SWEEP = (*SMALL[1:], "--config.sweep.depths=8", "--config.sweep.seeds=0", "--workers=1")
 
 NAMES = {"NAME": "degradation", "WEIGHTS": "runs/deep", "DIR": "runs/mine"}
-"""What a reader puts in place of the words in capitals."""
+"""Replaces the placeholders of commands, as a reader would."""
 
 PARSED_ONLY = {
     r"^resjax data prepare": "downloads an archive",
@@ -75,7 +75,7 @@ NO_COMMANDS = {
     "269,722 parameters": "the output of a command",
     "runs/cifar10: 50 runs": "the output of a command",
 }
-"""What an indented block is if it has no commands, by its first words."""
+"""Indented blocks that are not commands: the first words of each, and what it is."""
 
 NOT_EXECUTED = {"# PyTorch\n": "needs torchvision"}
 """Why a block of Python is compiled, but not executed, by its first words."""

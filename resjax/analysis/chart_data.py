@@ -155,7 +155,7 @@ def _means(
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Returns the means of each setting, and the runs that some mean leaves out.
 
-    As in `figures.average_curves`, only runs that reach the last step are averaged.
+    Like `figures.average_curves`, it averages only runs that reach the last step.
     """
     diverged = set(runs.loc[runs["diverged"], "folder"])
     averaged, outside = list[tuple[Series, str, str, pd.DataFrame]](), set(diverged)

@@ -588,7 +588,7 @@ def narrow(figure: Figure) -> bool:
     """Rearranges a figure for a column: its panels below each other, as wide as one column.
 
     Returns:
-        Whether the figure is narrow now; others, such as those with a color bar, are unchanged.
+        Whether the figure was made narrow. A figure with a color bar, for example, stays as it is.
     """
     width, height = figure.get_size_inches()
     if width <= COLUMN_WIDTH:

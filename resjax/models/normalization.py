@@ -177,9 +177,9 @@ def _means(*images: Array) -> list[Array]:
     """Returns the means of several arrays of one shape.
 
     Problem: on a GPU a sum takes two kernels, and XLA shares only the first of them among several
-    sums. Effect of a single sum: the second is shared too, and ResNet-20 on an H100 has 45 kernels
-    per step less (jax 0.10). CPU has no such problem, and the TPU's compiler makes more kernels of
-    the single sum.
+    sums. Effect of a single sum: the second is shared too, and ResNet-20 on an H100 has about 45
+    fewer kernels per step (jax 0.10). CPU has no such problem, and the TPU's compiler makes more
+    kernels of the single sum.
     """
     if platform() in ("cpu", "tpu"):
         return [each.mean(PIXELS, keepdims=True) for each in images]

@@ -391,7 +391,7 @@ def test_a_cluster_that_adds_nodes_may_have_no_room_yet():
 
 
 class FakeEvents:
-    """What a task yields."""
+    """Stands for the generator of a task's events."""
 
     def __init__(self, events):
         self._events = iter(events)
