@@ -288,9 +288,10 @@ The programs of 2026-11-26 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 - **The number of kernels limits small networks on a GPU.** At commit 96ed236 a step of ResNet-20 on
   an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 260
   since, and 0.84 ms are predicted: the arrays of one axis are one array between steps, so one
-  kernel updates them all (about 55 fewer), and BN sums once per pass (about 45 fewer). The curve is the
-  same but for rounding. ResNet-110 has 1,427 kernels instead of 1,959. Of the 260, 59 are
-  convolutions and matrix products, 76 the two-stage sums of BN, and 21 the updates of filters.
+  kernel updates them all (about 55 fewer), and BN sums once per pass (about 45 fewer). Tests
+  compare both with the earlier forms on CPU: the first is equal to the bit, the second but for
+  rounding. ResNet-110 has 1,427 kernels instead of 1,959. Of the 260, 59 are convolutions and
+  matrix products, 76 the two-stage sums of BN, and 21 the updates of filters.
 - **Scanned networks are slower on a GPU**: the loop copies parameters in and gradients out, and a
   step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
   `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took three times
