@@ -58,7 +58,8 @@ class BatchNorm(nn.BatchNorm):
             together = self.axis_index_groups
             devices = self.axis_name, together and tuple(map(tuple, together))
             values *= len(together[0]) if together else lax.axis_size(self.axis_name)
-        normal, shift, mean, var = _normalized(grouped, scale, bias, self.epsilon, devices)
+        shift = lax.stop_gradient(_shift(grouped, running_mean.value, devices))
+        normal, mean, var = _normalized(grouped, scale, bias, shift, self.epsilon, devices)
         if not self.is_initializing():
             if values == 1:
                 raise ImpossibleNetworkError(
@@ -77,19 +78,19 @@ PIXELS = (-4, -3, -2)  # the axes of a channel's statistics
 Devices = tuple[str, tuple[tuple[int, ...], ...] | None] | None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _normalized(
     x: Float[Array, "*groups n h w c"],
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
+    shift: Float[Array, "*any c"],
     epsilon: float,
     devices: Devices,
-) -> tuple[Float[Array, "*groups n h w c"], Array, Array, Array]:
-    """Returns normalized images in float32, a shift, and mean and variance of the shifted images.
+) -> tuple[Float[Array, "*groups n h w c"], Array, Array]:
+    """Returns normalized images in float32, and mean and variance of the shifted images.
 
     The mean of x**2 minus the squared mean of x cancels if the mean is many deviations from zero.
-    So a value from within the data, the central pixel of the first image, is subtracted first; then
-    one pass over the images is enough.
+    So a value near the images is subtracted first; then one pass over them is enough.
 
     The gradients (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3) need the images and two sums
     over them, so a plain network stores 5.1 bytes per output of a convolution in bfloat16 and 9.4
@@ -100,32 +101,29 @@ def _normalized(
       x: images, in groups that are normalized separately.
       scale: multiplies the normalized images.
       bias: is added to them.
+      shift: a value near the images; it affects nothing but rounding, and counts as a constant.
       epsilon: is added to the variance.
       devices: the axis of a `pmap` and the groups of devices on it that share statistics (None for
         all); None if each device computes its own.
     """
-    row, column = (side // 2 for side in x.shape[-3:-1])
-    pixel = x[..., :1, row : row + 1, column : column + 1, :]
-    (shift,) = _shared((_single(pixel),), devices)
     shifted = _single(x) - shift
     mean, square = _shared(_means(shifted, shifted**2), devices)
     var = square - mean**2
     var = jnp.where(var < 0, 0, var)  # a maximum can lose NaN
     normal = (shifted - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-    return normal, shift, mean, var
+    return normal, mean, var
 
 
 @partial(_normalized.defjvp, symbolic_zeros=True)
 def _normalized_jvp(epsilon: float, devices: Devices, primals: Any, tangents: Any) -> Any:
     results = _normalized(*primals, epsilon, devices)
-    (x, scale, _), (_, shift, mean, var) = primals, results
-    changes = [None if isinstance(each, SymbolicZero) else each for each in tangents]
+    (x, scale, _, shift), (_, mean, var) = primals, results
+    changes = [None if isinstance(each, SymbolicZero) else each for each in tangents[:3]]
     constants = x, scale, shift, mean, lax.rsqrt(var + epsilon)
     dnormal, dmean, dvar = linear_call(
         _Tangent(devices), _Gradient(devices), constants, changes, results=3
     )
-    # The shift counts as a constant, since it affects nothing but rounding.
-    return results, (dnormal, jnp.zeros_like(shift), dmean, dvar)
+    return results, (dnormal, dmean, dvar)
 
 
 @dataclass(frozen=True)
@@ -171,6 +169,23 @@ class _Gradient:
             dx += normal * _shared((2 * var_slope / inverse / pixels,), self.devices)[0]
         dbias, dscale = ((pixels * each).reshape(-1, x.shape[-1]).sum(0) for each in own)
         return dx.astype(x.dtype), dscale, dbias
+
+
+def _shift(x: Float[Array, "*groups n h w c"], running_mean: Array, devices: Devices) -> Array:
+    """Returns a value near those of the images, the same on all devices.
+
+    On CPU it is the central pixel of the first image, which is near them from the first step on.
+    Elsewhere it is the running mean. Problem: a pixel takes a collective per layer, or a kernel on
+    a single GPU. Effect of the running mean: a predicted step of ResNet-20 on four chips of TPU v5e
+    takes 1.88 instead of 2.15 ms. Until the running mean has come near, in the first tens of steps
+    of a new network, variances are as exact as those of Flax, whose shift is always zero.
+    """
+    if platform() != "cpu":
+        return running_mean
+    row, column = (side // 2 for side in x.shape[-3:-1])
+    pixel = x[..., :1, row : row + 1, column : column + 1, :]
+    (shift,) = _shared((_single(pixel),), devices)
+    return shift
 
 
 def _means(*images: Array) -> list[Array]:

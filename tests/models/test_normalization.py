@@ -143,9 +143,10 @@ def exact_norm(images, slopes, epsilon=1e-5):
     return normal, gradient
 
 
-def norm_with_gradient(images, slopes, **options):
+def norm_with_gradient(images, slopes, running_mean=0, **options):
     norm = BatchNorm(use_running_average=False, dtype=images.dtype, **options)
     variables = norm.init(jax.random.key(0), images)
+    variables["batch_stats"]["mean"] += running_mean
 
     def normalize(images):
         return norm.apply(variables, images, mutable="batch_stats")[0]
@@ -167,9 +168,9 @@ def rematerialized_in_a_scan(images, slopes):
     return found
 
 
-def summed_as_on_a_gpu(images, slopes):
-    with compiling_for(Target([SimpleNamespace(platform="gpu")], memory=None)):
-        return norm_with_gradient(images, slopes)
+def computed_as_on(platform, images, slopes, **options):
+    with compiling_for(Target([SimpleNamespace(platform=platform)], memory=None)):
+        return norm_with_gradient(images, slopes, **options)
 
 
 compiled_as_a_step = jax.jit(norm_with_gradient, compiler_options=step_compile())
@@ -182,21 +183,53 @@ def test_errors_are_within_ten_times_those_of_pytorch(function, default_compile)
         function = jax.jit(function, compiler_options=default_compile)
     for (dtype, mean), limits in PYTORCH_ERRORS.items():
         images, slopes = drawn_images(dtype, mean)
-        found = function(images, slopes)
-        for name, array, exact, limit in zip(
-            ("outputs", "gradient"), found, exact_norm(images, slopes), limits, strict=True
-        ):
-            error = np.abs(np.asarray(array, np.float64).reshape(exact.shape) - exact).max()
-            assert error <= 10 * limit, f"{name} of {dtype} at a mean of {mean}"
+        found = errors(function(images, slopes), images, slopes)
+        for error, limit in zip(found, limits, strict=True):
+            assert error <= 10 * limit, f"{dtype} at a mean of {mean}"
+
+
+def errors(found, images, slopes):
+    """The largest absolute errors of the outputs and of the input gradient."""
+    pairs = zip(found, exact_norm(images, slopes), strict=True)
+    return [
+        np.abs(np.asarray(array, np.float64).reshape(exact.shape) - exact).max()
+        for array, exact in pairs
+    ]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_on_accelerators_errors_are_as_small_once_the_running_mean_is_near(platform):
+    for (dtype, mean), limits in PYTORCH_ERRORS.items():
+        images, slopes = drawn_images(dtype, mean)
+        found = computed_as_on(platform, images, slopes, running_mean=mean + 0.5)
+        for error, limit in zip(errors(found, images, slopes), limits, strict=True):
+            assert error <= 10 * limit, f"{dtype} at a mean of {mean}"
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_on_accelerators_errors_of_a_new_network_are_those_of_flax(platform):
+    def flax(images):
+        norm = nn.BatchNorm(use_running_average=False, epsilon=1e-5)
+        return norm.init_with_output(jax.random.key(0), images)[0]
+
+    for mean in (0, 1, 10, 100):
+        images, slopes = drawn_images("float32", mean)
+        limits = errors((flax(images), jax.vjp(flax, images)[1](slopes)[0]), images, slopes)
+        found = errors(computed_as_on(platform, images, slopes), images, slopes)
+        assert np.less(found, 2 * np.array(limits) + 1e-6).all(), f"at a mean of {mean}"
 
 
 def test_on_a_gpu_each_pass_is_one_sum():
-    arrays = drawn_images("float32", 1)
-    traced = jax.make_jaxpr(summed_as_on_a_gpu)(*arrays)
+    traced = jax.make_jaxpr(partial(computed_as_on, "gpu"))(*drawn_images("float32", 1))
     sums = re.findall(r"reduce_sum\[\s*axes=\(([\d, ]*)\)", str(traced))
     assert sums.count("0, 1, 2") == 2
-    for array, expected in zip(summed_as_on_a_gpu(*arrays), exact_norm(*arrays), strict=True):
-        np.testing.assert_allclose(array.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", 3), ("gpu", 2), ("tpu", 2)])
+def test_the_shift_takes_a_collective_on_cpu_alone(platform, expected):
+    norm = partial(computed_as_on, platform, axis_name="batch")
+    traced = jax.make_jaxpr(norm, axis_env=[("batch", 4)])(*drawn_images("float32", 1))
+    assert str(traced).count("= psum") == expected
 
 
 def test_a_constant_channel_is_normalized_to_zero_and_its_gradient_is_exact():
