@@ -99,6 +99,15 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
 
 
 @pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts a headless browser; see browser.py."""
+    from tests import browser
+
+    with browser.start(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
 def float64_trainer() -> Iterator[ModuleType]:
     """Imports tests/float64_trainer.py."""
     with pytest.MonkeyPatch.context() as patch:

@@ -4,13 +4,7 @@ The tests need Debian's packages chromium and chromium-driver. CI installs them 
 tests; elsewhere they are skipped without them.
 """
 
-import functools
-import http.server
 import json
-import os
-import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +12,7 @@ import pytest
 
 from resjax.analysis.report import write_report
 from tests.analysis.conftest import write_sweep
-
-FLAGS = (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update", "disable-sync"),
-)
-CHECKS = Path(__file__).with_name("page_checks.js").read_text()
-LOCAL = ("file:", "data:", "blob:", "http://127.0.0.1:")
+from tests.browser import LOCAL, console, faults, requests, serve, show
 
 EXPERIMENT = '''"""Plain networks degrade
 
@@ -55,27 +43,6 @@ def claims(runs):
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Returns a headless browser that logs its console and its requests."""
-    missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
-    if missing:
-        end = pytest.fail if os.environ.get("RESJAX_TEST_CHROMIUM") == "required" else pytest.skip
-        end(f"needs {' and '.join(missing)}: Debian's packages chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in FLAGS:
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a report of 18 runs with a claim and diagnostics, of which two diverged or failed."""
     ends = {"depth8_pad_seed0": {"stop": 0.5}, "depth56_none_seed1": {"diverge": 0.5}}
@@ -95,53 +62,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def address(root: Path) -> Iterator[str]:
-    """Returns the address of the report on a server of this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(root))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/report.html"
-        server.shutdown()
-        thread.join()
-
-
-def show(driver: Any, url: str, width: int = 1400, theme: str = "light") -> None:
-    """Opens a page in a window of this width, with empty logs."""
-    scheme = {"name": "prefers-color-scheme", "value": theme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.get("about:blank")
-    for log in ("browser", "performance"):
-        driver.get_log(log)
-    driver.get(url)
-    # The chart is drawn when its size is known.
-    driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
-
-
-def console(driver: Any) -> list[str]:
-    return [entry["message"] for entry in driver.get_log("browser")]
-
-
-def requests(driver: Any) -> list[str]:
-    """Returns the addresses that the page has requested."""
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [each["request"]["url"] for each in sent]
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 def test_the_page_has_no_fault_from_disk(driver: Any, root: Path, width: int, theme: str) -> None:
     show(driver, (root / "report.html").as_uri(), width, theme)
-    assert driver.execute_script(CHECKS) == []
+    assert faults(driver) == []
     assert driver.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches") == (
         theme == "dark"
     )
@@ -149,10 +74,12 @@ def test_the_page_has_no_fault_from_disk(driver: Any, root: Path, width: int, th
     assert [url for url in requests(driver) if not url.startswith(LOCAL)] == []
 
 
-def test_a_served_page_requests_itself_and_nothing_else(driver: Any, address: str) -> None:
-    show(driver, address)
-    assert console(driver) == []
-    assert [url for url in requests(driver) if not url.startswith("data:")] == [address]
+def test_a_served_page_requests_itself_and_nothing_else(driver: Any, root: Path) -> None:
+    with serve(root) as address:
+        show(driver, f"{address}report.html")
+        assert console(driver) == []
+        sent = [url for url in requests(driver) if not url.startswith("data:")]
+    assert sent == [f"{address}report.html"]
 
 
 FAULTS = {
@@ -175,7 +102,7 @@ FAULTS = {
 def test_the_checks_find_each_fault(driver: Any, root: Path, fault: str) -> None:
     show(driver, (root / "report.html").as_uri())
     driver.execute_script(fault)
-    assert any(FAULTS[fault] in found for found in driver.execute_script(CHECKS))
+    assert any(FAULTS[fault] in found for found in faults(driver))
 
 
 def test_a_request_to_another_host_is_refused_and_noticed(

@@ -15,12 +15,17 @@ for (const heading of document.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
 }
 if (document.querySelectorAll("h1").length !== 1) add("not one h1");
 
+const name = (node) => node.textContent.trim() || node.title || node.getAttribute("aria-label") || node.querySelector("img")?.alt;
 for (const image of document.querySelectorAll("img, svg")) {
   const named = image.getAttribute("alt") || image.getAttribute("aria-label");
-  if (!named && !image.closest("[aria-hidden=true]") && !image.parentElement.closest("svg")) add("no alt text", image);
+  const icon = image.tagName === "svg" && image.closest("a, button, label");
+  if (!named && !icon && !image.closest("[aria-hidden=true]") && !image.parentElement.closest("svg")) add("no alt text", image);
 }
-for (const input of document.querySelectorAll("input, select, button")) {
-  if (!input.textContent && !input.labels?.length && !input.getAttribute("aria-label")) add("control without a name", input);
+for (const input of document.querySelectorAll("input, select, button, a")) {
+  if (input.checkVisibility() && !name(input) && !input.labels?.length) add("control without a name", input);
+}
+for (const frame of document.querySelectorAll("iframe")) {
+  if (frame.checkVisibility() && !frame.title) add("frame without a title", frame);
 }
 for (const node of document.querySelectorAll("*")) {
   const scrolls = getComputedStyle(node).overflowX === "auto" && node.scrollWidth > node.clientWidth + 1;
@@ -39,23 +44,26 @@ function luminance([red, green, blue]) {
   const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
   return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue);
 }
+const blend = (above, below) => below.map((value, i) => (i < 3 ? above[3] * above[i] + (1 - above[3]) * value : 1));
 function background(node) {
-  for (let above = node; above; above = above.parentElement) {
-    const color = channels(getComputedStyle(above).backgroundColor);
-    if (color[3] > 0.99) return color;
-  }
-  return [1, 1, 1, 1];
+  if (!node) return [1, 1, 1, 1];
+  const color = channels(getComputedStyle(node).backgroundColor);
+  return color[3] > 0.99 ? color : blend(color, background(node.parentElement));
+}
+function opacity(node) {
+  return node ? Number(getComputedStyle(node).opacity) * opacity(node.parentElement) : 1;
 }
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 const seen = new Set();
 while (walker.nextNode()) {
   const node = walker.currentNode.parentElement;
   const skipped = !walker.currentNode.data.trim() || ["SCRIPT", "STYLE", "NOSCRIPT", "OPTION"].includes(node.tagName);
-  if (skipped || !node.checkVisibility() || seen.has(node)) continue;
+  if (skipped || !node.checkVisibility({ opacityProperty: true, visibilityProperty: true }) || seen.has(node)) continue;
   seen.add(node);
   const style = getComputedStyle(node);
   const [below, above] = [background(node), channels(node.closest("svg") ? style.fill : style.color)];
-  const color = above.map((value, i) => above[3] * value + (1 - above[3]) * below[i]);
+  above[3] *= opacity(node);
+  const color = blend(above, below);
   const [low, high] = [luminance(color), luminance(below)].sort((a, b) => a - b);
   const ratio = (high + 0.05) / (low + 0.05);
   if (ratio < 4.49) add(`contrast ${ratio.toFixed(2)}`, node);
