@@ -199,7 +199,8 @@ def experiment_path(file: Path) -> str:
 def assets() -> dict[str, str]:
     """Maps each file that pages show or link to to its path in the site."""
     folder = ROOT / "docs"
-    found = [file for kind in ("svg", "png", "css") for file in sorted(folder.rglob(f"*.{kind}"))]
+    kinds = (".svg", ".png", ".css", ".js")
+    found = [file for file in sorted(folder.rglob("*")) if file.suffix in kinds]
     names = [file.relative_to(folder).as_posix() for file in found]
     return {f"docs/{name}": name for name in names} | dict(zip(FILES, FILES, strict=True))
 
