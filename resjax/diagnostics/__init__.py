@@ -260,7 +260,8 @@ def measure(
       layers: patterns, from `layer_patterns`; arrays without a matching layer are left out.
 
     Raises:
-      UserError: a diagnostic does not return a scalar for each layer, or a pattern matches none.
+      UserError: a diagnostic does not return a real number for each layer, or a pattern matches
+        none.
     """
     measured: dict[str, Values] = {}
     unmatched = set(layers)
@@ -271,6 +272,17 @@ def measure(
                 f"diagnostics.names={name}: must return a dict from paths of layers to scalars"
             )
         for path, value in values.items():
+            if not isinstance(path, str):
+                raise UserError(
+                    f"diagnostics.names={name}: the key {path!r} is not the path of a layer, such "
+                    "as 'stage1/block1'"
+                )
+            if not _is_real(value):
+                kind = getattr(value, "dtype", type(value).__name__)
+                raise UserError(
+                    f"diagnostics.names={name}: the value of {path} is {kind}, expected a real "
+                    "number"
+                )
             stacked = bool(STACKED.match(path))
             if np.ndim(value) != stacked:
                 expected = "one number per block" if stacked else "a scalar"
@@ -295,6 +307,14 @@ def measure(
             "layers have paths such as stage1/block1 or stem/BatchNorm_0"
         )
     return measured
+
+
+def _is_real(value: Any) -> bool:
+    """Returns whether a value is a real number or an array of real numbers."""
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
+        return False
+    kind = getattr(value, "dtype", type(value))
+    return any(jnp.issubdtype(kind, each) for each in (jnp.bool_, jnp.integer, jnp.floating))
 
 
 def is_recorded(layer: str, patterns: Sequence[str]) -> bool:

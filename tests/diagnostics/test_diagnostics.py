@@ -25,6 +25,7 @@ from resjax.train.identity import config_differences
 from resjax.train.loop import train
 from resjax.train.signals import Stopped, StopRequest
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
+from resjax.xla.program import Program
 
 SMALL = {
     "model.depth": 14,
@@ -76,6 +77,39 @@ def returns_no_dict(context):
     return context.loss
 
 
+def returns_a_nested_dict(context):
+    return {"head": {"bias": context.loss}}
+
+
+def returns_no_value(context):
+    return {"head": None}
+
+
+def returns_text(context):
+    return {"head": "large"}
+
+
+def returns_a_complex_number(context):
+    return {"head": context.loss + 1j}
+
+
+def returns_numbered_layers(context):
+    return {3: context.loss}
+
+
+OWN = (
+    update_ratio,
+    forgets_the_stacked_axis,
+    returns_vectors,
+    returns_no_dict,
+    returns_a_nested_dict,
+    returns_no_value,
+    returns_text,
+    returns_a_complex_number,
+    returns_numbered_layers,
+)
+
+
 def updates(context):
     return context.updates
 
@@ -84,7 +118,7 @@ def updates(context):
 def own_diagnostics():
     """A module of the user with the functions above."""
     module = ModuleType("own_diagnostics")
-    for function in (update_ratio, forgets_the_stacked_axis, returns_vectors, returns_no_dict):
+    for function in OWN:
         setattr(module, function.__name__, function)
     sys.modules[module.__name__] = module
     yield
@@ -160,6 +194,47 @@ def test_the_compiled_step_is_the_same_with_and_without_diagnostics():
         programs.append([re.sub(r", metadata=\{[^}]*\}", "", line) for line in instructions])
     assert len(programs[0]) > 100
     assert programs[0] == programs[1]
+
+
+MODES = {
+    "scanned": {"model.depth": 14, "model.loop": "scan"},
+    "unrolled": {"model.loop": "unroll"},
+    "remat": {"model.remat": True},
+    "accumulated": {"train.accumulation_steps": 2},
+    "ema": {"optimizer.ema_decay": 0.9},
+    "pmap": {"parallel.backend": "pmap"},
+    "stream": {"data.feed": "stream", "data.workers": 0},
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_in_every_mode_diagnostics_leave_the_step_and_its_state_as_they_are(mode, monkeypatch):
+    monkeypatch.setattr(
+        "resjax.train.trainer.compile_for", lambda step, *at: step.lower(*at).as_text()
+    )
+    steps = set()
+    for overrides in (SMALL, RECORDED):
+        trainer = Trainer(configure(overrides | {"model.depth": 8} | mode))
+        state = trainer.init(0)
+        steps.add(trainer.compile_dispatch(state, Dispatch(0, 2)))
+    [step] = steps
+    donated = re.compile(r"tf\.aliasing_output|jax\.buffer_donor")
+    assert donated.search(step)
+    assert not donated.search(trainer.compile_diagnosis(state, 0))
+
+
+def test_the_default_diagnostics_need_the_arithmetic_of_a_step_and_no_more_memory():
+    overrides = {"model.depth": 14, "data.batch_size": 64, "diagnostics.every": 2}
+    trainer = Trainer(configure(SMALL | overrides))
+    state = trainer.init(0)
+    step = trainer.compile_dispatch(state, Dispatch(0, 1))
+    measurement = trainer.compile_diagnosis(state, 0)
+    assert measurement.peak_bytes <= step.peak_bytes
+    flops = [
+        sum(kernel.flops * kernel.times for kernel in Program(made.call.as_text()).kernels)
+        for made in (measurement, step)
+    ]
+    assert 0 < flops[0] <= 1.05 * flops[1]
 
 
 class StopAfter(StopRequest):
@@ -289,9 +364,14 @@ def test_a_mistake_in_the_choice_of_diagnostics_is_one_line(tmp_path, fields, me
         ),
         ("returns_vectors", r"the value of head/bias has the shape \(10,\), expected a scalar"),
         ("returns_no_dict", r"returns_no_dict: must return a dict from paths of layers to scalars"),
+        ("returns_a_nested_dict", r"the value of head is dict, expected a real number"),
+        ("returns_no_value", r"the value of head is NoneType, expected a real number"),
+        ("returns_text", r"names=returns_text: the value of head is str, expected a real number"),
+        ("returns_a_complex_number", r"the value of head is complex64, expected a real number"),
+        ("returns_numbered_layers", r"the key 3 is not the path of a layer, such as 'stage1/block"),
     ],
 )
-def test_a_diagnostic_with_values_of_the_wrong_shape_is_refused_in_one_line(name, message):
+def test_a_diagnostic_with_values_of_the_wrong_kind_or_shape_is_refused_in_one_line(name, message):
     trainer = Trainer(configure(RECORDED | {"diagnostics.names": (f"own_diagnostics:{name}",)}))
     with pytest.raises(UserError, match=message) as refusal:
         trainer.compile_diagnosis(trainer.init(0), 0)
