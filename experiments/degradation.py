@@ -108,6 +108,8 @@ def network_names(runs: pd.DataFrame) -> pd.Series:
 def claims(runs: pd.DataFrame) -> list[Claim]:
     """Compares the deepest with the shallowest networks, and residual with plain ones."""
     others = [name for name in varying(runs) if name not in ("model.depth", "model.shortcut")]
+    if "model.block" not in others and not of_basic_blocks(runs):
+        others.insert(0, "model.block")
     groups = runs.groupby(describe(runs, others), sort=False) if others else [("", runs)]
     return [
         claim
@@ -116,6 +118,11 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
         if shortcut != "none"
         for claim in _claims_of(group, shortcut, f" ({setting})" if setting else "")
     ]
+
+
+def of_basic_blocks(runs: pd.DataFrame) -> bool:
+    """Returns whether all networks have the basic blocks of the published numbers."""
+    return set(runs["model.block"]) == {"basic"}
 
 
 def _claims_of(runs: pd.DataFrame, shortcut: str, setting: str) -> list[Claim]:
@@ -134,7 +141,7 @@ def _claims_of(runs: pd.DataFrame, shortcut: str, setting: str) -> list[Claim]:
             runs,
             f"{statement}{setting}",
             "He et al. 2015, section 4.2 and figure 6",
-            published,
+            published if of_basic_blocks(runs) else "no number for these blocks",
             treatment=of(*first),
             control=of(*second),
             names=(f"{first[0]}-{first[1]}", f"{second[0]}-{second[1]}"),

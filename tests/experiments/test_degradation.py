@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from resjax.analysis.claims import Claim
+
 EXPERIMENT = runpy.run_path(
     str(Path(__file__).parents[2] / "experiments" / "degradation.py"), run_name="experiment"
 )
 sweep: Callable[..., Any] = EXPERIMENT["sweep"]
 figures: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Figure]] = EXPERIMENT["figures"]
+claims: Callable[[pd.DataFrame], list[Claim]] = EXPERIMENT["claims"]
 
 
 def tables(
@@ -132,6 +135,24 @@ def test_published_errors_of_basic_blocks_are_not_drawn_beside_bottlenecks() -> 
     runs, curves = tables((20, 56), data="cifar10")
     drawn = figures(runs.assign(**{"model.block": "bottleneck"}), curves)
     assert not sources(drawn["final_error"])
+
+
+@pytest.mark.parametrize("others", [(), ("basic",)])
+def test_claims_about_bottlenecks_name_them_and_quote_no_number_of_basic_blocks(
+    others: tuple[str, ...],
+) -> None:
+    runs = tables((20, 56))[0]
+    found = claims(pd.concat([runs.assign(**{"model.block": b}) for b in ("bottleneck", *others)]))
+    bottlenecks = [claim for claim in found if claim.statement.endswith(" (block bottleneck)")]
+    assert len(bottlenecks) == 5
+    assert {claim.published for claim in bottlenecks} == {"no number for these blocks"}
+    assert len(found) == 5 + 5 * len(others)
+
+
+def test_claims_about_basic_blocks_quote_the_paper() -> None:
+    found = claims(tables((20, 56))[0])
+    assert [claim.statement.partition(" (")[2] for claim in found] == [""] * 5
+    assert "8.75 % (20 layers) to 6.61 ± 0.16 % (110 layers)" in {c.published for c in found}
 
 
 def test_published_errors_are_drawn_at_the_depths_that_were_run() -> None:
