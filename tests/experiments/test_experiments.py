@@ -1,7 +1,10 @@
 """Every experiment plans what it claims to plan, and draws and judges made-up runs of it."""
 
+import json
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,6 +17,7 @@ from resjax.sweeps.experiment import Plan, plan
 from resjax.sweeps.made_up import made_up_measurements, made_up_runs
 
 ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "experiments" / "results" / "digits"
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 EXPERIMENTS = [file for file in FILES if file.stem not in ("transfer", "dense")]  # own configs
 
@@ -56,14 +60,62 @@ def test_an_experiment_runs_within_minutes_on_the_quickstart_data(file: Path) ->
     assert steps <= 650_000
 
 
+class Minutes(NamedTuple):
+    """How long the runs of a sweep took, each in a process with one core."""
+
+    runs: int
+    training: float
+    measuring: float
+
+    @property
+    def two_workers(self) -> float:
+        return (self.training + self.measuring) / 2
+
+
+def committed_minutes(folder: Path, names: Collection[str] | None = None) -> Minutes:
+    """Returns the times of a committed sweep, of runs with these names or of all of them."""
+    training = measuring = 0.0
+    runs = [
+        each for each in (folder / "runs").iterdir() if names is None or bare(each.name) in names
+    ]
+    for run in runs:
+        if (run / "summary.json").exists():  # a diverged run has none
+            training += json.loads((run / "summary.json").read_text())["seconds"] / 60
+        for found in run.glob("measurements/*.json"):
+            measuring += json.loads(found.read_text())["seconds"] / 60
+    return Minutes(len(runs), training, measuring)
+
+
+def bare(run: str) -> str:
+    """Returns the name of a run without the digest of its config."""
+    return run.rpartition("-")[0]
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_the_quickstart_of_an_experiment_takes_at_most_15_minutes_on_two_cores(file: Path) -> None:
+    """By the times of the committed runs of the same networks and seeds, with other load."""
+    names = {bare(run.name) for run in planned(file, "quickstart").runs}
+    found = committed_minutes(DIGITS / file.stem, names)
+    assert found.runs >= len(names)
+    assert found.two_workers <= 15
+
+
+def test_the_results_page_has_the_times_of_the_committed_sweeps() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    for folder in DIGITS.iterdir():
+        found = committed_minutes(folder)
+        measuring = f"{found.measuring:.1f}" if found.measuring else "–"
+        row = f"| {found.runs} | {found.training:.1f} | {measuring} | {found.two_workers:.1f} |"
+        assert f"| `{folder.name}` {row}" in page
+
+
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
 def test_an_experiment_draws_and_judges_its_runs(file: Path) -> None:
     experiment = load_experiment(file)
     runs = planned(file, "quickstart").runs
     with made_up_runs({run.name: run.config for run in runs}) as folder:
         tables = load_tables(load_runs(folder), None)
-        results = ROOT / "experiments" / "results" / "digits" / file.stem
-        measured = made_up_measurements(tables.runs, results, file.stem)
+        measured = made_up_measurements(tables.runs, DIGITS / file.stem, file.stem)
         tables = tables._replace(measurements=measured)
         if experiment.lacks_measurements(tables):
             pytest.skip("no run is measured yet")
