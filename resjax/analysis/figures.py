@@ -339,7 +339,7 @@ def metric_curves(
     titles = list(dict.fromkeys(curves[panel]))
     palette = colors(curves[series])
     figure, grid = panels(len(titles), width)
-    runs = curves[["folder", panel, series]].drop_duplicates("folder")
+    runs = curves.drop_duplicates("folder")
     _LINES[figure] = pd.DataFrame(
         {
             "folder": runs["folder"],

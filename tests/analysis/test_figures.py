@@ -234,6 +234,12 @@ def test_the_training_curve_is_of_the_whole_split_if_all_runs_have_it(make_sweep
     assert draw.training_split(some) == "train"
 
 
+def test_one_column_may_name_panels_and_series(make_sweep: Maker) -> None:
+    curves = load_curves(make_sweep(depths=(8,), shortcuts=("pad",), points=5)).assign(net="deep")
+    axes = draw.metric_curves(curves, panel="net", series="net").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["deep"]
+
+
 def test_panels_share_their_scale(make_sweep: Maker) -> None:
     left, right = drawn(make_sweep()).axes
     assert left.get_ylim() == right.get_ylim()

@@ -63,6 +63,20 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert estimate([]).seeds == 0
 
 
+def test_a_setting_is_a_value_or_several_or_none() -> None:
+    runs = table(**{"model.block": ["basic", "bottleneck", None]})
+
+    def chosen(block: object) -> list[int]:
+        return statistics.select(runs, {"model.block": block})["seed"].tolist()
+
+    assert chosen("basic") == [0]
+    assert chosen(["basic", "bottleneck"]) == [0, 1]
+    assert chosen(None) == [2]
+    assert chosen([None, "basic"]) == [0, 2]
+    with pytest.raises(KeyError, match=r"model\.blok: no such column"):
+        statistics.select(runs, {"model.blok": "basic"})
+
+
 def test_pairs_agree_in_seed_and_in_all_that_varies_within_a_setting() -> None:
     runs = table(
         seed=[0, 1, 0, 1] * 2,
@@ -75,6 +89,20 @@ def test_pairs_agree_in_seed_and_in_all_that_varies_within_a_setting() -> None:
     assert list(pairs.columns[:2]) == ["seed", "model.depth"]
     assert pairs["difference"].tolist() == pytest.approx([0.05, 0.01, 0.3, 0.4])
     assert by_seed(pairs).to_dict() == pytest.approx({0: 0.175, 1: 0.205})
+
+
+def test_pairs_agree_in_the_draw_of_the_examples_if_all_configs_name_one() -> None:
+    runs = table(
+        seed=[0, 0, 0, 0],
+        **{"model.depth": [20, 20, 56, 56], "data.subset_seed": [0, 1, 0, 1]},
+        test_error=[0.1, 0.2, 0.4, 0.8],
+    )
+    deep, shallow = {"model.depth": 56}, {"model.depth": 20}
+    pairs = paired_differences(runs, "test_error", deep, shallow)
+    assert pairs["difference"].tolist() == pytest.approx([0.3, 0.6])
+    older = runs.iloc[[0, 2]].assign(**{"data.subset_seed": [0, None]})
+    pairs = paired_differences(older, "test_error", deep, shallow)
+    assert pairs["difference"].tolist() == pytest.approx([0.3])
 
 
 def test_what_changes_with_the_setting_need_not_agree() -> None:
