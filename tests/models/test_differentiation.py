@@ -16,8 +16,8 @@ STEP = 1e-5  # of central differences in float64
 
 @pytest.fixture(
     scope="module",
-    params=[("scan", True), ("unroll", True), ("scan", False)],
-    ids=["scan, train", "unroll, train", "scan, eval"],
+    params=[("scan", True), ("unroll", True), ("scan", False), ("unroll", False)],
+    ids=["scan, train", "unroll, train", "scan, eval", "unroll, eval"],
 )
 def derivatives(draw, request):
     """Derivatives at random weights along a random direction, in several ways, in float64."""

@@ -534,13 +534,25 @@ def launch(tmp_path, coordinator):
         process.wait()
 
 
+RECORDED = {"diagnostics.every": 10, "diagnostics.names": "all"}
+
+
+def recorded_steps(workdir):
+    """Returns the steps at which every layer was measured."""
+    lines = [json.loads(line) for line in (workdir / "layers.jsonl").read_text().splitlines()]
+    layers = {line["layer"] for line in lines}
+    steps = dict.fromkeys(line["step"] for line in lines)
+    return [step for step in steps if {x["layer"] for x in lines if x["step"] == step} == layers]
+
+
 def train_losses(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if line["split"] == "train"]
 
 
 def test_two_processes_have_the_losses_of_one_and_only_the_first_writes(measured, launch, tmp_path):
-    assert [process.wait(timeout=120) for process in launch({})] == [0, 0]
+    assert [process.wait(timeout=120) for process in launch(RECORDED)] == [0, 0]
+    assert recorded_steps(tmp_path / "run") == [0, 10, 20]
     assert train_losses(tmp_path / "run") == same(measured["one device"]["losses"])
     assert (tmp_path / "run" / "summary.json").exists()
     outputs = [(tmp_path / f"out{process}").read_text() for process in (0, 1)]
@@ -549,8 +561,9 @@ def test_two_processes_have_the_losses_of_one_and_only_the_first_writes(measured
 
 @pytest.mark.slow
 def test_two_processes_under_pmap_have_the_losses_of_one(measured, launch, tmp_path):
-    processes = launch({"parallel.backend": "pmap"})
+    processes = launch(RECORDED | {"parallel.backend": "pmap"})
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert recorded_steps(tmp_path / "run") == [0, 10, 20]
     assert train_losses(tmp_path / "run") == same(measured["one device"]["losses"])
 
 
