@@ -6,18 +6,20 @@ Draws for a whole batch (how two images mix) use one key that all devices share.
 
 import enum
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from resjax.data.examples import VOID
 from resjax.data.normalization import Statistics, scale, standardize
 from resjax.data.trivial_augment import GRAY, trivial_augment
 from resjax.errors import UserError
+from resjax.xla.target import platform
 
 Images = Float[Array, "n h w c"]
 Batch = dict[str, Array]
@@ -146,12 +148,7 @@ def pad_crop(keys: Key[Array, "n"], batch: Batch, padding: int) -> Batch:
 
     def window(images: Array, fill: int) -> Array:
         sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        padded = jnp.pad(images, sides, constant_values=fill)
-
-        def crop(corner: Array, image: Array) -> Array:
-            return lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-
-        return jax.vmap(crop)(corners, padded)
+        return cut_windows(corners, jnp.pad(images, sides, constant_values=fill), images.shape[1:])
 
     corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
     cropped = {**batch, "image": window(batch["image"], 0)}
@@ -164,6 +161,29 @@ def pad_crop(keys: Key[Array, "n"], batch: Batch, padding: int) -> Batch:
         left = (boxes[..., 2:] > boxes[..., :2]).all(-1)
         cropped |= {"boxes": boxes, "classes": jnp.where(left, batch["classes"], 0)}
     return cropped
+
+
+def cut_windows(
+    corners: Int[Array, "n 2"], images: Array, shape: tuple[int, ...]
+) -> Shaped[Array, "n h w c"]:
+    """Cuts a window of `shape`, (h, w, c), out of each image, at its own row and column.
+
+    Problem: a TPU cuts such windows image by image. Effect of products with matrices of zeros and
+    ones: all are cut at once, with the same values, unless an image has values that are not finite.
+    For 32 images of 32 pixels on a v5e, 16 instead of 179 us are predicted.
+    """
+    if platform() != "tpu":
+        cut_one = partial(lax.dynamic_slice, slice_sizes=shape)
+        return jax.vmap(lambda corner, image: cut_one(image, (*corner, 0)))(corners, images)
+    exact = jnp.promote_types(images.dtype, jnp.float32)
+    rows, columns = (
+        jnp.arange(size)[:, None] + corner[:, None, None] == jnp.arange(whole)
+        for size, corner, whole in zip(shape[:2], corners.T, images.shape[1:3], strict=True)
+    )
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    cut_rows = product("nij,njwc->niwc", rows.astype(exact), images.astype(exact))
+    windows = product("nij,nhjc->nhic", columns.astype(exact), cut_rows)
+    return windows.astype(images.dtype)
 
 
 def flip(keys: Key[Array, "n"], batch: Batch) -> Batch:

@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from resjax.data.examples import VOID
 from resjax.data.normalization import compute_statistics, normalize
 from resjax.errors import UserError
 from resjax.xla.compile_options import quick_compile
+from resjax.xla.target import Target, compiling_for
 
 TORCHVISION = dict(np.load(Path(__file__).with_name("torchvision_results.npz")))
 
@@ -102,6 +104,19 @@ def numbered_scenes(count, side=6):
         "boxes": boxes,
         "classes": classes.astype(np.int32),
     }
+
+
+def test_on_a_tpu_crops_have_the_same_values():
+    """The values reach over 60 powers of two, so that one that was rounded would differ."""
+    random = np.random.default_rng(0)
+    images = np.ldexp(random.normal(size=(20, 5, 7, 3)), random.integers(-30, 30, (20, 5, 7, 3)))
+    mask = random.integers(0, 256, (20, 5, 7)).astype(np.uint8)
+    batch = {"image": images.astype(np.float32), "mask": mask}
+    expected = crop_batch(keys(0, 20), batch, 3)
+    with compiling_for(Target([SimpleNamespace(platform="tpu")], memory=None)):
+        found = pad_crop(keys(0, 20), batch, 3)
+    assert found["mask"].dtype == mask.dtype
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("move", [lambda *each: crop_batch(*each, 2), mirror_batch])
