@@ -16,7 +16,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-accelerators mutants chaos accelerators compile-accelerators figures claims docs lint lock clean help
+.PHONY: demo test test-slow test-accelerators mutants chaos accelerators compile-accelerators figures claims docs test-docs lint lock clean help
 
 demo: $(READY)  ## train plain and residual networks and draw what depth does to them (minutes)
 	$(BIN)/resjax sweep experiments/degradation.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -65,6 +65,9 @@ docs: $(READY) .venv-docs/ready  ## build the documentation site, site/html; war
 	$(BIN)/resjax report experiments/results/digits/degradation --experiment=experiments/degradation.py \
 		--out=site/pages/reports/degradation >site/report.log
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+test-docs: docs  ## build the site, and test every page of it in a browser
+	RESJAX_TEST_SITE=site/html $(BIN)/pytest -q $(PARALLEL) --dist load tests/test_site_in_browser.py
 
 lint: $(READY)  ## check style, types and layers
 	$(BIN)/ruff check

@@ -76,14 +76,19 @@ def serve(folder: Path) -> Iterator[str]:
 
 def show(driver: Any, url: str, width: int = 1400, theme: str = "light") -> None:
     """Opens a page in a window of this width, with empty logs."""
-    scheme = {"name": "prefers-color-scheme", "value": theme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    set_theme(driver, theme)
     resize(driver, width)
     driver.get("about:blank")
     for log in ("browser", "performance"):
         driver.get_log(log)
     driver.get(url)
     settle(driver)
+
+
+def set_theme(driver: Any, theme: str) -> None:
+    """Makes the system prefer "light" or "dark"."""
+    scheme = {"name": "prefers-color-scheme", "value": theme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
 def resize(driver: Any, width: int) -> None:

@@ -2,6 +2,7 @@
 const faults = [];
 const add = (text, node) => faults.push(`${text}: ${(node?.textContent || node?.outerHTML || "").trim().slice(0, 60)}`);
 document.querySelectorAll("details").forEach((node) => (node.open = true));
+document.getAnimations().forEach((animation) => animation.finish());
 
 if (!document.documentElement.lang) add("no language");
 const room = document.documentElement;

@@ -193,9 +193,3 @@ def test_a_figure_of_the_docs_is_what_its_experiment_draws_of_the_committed_runs
     # Another machine may round differently.
     shift = np.subtract(*(np.array(number.findall(text), float) for text in (old, new)))
     assert np.abs(shift).max() < 0.01  # points
-
-
-def test_the_site_asks_no_other_host():
-    assert SITE["theme"]["font"] is False
-    assert "extra_javascript" not in SITE
-    assert not [name for name in SITE["extra_css"] if "//" in name]

@@ -404,7 +404,8 @@ def _prose(text: str) -> str:
     blocks = []
     for paragraph in re.split(r"\n\s*\n", html.escape(text.strip("\n"))):
         if paragraph.startswith("    "):
-            blocks.append(f"<pre><code>{textwrap.dedent(paragraph).rstrip()}</code></pre>")
+            code = textwrap.dedent(paragraph).rstrip()
+            blocks.append(f'<pre tabindex="0"><code>{code}</code></pre>')
         else:
             marked = re.sub("`([^`]+)`", r"<code>\1</code>", " ".join(paragraph.split()))
             blocks.append(f"<p>{marked}</p>")

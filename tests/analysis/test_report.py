@@ -124,7 +124,7 @@ def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> Non
     assert "It does & it does not, says h(x)." in page.text["header"]
     text = (root / "report.html").read_text()
     assert "<code>h(x)</code>" in text
-    assert "<pre><code>resjax sweep this.py &gt; log\n    --workers=2</code></pre>" in text
+    assert "<code>resjax sweep this.py &gt; log\n    --workers=2</code></pre>" in text
     assert (root / "figures" / "by_depth.svg").exists()
     assert not (root / "__pycache__").exists()
 

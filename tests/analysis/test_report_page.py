@@ -86,6 +86,8 @@ FAULTS = {
     "document.body.append(new Image())": "no alt text",
     "document.querySelector('h2').outerHTML = '<h4>deep</h4>'": "heading 4 after 1",
     "document.querySelector('p').style.color = '#888'": "contrast 3.54",
+    "document.querySelector('p').style.opacity = 0.3": "contrast 1.",
+    "document.querySelector('a').innerHTML = '<svg></svg>'": "control without a name",
     "document.querySelector('.themed text').style.fill = '#eee'": "contrast 1.16",
     "document.querySelector('h1').style.width = '3000px'": "horizontal overflow",
     "document.documentElement.lang = ''": "no language",
