@@ -115,6 +115,18 @@ def test_what_changes_with_the_setting_need_not_agree() -> None:
     assert pairs["difference"].tolist() == pytest.approx([0.1, 0.2])
 
 
+def test_what_one_setting_names_need_not_agree_where_it_varies_in_the_other() -> None:
+    runs = table(
+        seed=[0, 1, 0, 1],
+        **{"model.norm": ["batch", "batch", "none", "none"]},
+        **{"optimizer.learning_rate": [0.1, 0.1, 0.1, 0.05]},  # the best of each seed
+        test_error=[0.1, 0.2, 0.2, 0.4],
+    )
+    control = {"model.norm": "batch", "optimizer.learning_rate": 0.1}
+    pairs = paired_differences(runs, "test_error", {"model.norm": "none"}, control)
+    assert pairs["difference"].tolist() == pytest.approx([0.1, 0.2])
+
+
 def test_runs_that_cannot_be_told_apart_are_an_error() -> None:
     runs = table(seed=[0, 0, 0], **{"model.depth": [20, 56, 56]}, test_error=[0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="several runs of depth 56 have seed 0; name what"):
