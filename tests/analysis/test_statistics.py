@@ -138,6 +138,11 @@ def test_a_seed_without_all_pairs_is_not_averaged_with_the_others() -> None:
     assert by_seed(pairs).to_dict() == pytest.approx({0: 0.2})
 
 
+def test_a_seed_with_a_pair_that_has_no_value_has_no_mean() -> None:
+    pairs = pd.DataFrame({"seed": [0, 0, 1, 1], "difference": [0.1, math.nan, 0.1, 0.3]})
+    assert by_seed(pairs).to_dict() == pytest.approx({0: math.nan, 1: 0.2}, nan_ok=True)
+
+
 def test_unfinished_runs_form_no_pair_and_diverged_ones_no_difference() -> None:
     runs = table(
         seed=[0, 1, 2] * 2,
@@ -158,6 +163,41 @@ def test_a_slope_is_the_change_for_a_doubling() -> None:
         seed=[0, 0, 0, 1, 1], **{"model.depth": depths}, test_error=np.log2(depths).tolist()
     )
     assert slopes(runs, "test_error", "model.depth").to_dict() == pytest.approx({0: 1.0})
+
+
+def test_a_seed_with_an_unfinished_or_a_diverged_run_has_no_slope() -> None:
+    runs = table(
+        seed=[0, 0, 1, 1, 2, 2],
+        **{"model.depth": [8, 16] * 3},
+        test_error=[0.1, 0.2] * 3,
+        finished=[True, True, True, False, True, True],
+        diverged=[False, False, False, False, False, True],
+    )
+    assert slopes(runs, "test_error", "model.depth").to_dict() == pytest.approx({0: 0.1})
+
+
+def test_intervals_are_those_of_finished_runs_that_did_not_diverge() -> None:
+    runs = table(
+        test_error=[0.1, 0.3, 0.8, 0.9],
+        finished=[True, True, False, True],
+        diverged=[False, False, False, True],
+    )
+    [row] = statistics.intervals(runs).to_dict("records")
+    assert (row["metric"], row["seeds"], row["mean"]) == ("test_error", 2, pytest.approx(0.2))
+
+
+def test_pairs_with_a_diverged_run_are_counted_and_not_averaged() -> None:
+    runs = table(
+        seed=[0, 1, 0, 1],
+        **{"data.per_class": [None, None, 5.0, 5.0]},
+        test_error=[0.1, 0.2, 0.4, 0.9],
+        train_error=[0.1, 0.2, 0.4, 0.9],
+        diverged=[False, False, False, True],
+    )
+    for row in statistics.differences(runs).to_dict("records"):
+        assert (row["value"], row["baseline"]) == (5, None)
+        assert (row["pairs"], row["diverged"], row["mean"]) == (2, 1, pytest.approx(0.3))
+    assert len(statistics.differences(runs)) == 2
 
 
 def test_a_run_that_was_trained_twice_leaves_its_field_out_of_the_table() -> None:
