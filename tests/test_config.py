@@ -291,6 +291,21 @@ def test_text_after_the_colon_is_the_argument_of_get_config(tmp_path):
     assert load(f"{path}:7").seed == 7
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_an_unknown_variant_of_a_config_of_ours_is_refused_by_its_name(path):
+    assert re.match(r"unknown (variant|recipe|task) 'v9'; ", refusal(lambda: load(f"{path}:v9")))
+
+
+def test_a_config_that_needs_a_variant_says_how_to_write_it(tmp_path):
+    path = config_file(tmp_path, "def get_config(seed):\n  return None\n")
+    assert f"write a variant after a colon, {path}:VARIANT" in refusal(lambda: load(path))
+
+
+def test_a_type_error_within_a_config_file_keeps_its_line(tmp_path):
+    path = config_file(tmp_path, "def get_config():\n  return len(3)\n")
+    assert "c.py:2: TypeError" in refusal(lambda: load(path))
+
+
 def test_a_config_file_may_define_a_dataclass(tmp_path):
     body = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"

@@ -19,9 +19,10 @@ custom of ml_collections.
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import reduce
 from operator import getitem
@@ -73,12 +74,23 @@ def load(path: str | Path) -> ConfigDict:
     get_config = import_function(file, "get_config", "return a ConfigDict")
     config = default_config()
     with errors_in(file):
+        _check_variant(get_config, arguments, name)
         returned = get_config(*arguments)
         if not isinstance(returned, ConfigDict):
             kind = type(returned).__name__
             raise UserError(f"{file}: get_config() returned {kind}; return a ConfigDict")
         config.update(returned.to_dict())
     return config
+
+
+def _check_variant(get_config: Callable[..., Any], arguments: list[str], name: str) -> None:
+    """Refuses a variant of a config that has none, and the lack of one that the config needs."""
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        if arguments:
+            raise UserError(f"unknown variant {arguments[0]!r}; {name} has no variants") from error
+        raise UserError(f"{name}: write a variant after a colon, {name}:VARIANT") from error
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -16,6 +16,9 @@ from resjax.errors import UserError
 
 KINDS = ("block", "shortcut", "experiment", "diagnostic", "task")
 
+LOADED = re.compile(r"conftest|test_.*|.*_test|sitecustomize|usercustomize")
+"""Matches the names of files that pytest collects as tests, or that it or Python executes."""
+
 
 def write_starter(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
     """Writes a starting file, `NAME.py`, and its test, `test_NAME.py`.
@@ -71,6 +74,8 @@ def _use(name: str, defined: set[str], sources: list[str]) -> str | None:
     """
     if keyword.iskeyword(name):
         return "a word of Python"
+    if LOADED.fullmatch(name):
+        return "the name of a file that pytest or Python loads by itself"
     found = importlib.util.find_spec(name)
     if found and found.origin:
         return "an installed module"
