@@ -79,45 +79,37 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
     depth = runs["model.depth"].max()
     [metric] = primary_metrics(runs)
     worse, better = worse_and_better(runs)
-    test = partial(
-        compare,
-        source="He et al. 2015, section 4.3, by analogy",
-        published="not compared",
-        value=f"test_{metric.name}",
-    )
     scratch = runs[runs["start"] == SCRATCH]
     plain, residual = (f"{name}, {depth} layers" for name in BACKBONES.values())
     shallow = f"plain, {runs['model.depth'].min()} layers"
-    found = [
-        test(
-            scratch,
+    comparisons = [
+        (
             f"A {depth}-layer residual backbone has a better {metric.title} than a plain one",
-            treatment={"network": residual},
-            control={"network": plain},
-            expected=better,
-        )
+            *(scratch, "network", residual, plain, better),
+        ),
+        (
+            f"A {depth}-layer plain backbone has a worse {metric.title} than a shallow one",
+            *(scratch, "network", plain, shallow, worse),
+        ),
     ]
-    if shallow != plain:
-        found.append(
-            test(
-                scratch,
-                f"A {depth}-layer plain backbone has a worse {metric.title} than a shallow one",
-                treatment={"network": plain},
-                control={"network": shallow},
-                expected=worse,
-            )
-        )
     if PRETRAINED in set(runs["start"]):
-        found.append(
-            test(
-                runs[runs["network"] == residual],
-                "A backbone that was pretrained on classification is better than a random one",
-                treatment={"start": PRETRAINED},
-                control={"start": SCRATCH},
-                expected=better,
-            )
+        statement = "A backbone that was pretrained on classification is better than a random one"
+        same = runs[runs["network"] == residual]
+        comparisons.append((statement, same, "start", PRETRAINED, SCRATCH, better))
+    return [
+        compare(
+            rows,
+            statement,
+            "He et al. 2015, section 4.3, by analogy",
+            "not compared",
+            value=f"test_{metric.name}",
+            treatment={column: treatment},
+            control={column: control},
+            expected=expected,
         )
-    return found
+        for statement, rows, column, treatment, control, expected in comparisons
+        if treatment != control
+    ]
 
 
 def described(runs: pd.DataFrame) -> pd.DataFrame:
