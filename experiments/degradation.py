@@ -133,6 +133,9 @@ def _claims_of(runs: pd.DataFrame, shortcut: str, setting: str) -> list[Claim]:
     train, test = training_column(runs, metric.name), f"test_{metric.name}"
     words = {"plain": {"model.shortcut": "none"}, "residual": {"model.shortcut": shortcut}}
 
+    def name(network: str, depth: int) -> str:
+        return f"{network}, {depth} layers"
+
     def of(network: str, depth: int) -> dict[str, Any]:
         return {**words[network], "model.depth": depth}
 
@@ -144,7 +147,7 @@ def _claims_of(runs: pd.DataFrame, shortcut: str, setting: str) -> list[Claim]:
             published if of_basic_blocks(runs) else "no number for these blocks",
             treatment=of(*first),
             control=of(*second),
-            names=(f"{first[0]}-{first[1]}", f"{second[0]}-{second[1]}"),
+            names=(name(*first), name(*second)),
             **options,
         )
 

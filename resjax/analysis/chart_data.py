@@ -28,8 +28,8 @@ POINTS = 200
 FEWEST_POINTS = 20
 """The fewest points to which a longer line is thinned."""
 
-SPLITS = {"test": "test", "train": "training", "train_set": "whole training split"}
-"""Splits in the order in which the chart offers them; a diagnostic of layers has the split ""."""
+SPLITS = {"test": "test", "train": "training", "train_set": "training-set"}
+"""Titles of splits, in the order of columns; a diagnostic of layers has the split ""."""
 
 
 class Series(NamedTuple):

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis.runs import primary_metrics
+from resjax.analysis.setting_names import describe_setting
 from resjax.analysis.statistics import (
     FEWEST_SEEDS,
     Estimate,
     by_seed,
-    describe_setting,
     estimate,
     paired_differences,
     select,
@@ -125,7 +125,7 @@ def compare(
     differences = by_seed(pairs)
     means = [describe(estimate(by_seed(pairs, side)), unit) for side in ("treatment", "control")]
     measured = (
-        f"{first} {means[0]}, {second} {means[1]}; "
+        f"{first}: {means[0]}; {second}: {means[1]}; "
         f"difference {describe_difference(estimate(differences), unit)}"
     )
     return Claim(statement, source, published, measured, judge(differences, expected, margin))
@@ -158,7 +158,8 @@ def trend(
     for key, group in ended.groupby(over):
         lost = int(group["diverged"].sum())
         text = describe(estimate(group.loc[~group["diverged"], value]), unit)
-        parts.append(f"{name} {key}: {text}" + (f" ({lost} diverged)" if lost else ""))
+        place = describe_setting({over: key})
+        parts.append(f"{place}: {text}" + (f" ({lost} diverged)" if lost else ""))
     changes = slopes(runs, value, over, where)
     text = describe_difference(estimate(changes), unit)
     measured = f"{'; '.join(parts)}; change per doubling of {name} {text}"

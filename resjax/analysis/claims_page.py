@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from resjax.analysis.claims import EXPLANATION, Claim, tally
-from resjax.analysis.experiment_figures import load_experiment, load_tables
+from resjax.analysis.experiment_figures import experiment_of, load_experiment, load_tables
 from resjax.analysis.runs import load_runs
 from resjax.disk import write_atomically
 from resjax.errors import UserError
@@ -42,7 +42,6 @@ confirm it on ImageNet.
 class Judged(NamedTuple):
     """The claims of one experiment on the runs of one sweep folder."""
 
-    experiment: str
     file: Path
     title: str
     recipe: str
@@ -57,20 +56,21 @@ def judge_results(results: Path, experiments: Path) -> list[Judged]:
         damaged.
     """
     judged = []
-    plans = sorted(results.rglob("sweep.json"))
+    plans = sorted(results.rglob("sweep.json"), key=lambda plan: (_experiment_name(plan), plan))
     if not plans:
         raise UserError(f"{results}: no sweep folder here")
     for plan in plans:
-        name = read_json_object(plan).get("experiment")
-        file = experiments / f"{name}.py"
-        copy = plan.with_name("experiment.py")
-        experiment = load_experiment(copy if copy.exists() and not file.exists() else file)
+        experiment = load_experiment(experiment_of(plan.parent, experiments))
         if experiment.judge is None:
             continue
         runs = load_runs(plan.parent)
         claims = experiment.claims(load_tables(runs, experiment.file))
-        judged.append(Judged(str(name), experiment.file, experiment.title, recipe(runs), claims))
-    return sorted(judged, key=lambda each: each.experiment)  # stable: folders stay in order
+        judged.append(Judged(experiment.file, experiment.title, recipe(runs), claims))
+    return judged
+
+
+def _experiment_name(plan: Path) -> str:
+    return str(read_json_object(plan).get("experiment"))
 
 
 def recipe(runs: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ from resjax.analysis.runs import (
     load_measurements,
 )
 from resjax.errors import UserError, error_in
-from resjax.run_files import experiment_name
+from resjax.run_files import experiment_name, read_json_object
 
 LONGEST_NAME = 100  # of a figure, whose name becomes a file's
 
@@ -133,6 +133,13 @@ def _call(name: str, function: Callable[..., Any], tables: Tables) -> Any:
             known = ", ".join(Tables._fields)
             raise UserError(f"{name}() has the parameter {parameter.name!r}; it may take {known}")
     return function(**given)
+
+
+def experiment_of(sweep: Path, experiments: Path) -> Path:
+    """Returns the experiment file of a sweep folder: that in `experiments`, or else its copy."""
+    file = experiments / f"{read_json_object(sweep / 'sweep.json').get('experiment')}.py"
+    copy = sweep / "experiment.py"
+    return copy if copy.exists() and not file.exists() else file
 
 
 def load_experiment(file: Path) -> Experiment:

@@ -42,6 +42,9 @@ COLUMN_WIDTH = 3.3
 TEXT_WIDTH = 6.9
 """Width of both columns and the gap between them, in inches."""
 
+MOST_LABELS = 24
+"""The most lines of a panel that are labeled at their ends; more labels would cover each other."""
+
 LONGEST_ENTRY = 26
 """Characters of the entries of a legend of which two stand beside each other in one column."""
 
@@ -107,7 +110,7 @@ _NOTES: WeakKeyDictionary[Figure, dict[str, set[Any]]] = WeakKeyDictionary()
 """Notes on each figure, from which `caption` is composed."""
 
 _TRAINING = {
-    "train": "Training values are means over train.log_every steps, in training mode on images as "
+    "train": "Training values are means over the last {steps} steps, in training mode on images as "
     "the config augments them.",
     "train_set": "Training values are those of the whole training split, in evaluation mode and "
     "without augmentation.",
@@ -120,8 +123,9 @@ def note(axes: Axes, what: str, values: Iterable[Any]) -> None:
     Args:
         axes: Where it was drawn.
         what: "band" or "bar", with the numbers of seeds that were averaged; "training", with the
-            split of the training values, "train" or "train_set"; or "text", with sentences.
-        values: The numbers of seeds, splits or sentences.
+            split of the training values, "train" or "train_set"; "log_every", with the numbers of
+            steps that these are means over; or "text", with sentences.
+        values: The numbers of seeds, splits, numbers of steps or sentences.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -158,7 +162,10 @@ def caption(figure: Figure) -> str:
         )
     if "outside" in notes:
         sentences.append("Dashed lines are single runs that no mean contains.")
-    sentences += [_TRAINING[split] for split in sorted(notes.get("training", ()))]
+    every = {f"{steps:.0f}" for steps in notes.get("log_every", ()) if pd.notna(steps)}
+    steps = every.pop() if len(every) == 1 else "train.log_every"
+    splits = sorted(notes.get("training", ()))
+    sentences += [_TRAINING[split].format(steps=steps) for split in splits]
     return " ".join(sentences)
 
 
@@ -339,6 +346,7 @@ def metric_curves(
     titles = list(dict.fromkeys(curves[panel]))
     palette = colors(curves[series])
     figure, grid = panels(len(titles), width)
+    note(grid[0], "log_every", curves[curves["split"] == "train"].groupby("folder")["step"].min())
     runs = curves.drop_duplicates("folder")
     _LINES[figure] = pd.DataFrame(
         {
@@ -526,10 +534,13 @@ _ENDS: WeakKeyDictionary[Axes, tuple[Sequence[LineEnd], list[Text]]] = WeakKeyDi
 
 
 def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
-    """Writes the label of each line to the right of `axes`, without overlaps.
+    """Writes the label of each line to the right of `axes`, without overlaps, or none if too many.
 
     Call this function last: labels are placed for the current limits and size of the axes.
     """
+    if len(ends) > MOST_LABELS:
+        note(axes, "text", [f"Lines have no labels where there are more than {MOST_LABELS}."])
+        return
     if not ends:
         return
     _ENDS[axes] = (ends, [])

@@ -358,6 +358,7 @@ def _training(axes: Axes, runs: pd.DataFrame, metric: Metric) -> str:
     """Returns the column with the training values, and notes it for the caption."""
     column = training_column(runs, metric.name)
     draw.note(axes, "training", [column.removesuffix(f"_{metric.name}")])
+    draw.note(axes, "log_every", runs.get("train.log_every", ()))
     return column
 
 

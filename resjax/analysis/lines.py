@@ -1,10 +1,7 @@
-"""Names the settings of runs as people do, and divides them among panels and lines of a chart.
-
-A field of the config has the value "none" or 56; a reader of a chart looks for "plain, 56 layers".
-"""
+"""Divides runs among the panels and lines of a chart."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,39 +9,10 @@ import pandas as pd
 
 from resjax.analysis.palette import colors
 from resjax.analysis.runs import describe, varying
+from resjax.analysis.setting_names import ALL, distinguishing, join_values, setting_names
 
 MOST_PANELS = 6
 """The most panels of a chart without an experiment; more settings share one panel."""
-
-ALL = "all runs"
-
-WORDS = {
-    "model.shortcut": {"none": "plain"},
-    "model.norm": {"none": "no norm", "batch": "BN", "group": "group norm"},
-}
-"""Names of values that need no name of their field."""
-
-FORMS = {
-    "model.depth": "{} layers",
-    "model.shortcut": "residual ({})",
-    "model.block": "{} blocks",
-    "model.norm": "{} norm",
-    "data.name": "{}",
-    "task.name": "{}",
-    "optimizer.name": "{}",
-    "sweep": "{}",
-}
-"""How the values of fields are written; others as the name of the field and the value."""
-
-
-def setting_names(runs: pd.DataFrame) -> pd.Series:
-    """Returns a readable name for each run's setting: "plain, 56 layers".
-
-    Runs of different settings have different names, and those of one setting the same name.
-    """
-    names, settings = _names(runs, _telling(runs)), describe(runs, varying(runs))
-    pairs = pd.DataFrame({"name": names, "setting": settings}).drop_duplicates()
-    return settings if pairs["name"].duplicated().any() else names
 
 
 def divide(runs: pd.DataFrame) -> pd.DataFrame:
@@ -57,14 +25,14 @@ def divide(runs: pd.DataFrame) -> pd.DataFrame:
         A row per run: `folder`, the title of the `panel`, the `label` and `color` of the line, and
         its `name` in the whole chart. The colors are ordered if a number distinguishes the lines.
     """
-    by = _telling(runs)
+    by = distinguishing(runs)
     along = _numeric(runs, by)
-    panel = _names(runs, [name for name in by if name != along]) if along else None
+    panel = join_values(runs, [name for name in by if name != along]) if along else None
     if panel is None or panel.nunique() > MOST_PANELS:
         panel = pd.Series(ALL, runs.index)
         label, values = setting_names(runs), setting_names(runs)
     else:
-        label, values = _names(runs, [str(along)]), runs[along]
+        label, values = join_values(runs, [str(along)]), runs[along]
     ordered = values.map(colors(values))
     table = pd.DataFrame(
         {"folder": runs["folder"], "panel": panel, "label": label, "color": ordered}
@@ -104,19 +72,6 @@ def extend(lines: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame | None:
     return with_names(found[["folder", *columns]])
 
 
-def _telling(runs: pd.DataFrame) -> list[str]:
-    """Returns the fields in which the runs differ, without those that the others determine."""
-    by = varying(runs)
-    settings = runs[by].astype(str).drop_duplicates()
-    for name in reversed(by):
-        others = [each for each in by if each != name]
-        plain = name == "model.shortcut" and "none" in set(runs[name])
-        kept = plain or name in ("sweep", "model.depth")
-        if others and not kept and not settings.duplicated(others).any():
-            by = others
-    return by
-
-
 def _numeric(runs: pd.DataFrame, by: Sequence[str]) -> str | None:
     """Returns the field whose numbers distinguish the lines of a panel; None without one."""
     found = [name for name in by if all(map(_is_number, runs[name]))]
@@ -126,40 +81,3 @@ def _numeric(runs: pd.DataFrame, by: Sequence[str]) -> str | None:
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
     return number and math.isfinite(value)
-
-
-def _names(runs: pd.DataFrame, by: Iterable[str]) -> pd.Series:
-    names = list(by)
-    # The shortcut comes first and the depth last, as in "plain, BN, 56 layers".
-    names.sort(key=lambda name: {"sweep": -2, "model.shortcut": -1, "model.depth": 1}.get(name, 0))
-    residual = "residual"
-    shortcuts = set(runs["model.shortcut"]) - {"none"} if "model.shortcut" in runs else set()
-    parts = [
-        [
-            residual
-            if name == "model.shortcut" and value in shortcuts and len(shortcuts) == 1
-            else _word(name, value)
-            for value in runs[name]
-        ]
-        for name in names
-    ]
-    texts = [", ".join(filter(None, each)) for each in zip(*parts, strict=True)]
-    return pd.Series(texts or ALL, runs.index, dtype=str).replace("", ALL)
-
-
-def _word(field: str, value: Any) -> str:
-    """Returns the words for a value; "" for one that another sweep lacks."""
-    words = field.rpartition(".")[2].replace("_", " ")
-    if value is None:
-        return f"no {words}"
-    if value != value:
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return words if value else f"no {words}"
-    if (known := WORDS.get(field, {}).get(value)) if isinstance(value, str) else None:
-        return str(known)
-    short = isinstance(value, float) and float(f"{value:g}") == value
-    text = f"{value:g}" if short else str(value)
-    if field == "model.block":
-        text = text.replace("_", " ")
-    return FORMS.get(field, f"{words} {{}}").format(text)

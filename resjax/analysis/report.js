@@ -280,8 +280,8 @@ function explain(lines) {
   const splits = splitsOfMetric();
   if (splits.length > 1) {
     const others = splits.filter((split) => split !== "test" && !state.hidden.has(split)).map((split) => data.splits[split]);
-    if (!state.hidden.has("test") && splits.includes("test")) parts.push("Bold lines are of test data.");
-    if (others.length) parts.push(`Thin lines are of the ${others.join(" and the ")} data.`.replace("split data", "split"));
+    if (!state.hidden.has("test") && splits.includes("test")) parts.push("Bold lines are test values.");
+    if (others.length) parts.push(`Thin lines are ${others.join(" and ")} values.`);
   }
   if (currentMetric().kind === "Layers") {
     parts.push("Values are means over the layers of a part of the network; among parameters, over kernels.");

@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resjax.analysis import figures as draw
-from resjax.analysis.chart_data import chart_data, to_json
+from resjax.analysis.chart_data import SPLITS, chart_data, to_json
 from resjax.analysis.claims import EXPLANATION, Claim, tally
 from resjax.analysis.experiment_figures import Experiment, Tables, load_experiment
 from resjax.analysis.inline_svg import dark_colors, drawings
@@ -54,6 +54,7 @@ from resjax.analysis.runs import (
     summarize,
     varying,
 )
+from resjax.analysis.setting_names import join_values
 from resjax.analysis.statistics import differences as paired_tables
 from resjax.analysis.statistics import intervals
 from resjax.disk import report_disk_errors, write_atomically
@@ -75,8 +76,6 @@ MOST_PREDICTIONS = 8
 
 MOST_DIFFERENCES = 60
 """The most rows in the page's table of paired differences."""
-
-SPLITS = {"test": "test", "train": "training", "train_set": "training-set"}
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -151,7 +150,7 @@ def write_report(
             directions=html.escape(_directions(runs)),
             summary=_summary(runs, lines["name"]),
             downloads=_downloads(claims, settings),
-            differences=_differences(differences, primary_metrics(runs)),
+            differences=_differences(differences, runs),
             runs=_runs(table, lines["name"]),
             layers=_layers(parts, drawn, root),
             predictions=_predictions(runs, lines["name"]),
@@ -639,10 +638,11 @@ def _failures(sweeps: Sweeps, runs: pd.DataFrame, names: pd.Series) -> str:
     rows = list[tuple[str, str, str, str]]()
     for name, run in zip(names, runs.to_dict("records"), strict=True):
         titled, folder = f"{name}, seed {run['seed']}", Path(run["folder"])
+        file = folder / "error.json"
         if run["diverged"]:
             step, reason = _number(run["diverged_step"]), _text(run["diverged_reason"])
             rows.append((titled, "diverged", step, reason))
-        elif error := find_error(folder) if is_inside(folder / "error.json", folder) else None:
+        elif error := find_error(folder) if file.exists() and is_inside(file, folder) else None:
             attempts = f" ({error.attempts} attempts)" if error.attempts > 1 else ""
             rows.append((titled, error.state, "–", f"{error.error}{attempts}"))
     for sweep in sweeps.by_name.values():
@@ -660,12 +660,18 @@ def _failures(sweeps: Sweeps, runs: pd.DataFrame, names: pd.Series) -> str:
 </section>"""
 
 
-def _differences(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str:
+def _differences(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
     """Returns a section with paired differences of the test metrics; "" without any."""
-    by_column = {f"test_{metric.name}": metric for metric in metrics}
+    by_column = {f"test_{metric.name}": metric for metric in primary_metrics(runs)}
     if rows.empty or (shown := rows[rows["metric"].isin(by_column) & (rows["seeds"] > 0)]).empty:
         return ""
     units = [by_column[name] for name in shown["metric"]]
+    fields = set(shown["field"])
+    named = {f: dict(zip(runs[f], join_values(runs, [f]), strict=True)) for f in fields}
+
+    def name(field: str, value: Any) -> str:
+        return NO_FIELD if pd.isna(value) else named[field][value]
+
     ends = {
         kind: [
             f"{unit.format(low)} to {unit.format(high)}" if np.isfinite([low, high]).all() else "–"
@@ -676,9 +682,8 @@ def _differences(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str:
         for kind in ("t", "bootstrap")
     }
     columns: dict[str, Iterable[str]] = {
-        "field": shown["field"],
-        "value": map(_text, shown["value"]),
-        "compared with": map(_text, shown["baseline"]),
+        "setting": map(name, shown["field"], shown["value"]),
+        "compared with": map(name, shown["field"], shown["baseline"]),
         "at": shown["at"],
         "difference of the test metric": [
             f"{unit.label} {unit.format(mean, deviation)}"
@@ -749,7 +754,9 @@ def _predictions(runs: pd.DataFrame, names: pd.Series) -> str:
     shown: dict[str, str] = {}
     for setting, folder in zip(names, map(Path, runs["folder"]), strict=True):
         file = folder / "predictions.png"
-        if setting not in shown and len(shown) < MOST_PREDICTIONS and is_inside(file, folder):
+        if setting in shown or len(shown) == MOST_PREDICTIONS or not file.exists():
+            continue
+        if is_inside(file, folder):
             with suppress(OSError):
                 shown[setting] = base64.b64encode(file.read_bytes()).decode()
     if not shown:

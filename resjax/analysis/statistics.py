@@ -12,6 +12,7 @@ which covers the mean in about 75 % of cases and not in 95 %.
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from resjax.analysis.runs import REPEATS, describe, primary_metrics, varying
+from resjax.analysis.runs import REPEATS, primary_metrics, varying
+from resjax.analysis.setting_names import describe_setting, setting_names
 
 LEVEL = 0.95
 """Confidence level of all intervals."""
@@ -92,14 +94,19 @@ def _resampled_means(array: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
     """Returns means of resamples and their probabilities, shape (resamples,) each."""
     count = len(array)
     if count > EXACT:
-        # RandomState, because NumPy promises never to change its stream.
-        chosen = np.random.RandomState(0).randint(count, size=(RESAMPLES, count))
-        return array[chosen].mean(axis=1), np.full(RESAMPLES, 1 / RESAMPLES)
+        return array[_random_picks(count)].mean(axis=1), np.full(RESAMPLES, 1 / RESAMPLES)
     picks = np.array(list(itertools.combinations_with_replacement(range(count), count)))
     times = (picks[:, :, None] == np.arange(count)).sum(axis=1)
     factorials = np.array([math.factorial(n) for n in range(count + 1)], np.float64)
     orderings = factorials[count] / factorials[times].prod(axis=1)
     return array[picks].mean(axis=1), orderings / count**count
+
+
+@lru_cache(maxsize=4)  # the settings of a sweep have equally many seeds
+def _random_picks(count: int) -> NDArray[np.int64]:
+    """Returns the indices of random resamples, shape (RESAMPLES, count)."""
+    # RandomState, because NumPy promises never to change its stream.
+    return np.random.RandomState(0).randint(count, size=(RESAMPLES, count))
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -180,12 +187,6 @@ def _first_duplicate(runs: pd.DataFrame, keys: Sequence[str]) -> str:
     return describe_setting(dict(twice.iloc[0][list(keys)])) if len(twice) else ""
 
 
-def describe_setting(where: Mapping[str, Any]) -> str:
-    """Returns "depth 56, shortcut none" for a setting."""
-    parts = (f"{name.rpartition('.')[2]} {value}" for name, value in where.items())
-    return ", ".join(parts) or "all runs"
-
-
 def by_seed(pairs: pd.DataFrame, column: str = "difference") -> pd.Series:
     """Averages a column of `paired_differences` over the pairs of each seed.
 
@@ -259,7 +260,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
                 except ValueError:  # a run was trained twice
                     continue
                 equal = [n for n in map(str, pairs) if n == "sweep" or _is_field(n)]
-                places = describe(pairs, equal) if equal else pd.Series("", pairs.index)
+                places = setting_names(pairs, equal) if equal else pd.Series("", pairs.index)
                 for place, group in pairs.groupby(places, sort=False):
                     lost = group[["treatment_diverged", "control_diverged"]].any(axis=1)
                     rows.append(

@@ -56,7 +56,7 @@ def test_a_clear_difference_decides_a_claim() -> None:
     claim = deeper(runs)
     assert claim.verdict == AGREES
     assert claim.measured == (
-        "depth 56 31.00 ± 1.00 %, depth 20 11.00 ± 1.00 %; "
+        "56 layers: 31.00 ± 1.00 %; 20 layers: 11.00 ± 1.00 %; "
         "difference +20.00 ± 1.00 points, 95 % interval 17.52 to 22.48 (3 seeds)"
     )
     assert deeper(runs, "lower").verdict == DISAGREES
@@ -105,7 +105,7 @@ def test_no_two_networks_are_the_same_without_a_margin() -> None:
 
 def test_what_was_not_run_was_not_tested() -> None:
     claim = deeper(runs_of({20: [0.1, 0.1, 0.1]}))
-    assert (claim.measured, claim.verdict) == ("no run of depth 56", NOT_TESTED)
+    assert (claim.measured, claim.verdict) == ("no run of 56 layers", NOT_TESTED)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_setting_is_worse_if_all_its_runs_diverged(
     runs = runs_of({20: [0.1] * 3, 56: [0.2] * 3}).assign(diverged=shallow + deep)
     claim = deeper(runs)
     assert claim.verdict == verdict
-    assert f"depth 56: {sum(deep)} of 3 runs diverged" in claim.measured
+    assert f"56 layers: {sum(deep)} of 3 runs diverged" in claim.measured
 
 
 def test_a_diverged_run_is_worse_also_where_more_is_better() -> None:
@@ -148,7 +148,7 @@ def test_a_trend_uses_all_depths() -> None:
     runs = runs_of({8: [0.1, 0.11, 0.1], 20: [0.2, 0.21, 0.2], 56: [0.3, 0.31, 0.3]})
     claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
     assert claim.verdict == AGREES
-    assert claim.measured.startswith("depth 8: 10.33 ± 0.58 %; depth 20: 20.33")
+    assert claim.measured.startswith("8 layers: 10.33 ± 0.58 %; 20 layers: 20.33")
     assert "change per doubling of depth +7.1" in claim.measured
 
 
@@ -221,4 +221,4 @@ def test_a_value_lies_within_bounds(bounds: dict[str, float], verdict: str) -> N
     assert claim.verdict == verdict
     assert claim.measured == "20.33 ± 0.58 %, 95 % interval 18.90 to 21.77 (3 seeds)"
     absent = within(runs, "", "", "", value="test_error", where={"model.depth": 8}, **bounds)
-    assert (absent.measured, absent.verdict) == ("no value of depth 8", NOT_TESTED)
+    assert (absent.measured, absent.verdict) == ("no value of 8 layers", NOT_TESTED)

@@ -209,7 +209,27 @@ def test_a_caption_says_what_a_band_is_and_of_how_many_seeds(make_sweep: Maker) 
     caption = draw.caption(drawn(make_sweep(depths=(8,), shortcuts=("none", "pad"), **lost)))
     assert "means over 2 to 3 seeds, bands one sample standard deviation" in caption
     assert "Dashed lines are single runs" in caption
-    assert "means over train.log_every steps, in training mode" in caption
+
+
+def test_a_caption_says_over_how_many_steps_training_values_are_means(make_sweep: Maker) -> None:
+    curves = load_curves(make_sweep(depths=(8,), points=4)).assign(panel="", series="")
+    every = curves.loc[curves["split"] == "train", "step"].min()
+
+    def caption() -> str:
+        return draw.caption(draw.metric_curves(curves, panel="panel", series="series"))
+
+    assert f"means over the last {every} steps, in training mode" in caption()
+    curves.loc[curves["folder"] == curves["folder"].iloc[0], "step"] *= 2
+    assert "means over the last train.log_every steps, in training mode" in caption()
+
+
+def test_a_panel_has_no_labels_where_they_would_cover_each_other() -> None:
+    for count in (draw.MOST_LABELS, draw.MOST_LABELS + 1):
+        figure, [axes] = draw.panels(1)
+        draw.label_ends(axes, [draw.LineEnd(1, y, f"line {y}", "#000000") for y in range(count)])
+        written = count if count <= draw.MOST_LABELS else 0
+        assert len(axes.texts) == written
+        assert ("no labels" in draw.caption(figure)) == (not written)
 
 
 def test_a_caption_of_single_runs_promises_no_band(make_sweep: Maker) -> None:

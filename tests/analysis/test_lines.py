@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from resjax.analysis.lines import divide, extend, setting_names
+from resjax.analysis.lines import divide, extend
 from resjax.analysis.palette import LEGIBLE, PAPER, colors, contrast, dark, legible
+from resjax.analysis.setting_names import describe_setting, setting_names
 
 
 def table(**columns: list[object]) -> pd.DataFrame:
@@ -49,6 +50,21 @@ def test_settings_that_differ_never_share_a_name() -> None:
     runs = table(optimizer__learning_rate=[0.1, 0.10000001, 0.1])
     names = setting_names(runs)
     assert names[0] == names[2] != names[1]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"model.depth": 56, "model.shortcut": "none"}, "plain, 56 layers"),
+        ({"model.depth": [20, 110], "schedule": "warm-up"}, "warm-up, 20 layers and 110 layers"),
+        ({"model.norm": {"none", "batch"}, "seed": 3}, "BN and no norm, seed 3"),
+        ({}, "all runs"),
+    ],
+)
+def test_the_setting_of_a_claim_has_such_a_name_too(
+    where: dict[str, object], expected: str
+) -> None:
+    assert describe_setting(where) == expected
 
 
 def test_a_number_makes_the_lines_and_everything_else_the_panels() -> None:

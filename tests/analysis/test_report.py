@@ -158,7 +158,7 @@ def test_claims_stand_beside_what_was_measured(
     assert (hurts[1], helps[1]) == ("agrees", "not tested at this scale")
     with (root / "claims.csv").open() as lines:
         assert next(csv.DictReader(lines))["source"] == "'=me"
-    assert "claim: agrees: Depth <hurts>: depth 56" in capsys.readouterr().out
+    assert "claim: agrees: Depth <hurts>: 56 layers" in capsys.readouterr().out
 
 
 def test_without_claims_an_earlier_table_is_removed(make_sweep: Maker) -> None:
@@ -673,12 +673,12 @@ def test_the_chart_has_diagnostics_as_means_over_the_layers_of_each_part(
 def test_a_report_has_paired_differences_with_both_intervals(root: Path, page: Page) -> None:
     header, *rows = page.tables["differences"]
     assert header[-3:] == ["95 %, Student's t", "95 %, bootstrap", "seeds"]
-    [deep] = [row for row in rows if row[:4] == ["model.shortcut", "pad", "none", "depth 56"]]
+    [deep] = [row for row in rows if row[:3] == ["residual", "plain", "56 layers"]]
     runs = load_runs(root).set_index(["model.depth", "model.shortcut", "seed"])["test_error"]
     gaps = 100 * (runs[56, "pad"] - runs[56, "none"])
-    assert deep[4] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
-    assert deep[6] == f"{gaps.min():.2f} to {gaps.max():.2f}"  # of three seeds
-    assert deep[7] == "3"
+    assert deep[3] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
+    assert deep[5] == f"{gaps.min():.2f} to {gaps.max():.2f}"  # of three seeds
+    assert deep[6] == "3"
 
 
 def test_tables_hold_intervals_of_every_metric(root: Path) -> None:

@@ -110,15 +110,14 @@ def test_results_of_different_configs_are_not_averaged(two: list[Path], tmp_path
 
 def test_sweeps_are_compared_at_equal_seed(two: list[Path], tmp_path: Path) -> None:
     rows = Page(write_report(two)).tables["differences"]
-    [row] = [row for row in rows if row[0] == "sweep" and row[3] == "depth 20, shortcut pad"]
-    assert row[1:3] == ["fashion", "depths"]
+    [row] = [row for row in rows if row[:3] == ["fashion", "depths", "residual, 20 layers"]]
     runs = load_runs(*two).set_index(["sweep", "model.depth", "model.shortcut", "seed"])
     errors = 100 * runs["test_error"]
     gaps = errors["fashion", 20, "pad"] - errors["depths", 20, "pad"]
-    assert row[4] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
+    assert row[3] == f"error (%) {gaps.mean():.2f} ± {gaps.std():.2f}"
     assert row[-1] == "3"
-    places = {row[3] for row in rows if row[0] == "model.shortcut"}
-    assert places == {"depths, depth 8", "depths, depth 20", "fashion, depth 20"}
+    places = {row[2] for row in rows if row[:2] == ["residual", "plain"]}
+    assert places == {"depths, 8 layers", "depths, 20 layers", "fashion, 20 layers"}
     found = pd.read_csv(tmp_path / "differences.csv")
     assert (found.loc[found["field"] == "sweep", "pairs"] == 3).all()
 
@@ -126,7 +125,7 @@ def test_sweeps_are_compared_at_equal_seed(two: list[Path], tmp_path: Path) -> N
 def test_a_field_that_one_sweep_lacks_does_not_hinder_pairs(two: list[Path]) -> None:
     edit_configs(two[0], lambda config: config["data"].update(subset_seed=0))
     rows = Page(write_report(two)).tables["differences"]
-    assert [row[-1] for row in rows if row[0] == "sweep"] == ["3", "3"]
+    assert [row[-1] for row in rows if row[0] == "fashion"] == ["3", "3"]
 
 
 FIRST = (
@@ -235,7 +234,7 @@ def test_tasks_with_different_primary_metrics_share_a_report(
     assert all(
         (row[header.index("test accuracy (%)")] == "–") == (row[-3] == "depths") for row in rows
     )
-    assert not [row for row in page.tables["differences"] if row[0] == "sweep"]
+    assert not [row for row in page.tables["differences"] if row[:2] == ["fashion", "depths"]]
     assert (tmp_path / "figures" / "fashion" / "curves.svg").exists()
     labels = [metric["label"] for metric in page.data["metrics"]]
     assert labels[:2] == ["error (%)", "accuracy (%)"]

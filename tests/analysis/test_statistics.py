@@ -129,7 +129,7 @@ def test_what_one_setting_names_need_not_agree_where_it_varies_in_the_other() ->
 
 def test_runs_that_cannot_be_told_apart_are_an_error() -> None:
     runs = table(seed=[0, 0, 0], **{"model.depth": [20, 56, 56]}, test_error=[0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match="several runs of depth 56 have seed 0; name what"):
+    with pytest.raises(ValueError, match="several runs of 56 layers have seed 0; name what"):
         paired_differences(runs, "test_error", {"model.depth": 56}, {"model.depth": 20})
 
 
