@@ -62,8 +62,6 @@ claims: $(READY)  ## judge the papers' claims by the committed runs anew, and wr
 # With --quiet, mkdocs would ignore --strict.
 docs: $(READY) .venv-docs/ready  ## build the documentation site, site/html; warnings are errors
 	$(BIN)/python docs/make_pages.py site/pages
-	$(BIN)/resjax report experiments/results/digits/degradation --experiment=experiments/degradation.py \
-		--out=site/pages/reports/degradation >site/report.log
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 test-docs: docs  ## build the site, and test every page of it in a browser

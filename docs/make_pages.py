@@ -3,15 +3,17 @@
     python docs/make_pages.py site/pages
 
 The pages are those of docs/ (Markdown and notebooks), sections of the README, the pages about the
-project, one page for each experiment (its docstring, its figures in docs/, its verdicts in
-docs/claims.md and its code), and references that are made from the config schema, the parsers of
-the commands and docstrings. No text exists twice, so a page is edited at its source. This is a
-script and no mkdocs plugin, because zensical would not run the plugin.
+project, one page for each experiment (its docstring, the figures of its committed runs, its
+verdicts in docs/claims.md and its code), and references that are made from the config schema, the
+parsers of the commands and docstrings. Each sweep in experiments/results/ has a report, from which
+the page of its experiment takes figures. No text exists twice, so a page is edited at its source.
+This is a script and no mkdocs plugin, because zensical would not run the plugin.
 """
 
 import argparse
 import ast
 import dataclasses
+import html
 import inspect
 import json
 import posixpath
@@ -20,10 +22,16 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import resjax
+from resjax.analysis.experiment_figures import experiment_of
+from resjax.analysis.figures import COLUMN_WIDTH
+from resjax.analysis.report import write_report
 from resjax.cli import make_parser
 from resjax.cli.config import typed
 from resjax.config import Config
@@ -50,14 +58,7 @@ README_PAGES = {
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 FILES = ("CITATION.cff",)  # which pages link to, beside the images of docs/
 
-FIGURES = {  # whose names do not begin with that of the experiment
-    "degradation": ("docs/degradation.svg", "docs/fashion_mnist.svg"),
-    "dense": ("docs/scenes/detection.backbones.svg",),
-    "transfer": ("docs/transfer.svg",),
-}
-
-REPORTS = {"degradation": "reports/degradation/report.html"}
-"""Reports of committed runs, which `make docs` writes, by experiment."""
+RESULTS = ROOT / "experiments" / "results"
 
 API = {
     "Networks": (
@@ -125,8 +126,47 @@ API = {
 """The names of the Python API by heading; those of `resjax.__all__` come before them."""
 
 
-def make_pages() -> dict[str, str]:
-    """Returns the Markdown of every page by its path in the site."""
+def write_site(folder: Path) -> None:
+    """Replaces a folder by one with all pages, reports, and files that they show or link to."""
+    shutil.rmtree(folder, ignore_errors=True)
+    # The drawing of reports is most of the work. Forked processes would inherit JAX's threads.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(write_sweep_report, sweeps(), repeat(folder)):
+            pass
+    for page, text in make_pages(folder).items():
+        (folder / page).parent.mkdir(parents=True, exist_ok=True)
+        (folder / page).write_text(text)
+    for source, target in assets().items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / source, folder / target)
+
+
+def sweeps() -> dict[Path, Path]:
+    """Maps the folder of each committed sweep to its experiment file."""
+    folders = [plan.parent for plan in sorted(RESULTS.rglob("sweep.json"))]
+    return {folder: experiment_of(folder, ROOT / "experiments") for folder in folders}
+
+
+def sweep_name(sweep: Path) -> str:
+    return sweep.relative_to(RESULTS).as_posix()
+
+
+def report_path(sweep: Path) -> str:
+    """Returns the path of the report of a committed sweep in the site."""
+    return f"reports/{sweep_name(sweep)}/report.html"
+
+
+def write_sweep_report(sweep: Path, folder: Path) -> None:
+    """Writes the report of a committed sweep to the folder of the site's pages."""
+    write_report(sweep, sweeps()[sweep], (folder / report_path(sweep)).parent)
+
+
+def make_pages(folder: Path) -> dict[str, str]:
+    """Returns the Markdown of every page by its path in the site.
+
+    Args:
+      folder: with the reports that are written already; a sweep without one has a link alone.
+    """
     readme = read_sections("README.md")
     pages = {}
     for page, (title, *others) in README_PAGES.items():
@@ -135,23 +175,13 @@ def make_pages() -> dict[str, str]:
         pages[page] = relink(text, "README.md", page)
     for source, page in markdown_files().items():
         pages[page] = relink(read_markdown(source), source, page)
+    pages["results.md"] += reports_section()
     for file in experiments():
-        pages[experiment_path(file)] = experiment_page(file)
+        pages[experiment_path(file)] = experiment_page(file, folder)
     pages["reference/config.md"] = config_page()
     pages["reference/commands.md"] = commands_page()
     pages["reference/api.md"] = api_page()
     return pages
-
-
-def write_pages(folder: Path) -> None:
-    """Replaces a folder by one with all pages and the files that they show or link to."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for page, text in make_pages().items():
-        (folder / page).parent.mkdir(parents=True, exist_ok=True)
-        (folder / page).write_text(text)
-    for source, target in assets().items():
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / source, folder / target)
 
 
 def markdown_files() -> dict[str, str]:
@@ -255,34 +285,52 @@ def readme_page(anchor: str) -> str:
     return "index.md"
 
 
-def experiment_page(file: Path) -> str:
+def experiment_page(file: Path, folder: Path) -> str:
     """Returns the page of an experiment: claim, figures, verdicts and code."""
     code = file.read_text()
     title, _, claim = inspect.cleandoc(ast.get_docstring(ast.parse(code)) or "").partition("\n")
     parts = [f"# {title.rstrip('.')}", claim.strip()]
     parts.append("[How to run it](../experiments.md). [How the runs were made](../results.md).")
-    if file.stem in REPORTS:
-        parts.append(
-            f"[The report of these runs, with interactive curves](../{REPORTS[file.stem]})."
-        )
-    shown = {path: alt for path, alt in images().items() if path in FIGURES.get(file.stem, ())}
-    shown |= {path: alt for path, alt in images().items() if f"/{file.stem}." in path}
-    if shown:
-        parts += ["## Figures"]
-        for path, caption in shown.items():
-            parts += [f"![{caption}](../{path.removeprefix('docs/')})", f"*{caption}.*"]
+    for sweep in [sweep for sweep, source in sweeps().items() if source == file]:
+        parts += sweep_section(sweep, folder)
     parts += ["## Verdicts", verdicts(title.rstrip("."))]
     parts += ["## Code", f"`experiments/{file.name}`", f"```python\n{code}```"]
     return "\n\n".join(parts) + "\n"
 
 
-def images() -> dict[str, str]:
-    """Returns the images that the README and docs/ show: their descriptions by path."""
-    found = {}
-    for source in ("README.md", *markdown_files()):
-        for alt, name in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", read_markdown(source)):
-            found[posixpath.normpath(posixpath.join(posixpath.dirname(source), name))] = alt
-    return found
+def sweep_section(sweep: Path, folder: Path) -> Iterator[str]:
+    """Yields the link to the report of a sweep and, if it is written, what it measured and drew."""
+    name, path = sweep_name(sweep), report_path(sweep)
+    yield f"## Runs: {name}"
+    yield f"[The report of these runs]({posixpath.join('..', path)}) has interactive curves."
+    if not (folder / path).exists():
+        return
+    page = (folder / path).read_text()
+    for pattern in (r'<p class="status">(.*?)</p>', r"<p>(<strong>Measured:</strong> .*?)</p>"):
+        for text in re.findall(pattern, page, re.DOTALL):
+            yield plain_text(text)
+    section = page.partition('<section id="figures">')[2].partition("</section>")[0]
+    figures = re.findall(
+        r'<figcaption><b>(.*?)\.</b>(.*?)<span><a href="(.*?)\.png"', section, re.DOTALL
+    )
+    for title, caption, stem in figures:
+        file = folder / posixpath.dirname(path) / f"{stem}.svg"
+        width = float(re.findall(r'width="([\d.]+)pt"', file.read_text())[0])
+        column = "{ .column }" if width <= 72 * COLUMN_WIDTH else ""
+        shown = posixpath.join("..", file.relative_to(folder).as_posix())
+        yield f"![{plain_text(title)} of the runs in {name}]({shown}){column}"
+        yield f"*{plain_text(f'{title}. {caption}')}*"
+
+
+def plain_text(text: str) -> str:
+    """Returns HTML without its tags, as Markdown."""
+    return escape(html.unescape(re.sub(r"<[^>]*>", "", text)).strip())
+
+
+def reports_section() -> str:
+    """Returns a list of the reports of all committed sweeps."""
+    links = (f"- [{sweep_name(sweep)}]({report_path(sweep)})" for sweep in sweeps())
+    return "\n## Reports with interactive curves\n\n" + "\n".join(links) + "\n"
 
 
 def verdicts(title: str) -> str:
@@ -401,4 +449,4 @@ def escape(text: str) -> str:
 
 
 if __name__ == "__main__":
-    write_pages(Path(sys.argv[1]))
+    write_site(Path(sys.argv[1]))

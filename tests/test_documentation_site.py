@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 import yaml
 
-from docs.make_pages import API, REPORTS, assets, make_pages, slug
+from docs.make_pages import (
+    API,
+    assets,
+    make_pages,
+    report_path,
+    slug,
+    sweeps,
+    write_sweep_report,
+)
 from resjax import cli
-from resjax.analysis.experiment_figures import load_experiment, load_tables
+from resjax.analysis.experiment_figures import experiment_of, load_experiment, load_tables
 from resjax.analysis.figures import save
 from resjax.analysis.runs import load_runs, summarize
 from resjax.config.schema import FIELDS
@@ -25,9 +33,21 @@ ROOT = Path(__file__).parents[1]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
 
+SHOWN = ROOT / "experiments" / "results" / "digits" / "very_deep"
+"""The sweep whose report is written here; `make docs` writes those of all sweeps."""
+
+
 @pytest.fixture(scope="module")
-def pages():
-    return make_pages()
+def site(tmp_path_factory):
+    """The folder of the pages, with one report."""
+    folder = tmp_path_factory.mktemp("site")
+    write_sweep_report(SHOWN, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return make_pages(site)
 
 
 def leaves(entries):
@@ -62,8 +82,9 @@ def test_every_page_of_the_docs_and_every_section_of_the_readme_is_on_the_site(p
     assert {f"{file.stem}.md" for file in docs} <= pages.keys()
 
 
-def test_every_link_leads_to_a_page_and_an_anchor(pages):
-    known = {*pages, *assets().values(), *REPORTS.values()}
+def test_every_link_leads_to_a_page_and_an_anchor(pages, site):
+    known = {*pages, *assets().values(), *map(report_path, sweeps())}
+    known |= {file.relative_to(site).as_posix() for file in site.rglob("*.svg")}
     for page, text in pages.items():
         for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
             if link.startswith(("https://", "data:image/png;base64,")):
@@ -122,16 +143,35 @@ def test_every_name_of_the_python_reference_exists_and_has_a_docstring():
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda f: f.stem)
-def test_the_page_of_an_experiment_has_its_claim_figures_verdicts_and_code(file, pages):
+def test_the_page_of_an_experiment_has_its_claim_verdicts_and_code(file, pages):
     page = pages[f"experiments/{file.stem}.md"]
     assert page.startswith(f"# {file.read_text().removeprefix(chr(34) * 3).splitlines()[0]}\n")
     assert f"```python\n{file.read_text()}```" in page
-    for figure in (ROOT / "docs" / "digits").glob(f"{file.stem}.*.svg"):
-        assert f"](../digits/{figure.name})" in page
     section = f"`experiments/{file.name}`\n\n| claim"
     judged = (ROOT / "docs" / "claims.md").read_text().partition(section)[2].partition("\n## ")[0]
     assert judged.strip() in page
     assert ("No verdict" in page) == (not judged)
+
+
+def test_every_committed_sweep_has_a_report_that_its_experiment_leads_to(pages):
+    committed = {plan.parent for plan in (ROOT / "experiments" / "results").rglob("sweep.json")}
+    assert committed == sweeps().keys()
+    for sweep, experiment in sweeps().items():
+        assert f"]({report_path(sweep)})" in pages["results.md"]
+        if experiment.parent == ROOT / "experiments":
+            assert f"](../{report_path(sweep)})" in pages[f"experiments/{experiment.stem}.md"]
+
+
+def test_the_page_of_an_experiment_has_what_the_reports_of_its_runs_measured_and_drew(pages, site):
+    page, report = pages[f"experiments/{SHOWN.name}.md"], site / report_path(SHOWN)
+    figures = [*(report.parent / "figures").glob("*.svg")]
+    assert {figure.stem for figure in figures} == {"curves", "start", "depth"}
+    for figure in figures:
+        title, shown = figure.stem.capitalize(), figure.relative_to(site).as_posix()
+        image = rf"!\[{title} of .*\]\(\.\./{shown}\)"
+        assert re.search(rf"^{image}.*\n\n\*{title}\. .*5 seeds.*\*$", page, re.MULTILINE)
+    assert re.search(r"^Measured: Of \d claims, .* % ", page, re.MULTILINE)
+    assert re.search(r"^15 of 15 runs finished · digits", page, re.MULTILINE)
 
 
 def measured(text):
@@ -178,13 +218,16 @@ DRAWN = {  # by figure in docs/, as `make figures` copies them: the sweep, and i
 }
 
 
+def test_every_figure_of_the_docs_is_drawn_by_an_experiment_or_a_benchmark():
+    docs = ROOT / "docs"
+    assert {*docs.rglob("*.svg")} - DRAWN.keys() == {docs / "throughput.svg"}
+
+
 @pytest.mark.parametrize("shown", DRAWN, ids=lambda file: file.stem)
 def test_a_figure_of_the_docs_is_what_its_experiment_draws_of_the_committed_runs(shown, tmp_path):
     """`make figures` draws them anew."""
     sweep, figure = DRAWN[shown]
-    name = read_json_object(sweep / "sweep.json")["experiment"]
-    files = ROOT / "experiments" / f"{name}.py", sweep / "experiment.py"
-    experiment = load_experiment(next(file for file in files if file.exists()))
+    experiment = load_experiment(experiment_of(sweep, ROOT / "experiments"))
     tables = load_tables(load_runs(sweep), experiment.file)
     *_, drawn = save(experiment.figures(tables)[figure], tmp_path / figure)
     number = re.compile(r"-?\d+\.\d+")
