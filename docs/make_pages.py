@@ -319,7 +319,7 @@ def sweep_section(sweep: Path, folder: Path) -> Iterator[str]:
         column = "{ .column }" if width <= 72 * COLUMN_WIDTH else ""
         shown = posixpath.join("..", file.relative_to(folder).as_posix())
         yield f"![{plain_text(title)} of the runs in {name}]({shown}){column}"
-        yield f"*{plain_text(f'{title}. {caption}')}*"
+        yield f"*{plain_text(f'{title}.{caption}')}*"
 
 
 def plain_text(text: str) -> str:
