@@ -170,7 +170,7 @@ def test_the_page_of_an_experiment_has_what_the_reports_of_its_runs_measured_and
         title, shown = figure.stem.capitalize(), figure.relative_to(site).as_posix()
         image = rf"!\[{title} of .*\]\(\.\./{shown}\)"
         assert re.search(rf"^{image}.*\n\n\*{title}\. .*5 seeds.*\*$", page, re.MULTILINE)
-    assert re.search(r"^Measured: Of \d claims, .* % ", page, re.MULTILINE)
+    assert re.search(r"^Measured: Of \d claims, .* test error ", page, re.MULTILINE)
     assert re.search(r"^15 of 15 runs finished · digits", page, re.MULTILINE)
 
 
