@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from docs.make_pages import REPORTS
+from docs.make_pages import report_path, sweeps
 from tests.browser import LOCAL, console, faults, requests, resize, serve, set_theme, settle, show
 
 ROOT = Path(__file__).parents[1]
 NAVIGATION = re.findall(r"[\w/]+(?=\.md$)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-PAGES = [*(f"{name}.html" for name in NAVIGATION), *REPORTS.values()]
+REPORTS = [*map(report_path, sweeps())]
+PAGES = [*(f"{name}.html" for name in NAVIGATION), *REPORTS]
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def test_a_page_has_no_fault_from_disk(driver: Any, site: Path, page: str) -> No
     for theme in ("light", "dark"):
         if theme == "dark":
             set_theme(driver, theme)
-            if page not in REPORTS.values():
+            if page not in REPORTS:
                 toggle_scheme(driver)
                 assert scheme(driver) == "slate"
         for width in (1400, 400):

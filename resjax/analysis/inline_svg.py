@@ -4,6 +4,7 @@ Files of figures are for print. On a page the same figure has text in place of o
 the page's dark theme replaces, and beside the wide drawing a narrow one, which phones show.
 """
 
+import base64
 import html
 import io
 import re
@@ -17,6 +18,9 @@ from resjax.analysis.palette import dark
 
 MOST_COLORS = 48
 """The most colors of a figure on dark paper; one with more has a color scale and stays white."""
+
+LARGEST = 400_000
+"""The most characters of a drawing; one with more, of hundreds of lines, is a picture instead."""
 
 HEX = re.compile(r"#[0-9a-f]{6}\b")
 
@@ -32,10 +36,12 @@ def drawings(figure: Figure, prefix: str, title: str) -> str:
     layout = figure.get_layout_engine()
     figure.set_layout_engine("none")  # as it is laid out in the files
     wide = svg(figure, f"{prefix}-", title)
+    if len(wide) > LARGEST:
+        wide = _picture(figure, title)
     figure.set_layout_engine(layout)
     if figure.get_size_inches()[0] <= draw.COLUMN_WIDTH:
         return f'<div class="drawing">{wide}</div>'
-    if not draw.narrow(figure):
+    if wide.startswith("<img") or not draw.narrow(figure):
         return f'<div class="drawing scroll" tabindex="0">{wide}</div>'
     narrow = svg(figure, f"{prefix}-narrow-", title)
     return f'<div class="drawing wide">{wide}</div><div class="drawing narrow">{narrow}</div>'
@@ -67,6 +73,15 @@ def svg(figure: Figure, prefix: str, title: str) -> str:
     kind = "themed" if few else "on-paper"
     label = html.escape(title)
     return text.replace("<svg", f'<svg role="img" class="{kind}" aria-label="{label}"', 1)
+
+
+def _picture(figure: Figure, title: str) -> str:
+    """Returns a figure as an image element with its pixels."""
+    content = io.BytesIO()
+    with draw.style():
+        figure.savefig(content, format="png", dpi=200)
+    data = base64.b64encode(content.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(title)}">'
 
 
 def _shorten(path: str) -> str:

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from resjax.analysis import figures as draw
+from resjax.analysis import inline_svg
+from resjax.analysis.inline_svg import drawings
 from resjax.analysis.runs import load_curves, load_runs
 from resjax.run_files import Metric
 
@@ -221,6 +223,23 @@ def test_a_caption_says_over_how_many_steps_training_values_are_means(make_sweep
     assert f"means over the last {every} steps, in training mode" in caption()
     curves.loc[curves["folder"] == curves["folder"].iloc[0], "step"] *= 2
     assert "means over the last train.log_every steps, in training mode" in caption()
+
+
+def test_a_page_shows_a_figure_of_too_many_lines_as_a_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def html() -> str:
+        figure, [axes] = draw.panels(1)
+        for slope in range(50):
+            axes.plot(np.arange(20), slope * np.arange(20) % 7)
+        return drawings(figure, "a", "Lines <of> it.")
+
+    assert html().count("<svg") == 2  # wide and narrow
+    monkeypatch.setattr(inline_svg, "LARGEST", 20_000)
+    shown = html()
+    assert shown.count('<img src="data:image/png;base64,') == 1
+    assert 'alt="Lines &lt;of&gt; it."' in shown
+    assert "<svg" not in shown
 
 
 def test_a_panel_has_no_labels_where_they_would_cover_each_other() -> None:
