@@ -206,7 +206,7 @@ def three_dimensional(surfaces: dict[str, Grid], columns: int) -> Figure:
         )
         axes.set_zlim(np.log10(low), np.log10(high))
         axes.zaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
-        axes.tick_params(labelsize=5, pad=-3)
+        axes.tick_params(labelsize=6, pad=-3)
         axes.locator_params(nbins=5)
         axes.view_init(elev=30, azim=-60)
     _add_scale(figure, grid, norm)

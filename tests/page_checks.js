@@ -71,6 +71,7 @@ while (walker.nextNode()) {
   const svg = node.closest("svg");
   const scale = svg?.viewBox.baseVal.width ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
   const size = parseFloat(style.fontSize) * scale;
-  if (size < 8.5) add(`letters of ${size.toFixed(1)} pixels`, node);
+  const superscript = node.tagName === "tspan"; // of a power of ten
+  if (size < (superscript ? 7 : 8.5)) add(`letters of ${size.toFixed(1)} pixels`, node);
 }
 return faults;
