@@ -40,6 +40,9 @@ WIRING = "tests/train/test_wiring.py"
 INTERRUPTION = "tests/train/test_interruption.py"
 NORM = "tests/models/test_normalization.py"
 MEASURE = "tests/sweeps/test_measure.py"
+DIAGNOSTICS = "tests/diagnostics/test_diagnostics.py"
+STATISTICS = "tests/analysis/test_statistics.py"
+CLAIMS = "tests/analysis/test_claims.py"
 QUEUE = "tests/sweeps/test_queue.py"
 LOCK_PROTOCOL = "tests/train/test_lock_protocol.py"
 LESIONS = "tests/measurements/test_lesions.py"
@@ -96,6 +99,20 @@ FAULTS = (
         "variance = jnp.square(response - mean).mean()",
         "variance = jnp.square(response).mean()",
         "tests/diagnostics/test_torch_twin.py -k plain-scan",
+    ),
+    Fault(
+        "a diagnostic may return what is no number",
+        "resjax/diagnostics/__init__.py",
+        "            if not _is_real(value):\n",
+        "            if False:\n",
+        f"{DIAGNOSTICS} -k returns_text",
+    ),
+    Fault(
+        "a measurement destroys the state",
+        "resjax/train/parallel.py",
+        "return jax.jit(function, out_shardings=self._sharding())",
+        "return jax.jit(function, out_shardings=self._sharding(), donate_argnums=0)",
+        f"{DIAGNOSTICS} -k unrolled",
     ),
     Fault(
         "all images of a batch are augmented with one key",
@@ -235,14 +252,63 @@ FAULTS = (
         "resjax/analysis/claims.py",
         "low, high = found.outer",
         "low, high = found.bootstrap",
-        "tests/analysis/test_claims.py -k scatter",
+        f"{CLAIMS} -k scatter",
     ),
     Fault(
         "one diverged run decides a claim",
         "resjax/analysis/claims.py",
         "if treatment.all() and not control.any()",
         "if treatment.any() and not control.any()",
-        "tests/analysis/test_claims.py -k all_its_runs_diverged",
+        f"{CLAIMS} -k all_its_runs_diverged",
+    ),
+    Fault(
+        "the divergence of two seeds decides a claim",
+        "resjax/analysis/claims.py",
+        'if pairs["seed"].nunique() < FEWEST_SEEDS or not',
+        "if not",
+        f"{CLAIMS} -k three_seeds_only",
+    ),
+    Fault(
+        "a trend over runs that are being trained was tested",
+        "resjax/analysis/claims.py",
+        '    ended = chosen[chosen["finished"] | chosen["diverged"]]\n',
+        "    ended = chosen\n",
+        f"{CLAIMS} -k has_not_ended",
+    ),
+    Fault(
+        "no run is chosen by a field that it lacks",
+        "resjax/analysis/statistics.py",
+        "cells = runs[column].astype(object).where(runs[column].notna(), None)",
+        "cells = runs[column].astype(object)",
+        f"{STATISTICS} -k several_or_none",
+    ),
+    Fault(
+        "runs on other draws of examples are paired",
+        "resjax/analysis/statistics.py",
+        'keys = ["seed", *repeats, *(name',
+        'keys = ["seed", *(name',
+        f"{STATISTICS} -k draw_of_the_examples",
+    ),
+    Fault(
+        "a seed has a mean although one of its pairs has no value",
+        "resjax/analysis/statistics.py",
+        "groups.agg(lambda values: values.mean(skipna=False))",
+        "groups.agg(lambda values: values.mean())",
+        f"{STATISTICS} -k has_no_mean",
+    ),
+    Fault(
+        "a slope counts diverged runs",
+        "resjax/analysis/statistics.py",
+        'chosen = chosen[chosen["finished"] & ~chosen["diverged"]]',
+        'chosen = chosen[chosen["finished"]]',
+        f"{STATISTICS} -k has_no_slope",
+    ),
+    Fault(
+        "an interval counts diverged runs",
+        "resjax/analysis/statistics.py",
+        'averaged = group[group["finished"] & ~group["diverged"]]',
+        'averaged = group[group["finished"]]',
+        f"{STATISTICS} -k intervals_are",
     ),
     Fault(
         "paired differences of a field are averaged over sweeps",

@@ -19,6 +19,7 @@ from resjax.analysis.claims import (
     tally,
     trend,
     within,
+    worse_and_better,
 )
 from resjax.analysis.claims_page import claims_page
 from resjax.analysis.runs import training_column
@@ -108,6 +109,17 @@ def test_what_was_not_run_was_not_tested() -> None:
     assert (claim.measured, claim.verdict) == ("no run of 56 layers", NOT_TESTED)
 
 
+def test_what_has_not_ended_was_not_tested() -> None:
+    runs = runs_of({20: [0.1, 0.1, 0.1], 56: [0.2, 0.2, 0.2]})
+    runs["finished"] = runs["model.depth"] == 20
+    assert deeper(runs).verdict == NOT_TESTED
+    claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
+    assert (claim.measured, claim.verdict) == (
+        "no runs of all runs that differ in depth",
+        NOT_TESTED,
+    )
+
+
 @pytest.mark.parametrize(
     ("deep", "shallow", "verdict"),
     [
@@ -126,10 +138,11 @@ def test_a_setting_is_worse_if_all_its_runs_diverged(
     assert f"56 layers: {sum(deep)} of 3 runs diverged" in claim.measured
 
 
-def test_a_diverged_run_is_worse_also_where_more_is_better() -> None:
+@pytest.mark.parametrize(("lost", "verdict"), [(56, AGREES), (20, DISAGREES)])
+def test_a_diverged_run_is_worse_also_where_more_is_better(lost: int, verdict: str) -> None:
     runs = runs_of({20: [0.1] * 3, 56: [0.2] * 3}).rename(columns={"test_error": "test_accuracy"})
     runs = runs.assign(
-        diverged=runs["model.depth"] == 56,
+        diverged=runs["model.depth"] == lost,
         primary_metric="accuracy",
         lower_is_better=False,
         metric_unit="fraction",
@@ -141,7 +154,33 @@ def test_a_diverged_run_is_worse_also_where_more_is_better() -> None:
         control={"model.depth": 20},
         expected="lower",
     )
-    assert claim.verdict == AGREES
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "expected"), [(True, ("higher", "lower")), (False, ("lower", "higher"))]
+)
+def test_what_is_worse_depends_on_the_primary_metric(
+    lower_is_better: bool, expected: tuple[str, str]
+) -> None:
+    metric = {"primary_metric": "score", "metric_unit": ""}
+    runs = runs_of({20: [0.1]}).assign(lower_is_better=lower_is_better, **metric)
+    assert worse_and_better(runs) == expected
+
+
+@pytest.mark.parametrize(("value", "seeds"), [("test_error", 2), ("sharpness", 3)])
+def test_divergence_decides_claims_about_metrics_by_three_seeds_only(
+    value: str, seeds: int
+) -> None:
+    runs = runs_of({20: [0.1] * seeds, 56: [0.2] * seeds}).rename(columns={"test_error": value})
+    claim = compare(
+        *(runs.assign(diverged=runs["model.depth"] == 56), "", "", ""),
+        value=value,
+        treatment={"model.depth": 56},
+        control={"model.depth": 20},
+        expected="higher",
+    )
+    assert claim.verdict == UNDECIDED
 
 
 def test_a_trend_uses_all_depths() -> None:
@@ -154,10 +193,10 @@ def test_a_trend_uses_all_depths() -> None:
 
 def test_a_trend_with_a_diverged_run_is_undecided() -> None:
     runs = runs_of({8: [0.1, 0.11, 0.1, 0.11], 56: [0.3, 0.31, 0.3, 0.31]})
-    runs["diverged"] = runs.index == 7  # three seeds are left
+    runs.loc[7, ["diverged", "test_error"]] = True, 0.9  # three seeds are left
     claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
     assert claim.verdict == UNDECIDED
-    assert "(1 diverged)" in claim.measured
+    assert "depth 56: 30.33 ± 0.58 % (1 diverged)" in claim.measured
 
 
 def test_a_setting_is_not_compared_with_itself() -> None:
@@ -213,6 +252,7 @@ def test_a_claim_on_several_data_sets_has_adjacent_rows(
         ({"lowest": 0.1, "highest": 0.3}, AGREES),
         ({"lowest": 0.1, "highest": 0.15}, DISAGREES),
         ({"lowest": 0.205}, UNDECIDED),
+        ({"lowest": 0.1, "highest": 0.205}, UNDECIDED),
     ],
 )
 def test_a_value_lies_within_bounds(bounds: dict[str, float], verdict: str) -> None:
@@ -222,3 +262,9 @@ def test_a_value_lies_within_bounds(bounds: dict[str, float], verdict: str) -> N
     assert claim.measured == "20.33 ± 0.58 %, 95 % interval 18.90 to 21.77 (3 seeds)"
     absent = within(runs, "", "", "", value="test_error", where={"model.depth": 8}, **bounds)
     assert (absent.measured, absent.verdict) == ("no value of 8 layers", NOT_TESTED)
+
+
+def test_a_seed_that_lacks_one_of_its_values_leaves_bounds_undecided() -> None:
+    runs = pd.concat([runs_of({20: [0.2, 0.21, 0.2]}), runs_of({20: [np.nan, 0.2, 0.2]})])
+    claim = within(runs, "", "", "", value="test_error", where={}, lowest=0.1)
+    assert claim.verdict == UNDECIDED
