@@ -102,6 +102,8 @@ def test_a_margin_is_the_smallest_difference_that_counts(
 def test_no_two_networks_are_the_same_without_a_margin() -> None:
     with pytest.raises(ValueError, match="needs a margin"):
         judge([0.0, 0.0, 0.0], "same")
+    with pytest.raises(ValueError, match=r"margin -0\.1: no such expectation"):
+        judge([0.0, 0.0, 0.0], "higher", margin=-0.1)
 
 
 def test_what_was_not_run_was_not_tested() -> None:
@@ -268,3 +270,19 @@ def test_a_seed_that_lacks_one_of_its_values_leaves_bounds_undecided() -> None:
     runs = pd.concat([runs_of({20: [0.2, 0.21, 0.2]}), runs_of({20: [np.nan, 0.2, 0.2]})])
     claim = within(runs, "", "", "", value="test_error", where={}, lowest=0.1)
     assert claim.verdict == UNDECIDED
+
+
+def test_one_seed_has_a_value_and_no_interval() -> None:
+    runs = runs_of({20: [0.2], 56: [0.3]})
+    deep = {"model.depth": 56}
+    claim = within(runs, "", "", "", value="test_error", where=deep, lowest=0.1)
+    assert (claim.measured, claim.verdict) == ("30.00 % (1 seed)", UNDECIDED)
+    assert deeper(runs).measured.endswith("; difference +10.00 points (1 seed)")
+
+
+def test_a_measured_value_does_not_have_the_unit_of_the_metric() -> None:
+    runs = runs_of({20: [1.0, 1.0, 1.0], 56: [3.0, 3.0, 3.0]})
+    runs = runs.rename(columns={"test_error": "sharpness"})
+    settings = {"treatment": {"model.depth": 56}, "control": {"model.depth": 20}}
+    claim = compare(runs, "", "", "", value="sharpness", **settings, expected="higher")
+    assert claim.measured.startswith("depth 56 3 ± 0, depth 20 1 ± 0; difference +2 ± 0, 95 %")
