@@ -198,7 +198,7 @@ def test_a_trend_with_a_diverged_run_is_undecided() -> None:
     runs.loc[7, ["diverged", "test_error"]] = True, 0.9  # three seeds are left
     claim = trend(runs, "", "", "", value="test_error", where={}, expected="higher")
     assert claim.verdict == UNDECIDED
-    assert "depth 56: 30.33 ± 0.58 % (1 diverged)" in claim.measured
+    assert "56 layers: 30.33 ± 0.58 % (1 diverged)" in claim.measured
 
 
 def test_a_setting_is_not_compared_with_itself() -> None:
@@ -285,4 +285,4 @@ def test_a_measured_value_does_not_have_the_unit_of_the_metric() -> None:
     runs = runs.rename(columns={"test_error": "sharpness"})
     settings = {"treatment": {"model.depth": 56}, "control": {"model.depth": 20}}
     claim = compare(runs, "", "", "", value="sharpness", **settings, expected="higher")
-    assert claim.measured.startswith("depth 56 3 ± 0, depth 20 1 ± 0; difference +2 ± 0, 95 %")
+    assert claim.measured.startswith("56 layers: 3 ± 0; 20 layers: 1 ± 0; difference +2 ± 0, ")
