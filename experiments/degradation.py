@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from resjax.analysis import figures as draw
 from resjax.analysis.claims import Claim, compare, worse_and_better
 from resjax.analysis.final_values import FAILS, Published, by_depth
-from resjax.analysis.runs import describe, primary_metrics, training_column, varying
+from resjax.analysis.runs import primary_metrics, training_column, varying
+from resjax.analysis.setting_names import setting_names
 from resjax.sweeps import param, product
 
 PUBLISHED = (  # of networks of basic blocks
@@ -102,7 +103,7 @@ def network_names(runs: pd.DataFrame) -> pd.Series:
     several = runs.loc[residual, "model.shortcut"].nunique() > 1
     names = names.where(~(residual & several), names + ", " + runs["model.shortcut"])
     others = [name for name in varying(runs) if name not in ("model.depth", "model.shortcut")]
-    return names + ", " + describe(runs, others) if others else names
+    return names + ", " + setting_names(runs, others) if others else names
 
 
 def claims(runs: pd.DataFrame) -> list[Claim]:
@@ -110,7 +111,7 @@ def claims(runs: pd.DataFrame) -> list[Claim]:
     others = [name for name in varying(runs) if name not in ("model.depth", "model.shortcut")]
     if "model.block" not in others and not of_basic_blocks(runs):
         others.insert(0, "model.block")
-    groups = runs.groupby(describe(runs, others), sort=False) if others else [("", runs)]
+    groups = runs.groupby(setting_names(runs, others), sort=False) if others else [("", runs)]
     return [
         claim
         for setting, group in groups

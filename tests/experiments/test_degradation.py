@@ -110,10 +110,10 @@ def test_different_blocks_are_not_averaged() -> None:
     runs, curves = tables(seeds=(0, 1))
     runs["model.block"] = np.where(runs["seed"] == 0, "basic", "my.nets:Block")
     assert titles(figures(runs, curves)["degradation"]) == [
-        "plain, block basic",
-        "plain, block my.nets:Block",
-        "residual, block basic",
-        "residual, block my.nets:Block",
+        "plain, basic blocks",
+        "plain, my.nets:Block blocks",
+        "residual, basic blocks",
+        "residual, my.nets:Block blocks",
     ]
 
 
@@ -143,7 +143,7 @@ def test_claims_about_bottlenecks_name_them_and_quote_no_number_of_basic_blocks(
 ) -> None:
     runs = tables((20, 56))[0]
     found = claims(pd.concat([runs.assign(**{"model.block": b}) for b in ("bottleneck", *others)]))
-    bottlenecks = [claim for claim in found if claim.statement.endswith(" (block bottleneck)")]
+    bottlenecks = [claim for claim in found if claim.statement.endswith(" (bottleneck blocks)")]
     assert len(bottlenecks) == 5
     assert {claim.published for claim in bottlenecks} == {"no number for these blocks"}
     assert len(found) == 5 + 5 * len(others)
