@@ -378,6 +378,7 @@ def describe_section(section: Any, prefix: str = "") -> Iterator[str]:
 def commands_page() -> str:
     """Returns the reference of all commands."""
     parts = [
+        "---\nsearch:\n  boost: 2\n---",  # before pages that only use a command
         "# Commands",
         "`resjax COMMAND --help` prints the same. A command with a config takes an option for"
         " [every field](config.md) of it, `--config.FIELD=VALUE`. A mistake on the command line"

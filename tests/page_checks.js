@@ -22,8 +22,13 @@ for (const image of document.querySelectorAll("img, svg")) {
   const icon = image.tagName === "svg" && image.closest("a, button, label");
   if (!named && !icon && !image.closest("[aria-hidden=true]") && !image.parentElement.closest("svg")) add("no alt text", image);
 }
-for (const input of document.querySelectorAll("input, select, button, a")) {
+for (const input of document.querySelectorAll("input, select, button, a[href]")) {
   if (input.checkVisibility() && !name(input) && !input.labels?.length) add("control without a name", input);
+}
+for (const link of document.querySelectorAll("p a[href]")) {
+  const alone = link.textContent.trim() === link.closest("p").textContent.trim();
+  const marked = getComputedStyle(link).textDecorationLine.includes("underline");
+  if (link.checkVisibility() && !alone && !marked) add("link known by its color alone", link);
 }
 for (const frame of document.querySelectorAll("iframe")) {
   if (frame.checkVisibility() && !frame.title) add("frame without a title", frame);

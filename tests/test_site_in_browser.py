@@ -105,15 +105,16 @@ def test_a_first_visit_has_the_scheme_that_the_system_prefers(
 
 @pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize(
-    ("query", "page"),
+    ("query", "target"),
     [
-        ("model.branch_scale", "reference/config.html"),
-        ("resjax.load_runs", "reference/api.html"),
-        ("resjax.tasks.base.Task", "reference/api.html"),
+        ("model.branch_scale", "reference/config.html#model.branch_scale"),
+        ("resjax.load_runs", "reference/api.html#resjax.load_runs"),
+        ("resjax.tasks.base.Task", "reference/api.html#resjax.tasks.base.Task"),
+        ("resjax sweep", "reference/commands.html#resjax-sweep"),
     ],
 )
-def test_search_finds_a_dotted_name_first(
-    driver: Any, site: Path, query: str, page: str, served: bool
+def test_search_finds_the_reference_of_a_name_first(
+    driver: Any, site: Path, query: str, target: str, served: bool
 ) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
@@ -124,9 +125,10 @@ def test_search_finds_a_dotted_name_first(
         driver.find_element(By.CSS_SELECTOR, ".md-search__input").send_keys(query)
         # The first result is the page, below it are its sections.
         links = "return [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)"
-        expected = re.compile(rf"/{page}(\?.*)?#{query}$")
+        page, anchor = target.split("#")
+        expected = re.compile(rf"/{page}(\?.*)?#{anchor}$")
         WebDriverWait(driver, 20).until(
             lambda driver: any(map(expected.search, driver.execute_script(links)[:2])),
-            f"the page or its first section is not {page}#{query}",
+            f"the page or its first section is not {target}",
         )
         assert console(driver) == []

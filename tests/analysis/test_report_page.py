@@ -88,6 +88,8 @@ FAULTS = {
     "document.querySelector('p').style.color = '#888'": "contrast 3.54",
     "document.querySelector('p').style.opacity = 0.3": "contrast 1.",
     "document.querySelector('a').innerHTML = '<svg></svg>'": "control without a name",
+    "document.querySelector('p').innerHTML = 'the <a href=\"#\">runs</a>';"
+    "document.querySelector('p a').style.textDecoration = 'none'": "link known by its color alone",
     "document.querySelector('.themed text').style.fill = '#eee'": "contrast 1.16",
     "document.querySelector('h1').style.width = '3000px'": "horizontal overflow",
     "document.documentElement.lang = ''": "no language",
