@@ -21,14 +21,16 @@ NAVIGATION = re.findall(r"[\w/]+(?=\.md$)", (ROOT / "mkdocs.yml").read_text(), r
 REPORTS = [*map(report_path, sweeps())]
 PAGES = [*(f"{name}.html" for name in NAVIGATION), *REPORTS]
 
+pytestmark = pytest.mark.skipif(
+    "RESJAX_TEST_SITE" not in os.environ,
+    reason="needs RESJAX_TEST_SITE, the folder of a built site: make test-docs",
+)
+
 
 @pytest.fixture(scope="session")
 def site() -> Path:
     """Returns the folder of the built site."""
-    folder = os.environ.get("RESJAX_TEST_SITE")
-    if not folder:
-        pytest.skip("needs RESJAX_TEST_SITE, the folder of a built site: make test-docs")
-    return ROOT / folder
+    return ROOT / os.environ["RESJAX_TEST_SITE"]
 
 
 def scheme(driver: Any) -> str:
