@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from resjax.diagnostics import per_layer
-from resjax.diagnostics.forward import forward_values
+from resjax.diagnostics.forward import cosine, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel
 from resjax.models import layout
 from resjax.models.blocks import BasicBlock
@@ -135,6 +135,21 @@ def test_a_block_without_a_branch_is_the_identity_where_the_shape_stays(variable
     assert set(found["branch_share"].values()) == {0.0}
     # The inputs of all blocks are nonnegative already.
     assert list(found["input_output_cosine"].values()) == pytest.approx([1.0] * 3, rel=1e-5)
+
+
+def test_a_block_whose_output_is_zero_has_a_share_and_a_cosine_of_zero(variables):
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf * ("BatchNorm_1" not in layout.path_name(path)), variables
+    )
+    found = of(params, shortcut="none")
+    assert set(found["branch_share"].values()) == {0.0}
+    assert set(found["input_output_cosine"].values()) == {0.0}
+
+
+def test_outputs_of_fewer_channels_and_vectors_have_no_cosine():
+    assert cosine(IMAGES, IMAGES[..., :2]) == {}
+    assert cosine(IMAGES[:, 0, 0], IMAGES[:, 0, 0]) == {}
+    assert cosine(IMAGES, IMAGES)["cosine"] == pytest.approx(1, rel=1e-5)
 
 
 def test_a_relu_is_dead_if_it_is_zero_for_all_images_and_pixels(variables):
