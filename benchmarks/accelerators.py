@@ -281,30 +281,34 @@ over all devices; ResNet-50 is v1.5 of `configs/imagenet.py`, with 256 images pe
 
 ## Findings
 
-The programs of 2026-11-26 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
+The programs of 2026-11-27 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 
 - **bfloat16**: with `model.dtype=bfloat16`, no convolution has an operand in float32, on TPU and
   GPU, in training and in evaluation.
 - **The number of kernels limits small networks on a GPU.** At commit 96ed236 a step of ResNet-20 on
-  an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 260
-  since, and 0.84 ms are predicted: the arrays of one axis are one array between steps, so one
-  kernel updates them all (about 55 fewer), and BN sums once per pass (about 45 fewer). Tests
-  compare both with the earlier forms on CPU: the first is equal to the bit, the second but for
-  rounding. ResNet-110 has 1,427 kernels instead of 1,959. Of the 260, 59 are convolutions and
-  matrix products, 76 the two-stage sums of BN, and 21 the updates of filters.
+  an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 250
+  since, and 0.82 ms are predicted: the arrays of one axis are one array between steps, so one
+  kernel updates them all (about 55 fewer), BN sums once per pass (about 45 fewer), and it subtracts
+  its running mean, and not a pixel of the batch, before it sums (10 fewer). Tests compare these
+  with the earlier forms on CPU: the first is equal to the bit, the others but for rounding.
+  ResNet-110 has 1,372 kernels instead of 1,959. Of the 250, 59 are convolutions and matrix
+  products, 76 the two-stage sums of BN, 19 its inverse deviations, and 21 the updates of filters.
+  Filters of one shape as one array between steps save as many updates as they add copies, and
+  inverse deviations that are computed where they are used save no kernel.
 - **Scanned networks are slower on a GPU**: the loop copies parameters in and gradients out, and a
   step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
-  `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took three times
-  as long to compile as scanned.
-- **BN over devices** takes three collectives per layer, and two would suffice. The third sends one
-  pixel of the batch, which BN subtracts before it sums, from its device to the others. In ResNet-20
-  these are 19 of 60 collectives and take about 95 of the 2,150 us that are predicted for a step on
-  v5e.
+  `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took twice to
+  three times as long to compile as scanned. On v5e scanned ResNet-20 takes 1.2 times as long.
+- **BN over devices** takes two collectives per layer, one per pass, as on paper. At commit 96ed236
+  it took a third, which sent the pixel that BN subtracts from its device to the others: 19 of 60
+  collectives of ResNet-20, and about 95 of the 2,210 us that were predicted for a step on v5e.
+- **Random crops** are products with matrices of zeros and ones on a TPU. At commit 96ed236 the
+  windows were cut image by image, in a loop of small kernels, which took 160 of the 2,210 us. With
+  both changes a step of ResNet-20 on v5e is predicted to take 1.72 ms, of ResNet-56 3.93 instead of
+  5.54, and of ResNet-110 7.68 instead of 10.9.
 - **Sharded parameters** are gathered before each forward pass. At commit 96ed236 the compiler
   sharded activations by channels and rows instead, so that BN alone sent 24 MB, and a step of
   ResNet-20 was predicted to take 7.61 ms on v5e, 3.4 times as long as with replicated parameters.
-- **Random crops** run image by image on a TPU, in a loop of four small kernels, which take 160 of
-  the 2,150 us.
 - **Batches** are gathered by a sum of all their pixels over devices as 32-bit numbers: 1.57 MB for
   393 kB of pixels per step of ResNet-20, which is more than its gradients (1.08 MB).
 """
