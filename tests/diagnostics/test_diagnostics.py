@@ -16,7 +16,8 @@ import pytest
 
 import resjax
 from resjax.cli import main
-from resjax.config import default_config, override, resolve, to_dict
+from resjax.config import Diagnostics, default_config, override, resolve, to_dict
+from resjax.diagnostics import needs_forward
 from resjax.diagnostics.conformance import check_diagnostic
 from resjax.errors import UserError
 from resjax.models.layout import path_name, unrolled_paths
@@ -312,6 +313,19 @@ def test_the_context_is_that_of_the_next_step_after_clipping_momentum_and_freezi
     kernel, old = expected["kernel"], before["head"]["kernel"]
     ratio = (np.linalg.norm(kernel) / np.linalg.norm(old)) ** 2
     assert float(ratios["head/kernel"]) == pytest.approx(ratio, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("gradient_norm", "running_mean"), False),
+        (("gradient_norm", "dead_relu_share"), True),
+        (("all",), True),
+        (("own_diagnostics:update_ratio",), True),
+    ],
+)
+def test_the_forward_pass_is_recorded_if_a_diagnostic_may_use_it(names, expected):
+    assert needs_forward(Diagnostics(names=names)) is expected
 
 
 # Mistakes, and conformance.
