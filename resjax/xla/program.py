@@ -214,9 +214,9 @@ class Program:
         total, updated = 0, 0
         for number, buffers in enumerate(operands):
             users = [one for one in inner.values() if numbers.get(number) in one.operands]
-            if users and all(one.opcode in ("dynamic-slice", "slice", "gather") for one in users):
-                size = sum(one.results[0].bytes for one in users)
-                total += min(size, sum(b.bytes for b in buffers)) * (not buffers[0].fast)
+            sliced = self._sliced(inner, numbers.get(number, "")) if users else None
+            if sliced is not None:
+                total += min(sliced, sum(b.bytes for b in buffers)) * (not buffers[0].fast)
             elif users and all(_updates(one, numbers[number]) for one in users):
                 size = sum(_update_size(one, inner) for one in users)
                 total += size * (not buffers[0].fast)
@@ -225,6 +225,34 @@ class Program:
                 total += sum(buffer.traffic for buffer in buffers)
         written = sum(buffer.traffic for buffer in each.results)
         return total + max(written - updated, 0)
+
+    def _sliced(self, inner: dict[str, Instruction], name: str) -> int | None:
+        """Returns the bytes of the slices of an array that a computation reads.
+
+        None means that it reads the whole array. A fusion on a TPU has fusions within.
+        """
+        total = 0
+        for one in inner.values():
+            sizes: list[int | None] = []
+            if one.opcode in ("dynamic-slice", "slice", "gather") and one.operands[0] == name:
+                sizes = [one.results[0].bytes]
+            elif one.opcode == "bitcast" and name in one.operands:
+                sizes = [self._sliced(inner, one.name)]
+            elif one.opcode == "fusion":
+                within = self._computations[one.called or ""]
+                parameters = [each for each in within.values() if each.opcode == "parameter"]
+                sizes = [
+                    self._sliced(within, each.name)
+                    for each in parameters
+                    if one.operands[int(each.operands[0])] == name
+                ]
+            elif name in one.operands:
+                return None
+            for size in sizes:
+                if size is None:
+                    return None
+                total += size
+        return total
 
 
 def _unpadded(buffer: Buffer) -> int:

@@ -140,6 +140,47 @@ def test_the_predicted_time_is_that_of_the_longest_limit_of_each_kernel(tpu):
     assert Program(TPU).seconds(chip, "bfloat16") == pytest.approx(expected)
 
 
+SLICES = """\
+HloModule jit_f, is_scheduled=true
+
+%%slicing (all: f32[9,8,128], row: s32[]) -> f32[8,128] {
+  %%all.2 = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  %%row.2 = s32[]{:T(128)} parameter(1)
+  %%zero = s32[]{:T(128)} constant(0)
+  %%slice = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%%all.2, %%row.2, %%zero, %%zero), dynamic_slice_sizes={1,8,128}
+  ROOT %%one = f32[8,128]{1,0:T(8,128)} bitcast(%%slice)
+}
+
+%%fused (all: f32[9,8,128], row: s32[]) -> f32[8,128] {
+  %%all.1 = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  %%row.1 = s32[]{:T(128)} parameter(1)
+  %%flat = f32[9,8,128]{2,1,0:T(8,128)} bitcast(%%all.1)
+  %%inner = f32[8,128]{1,0:T(8,128)} fusion(%%flat, %%row.1), kind=kLoop, calls=%%slicing
+  %s
+}
+
+ENTRY %%main (all: f32[9,8,128], row: s32[]) -> f32[8,128] {
+  %%all = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  %%row = s32[]{:T(128)} parameter(1)
+  ROOT %%fusion = f32[8,128]{1,0:T(8,128)} fusion(%%all, %%row), kind=kLoop, calls=%%fused
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("root", "read"),
+    [
+        ("ROOT %out = f32[8,128]{1,0:T(8,128)} negate(%inner)", 1),
+        ("ROOT %out = f32[8,128]{1,0:T(8,128)} custom-call(%inner, %all.1)", 9),
+    ],
+    ids=["a slice", "the whole array"],
+)
+def test_a_slice_of_an_array_counts_alone_also_in_a_fusion_within_a_fusion(root, read):
+    [kernel] = Program(SLICES % root).kernels
+    row, index = 8 * 128 * 4, 4
+    assert kernel.traffic == read * row + row + index
+
+
 GPU = """\
 HloModule jit_f, is_scheduled=true
 
