@@ -107,6 +107,10 @@ def test_the_results_page_has_the_times_of_the_committed_sweeps() -> None:
         measuring = f"{found.measuring:.1f}" if found.measuring else "–"
         row = f"| {found.runs} | {found.training:.1f} | {measuring} | {found.two_workers:.1f} |"
         assert f"| `{folder.name}` {row}" in page
+    for folder in (DIGITS.parent / "fashion").iterdir():
+        found = committed_minutes(folder)
+        row = rf"\| `{folder.name}` \|[^|]+\| {found.runs} \| {found.training:.0f} \|"
+        assert re.search(row, page), row
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
