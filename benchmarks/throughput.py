@@ -423,7 +423,7 @@ on 2 cores of an AMD EPYC, jax 0.10.2, 2026-11-27, commit 1c28655.
 
 - **A 1x1 convolution as a matrix product**, forward and both gradients: 0.35 to 0.60. The product
   is the present form. A training step of ResNet-50 took 0.90 (4 images of 224 pixels) and 0.92 (16
-  of 64) of the time after the change (commit c711423); the tables below are older.
+  of 64) of the time after the change (commit c711423).
 - **The gradient of a 3x3 kernel** as nine products of shifted images: 0.75 with 32 channels, and
   1.07 to 1.39 with 16, 64 and 256; as one product of unfolded patches: 1.28 to 1.74. Not used.
 - **Winograd's F(2x2, 3x3)** as 16 matrix products: 3.58, 1.65 and 0.99 with 32, 64 and 256
