@@ -342,6 +342,16 @@ def recorded_feed(folder: Path) -> Literal["device", "stream"] | None:
     return None
 
 
+def recorded_loop(folder: Path) -> Literal["scan", "unroll"] | None:
+    """Returns the layout of a run's parameters when it began; None if no file says so."""
+    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
+        content = read_json_object(folder / "provenance.json")
+        # Without an entry, the run is of a time at which every network was scanned on CPU.
+        loop = content.get("loop", "scan" if content.get("device_kind") == "cpu" else None)
+        return loop if loop in ("scan", "unroll") else None
+    return None
+
+
 def read_divergence(folder: Path) -> Divergence | None:
     """Returns what a run folder's diverged.json says, or None without that file."""
     path = folder / "diverged.json"

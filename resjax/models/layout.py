@@ -44,6 +44,12 @@ def scanned(variables: Variables) -> Variables:
     return _map_stages(stack, variables)
 
 
+def is_scanned(variables: Variables) -> bool:
+    """Returns whether a network has blocks that are stacked for a scan."""
+    paths = (path_name(path) for path, _ in jax.tree.leaves_with_path(variables))
+    return any(re.search(r"\bstage\d+/blocks/", path) for path in paths)
+
+
 def path_name(path: Any) -> str:
     """Returns a pytree path as text: `stage4/block1/Conv_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -25,6 +25,7 @@ from resjax.run_files import (
     DeviceChange,
     device_changes,
     recorded_feed,
+    recorded_loop,
     recorded_threads,
     require_kind,
 )
@@ -280,6 +281,7 @@ class Run:
             provenance = {
                 "primary_metric": self.trainer.task.primary._asdict(),
                 "feed": feed(self.trainer.source),
+                "loop": self.trainer.loop,
                 **init_from_weights.provenance(self.config, self.trainer.initial_weights),
             }
             path = self.workdir / "provenance.json"
@@ -499,16 +501,20 @@ def restore_run(workdir: Path, which: str, warn: Warn) -> tuple[Trainer, Restore
 
 
 def _trainer_of(config: Config, workdir: Path) -> Trainer:
-    """Returns the trainer of a run, whose dataset is fed as when the run began.
+    """Returns the trainer of a run, with the feed and the layout with which the run began.
 
-    With `data.feed=auto` that depends on the number of devices and their memory, and the statistics
-    that normalize images depend on it.
+    With `data.feed=auto` the feed depends on the number of devices and their memory, and the
+    statistics that normalize images depend on the feed. With `model.loop=auto` the layout of the
+    parameters, which checkpoints have, depends on the platform and the version of JAX.
     """
-    trainer = trainer_for(config)
+    trainer, kept = trainer_for(config), config
     began = recorded_feed(workdir)
-    if config.data.feed != "auto" or began in (None, feed(trainer.source)):
-        return trainer
-    return trainer_for(replace(config, data=replace(config.data, feed=began)))
+    if config.data.feed == "auto" and began not in (None, feed(trainer.source)):
+        kept = replace(kept, data=replace(config.data, feed=began))
+    loop = recorded_loop(workdir)
+    if config.model.loop == "auto" and loop not in (None, trainer.loop):
+        kept = replace(kept, model=replace(config.model, loop=loop))
+    return trainer if kept is config else trainer_for(kept)
 
 
 def describe_compilation(trainer: Trainer, dispatches: Iterable[Dispatch]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from resjax.diagnostics.forward import FORWARD, forward_values
 from resjax.diagnostics.taps import PROBES, TappedModel, norms
 from resjax.errors import UserError
 from resjax.models.count import Counts, count, multiply_adds
-from resjax.models.layout import path_name, unrolled_paths
+from resjax.models.layout import is_scanned, path_name, unrolled_paths
 from resjax.models.resnet import build
 from resjax.tasks import make_task
 from resjax.tasks.base import Batch
@@ -146,6 +146,11 @@ class Trainer:
         changed.source = self.source.with_config(changed.config)
         changed._executables = {}
         return changed
+
+    @property
+    def loop(self) -> Literal["scan", "unroll"]:
+        """The value of `model.loop` that makes a network with these parameters."""
+        return "scan" if is_scanned(self.shapes["params"]) else "unroll"
 
     # States.
 

@@ -15,6 +15,7 @@ import pytest
 import resjax
 from resjax.analysis.report import write_report
 from resjax.errors import UserError
+from resjax.models import resnet
 from resjax.run_files import device_changes
 from resjax.train import sources
 from resjax.train import trainer as trainers
@@ -279,6 +280,30 @@ def test_a_dataset_goes_on_as_a_stream_if_the_run_began_with_one(
         tmp_path / "whole" / "metrics.jsonl"
     ).read_bytes()
     assert evaluate(folder)["test_loss"] == evaluate(tmp_path / "whole")["test_loss"]
+
+
+@pytest.mark.parametrize("loop", ["scan", "unroll"])
+def test_a_network_keeps_the_layout_with_which_the_run_began(
+    loop, configure, stop_early, tmp_path, monkeypatch
+):
+    """Other platforms and versions of JAX have another `model.loop=auto`."""
+    config = configure(SHORT | {"model.depth": 14, "train.steps": 6, "train.eval_every": 6})
+
+    def choose(auto):
+        chosen = {"auto": auto == "scan", "scan": True, "unroll": False}
+        monkeypatch.setattr(resnet, "uses_scan", lambda loop, stages: chosen[loop])
+        cached = lru_cache(maxsize=2)(trainers._cached_trainer.__wrapped__)
+        monkeypatch.setattr(trainers, "_cached_trainer", cached)  # of another machine
+
+    choose(auto=loop)
+    train(config, tmp_path / "whole")
+    stop_early(config, tmp_path / "run")
+    choose(auto={"scan": "unroll", "unroll": "scan"}[loop])
+    train(config, tmp_path / "run")
+    whole, run = (tmp_path / name / "metrics.jsonl" for name in ("whole", "run"))
+    assert run.read_bytes() == whole.read_bytes()
+    assert evaluate(tmp_path / "run")["test_loss"] == evaluate(tmp_path / "whole")["test_loss"]
+    assert provenance(tmp_path / "run")["loop"] == loop
 
 
 def launch(step, devices, kind="cpu", **more):

@@ -44,8 +44,14 @@ def test_loop_auto_asks_the_target():
     with on("tpu"):
         assert not uses_scan("auto", (9, 9, 9))
         assert uses_scan("auto", (200, 200, 200))
+
+
+@pytest.mark.parametrize(("version", "scans"), [((0, 10, 2), True), ((0, 12, 0), False)])
+def test_on_cpu_loop_auto_depends_on_the_version_of_jax(version, scans, monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", version)
     with on("cpu"):
-        assert uses_scan("auto", (9, 9, 9))
+        assert uses_scan("auto", (9, 9, 9)) == scans
+        assert uses_scan("auto", (200, 200, 200))
 
 
 def test_compile_options_for_a_cpu_are_not_given_to_other_compilers():
