@@ -49,4 +49,4 @@ def test_plain_and_residual_networks_are_compared_at_equal_depths_after_the_last
     smaller, deeper = EXPERIMENT["claims"](runs, pd.concat(tables))
     assert (smaller.verdict, deeper.verdict) == ("agrees", "agrees")
     assert "residual: 2.02" in smaller.measured
-    assert "plain 4.02" in smaller.measured
+    assert "plain: 4.02" in smaller.measured

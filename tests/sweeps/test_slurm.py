@@ -156,8 +156,10 @@ def test_interrupted_workers_change_no_result_and_train_each_run_once(
         for task in stops.keys() - stopped.keys():
             if paused := watch.pause(task):
                 stopped[task], process = paused
+                worker = Path(f"/proc/{parent(process)}")
                 stops[task](task, process)
-                slurm.wait(lambda process=process: signalled(process))
+                # SLURM may lose sight of the run's process once its worker has been killed.
+                slurm.wait(lambda p=process, w=worker: signalled(p) or not w.exists())
                 go_on(process)
         return stopped.keys() == stops.keys()
 
