@@ -238,7 +238,7 @@ def test_joined_vectors_are_one_array_of_the_loop_and_change_no_number():
             for each in jax.make_jaxpr(take)(state, batches).eqns
             if each.primitive.name == "scan"
         )
-        carried.append(loop.params["num_carry"])
+        carried.append(len(loop.outvars))
     equal(*((without_key(state), metrics) for state, metrics in found))
     vectors = sum(leaf.ndim == 1 for leaf in jax.tree.leaves(without_key(state)._replace(key=None)))
     assert carried[0] - carried[1] == vectors - 1 > 20
