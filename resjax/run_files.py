@@ -328,28 +328,29 @@ def experiment_name(experiment: Path) -> str:
 
 def recorded_threads(folder: Path) -> int | None:
     """Returns the number of CPU threads with which a run began; None if no file says so."""
-    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
-        threads = read_json_object(folder / "provenance.json").get("threads")
-        return threads if type(threads) is int and threads > 0 else None
-    return None
+    threads = _provenance(folder).get("threads")
+    return threads if type(threads) is int and threads > 0 else None
 
 
 def recorded_feed(folder: Path) -> Literal["device", "stream"] | None:
     """Returns how a run's dataset was fed when it began; None if no file says so."""
-    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
-        feed = read_json_object(folder / "provenance.json").get("feed")
-        return feed if feed in ("device", "stream") else None
-    return None
+    feed = _provenance(folder).get("feed")
+    return feed if feed in ("device", "stream") else None
 
 
 def recorded_loop(folder: Path) -> Literal["scan", "unroll"] | None:
-    """Returns the layout of a run's parameters when it began; None if no file says so."""
-    with contextlib.suppress(OSError, DamagedFileError):  # a damaged file is replaced
-        content = read_json_object(folder / "provenance.json")
-        # Without an entry, the run is of a time at which every network was scanned on CPU.
-        loop = content.get("loop", "scan" if content.get("device_kind") == "cpu" else None)
-        return loop if loop in ("scan", "unroll") else None
-    return None
+    """Returns whether a run began with scanned or unrolled blocks; None if no file says so."""
+    content = _provenance(folder)
+    # Runs from before this entry scanned every network on CPU.
+    loop = content.get("loop", "scan" if content.get("device_kind") == "cpu" else None)
+    return loop if loop in ("scan", "unroll") else None
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Returns the content of provenance.json; empty if it is missing or damaged."""
+    with contextlib.suppress(OSError, DamagedFileError):
+        return read_json_object(folder / "provenance.json")
+    return {}
 
 
 def read_divergence(folder: Path) -> Divergence | None:

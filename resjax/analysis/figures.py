@@ -599,7 +599,8 @@ def narrow(figure: Figure) -> bool:
     """Rearranges a figure for a column: its panels below each other, as wide as one column.
 
     Returns:
-        Whether the figure was made narrow. A figure with a color bar, for example, stays as it is.
+        Whether the figure fits a column now. A figure that cannot be rearranged, such as one with a
+        color bar, is left unchanged.
     """
     width, height = figure.get_size_inches()
     if width <= COLUMN_WIDTH:

@@ -90,7 +90,7 @@ def _normalized(
     """Returns normalized images in float32, and mean and variance of the shifted images.
 
     The mean of x**2 minus the squared mean of x cancels if the mean is many deviations from zero.
-    So a value near the images is subtracted first; then one pass over them is enough.
+    So a value close to their mean is subtracted first; then one pass over them is enough.
 
     The gradients (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3) need the images and two sums
     over them, so a plain network stores 5.1 bytes per output of a convolution in bfloat16 and 9.4
@@ -101,7 +101,7 @@ def _normalized(
       x: images, in groups that are normalized separately.
       scale: multiplies the normalized images.
       bias: is added to them.
-      shift: a value near the images; it affects nothing but rounding, and counts as a constant.
+      shift: a value close to the images' mean; it only affects rounding, and is not differentiated.
       epsilon: is added to the variance.
       devices: the axis of a `pmap` and the groups of devices on it that share statistics (None for
         all); None if each device computes its own.
@@ -172,13 +172,13 @@ class _Gradient:
 
 
 def _shift(x: Float[Array, "*groups n h w c"], running_mean: Array, devices: Devices) -> Array:
-    """Returns a value near those of the images, the same on all devices.
+    """Returns a value per channel close to the images' mean, the same on all devices.
 
-    On CPU it is the central pixel of the first image, which is near them from the first step on.
-    Elsewhere it is the running mean. Problem: a pixel takes a collective per layer, or a kernel on
-    a single GPU. Effect of the running mean: a predicted step of ResNet-20 on four chips of TPU v5e
-    takes 1.88 instead of 2.15 ms. Until the running mean has come near, in the first tens of steps
-    of a new network, variances are as exact as those of Flax, whose shift is always zero.
+    On CPU it is the central pixel of the first image, which is close from the first step on. On
+    accelerators it is the running mean. Problem: a pixel costs a collective per layer, or a kernel
+    on a single GPU. Effect of the running mean: a step of ResNet-20 on four chips of TPU v5e is
+    predicted to take 1.88 instead of 2.15 ms. In the first tens of steps of a new network, while
+    the running mean is still far off, variances are as exact as those of Flax, which shifts by 0.
     """
     if platform() != "cpu":
         return running_mean

@@ -404,11 +404,12 @@ def class_of(bound: Any) -> Any:
 def uses_scan(loop: str, stages: Sequence[int]) -> bool:
     """Returns whether a network scans over the equal blocks of a stage.
 
-    "auto" unrolls networks of up to 100 blocks; more take many minutes to compile unrolled. With
-    jax 0.12, ResNet-20, 56 and 110 take 1.2, 1.2 and 1.1 times as long per step on CPU if they are
-    scanned (docs/throughput.md); on a GPU, where a scan copies parameters in and gradients out, and
-    on a TPU twice as long is predicted (docs/accelerators.md). With earlier versions "auto" always
-    scans on CPU: the scan runs as fast and compiles several times faster.
+    "auto" unrolls networks of up to 100 blocks and scans deeper ones, which would compile for many
+    minutes. On CPU with jax 0.12, scanned ResNet-20, 56 and 110 take 1.2, 1.2 and 1.1 times as long
+    per step as unrolled ones (docs/throughput.md). On a GPU, where a scan copies parameters in and
+    gradients out, they are predicted to take twice as long, and on a TPU 1.2 to 2.2 times
+    (docs/accelerators.md). On CPU with earlier versions "auto" always scans: a scan runs as fast
+    and compiles several times faster.
     """
     if loop == "auto":
         always = platform() == "cpu" and jax.__version_info__ < (0, 12)

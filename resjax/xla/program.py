@@ -229,7 +229,8 @@ class Program:
     def _sliced(self, inner: dict[str, Instruction], name: str) -> int | None:
         """Returns the bytes of the slices of an array that a computation reads.
 
-        None means that it reads the whole array. A fusion on a TPU has fusions within.
+        Fusions on a TPU contain fusions, which are searched too. None means that the computation
+        reads the whole array.
         """
         total = 0
         for one in inner.values():
