@@ -22,6 +22,7 @@ from resjax.models.activation import relu
 from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, Bias, GroupNorm
+from resjax.xla.pooling import max_pool
 from resjax.xla.target import platform
 
 Images = Float[Array, "n h w c"]
@@ -274,7 +275,7 @@ class Stem(nn.Module):
             return nn.avg_pool(x, (2, 2), (2, 2))
         if self.pool != "none":
             border, strides = (0 if self.kind == "bit" else 1), (1 if self.pool == "blur" else 2)
-            x = nn.max_pool(x, (3, 3), (strides,) * 2, padding=((border, border),) * 2)
+            x = max_pool(x, 3, strides, border)
         return blur(x) if self.pool == "blur" else x
 
 
