@@ -341,7 +341,7 @@ def recorded_feed(folder: Path) -> Literal["device", "stream"] | None:
 def recorded_loop(folder: Path) -> Literal["scan", "unroll"] | None:
     """Returns whether a run began with scanned or unrolled blocks; None if no file says so."""
     content = _provenance(folder)
-    # Runs from before this entry scanned every network on CPU.
+    # Earlier versions of resjax scanned every network on CPU, and had no such entry at first.
     loop = content.get("loop", "scan" if content.get("device_kind") == "cpu" else None)
     return loop if loop in ("scan", "unroll") else None
 

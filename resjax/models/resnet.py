@@ -23,7 +23,6 @@ from resjax.models.blocks import blur
 from resjax.models.convolution import conv as convolution
 from resjax.models.normalization import BatchNorm, Bias, GroupNorm
 from resjax.xla.pooling import max_pool
-from resjax.xla.target import platform
 
 Images = Float[Array, "n h w c"]
 
@@ -406,16 +405,11 @@ def uses_scan(loop: str, stages: Sequence[int]) -> bool:
     """Returns whether a network scans over the equal blocks of a stage.
 
     "auto" unrolls networks of up to 100 blocks and scans deeper ones, which would compile for many
-    minutes. On CPU with jax 0.12, scanned ResNet-20, 56 and 110 take 1.2, 1.2 and 1.1 times as long
-    per step as unrolled ones (docs/throughput.md). On a GPU, where a scan copies parameters in and
-    gradients out, they are predicted to take twice as long, and on a TPU 1.2 to 2.2 times
-    (docs/accelerators.md). On CPU with earlier versions "auto" always scans: a scan runs as fast
-    and compiles several times faster.
+    minutes. On CPU, scanned ResNet-20, 56 and 110 take TODO times as long per step as unrolled ones
+    (docs/throughput.md). On a GPU, where a scan copies parameters in and gradients out, they are
+    predicted to take twice as long, and on a TPU 1.2 to 2.2 times (docs/accelerators.md).
     """
-    if loop == "auto":
-        always = platform() == "cpu" and jax.__version_info__ < (0, 12)
-        return always or sum(stages) > 100
-    return loop == "scan"
+    return sum(stages) > 100 if loop == "auto" else loop == "scan"
 
 
 def build(name_or_config: str | Mapping[str, Any] | Any, **overrides: Any) -> ResNet:

@@ -505,7 +505,7 @@ def _trainer_of(config: Config, workdir: Path) -> Trainer:
 
     With `data.feed=auto` the feed depends on the number of devices and their memory, and the
     statistics that normalize images depend on the feed. With `model.loop=auto` the layout of the
-    parameters, which checkpoints have, depends on the platform and the version of JAX.
+    parameters, which checkpoints have, was another one in earlier versions of resjax.
     """
     trainer, kept = trainer_for(config), config
     began = recorded_feed(workdir)

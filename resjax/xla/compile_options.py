@@ -20,10 +20,15 @@ def quick_compile() -> dict[str, Any] | None:
 
     Problem: random numbers for a few dozen kernels take several seconds to compile.
     Effect: without optimization they take a sixth of that.
+
+    Problem (jax 0.10): fused loops go through a compiler of their own. Effect without it: small
+    programs compile in half of the time. Their transposes are six times slower, so training steps
+    keep it. Later versions have no such option.
     """
     if platform() != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0, **_code_generation()}
+    options = {"xla_backend_optimization_level": 0, **_parallel_compile()}
+    return options | ({"xla_cpu_use_fusion_emitters": False} if OLD_JAX else {})
 
 
 def step_compile() -> dict[str, Any] | None:
@@ -49,7 +54,7 @@ def step_compile() -> dict[str, Any] | None:
     options = {
         "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,
-        **_code_generation(),
+        **_parallel_compile(),
     }
     if OLD_JAX and threads() == 1:
         return options
@@ -57,12 +62,6 @@ def step_compile() -> dict[str, Any] | None:
     return options | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def _code_generation() -> dict[str, Any]:
-    """Returns how XLA hands a program to LLVM: in as many parts as there are cores.
-
-    Problem (jax 0.10): fused loops go through a compiler of their own. Effect without it: scanned
-    networks compile in four fifths of the time and run as fast; unrolled ones of 110 layers take
-    twice as long to compile, but on CPU networks are scanned. jax 0.12 has no such option.
-    """
-    parts = {"xla_cpu_parallel_codegen_split_count": min(32, threads())}
-    return parts | ({"xla_cpu_use_fusion_emitters": False} if OLD_JAX else {})
+def _parallel_compile() -> dict[str, Any]:
+    """Returns in how many parts XLA hands a program to LLVM: as many as there are cores."""
+    return {"xla_cpu_parallel_codegen_split_count": min(32, threads())}

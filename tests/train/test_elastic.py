@@ -286,7 +286,7 @@ def test_a_dataset_goes_on_as_a_stream_if_the_run_began_with_one(
 def test_a_network_keeps_the_layout_with_which_the_run_began(
     loop, configure, stop_early, tmp_path, monkeypatch
 ):
-    """Other platforms and versions of JAX have another `model.loop=auto`."""
+    """Earlier versions of resjax had another `model.loop=auto` on CPU."""
     config = configure(SHORT | {"model.depth": 14, "train.steps": 6, "train.eval_every": 6})
 
     def choose(auto):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resjax.models.resnet import build, uses_scan
+from resjax.models.resnet import build
 from resjax.train.estimate import forward_seconds
 from resjax.train.parallel import device_memory
 from resjax.train.plan import plan
@@ -38,20 +38,6 @@ def test_convolutions_for_an_accelerator_have_the_gradients_of_jax(platform):
 
 def test_convolutions_for_a_cpu_have_fast_gradients():
     assert "fast_convolution" in primitives("cpu")
-
-
-def test_loop_auto_asks_the_target():
-    with on("tpu"):
-        assert not uses_scan("auto", (9, 9, 9))
-        assert uses_scan("auto", (200, 200, 200))
-
-
-@pytest.mark.parametrize(("version", "scans"), [((0, 10, 2), True), ((0, 12, 0), False)])
-def test_on_cpu_loop_auto_depends_on_the_version_of_jax(version, scans, monkeypatch):
-    monkeypatch.setattr(jax, "__version_info__", version)
-    with on("cpu"):
-        assert uses_scan("auto", (9, 9, 9)) == scans
-        assert uses_scan("auto", (200, 200, 200))
 
 
 def test_compile_options_for_a_cpu_are_not_given_to_other_compilers():
