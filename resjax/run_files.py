@@ -322,8 +322,13 @@ def experiment_name(experiment: Path) -> str:
     """Returns the name of an experiment: that of its file, even for the copy in a sweep folder."""
     plan = experiment.with_name("sweep.json")
     if experiment.name == "experiment.py" and plan.exists():
-        return str(read_json_object(plan).get("experiment"))
+        return planned_experiment(plan)
     return experiment.stem
+
+
+def planned_experiment(plan: Path) -> str:
+    """Returns the name of the experiment that a sweep.json plans."""
+    return str(read_json_object(plan).get("experiment"))
 
 
 def recorded_threads(folder: Path) -> int | None:

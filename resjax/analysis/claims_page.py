@@ -21,7 +21,7 @@ from resjax.analysis.experiment_figures import experiment_of, load_experiment, l
 from resjax.analysis.runs import load_runs
 from resjax.disk import write_atomically
 from resjax.errors import UserError
-from resjax.run_files import read_json_object
+from resjax.run_files import planned_experiment
 
 HEADER = """# Claims
 
@@ -56,7 +56,7 @@ def judge_results(results: Path, experiments: Path) -> list[Judged]:
         damaged.
     """
     judged = []
-    plans = sorted(results.rglob("sweep.json"), key=lambda plan: (_experiment_name(plan), plan))
+    plans = sorted(results.rglob("sweep.json"), key=lambda plan: (planned_experiment(plan), plan))
     if not plans:
         raise UserError(f"{results}: no sweep folder here")
     for plan in plans:
@@ -67,10 +67,6 @@ def judge_results(results: Path, experiments: Path) -> list[Judged]:
         claims = experiment.claims(load_tables(runs, experiment.file))
         judged.append(Judged(experiment.file, experiment.title, recipe(runs), claims))
     return judged
-
-
-def _experiment_name(plan: Path) -> str:
-    return str(read_json_object(plan).get("experiment"))
 
 
 def recipe(runs: pd.DataFrame) -> str:

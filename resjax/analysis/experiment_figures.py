@@ -22,7 +22,7 @@ from resjax.analysis.runs import (
     load_measurements,
 )
 from resjax.errors import UserError, error_in
-from resjax.run_files import experiment_name, read_json_object
+from resjax.run_files import experiment_name, planned_experiment
 
 LONGEST_NAME = 100  # of a figure, whose name becomes a file's
 
@@ -137,7 +137,7 @@ def _call(name: str, function: Callable[..., Any], tables: Tables) -> Any:
 
 def experiment_of(sweep: Path, experiments: Path) -> Path:
     """Returns the experiment file of a sweep folder: that in `experiments`, or else its copy."""
-    file = experiments / f"{read_json_object(sweep / 'sweep.json').get('experiment')}.py"
+    file = experiments / f"{planned_experiment(sweep / 'sweep.json')}.py"
     copy = sweep / "experiment.py"
     return copy if copy.exists() and not file.exists() else file
 
@@ -152,7 +152,7 @@ def load_experiment(file: Path) -> Experiment:
         raise UserError(f"{file}: no such experiment file")
     with _errors_in(file):
         names = runpy.run_path(str(file), run_name="experiment")
-    title, _, claim = (names.get("__doc__") or file.stem).strip().partition("\n")
+    title, _, claim = (names.get("__doc__") or experiment_name(file)).strip().partition("\n")
     functions = map(names.get, ("figures", "claims", "measure"))
     return Experiment(file, title.rstrip("."), claim, *functions)
 

@@ -129,6 +129,14 @@ def test_an_experiment_defines_title_claim_and_figures(make_sweep: Maker) -> Non
     assert not (root / "__pycache__").exists()
 
 
+def test_a_copied_experiment_without_docstring_has_its_own_name(make_sweep: Maker) -> None:
+    root = make_sweep(points=5)
+    (root / "experiment.py").write_text("def figures(runs):\n    return {}\n")
+    plan = json.loads((root / "sweep.json").read_text())
+    (root / "sweep.json").write_text(json.dumps(plan | {"experiment": "wide_networks"}))
+    assert "wide_networks" in Page(write_report(root)).text["header"]
+
+
 CLAIMS = """
 from resjax.analysis.claims import Claim, compare
 
