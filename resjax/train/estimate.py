@@ -8,7 +8,10 @@ from resjax.machine import threads
 from resjax.xla.target import platform
 
 SECONDS_AT_ONCE = 4.0  # estimated time of the work that a device gets at once, if it is divisible
-CORE_FLOPS = 2e10  # operations per second of a CPU core: 1e10 in narrow networks, 4e10 in wide ones
+# Operations per second of a CPU core. On an AMD EPYC with AVX-512 training does 6e10 (width 8) to
+# 13e10 (ResNet-50), and other CPUs are slower. Problem: each dispatch touches new pages of memory,
+# which costs ResNet-56 a third of its speed if every step is dispatched alone.
+CORE_FLOPS = 5e10
 ACCELERATOR_FLOPS = 1e12  # a lower bound for accelerators in use today
 LAYER_SECONDS = 7e-5  # of a layer so small that its operations take no time
 
