@@ -407,8 +407,9 @@ in the same way, so shares of the roofline are rough on a machine with other use
   can be faster.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
-- **one per dispatch**: the bare step with one dispatch per step; everywhere else one dispatch runs
-  many steps, as set by `train.log_every`.
+- **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
+  many steps: at most `train.log_every`, and at most those of an estimated four seconds. On CPU each
+  dispatch touches new pages of memory, up to 1 GB of them here.
 - **run**: the whole of `resjax train` except evaluation, the first dispatch and checkpoints, and
   its share of the step. The cost of a checkpoint is in [chaos.md](chaos.md).
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and the speed of
@@ -416,18 +417,31 @@ in the same way, so shares of the roofline are rough on a machine with other use
 
 ![Compile time against depth](throughput.svg)
 
-## Forms of a convolution on CPU
+## Forms of layers on CPU
 
 The time of a layer in another form relative to the present one: `python benchmarks/convolutions.py`
-on 2 cores of an AMD EPYC, jax 0.10.2, 2026-11-27, commit 1c28655.
+on 2 cores of an AMD EPYC, jax 0.10.2 and 0.12.0, 2026-11-27, commit 021247a.
 
-- **A 1x1 convolution as a matrix product**, forward and both gradients: 0.35 to 0.60. The product
-  is the present form. A training step of ResNet-50 took 0.90 (4 images of 224 pixels) and 0.92 (16
-  of 64) of the time after the change (commit c711423).
-- **The gradient of a 3x3 kernel** as nine products of shifted images: 0.75 with 32 channels, and
-  1.07 to 1.39 with 16, 64 and 256; as one product of unfolded patches: 1.28 to 1.74. Not used.
-- **Winograd's F(2x2, 3x3)** as 16 matrix products: 3.58, 1.65 and 0.99 with 32, 64 and 256
-  channels. Not used.
+The present forms:
+
+- **A 1x1 convolution is a matrix product.** As a convolution it takes 1.9 to 4.5 times as long,
+  forward and both gradients.
+- **Gradients of strided convolutions have no zeros.** With zeros between the pixels of the output's
+  gradient, that of the kernel takes 2.7 to 3.4 times as long and that of the images 1.3 to 3.1.
+- **A maximum over windows is one over columns and then rows.** Flax's takes 2.7 to 3.5 times as
+  long, forward and gradient.
+
+Forms that are not used:
+
+- **The gradient of a 3x3 kernel** as nine products of shifted images: 0.9 with 32 channels, 1.5 to
+  2.7 with 16, 64 and 256. As one product of unfolded patches: 1.5 to 3.5. As one product of images
+  shifted by columns and slopes shifted by rows: 0.6 to 0.7 with 32 channels, 1.2 to 2.0 with
+  others. For two columns at once: 0.55 with 32 channels, 1.1 to 1.35 with others,
+  but 0.94 with 32 channels on one thread.
+- **Winograd's F(2x2, 3x3)** as 16 matrix products: 2.0 to 2.7 with 32 channels, 0.9 to 1.4 with 64,
+  and with 256 0.95 (jax 0.10) and 0.65 (jax 0.12).
+- **oneDNN**, an experimental option of XLA that jax 0.10 ignores: 0.96 to 1.14 for 3x3
+  convolutions and 0.95 to 1.45 for the gradients of their kernels.
 """
 SPEED = (
     *("network", "batch", "dtype", "roofline", "step", "of roofline"),

@@ -405,7 +405,7 @@ def uses_scan(loop: str, stages: Sequence[int]) -> bool:
     """Returns whether a network scans over the equal blocks of a stage.
 
     "auto" unrolls networks of up to 100 blocks and scans deeper ones, which would compile for many
-    minutes. On CPU, scanned ResNet-20, 56 and 110 take about 1.25 times as long per step as
+    minutes. On CPU, scanned ResNet-20, 56 and 110 take 1.2 to 1.4 times as long per step as
     unrolled ones (docs/throughput.md). On a GPU, where a scan copies parameters in and gradients
     out, they are predicted to take twice as long, and on a TPU 1.2 to 2.2 times
     (docs/accelerators.md).
