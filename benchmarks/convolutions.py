@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py
 
 Prints, for layers of ResNets, the time of each form relative to the present one: the ratio of the
-shortest times over rounds in which the forms take turns, each as four iterations of a scan. For the
-forms of oneDNN see XLA's option: jax 0.12 has them and jax 0.10 ignores it.
+shortest times over rounds in which the forms take turns, each as four iterations of a scan. An
+experimental option of XLA selects oneDNN; jax 0.10 ignores it.
 """
 
 import argparse
