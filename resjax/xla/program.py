@@ -208,7 +208,7 @@ class Program:
             return sum(buffer.traffic for buffer in each.results[:2])
         if each.opcode in ("dynamic-slice", "slice", "gather"):
             return sum(buffer.traffic for buffer in each.results) * 2
-        inner = self._computations.get(each.called or "", {}) if each.opcode == "fusion" else {}
+        inner = self._unaliased(each.called or "") if each.opcode == "fusion" else {}
         parameters = [one for one in inner.values() if one.opcode == "parameter"]
         numbers = {int(one.operands[0]): one.name for one in parameters if one.operands}
         total, updated = 0, 0
@@ -226,6 +226,24 @@ class Program:
         written = sum(buffer.traffic for buffer in each.results)
         return total + max(written - updated, 0)
 
+    def _unaliased(self, computation: str) -> dict[str, Instruction]:
+        """Returns a computation's instructions, without fusions that only change an array's tiling.
+
+        On a TPU such a fusion within another one shares the memory of its operand.
+        """
+        inner = self._computations.get(computation, {})
+        aliases = {
+            one.name: one.operands[0]
+            for one in inner.values()
+            if one.opcode == "fusion" and "output_to_operand_aliasing" in one.attributes
+            if {each.opcode for each in self._inside(one.called)} <= {"parameter", "copy"}
+        }
+        return {
+            one.name: one._replace(operands=tuple(aliases.get(o, o) for o in one.operands))
+            for one in inner.values()
+            if one.name not in aliases
+        }
+
     def _sliced(self, inner: dict[str, Instruction], name: str) -> int | None:
         """Returns the bytes of the slices of an array that a computation reads.
 
@@ -240,7 +258,7 @@ class Program:
             elif one.opcode == "bitcast" and name in one.operands:
                 sizes = [self._sliced(inner, one.name)]
             elif one.opcode == "fusion":
-                within = self._computations[one.called or ""]
+                within = self._unaliased(one.called or "")
                 parameters = [each for each in within.values() if each.opcode == "parameter"]
                 sizes = [
                     self._sliced(within, each.name)

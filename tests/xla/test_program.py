@@ -181,6 +181,38 @@ def test_a_slice_of_an_array_counts_alone_also_in_a_fusion_within_a_fusion(root,
     assert kernel.traffic == read * row + row + index
 
 
+TILING = """\
+HloModule jit_f, is_scheduled=true
+
+%retile (all: f32[9,8,128]) -> f32[9,8,128] {
+  %all.2 = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  ROOT %copy = f32[9,8,128]{2,1,0:T(4,128)} copy(%all.2)
+}
+
+%fused (all: f32[9,8,128], row: s32[], new: f32[1,8,128]) -> f32[9,8,128] {
+  %all.1 = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  %row.1 = s32[]{:T(128)} parameter(1)
+  %new.1 = f32[1,8,128]{2,1,0:T(8,128)} parameter(2)
+  %tiled = f32[9,8,128]{2,1,0:T(4,128)} fusion(%all.1), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%retile
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %out = f32[9,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%tiled, %new.1, %row.1, %zero, %zero)
+}
+
+ENTRY %main (all: f32[9,8,128], row: s32[], new: f32[1,8,128]) -> f32[9,8,128] {
+  %all = f32[9,8,128]{2,1,0:T(8,128)} parameter(0)
+  %row = s32[]{:T(128)} parameter(1)
+  %new = f32[1,8,128]{2,1,0:T(8,128)} parameter(2)
+  ROOT %fusion = f32[9,8,128]{2,1,0:T(8,128)} fusion(%all, %row, %new), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_an_update_of_a_slice_counts_alone_also_if_the_array_has_another_tiling():
+    [kernel] = Program(TILING).kernels
+    row, index = 8 * 128 * 4, 4
+    assert kernel.traffic == 2 * row + row + index  # the slice is read too, as for every update
+
+
 GPU = """\
 HloModule jit_f, is_scheduled=true
 
