@@ -299,7 +299,7 @@ The programs of 2026-11-27 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
   step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
   `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took twice to
   three times as long to compile as scanned. On v5e, too, scanned networks of 20, 56 and 110 layers
-  are predicted to take 1.2, 1.9 and 2.2 times as long as unrolled ones.
+  are predicted to take 1.2, 1.9 and 2.1 times as long as unrolled ones.
 - **BN over devices** takes two collectives per layer, one per pass, as on paper. At commit 96ed236
   it took a third, which sent the pixel that BN subtracts from its device to the others: 19 of 60
   collectives of ResNet-20, and about 95 of the 2,210 us that were predicted for a step on v5e.

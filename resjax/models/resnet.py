@@ -407,7 +407,7 @@ def uses_scan(loop: str, stages: Sequence[int]) -> bool:
     "auto" unrolls networks of up to 100 blocks and scans deeper ones, which would compile for many
     minutes. On CPU, scanned ResNet-20, 56 and 110 take 1.2 to 1.4 times as long per step as
     unrolled ones (docs/throughput.md). On a GPU, where a scan copies parameters in and gradients
-    out, they are predicted to take twice as long, and on a TPU 1.2 to 2.2 times
+    out, they are predicted to take twice as long, and on a TPU 1.2 to 2.1 times
     (docs/accelerators.md).
     """
     return sum(stages) > 100 if loop == "auto" else loop == "scan"
