@@ -102,7 +102,7 @@ def by_taps(x, kernel, strides, padding):
     """Sums the images shifted by each tap of a kernel.
 
     Problem: for some geometries XLA's algebraic simplifier ends the process when it compiles JAX's
-    own gradient of a strided convolution (jax 0.10), so that one is no reference for all.
+    own gradient of a strided convolution (jax 0.10 and 0.12), so that one is no reference.
     """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     ends = [x.shape[d + 1] - kernel.shape[d] + 1 for d in (0, 1)]
