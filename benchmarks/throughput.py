@@ -408,8 +408,9 @@ in the same way, so shares of the roofline are rough on a machine with other use
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
-  many steps: at most `train.log_every`, and at most those of an estimated four seconds. On CPU each
-  dispatch touches new pages of memory, up to 1 GB of them here.
+  many steps; `resjax train` ends a dispatch at `train.log_every` steps, and earlier if it is
+  estimated to take more than four seconds. On CPU each dispatch allocates its memory anew, and
+  the first access to each page takes time.
 - **run**: the whole of `resjax train` except evaluation, the first dispatch and checkpoints, and
   its share of the step. The cost of a checkpoint is in [chaos.md](chaos.md).
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and the speed of
@@ -420,7 +421,7 @@ in the same way, so shares of the roofline are rough on a machine with other use
 ## Forms of layers on CPU
 
 The time of a layer in another form relative to the present one: `python benchmarks/convolutions.py`
-on 2 cores of an AMD EPYC, jax 0.10.2 and 0.12.0, 2026-11-27, commit 021247a.
+on 2 cores of an AMD EPYC, jax 0.10.2 and 0.12.0.1, 2026-11-27, commit 021247a.
 
 The present forms:
 
@@ -435,9 +436,9 @@ Forms that are not used:
 
 - **The gradient of a 3x3 kernel** as nine products of shifted images: 0.9 with 32 channels, 1.5 to
   2.7 with 16, 64 and 256. As one product of unfolded patches: 1.5 to 3.5. As one product of images
-  shifted by columns and slopes shifted by rows: 0.6 to 0.7 with 32 channels, 1.2 to 2.0 with
-  others. For two columns at once: 0.55 with 32 channels, 1.1 to 1.35 with others,
-  but 0.94 with 32 channels on one thread.
+  shifted by columns and output gradients shifted by rows: 0.6 to 0.7 with 32 channels, 1.2 to 2.0
+  with others. For two columns at once: 0.55 with 32 channels, 1.1 to 1.35 with others, but 0.94
+  with 32 channels on one thread.
 - **Winograd's F(2x2, 3x3)** as 16 matrix products: 2.0 to 2.7 with 32 channels, 0.9 to 1.4 with 64,
   and with 256 0.95 (jax 0.10) and 0.65 (jax 0.12).
 - **oneDNN**, an experimental option of XLA that jax 0.10 ignores: 0.96 to 1.14 for 3x3

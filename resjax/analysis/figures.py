@@ -599,8 +599,8 @@ def narrow(figure: Figure) -> bool:
     """Rearranges a figure for a column: its panels below each other, as wide as one column.
 
     Returns:
-        Whether the figure fits a column now. A figure that cannot be rearranged, such as one with a
-        color bar, is left unchanged.
+        True if the figure is now as narrow as a column. A figure that cannot be rearranged, such as
+        one with a color bar, is left unchanged.
     """
     width, height = figure.get_size_inches()
     if width <= COLUMN_WIDTH:

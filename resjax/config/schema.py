@@ -62,8 +62,8 @@ class Model:
     """Normalize every convolution filter to mean 0 and variance 1."""
     loop: Literal["auto", "unroll", "scan"] = "auto"
     """Compile a stage's equal blocks one after the other, or as one scanned block. The network is
-    the same; scanning keeps the compile time of deep networks short. auto scans from 101 blocks
-    on."""
+    the same; scanning keeps the compile time of deep networks short. auto scans
+    networks of more than 100 blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and BN statistics are always float32."""
     zero_init_residual: bool = False

@@ -11,7 +11,6 @@ names the values as in the unrolled network.
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float
 from resjax.config import Diagnostics as DiagnosticsConfig
 from resjax.diagnostics.forward import FORWARD_DIAGNOSTICS, Values
 from resjax.errors import UserError
-from resjax.models.layout import matches, path_name
+from resjax.models.layout import STACKED, matches, path_name
 from resjax.models.presets import nearest
 from resjax.user_code import import_name
 
@@ -38,8 +37,6 @@ __all__ = [
     "per_layer",
     "short_names",
 ]
-
-STACKED = re.compile(r"(stage\d+/)blocks(/|$)")
 
 
 class Context(NamedTuple):

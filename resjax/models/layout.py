@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Variables = dict[str, Any]
+STACKED = re.compile(r"\b(stage\d+/)blocks(/|$)")  # the part of a path that names stacked blocks
 
 
 def unrolled(variables: Variables) -> Variables:
@@ -47,7 +48,7 @@ def scanned(variables: Variables) -> Variables:
 def is_scanned(variables: Variables) -> bool:
     """Returns whether a network has blocks that are stacked for a scan."""
     paths = (path_name(path) for path, _ in jax.tree.leaves_with_path(variables))
-    return any(re.search(r"\bstage\d+/blocks/", path) for path in paths)
+    return any(map(STACKED.search, paths))
 
 
 def path_name(path: Any) -> str:

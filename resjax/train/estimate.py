@@ -9,8 +9,8 @@ from resjax.xla.target import platform
 
 SECONDS_AT_ONCE = 4.0  # estimated time of the work that a device gets at once, if it is divisible
 # Operations per second of a CPU core. On an AMD EPYC with AVX-512 training does 6e10 (width 8) to
-# 13e10 (ResNet-50), and other CPUs are slower. Problem: each dispatch touches new pages of memory,
-# which costs ResNet-56 a third of its speed if every step is dispatched alone.
+# 13e10 (ResNet-50), and other CPUs are slower. Problem: each dispatch allocates its memory anew,
+# which costs ResNet-56 about a third of its speed if every step is dispatched alone.
 CORE_FLOPS = 5e10
 ACCELERATOR_FLOPS = 1e12  # a lower bound for accelerators in use today
 LAYER_SECONDS = 7e-5  # of a layer so small that its operations take no time

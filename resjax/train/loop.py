@@ -504,8 +504,8 @@ def _trainer_of(config: Config, workdir: Path) -> Trainer:
     """Returns the trainer of a run, with the feed and the layout with which the run began.
 
     With `data.feed=auto` the feed depends on the number of devices and their memory, and the
-    statistics that normalize images depend on the feed. With `model.loop=auto` the layout of the
-    parameters, which checkpoints have, was another one in earlier versions of resjax.
+    statistics that normalize images depend on the feed. Earlier versions of resjax scanned every
+    network on CPU with `model.loop=auto`, and their checkpoints have that layout.
     """
     trainer, kept = trainer_for(config), config
     began = recorded_feed(workdir)

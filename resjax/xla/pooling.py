@@ -13,9 +13,9 @@ def max_pool(x: Float[Array, "n h w c"], side: int, stride: int, border: int) ->
 
     The gradient of a window goes to its first maximum in row-major order, as in PyTorch.
 
-    Problem: XLA's CPU compiler computes the gradient of `flax.linen.max_pool` on one thread, in a
-    tenth of a training step of ResNet-50. Effect of a maximum over columns and then rows: forward
-    and backward take a third of the time or less (jax 0.10 and 0.12).
+    Problem: on CPU XLA computes the gradient of `flax.linen.max_pool` on one thread, which takes a
+    tenth of a training step of ResNet-50. Effect of a maximum over columns and then over rows:
+    forward and backward together take about a third of the time (jax 0.10 and 0.12).
 
     Args:
       x: images.
