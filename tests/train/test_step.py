@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from resjax.train.step import (
 )
 from resjax.train.trainer import Dispatch, Trainer, trainer_for
 from resjax.xla.compile_options import quick_compile, step_compile
+from resjax.xla.target import Target, compiling_for
 
 close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6))
 jit = partial(jax.jit, compiler_options=quick_compile())
@@ -224,12 +226,12 @@ def broken(what):
     return step
 
 
-def test_joined_vectors_are_one_array_of_the_loop_and_change_no_number():
+def test_joined_vectors_and_results_are_one_array_each_and_change_no_number():
     model, tx = resjax.build({"depth": 8, "width": 4}, classes=2), optax.sgd(0.1, momentum=0.9)
     step = partial(train_step, model=model, task=TASK, tx=tx)
     batches = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1], 2 * leaf]), BATCH)
     state = start(model, IMAGES, tx)
-    found, carried = [], []
+    found, carried, stacked = [], [], []
     for join in (False, True):
         take = partial(take_steps, step, join_vectors=join)
         found.append(jit(take)(state, batches))
@@ -238,10 +240,12 @@ def test_joined_vectors_are_one_array_of_the_loop_and_change_no_number():
             for each in jax.make_jaxpr(take)(state, batches).eqns
             if each.primitive.name == "scan"
         )
-        carried.append(len(loop.outvars))
+        carried.append(loop.params["num_carry"])
+        stacked.append(len(loop.outvars) - carried[-1])
     equal(*((without_key(state), metrics) for state, metrics in found))
     vectors = sum(leaf.ndim == 1 for leaf in jax.tree.leaves(without_key(state)._replace(key=None)))
     assert carried[0] - carried[1] == vectors - 1 > 20
+    assert stacked == [len(jax.tree.leaves(found[0][1])), 1]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +272,25 @@ def test_a_policy_for_nonfinite_steps_records_stops_or_skips(policy, what, step,
     if skipped:  # the skipped steps count in no metric
         values = TASK.metrics(jax.device_get(metrics["sums"]))
         assert values == pytest.approx(TASK.metrics(jax.device_get(first["sums"])))
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_on_a_gpu_all_updates_read_one_array_and_change_no_number(policy):
+    batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), BATCH)
+    state = start(Pair(), IMAGES, SGD)
+
+    def take(state):
+        new, metrics = take_steps(apply_nonfinite_policy(broken("loss"), policy), state, batches)
+        return without_key(new), metrics
+
+    found, has_array = [], []
+    for platform in ("cpu", "gpu"):
+        with compiling_for(Target([SimpleNamespace(platform=platform)], memory=None)):
+            found.append(take(state))
+            program = jax.make_jaxpr(lambda state: take(state))(state)  # JAX keeps those of `take`
+        has_array.append("optimization_barrier" in str(program))
+    equal(*found)
+    assert has_array == [False, True]
 
 
 # The step that a trainer composes.
