@@ -286,15 +286,18 @@ The programs of 2026-11-27 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 - **bfloat16**: with `model.dtype=bfloat16`, no convolution has an operand in float32, on TPU and
   GPU, in training and in evaluation.
 - **The number of kernels limits small networks on a GPU.** At commit 96ed236 a step of ResNet-20 on
-  an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 250
-  since, and 0.82 ms are predicted: the arrays of one axis are one array between steps, so one
-  kernel updates them all (about 55 fewer), BN sums once per pass (about 45 fewer), and it subtracts
-  its running mean, and not a pixel of the batch, before it sums (10 fewer). Tests compare these
-  with the earlier forms on CPU: the first is equal to the bit, the others but for rounding.
-  ResNet-110 has 1,372 kernels instead of 1,959. Of the 250, 59 are convolutions and matrix
-  products, 76 the two-stage sums of BN, 19 its inverse deviations, and 21 the updates of filters.
-  Filters of one shape as one array between steps save as many updates as they add copies, and
-  inverse deviations that are computed where they are used save no kernel.
+  an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 233
+  since, and 0.77 ms are predicted: the arrays of one axis are one array between steps, so one
+  kernel updates them all (about 55 fewer), BN sums once per pass (about 45 fewer), it subtracts its
+  running mean, and not a pixel of the batch, before it sums (10 fewer), filters of one shape are
+  updated by one kernel (14 fewer), and one kernel stores the metrics of a step (3 fewer). Tests
+  compare these with the earlier forms on CPU: those of BN are equal but for rounding, the others to
+  the bit. ResNet-110 has 1,264 kernels instead of 1,959. Of the 233, 59 are convolutions and matrix
+  products, 76 the two-stage sums of BN, 38 its elementwise passes, 19 its inverse deviations, and 7
+  the updates of filters. Without gain were: filters of one shape as one array between steps, which
+  add as many copies as they save updates; momenta as one array, which adds copies of all filters;
+  inverse deviations computed where they are used; and both sums of BN as one reduction of two
+  arrays, which XLA gives more traffic.
 - **Scanned networks are slower**: on a GPU the loop copies parameters in and gradients out, and a
   step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
   `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took twice to
