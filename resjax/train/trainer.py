@@ -186,6 +186,8 @@ class Trainer:
 
         Existing optimizer state is preserved; newly trainable parameters start with fresh state.
         """
+        if len(self.phases) == 1:
+            return state
         leaves = jax.tree.leaves_with_path(state.opt_state)
         existing = {path_name(path): leaf for path, leaf in leaves}
         fresh = self._compiled_init_opt_state[phase](state.params)
