@@ -308,7 +308,7 @@ def _read_from_array(flag: Bool[Array, ""]) -> Bool[Array, ""]:
 
     Problem: XLA's compiler for GPUs updates filters of one shape in one kernel if the updates share
     an array, but not if they share only single numbers. Effect: 14 fewer kernels per step of
-    ResNet-20, and 80 of ResNet-50, on an H100 (jax 0.10).
+    ResNet-20, and more than 80 of ResNet-50, on an H100 (jax 0.10).
     """
     return lax.optimization_barrier(jnp.stack([flag, flag]))[0]
 
@@ -377,8 +377,8 @@ def scan_joined(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
     Problem: in a loop, XLA's compilers for accelerators compute each array of the carry in a kernel
     of its own, and a network has hundreds of scales, biases and running statistics; each result is
     stored by a kernel of its own, too. Effect: one kernel computes all vectors and one stores all
-    results, and the values are the same. A step of ResNet-20 on an H100 has about 55 of 361 kernels
-    fewer for the vectors and 3 for the results (jax 0.10).
+    results, and the values are the same. For ResNet-20 on an H100 this saves about 55 of 361
+    kernels per step for the vectors, and 3 for the results (jax 0.10).
     """
     leaves, structure = jax.tree.flatten(carry)
     is_vector = [leaf.ndim == 1 and leaf.dtype == jnp.float32 for leaf in leaves]

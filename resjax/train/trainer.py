@@ -186,7 +186,7 @@ class Trainer:
 
         Existing optimizer state is preserved; newly trainable parameters start with fresh state.
         """
-        if len(self.phases) == 1:
+        if len(self.phases) == 1:  # the state has all that it needs from the start
             return state
         leaves = jax.tree.leaves_with_path(state.opt_state)
         existing = {path_name(path): leaf for path, leaf in leaves}
