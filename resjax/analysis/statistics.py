@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from resjax.analysis.runs import REPEATS, primary_metrics, varying
 from resjax.analysis.setting_names import describe_setting, setting_names
@@ -66,7 +66,7 @@ def t_interval(values: ArrayLike) -> Interval:
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return math.nan, math.nan
-    quantile = stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)
+    quantile = stdtrit(len(array) - 1, (1 + LEVEL) / 2)
     half = float(quantile * array.std(ddof=1) / math.sqrt(len(array)))
     return float(array.mean()) - half, float(array.mean()) + half
 
