@@ -240,7 +240,8 @@ def costliest(
     seconds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for kernel in kernels:
         layer = re.sub(r"(stage|block|weights|Conv_|BatchNorm_)\d*", r"\1", kernel.source)
-        entry = seconds[kernel.kind, re.sub(r"^jit\(\w+\)/(while/body/closed_call/)?", "", layer)]
+        name = re.sub(r"^jit\(\w+\)/(while/body/(closed_call|eval_jaxpr)/)?", "", layer)
+        entry = seconds[kernel.kind, name]
         entry[0] += kernel.times * kernel.seconds(chip, dtype) / steps
         entry[1] += kernel.times / steps
     ranked = sorted(seconds.items(), key=lambda item: -item[1][0])[:10]

@@ -17,8 +17,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 NO_KERNEL = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
-    *("partition-id", "replica-id", "add-dependency", "copy-done", "slice-done", "async-done"),
-    *(f"{name}-done" for name in COLLECTIVES),
+    *("partition-id", "replica-id", "add-dependency"),
 }
 KINDS = (
     *("convolution", "matrix product", "collective", "reduction", "transpose", "copy"),
@@ -139,7 +138,7 @@ class Program:
                 branches = each.attribute(r"branch_computations={([^}]*)}") or each.called or ""
                 for branch in re.findall(r"[\w.\-]+", branches):
                     yield from self._kernels(branch, times)
-            elif each.opcode not in NO_KERNEL:
+            elif each.opcode not in NO_KERNEL and not each.opcode.endswith("-done"):
                 operands = [buffers[name] for name in each.operands if name in buffers]
                 yield self._kernel(each, operands, times)
 
@@ -204,8 +203,9 @@ class Program:
 
         If a kernel reads or updates a slice of an array, only the slice counts.
         """
-        if each.opcode.endswith("-start") and each.opcode.startswith(("copy", "slice")):
-            return sum(buffer.traffic for buffer in each.results[:2])
+        if each.opcode in ("copy-start", "slice-start"):
+            result, (source, *_) = each.results[0], operands[0]
+            return result.traffic + (0 if source.fast else result.bytes)
         if each.opcode in ("dynamic-slice", "slice", "gather"):
             return sum(buffer.traffic for buffer in each.results) * 2
         inner = self._unaliased(each.called or "") if each.opcode == "fusion" else {}
@@ -288,7 +288,7 @@ def _update_size(user: Instruction, inner: dict[str, Instruction]) -> int:
 
 def _kind(each: Instruction, inside: list[Instruction]) -> str:
     opcodes = {one.opcode for one in inside}
-    if each.opcode.removesuffix("-start") in COLLECTIVES:
+    if each.opcode in COLLECTIVES:
         return "collective"
     if each.opcode in ("copy-start", "slice-start"):
         return "prefetch"
@@ -353,8 +353,36 @@ def _instruction(name: str, rest: str) -> Instruction:
     end = _closing(rest[len(opcode) :]) + len(opcode)
     inside = rest[len(opcode) + 1 : end - 1]
     operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
+    if opcode.endswith("-start"):
+        opcode, shape = _started(opcode, shape)
     buffers = tuple(_buffer(*found) for found in _ARRAY.findall(shape))
     return Instruction(name, opcode, buffers, tuple(operands), rest[end:])
+
+
+def _started(opcode: str, shape: str) -> tuple[str, str]:
+    """Returns the operation that an asynchronous instruction starts, and the shape of its results.
+
+    Most instructions have a tuple of operands, results and context, such as `((f32[8], s32[]),
+    f32[4], u32[])`, and the operands may be a single array. A copy begins with its result. An
+    all-reduce has its results alone.
+    """
+    if opcode == "copy-start":
+        return opcode, _element(shape, 0)
+    if shape.startswith("((") or opcode in ("all-gather-start", "collective-permute-start"):
+        shape = _element(shape, 1)
+    return opcode if opcode == "slice-start" else opcode.removesuffix("-start"), shape
+
+
+def _element(shape: str, index: int) -> str:
+    """Returns an element of the shape of a tuple."""
+    start, depth, number = 1, 0, 0
+    for position, character in enumerate(shape):
+        depth += (character in "([{") - (character in ")]}")
+        if (character == "," and depth == 1) or not depth:
+            if number == index:
+                return shape[start:position].strip()
+            start, number = position + 1, number + 1
+    raise ValueError(f"no element {index}: {shape[:80]}")
 
 
 def _closing(text: str) -> int:

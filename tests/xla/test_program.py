@@ -234,3 +234,84 @@ def test_a_gradient_by_cudnn_has_the_flops_of_the_forward_convolution():
 
 def test_a_small_kernel_takes_a_launch_on_a_gpu():
     assert Program(GPU).seconds(GPUS["h100"], "bfloat16") == GPUS["h100"].launch
+
+
+ONE_KERNEL = """\
+HloModule jit_f, is_scheduled=true
+
+%%add (x: f32[], y: f32[]) -> f32[] {
+  %%x = f32[] parameter(0)
+  %%y = f32[] parameter(1)
+  ROOT %%sum = f32[] add(%%x, %%y)
+}
+
+%%update (all: f32[9,8,128], new: f32[8,128], row: s32[]) -> f32[9,8,128] {
+  %%all.1 = f32[9,8,128]{2,1,0} parameter(0)
+  %%new.1 = f32[8,128]{1,0} parameter(1)
+  %%slice = f32[1,8,128]{2,1,0} bitcast(%%new.1)
+  %%row.1 = s32[] parameter(2)
+  %%zero = s32[] constant(0)
+  ROOT %%out = f32[9,8,128]{2,1,0} dynamic-update-slice(%%all.1, %%slice, %%row.1, %%zero, %%zero)
+}
+
+ENTRY %%main (all: f32[9,8,128], new: f32[8,128], row: s32[]) -> f32[9,8,128] {
+  %%all = f32[9,8,128]{2,1,0} parameter(0)
+  %%new = f32[8,128]{1,0} parameter(1)
+  %%row = s32[] parameter(2)
+  %s
+}
+"""
+ASYNCHRONOUS = {
+    "fusion": (
+        "f32[9,8,128]{2,1,0}",
+        "((f32[9,8,128]{2,1,0}, f32[8,128]{1,0}, s32[]), f32[9,8,128]{2,1,0}, u32[])",
+        "(%all, %new, %row), kind=kLoop, calls=%update",
+    ),
+    "reduce-scatter": (
+        "f32[2,128]{1,0}",
+        "((f32[8,128]{1,0}), f32[2,128]{1,0})",
+        "(%new), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add",
+    ),
+    "all-gather": (
+        "f32[32,128]{1,0}",
+        "(f32[8,128]{1,0}, f32[32,128]{1,0})",
+        "(%new), replica_groups={{0,1,2,3}}, dimensions={0}",
+    ),
+    "all-gather of two": (
+        "(f32[32,128]{1,0}, f32[36,8,128]{2,1,0})",
+        "((f32[8,128]{1,0}, f32[9,8,128]{2,1,0}), (f32[32,128]{1,0}, /*index=1*/f32[36,8,128]{2,1,0}))",
+        "(%new, %all), replica_groups={{0,1,2,3}}, dimensions={0}",
+    ),
+    "all-reduce of two": (
+        "(f32[8,128]{1,0}, f32[9,8,128]{2,1,0})",
+        "(f32[8,128]{1,0}, f32[9,8,128]{2,1,0})",
+        "(%new, %all), replica_groups={{0,1,2,3}}, to_apply=%add",
+    ),
+    "collective-permute": (
+        "f32[8,128]{1,0}",
+        "(f32[8,128]{1,0}, f32[8,128]{1,0}, u32[], u32[])",
+        "(%new), source_target_pairs={{0,1},{1,0}}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_an_asynchronous_kernel_counts_once_and_like_a_synchronous_one(name):
+    result, started, rest = ASYNCHRONOUS[name]
+    opcode = name.partition(" ")[0]
+    [expected] = Program(ONE_KERNEL % f"ROOT %kernel = {result} {opcode}{rest}").kernels
+    text = (
+        f"%kernel = {started} {opcode}-start{rest}\n  ROOT %done = {result} {opcode}-done(%kernel)"
+    )
+    [kernel] = Program(ONE_KERNEL % text).kernels
+    assert kernel == expected
+    assert kernel.traffic > 0
+    assert (kernel.sent > 0) == (kernel.kind == "collective")
+
+
+def test_a_slice_that_is_moved_into_fast_memory_counts_alone():
+    start = "((f32[9,8,128]{2,1,0}), f32[2,8,128]{2,1,0:S(1)}, s32[]) slice-start(%all), slice={[0:2], [0:8], [0:128]}"
+    done = "f32[2,8,128]{2,1,0:S(1)} slice-done(%start)"
+    [kernel] = Program(ONE_KERNEL % f"%start = {start}\n  ROOT %done = {done}").kernels
+    assert kernel.kind == "prefetch"
+    assert kernel.traffic == 2 * 8 * 128 * 4
