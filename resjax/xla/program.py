@@ -19,6 +19,7 @@ NO_KERNEL = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
     *("partition-id", "replica-id", "add-dependency"),
 }
+UNKNOWN_CYCLES = 2**63 - 1  # the estimate for a kernel on a TPU's SparseCore (libtpu 0.0.50)
 KINDS = (
     *("convolution", "matrix product", "collective", "reduction", "transpose", "copy"),
     *("prefetch", "scalar", "other"),
@@ -159,6 +160,7 @@ class Program:
         if self._tiled and kind == "other" and each.opcode not in ("fusion", "custom-call"):
             kind = "scalar" if all(math.prod(b.shape) == 1 for b in each.results) else kind
         products = list(self._products(each, operands))
+        cycles = int(each.attribute(r'"estimated_cycles":"(\d+)"') or 0)
         return Kernel(
             kind=kind,
             name=each.name,
@@ -168,7 +170,7 @@ class Program:
             sent=sum(map(_unpadded, each.results)) if kind == "collective" else 0,
             source=each.attribute(r'op_name="([^"]*)"') or "",
             dtypes=tuple(sorted({dtype for _, dtypes in products for dtype in dtypes})),
-            cycles=int(each.attribute(r'"estimated_cycles":"(\d+)"') or 0),
+            cycles=0 if cycles == UNKNOWN_CYCLES else cycles,
         )
 
     def _inside(self, computation: str | None) -> Iterator[Instruction]:

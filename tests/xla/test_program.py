@@ -120,6 +120,12 @@ def test_a_fused_convolution_has_its_types_flops_and_cycles(tpu):
     assert kernel.source == "jit(f)/conv"
 
 
+def test_cycles_that_the_compiler_does_not_know_are_left_out():
+    unknown = TPU.replace('"estimated_cycles":"3000"', '"estimated_cycles":"9223372036854775807"')
+    without = TPU.replace('"estimated_cycles":"3000"', "")
+    assert Program(unknown).kernels == Program(without).kernels
+
+
 def test_traffic_is_padded_to_tiles_and_leaves_out_fast_memory(tpu):
     images = 4 * 8 * 8 * 128 * 2  # 16 channels take the place of 128
     assert tpu["prefetch"].traffic == images
