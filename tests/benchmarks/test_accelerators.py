@@ -20,17 +20,21 @@ def accelerators(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("accelerators")
 
 
-@pytest.fixture(scope="module")
-def small(accelerators: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["tpu:v5e:2x2", "tpu:v5p:2x2x1"])
+def small(
+    request: pytest.FixtureRequest,
+    accelerators: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
     """Returns the record of a network of eight layers in bfloat16, compiled for four TPUs."""
     case = accelerators.Case(
         "small", "quickstart.py", {"model.depth": 8, "model.dtype": "bfloat16"}
     )
     folder = tmp_path_factory.mktemp("accelerators")
     path, programs = folder / "result.json", folder / "programs"
-    accelerators.measure([case], "tpu:v5e:2x2", path, programs)
+    accelerators.measure([case], request.param, path, programs)
     first = json.loads(path.read_text())["cases"]["small"]
-    accelerators.measure([case], "tpu:v5e:2x2", path, programs)
+    accelerators.measure([case], request.param, path, programs)
     assert json.loads(path.read_text())["cases"]["small"] == first  # from the programs kept
     return first
 
