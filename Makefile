@@ -29,7 +29,7 @@ test-slow: $(READY)  ## run every test, those of minutes too
 
 test-accelerators:  ## compile a small network for TPUs that are not here, and test what it became
 	$(MAKE) .venv-accelerators/ready-tpu VENV=.venv-accelerators EXTRAS=tpu
-	JAX_PLATFORMS=cpu .venv-accelerators/bin/pytest -q tests/benchmarks/test_accelerators.py
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/pytest -q tests/benchmarks/test_accelerators.py tests/xla/test_topologies.py
 
 mutants: $(READY)  ## put small faults into a copy of the code; say which ones no test finds
 	$(BIN)/python tests/mutants.py

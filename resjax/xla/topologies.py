@@ -109,6 +109,8 @@ def _tpu_devices(chip: str, shape: str) -> list[jax.Device]:
     # Without these, libtpu queries the metadata server of a cloud machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Without it, libtpu warns that it finds no host; the topology overrides the value.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     # A process that only compiles leaves the chips to others.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}")

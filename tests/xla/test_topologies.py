@@ -1,6 +1,9 @@
 """Names of topologies, and what is said if one cannot be described."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +32,13 @@ def test_a_slice_that_does_not_exist_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"--topology=tpu:v5e:3x7: .*not divisible") as refusal:
         topologies.describe("tpu:v5e:3x7")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, extra tpu")
+def test_describing_a_slice_prints_nothing():
+    script = "from resjax.xla.topologies import describe; describe('tpu:v5e:2x2')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
