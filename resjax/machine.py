@@ -1,4 +1,4 @@
-"""The cores of this machine, XLA's threads, the user's caches, and Python in child processes."""
+"""The cores of this machine, XLA's threads and memory, the user's caches, and child processes."""
 
 import os
 import sys
@@ -38,6 +38,41 @@ def pin_to_cores(cores: Collection[int]) -> None:
     """Restricts this process to these cores; does nothing where the system cannot (macOS)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+HUGE_PAGES = "glibc.malloc.hugetlb"
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def huge_pages() -> dict[str, str]:
+    """Returns the environment in which a new process gets memory in huge pages, if that changes it.
+
+    Problem: XLA allocates the memory of a program on CPU anew for each call, and Linux hands it out
+    in pages of 4 kB, each at its first access. Effect of pages of 2 MB: a step of ResNet-50 with 8
+    images, one per dispatch, takes 0.66 instead of 0.87 s on 2 cores, and a step of ResNet-56 with
+    128, five per dispatch, 0.49 instead of 0.53 s. Results are the same to the bit.
+
+    Where Linux gives huge pages to programs that ask for them, as most distributions set it, glibc
+    asks for them from version 2.35 on. It reads the variable at the start of a process alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    try:
+        on_request = "[madvise]" in PAGES.read_text()
+    except OSError:  # not Linux, or a kernel without huge pages
+        return {}
+    if HUGE_PAGES in tunables or not on_request:
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{HUGE_PAGES}=1"]))}
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this process anew with what `huge_pages` returns, if that changes it.
+
+    Call it first: nothing that the process has done remains, but for its ID and its open files.
+    """
+    if changed := huge_pages():
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, **changed})
 
 
 def user_caches() -> Path:

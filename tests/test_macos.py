@@ -10,7 +10,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 WITHOUT_LINUX = """
 import os, sys
-LINUX = "/proc", "/sys/fs", "/dev/shm", "/dev/full"
+LINUX = "/proc", "/sys/fs", "/sys/kernel", "/dev/shm", "/dev/full"
 
 def refuse(path):
     if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(LINUX):

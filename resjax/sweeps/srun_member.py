@@ -14,7 +14,7 @@ from typing import Any
 
 from resjax.config import code_names, from_dict
 from resjax.errors import UserError, one_line
-from resjax.machine import use_threads
+from resjax.machine import restart_with_huge_pages, use_threads
 from resjax.run_files import recorded_threads
 from resjax.terminal import standard_streams
 from resjax.train.lock import InUseError
@@ -83,4 +83,5 @@ def _train(content: dict[str, Any], folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

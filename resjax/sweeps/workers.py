@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from resjax.machine import (
     available_cores,
     core_ids,
+    huge_pages,
     pin_to_cores,
     safe_path,
     threads,
@@ -209,6 +210,7 @@ def start_child(target: Callable[..., None], *arguments: Any) -> tuple[Any, Conn
 
     Signals that a terminal sends to the group are blocked in it.
     """
+    os.environ.update(huge_pages())
     # A forked copy of a process that runs threads may hang.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
