@@ -57,7 +57,6 @@ from reporting import (
 
 from resjax.data import DATASETS, KnownDataset
 from resjax.disk import write_atomically
-from resjax.machine import restart_with_huge_pages
 from resjax.models.count import count
 from resjax.models.resnet import build, uses_scan
 from resjax.xla.ceilings import copy_rate, product_rate
@@ -411,8 +410,8 @@ in the same way, so shares of the roofline are rough on a machine with other use
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
   many steps; `resjax train` ends a dispatch at `train.log_every` steps, and earlier if it is
   estimated to take more than four seconds. On CPU each dispatch allocates its memory anew, and
-  the first access to each page takes time. As in `resjax train`, all contenders have pages of 2 MB
-  where Linux gives them on request.
+  the first access to each page takes time. The command `resjax train` asks Linux for pages of
+  2 MB, with which it takes less; the contenders here do not.
 - **run**: the whole of `resjax train` except evaluation, the first dispatch and checkpoints, and
   its share of the step. The cost of a checkpoint is in [chaos.md](chaos.md).
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and the speed of
@@ -600,5 +599,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     main()
