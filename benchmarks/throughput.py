@@ -11,7 +11,8 @@
 - single: the layout that `model.loop = "auto"` chooses, with one step per dispatch; the other
   contenders run all steps of a measurement in one dispatch.
 - run: the whole of `resjax train`: sampling, crops and flips, and metrics.
-- torch, torch-compiled: the same network and step in PyTorch (`throughput_torch.py`).
+- torch, torch-compiled: the same network and step in PyTorch (`throughput_torch.py`), in a process
+  of its own, without JAX. The others share a process with huge pages, as `resjax train` has them.
 
 They are compared with a roofline (Williams et al. 2009), computed before anything runs: the speed
 that arithmetic and memory traffic would allow, given the ceilings that a matrix product and a copy
@@ -24,18 +25,18 @@ import gc
 import io
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 # Memory is allocated on demand, because PyTorch needs memory of the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# PyTorch's threads sleep while they wait. Spinning, their default, made ResNet-20 four times slower
-# on two cores whenever another program needed one of them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,7 @@ from reporting import (
 
 from resjax.data import DATASETS, KnownDataset
 from resjax.disk import write_atomically
+from resjax.machine import HUGE_PAGES, restart_with_huge_pages
 from resjax.models.count import count
 from resjax.models.resnet import build, uses_scan
 from resjax.xla.ceilings import copy_rate, product_rate
@@ -132,6 +134,7 @@ class Contender(NamedTuple):
     compile_seconds: float
     peak_bytes: int | None  # on the device; None if unknown
     parameters: int
+    end: Callable[[], object] | None = None  # frees what garbage collection does not
 
 
 def bare_step(case: Case, loop: str, steps_per_dispatch: int | None = None) -> Contender:
@@ -225,35 +228,60 @@ def whole_run(case: Case) -> Contender:
 
 
 def in_torch(case: Case, compiled: bool) -> Contender:
-    """Returns the same network and step in PyTorch."""
-    import throughput_torch as theirs
-    import torch
-
-    theirs.forget()
-    images, labels = batch(case)
-    if case.model == "resnet50":
-        network = theirs.resnet50(case.spec.classes)
-    else:
-        network = theirs.cifar(case.depth, 3, 16, case.spec.classes, theirs.basic)
-    trainer = theirs.Trainer(
-        network,
-        (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long()),
-        bfloat16=case.dtype == "bfloat16",
-        compiled=compiled,
-        rate=RATE,
-        decay=DECAY,
+    """Returns the same network and step in PyTorch, in a process of its own."""
+    settings = {
+        "depth": case.depth,
+        "small_images": case.model.startswith("cifar"),
+        "batch": [case.batch, *case.image_shape],
+        "classes": case.spec.classes,
+        "bfloat16": case.dtype == "bfloat16",
+        "compiled": compiled,
+        "steps": case.steps,
+        "rate": RATE,
+        "decay": DECAY,
+    }
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("throughput_torch.py"), json.dumps(settings)],
+        env=torch_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
     )
-    start = time.monotonic()
-    trainer.steps(1)
-    compile_seconds = time.monotonic() - start  # includes one step
+
+    def end() -> None:
+        process.communicate()
+        errors.close()
+
+    def answer() -> Any:
+        assert process.stdout is not None
+        if line := process.stdout.readline():
+            return json.loads(line)
+        process.wait()
+        errors.seek(0)
+        reason = errors.read().rstrip().rpartition("\n")[2]
+        end()
+        raise RuntimeError(reason)
 
     def seconds() -> float:
-        start = time.monotonic()
-        trainer.steps(case.steps)
-        return (time.monotonic() - start) / (case.steps * case.batch)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and `answer` says why
+            print(file=process.stdin, flush=True)
+        return answer()
 
-    seconds()  # records CUDA graphs
-    return Contender(seconds, compile_seconds, trainer.peak_bytes(), trainer.parameters)
+    return Contender(**answer(), seconds=seconds, end=end)
+
+
+def torch_environment() -> dict[str, str]:
+    """Returns the environment of PyTorch: that of this process, without huge pages."""
+    # Threads sleep while they wait. Spinning, PyTorch's default, made ResNet-20 four times slower
+    # on two cores whenever another program needed one of them.
+    found = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    tunables = found.pop("GLIBC_TUNABLES", "").split(":")
+    if others := ":".join(each for each in tunables if not each.startswith(HUGE_PAGES)):
+        found["GLIBC_TUNABLES"] = others
+    return found
 
 
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
@@ -358,19 +386,23 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
     print(f"{case}: the roofline is {predicted:,.1f} images/s", flush=True)
     ready: dict[str, Contender] = {}
     failed: dict[str, str] = {}
-    for name in case.contenders:
-        try:
-            ready[name] = CONTENDERS[name](case)
-        except (ImportError, RuntimeError) as error:  # not installed; too large for the device
-            failed[name] = str(error).partition("\n")[0]
-            print(f"  {name:>14}: skipped, {failed[name]}", flush=True)
-        else:
+    rates: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        for name in case.contenders:
+            try:
+                ready[name] = CONTENDERS[name](case)
+            except (ImportError, RuntimeError) as error:  # not installed; too large for the device
+                failed[name] = str(error).partition("\n")[0]
+                print(f"  {name:>14}: skipped, {failed[name]}", flush=True)
+                continue
+            if end := ready[name].end:
+                stack.callback(end)
+            rates[name] = []
             print(f"  {name:>14}: compiled in {ready[name].compile_seconds:.1f} s", flush=True)
-    assert len({contender.parameters for contender in ready.values()}) < 2, "unequal networks"
-    rates: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(case.rounds):
-        for name, contender in ready.items():
-            rates[name].append(1 / contender.seconds())
+        assert len({contender.parameters for contender in ready.values()}) < 2, "unequal networks"
+        for _ in range(case.rounds):
+            for name, contender in ready.items():
+                rates[name].append(1 / contender.seconds())
     for name in ready if case.rounds else ():
         print(f"  {name:>14}: {median(rates[name]):,.1f} images/s", flush=True)
     blocks = build(case.model).stages
@@ -410,12 +442,12 @@ in the same way, so shares of the roofline are rough on a machine with other use
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
   many steps; `resjax train` ends a dispatch at `train.log_every` steps, and earlier if it is
   estimated to take more than four seconds. On CPU each dispatch allocates its memory anew, and
-  the first access to each page takes time. The command `resjax train` asks Linux for pages of
-  2 MB, with which it takes less; the contenders here do not.
+  the first access to each page takes time.
 - **run**: the whole of `resjax train` except evaluation, the first dispatch and checkpoints, and
   its share of the step. The cost of a checkpoint is in [chaos.md](chaos.md).
 - **PyTorch**: the same network and step, eager or compiled, whichever is faster, and the speed of
-  resjax relative to it.
+  resjax relative to it. It runs in a process of its own with the memory allocator's defaults;
+  resjax asks Linux for pages of 2 MB, as the command `resjax train` does.
 
 ![Compile time against depth](throughput.svg)
 
@@ -590,6 +622,7 @@ def main() -> None:
     if arguments.command == "report":
         report(RESULTS, DOCS)
         return
+    restart_with_huge_pages()
     plan = PLANS["cpu" if jax.default_backend() == "cpu" else "gpu"]
     if not (chosen := [case for case in plan if arguments.only.search(str(case))]):
         parser.error(

@@ -6,9 +6,16 @@ the CIFAR networks use option A of He et al. 2015 (arXiv 1512.03385).
 
 The step follows PyTorch's advice for speed: channels last, autocast for bfloat16, a fused
 optimizer, cuDNN's search, TF32 if JAX uses it by default, and `torch.compile` if it helps.
+
+As a program, it prepares the training of one network, prints its costs as JSON, and then, for each
+line that it reads, runs the steps of a measurement and prints their seconds per image.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,9 +172,49 @@ class Trainer:
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
 
-def forget() -> None:
-    """Frees compiled code and cached memory of earlier networks, and resets the peak."""
-    torch._dynamo.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def measure(
+    depth: int,
+    small_images: bool,
+    batch: Sequence[int],
+    classes: int,
+    compiled: bool,
+    steps: int,
+    measurements: Iterable[object],
+    **settings: Any,
+) -> None:
+    """Prints the costs of a network, and for each measurement the seconds per image.
+
+    Args:
+      depth: The number of layers: 50, or that of a network for small images.
+      small_images: Whether it is a network for small images.
+      batch: Number, height, width and channels of the images.
+      classes: The number of classes.
+      compiled: Whether to use `torch.compile`.
+      steps: The number of steps of a measurement.
+      measurements: Its elements are ignored, and may come one by one.
+      **settings: Further arguments of `Trainer`.
+    """
+    number, height, width, channels = batch
+    model = cifar(depth, channels, 16, classes, basic) if small_images else resnet50(classes)
+    data = torch.randn(number, channels, height, width), torch.randint(classes, (number,))
+    trainer = Trainer(model, data, compiled=compiled, **settings)
+
+    def seconds(steps: int) -> float:
+        start = time.monotonic()
+        trainer.steps(steps)
+        return time.monotonic() - start
+
+    first = seconds(1)  # includes compilation
+    seconds(steps)  # records CUDA graphs
+    costs = {
+        "compile_seconds": first,
+        "peak_bytes": trainer.peak_bytes(),
+        "parameters": trainer.parameters,
+    }
+    print(json.dumps(costs), flush=True)
+    for _ in measurements:
+        print(seconds(steps) / (steps * number), flush=True)
+
+
+if __name__ == "__main__":
+    measure(**json.loads(sys.argv[1]), measurements=sys.stdin)

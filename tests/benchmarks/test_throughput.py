@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,11 +54,50 @@ def test_every_contender_runs_in_every_round(throughput: ModuleType, tmp_path: P
 def test_a_package_that_is_not_installed_is_skipped_with_a_reason(
     throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "throughput_torch", raising=False)
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     record = measured(throughput, tmp_path / "result.json", 0, "scan", "torch")
     assert list(record["contenders"]) == ["scan"]
-    assert "torch" in record["failed"]["torch"]
+    assert record["failed"]["torch"] == "ModuleNotFoundError: no torch"
+
+
+IMITATION = """
+import json, os, sys
+
+sys.stderr.write("a warning " * 100_000)
+assert "jax" not in sys.modules
+costs = {"compile_seconds": os.environ["GLIBC_TUNABLES"], "peak_bytes": sys.argv[1]}
+print(json.dumps(costs | {"parameters": 78_042}), flush=True)
+for count, _ in enumerate(sys.stdin, start=1):
+    print(count, flush=True)
+    if count == 2:
+        sys.exit("out of memory")
+"""
+
+
+@pytest.fixture
+def imitated(throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns PyTorch's contender, whose process answers with its environment and arguments."""
+    (tmp_path / "throughput_torch.py").write_text(IMITATION)
+    monkeypatch.setattr(throughput, "__file__", str(tmp_path / "throughput.py"))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1")
+    case = throughput.Case("cifar_resnet8", 4, "float32", 2, 3, ("torch",))
+    return throughput.CONTENDERS["torch"](case)
+
+
+def test_pytorch_runs_in_a_process_without_jax_and_huge_pages(imitated: Any) -> None:
+    assert imitated.compile_seconds == "glibc.malloc.arena_max=1"
+    settings = json.loads(imitated.peak_bytes)
+    assert (settings["depth"], settings["batch"], settings["steps"]) == (8, [4, 32, 32, 3], 2)
+    assert imitated.seconds() == 1
+    imitated.end()
+
+
+def test_a_process_that_ends_in_a_measurement_says_why(imitated: Any) -> None:
+    assert [imitated.seconds(), imitated.seconds()] == [1, 2]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        imitated.seconds()
+    imitated.end()
 
 
 def test_networks_of_different_sizes_are_not_compared(
@@ -172,6 +210,13 @@ def test_the_figure_shows_compile_time_against_depth(
     content["cases"][0]["contenders"]["scan"]["compile_seconds"] = 40.0
     page(throughput, tmp_path, content)
     assert (tmp_path / "throughput.svg").read_bytes() != before
+
+
+def test_pytorch_takes_part_in_every_round(throughput: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    record = measured(throughput, tmp_path / "result.json", 2, "scan", "torch")
+    assert not record["failed"]
+    assert min(record["contenders"]["torch"]["images_per_second"]) > 0
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet110", "resnet50"])
