@@ -308,7 +308,7 @@ The programs of 2026-11-27 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 - **Scanned networks are slower**: on a GPU the loop copies parameters in and gradients out, and a
   step of ResNet-20, 56 or 110 has twice as many kernels and takes twice as long as unrolled. So
   `model.loop = "auto"` unrolls up to 100 blocks. ResNet-110, the deepest of these, took 3.2 times
-  as long to compile as scanned for the H100, 1.7 times for v5e, and 0.8 times for v5p. On TPUs,
+  as long to compile as scanned for the H100, 1.2 times for v5e, and 0.8 times for v5p. On TPUs,
   too, scanned networks of 20, 56 and 110 layers are predicted to take longer than unrolled ones:
   1.2, 1.9 and 2.1 times as long on v5e, and 1.5, 1.8 and 1.9 times on v5p.
 - **bfloat16 does not help ResNet-20 on v5p**: 1.11 ms are predicted instead of 1.04, although the
