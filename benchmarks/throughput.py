@@ -120,7 +120,7 @@ PLANS = {
     "cpu": (
         Case("cifar_resnet20", 128, "float32", 8, 5, ("scan", "unroll", "single", "run", "torch")),
         Case("cifar_resnet56", 128, "float32", 8, 3, ("scan", "unroll", "single", "run", "torch")),
-        Case("cifar_resnet110", 128, "float32", 4, 3, ("scan", "unroll", "torch")),
+        Case("cifar_resnet110", 128, "float32", 4, 3, ("scan", "unroll", "run", "torch")),
         Case("resnet50", 8, "float32", 4, 3, ("scan", "unroll", "single", "run", "torch")),
         Case("cifar_resnet1202", 8, "float32", 2, 3, ("scan", "torch")),
     ),
