@@ -139,9 +139,30 @@ class Program:
                 branches = each.attribute(r"branch_computations={([^}]*)}") or each.called or ""
                 for branch in re.findall(r"[\w.\-]+", branches):
                     yield from self._kernels(branch, times)
-            elif each.opcode not in NO_KERNEL and not each.opcode.endswith("-done"):
+            elif each.opcode not in NO_KERNEL and not self._ends(each):
                 operands = [buffers[name] for name in each.operands if name in buffers]
-                yield self._kernel(each, operands, times)
+                yield self._kernel(self._collective_started_by(each) or each, operands, times)
+
+    def _ends(self, each: Instruction) -> bool:
+        """Returns whether an instruction waits for an asynchronous one, which is counted."""
+        return each.opcode.endswith("-done") or self._custom_call(each, "AsyncCollectiveDone")
+
+    def _collective_started_by(self, each: Instruction) -> Instruction | None:
+        """Returns the collective that a fusion starts on a TPU; kernels that follow advance it.
+
+        The results of the fusion are operands, results and context of the collective.
+        """
+        if not self._custom_call(each, "AsyncCollectiveStart"):
+            return None
+        [found] = (one for one in self._inside(each.called) if one.opcode in COLLECTIVES)
+        results = each.results[len(found.results) : 2 * len(found.results)]
+        return found._replace(name=each.name, results=results, operands=each.operands)
+
+    def _custom_call(self, each: Instruction, target: str) -> bool:
+        return each.opcode == "fusion" and any(
+            one.opcode == "custom-call" and f'"{target}"' in one.attributes
+            for one in self._inside(each.called)
+        )
 
     def _trips(self, loop: Instruction) -> int:
         """Returns the iterations of a loop; a TPU's program has them only in the condition."""

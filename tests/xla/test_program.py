@@ -321,3 +321,48 @@ def test_a_slice_that_is_moved_into_fast_memory_counts_alone():
     [kernel] = Program(ONE_KERNEL % f"%start = {start}\n  ROOT %done = {done}").kernels
     assert kernel.kind == "prefetch"
     assert kernel.traffic == 2 * 8 * 128 * 4
+
+
+ON_A_TPU = """
+%%start (shard: f32[8,128]) -> (f32[8,128], f32[32,128], u32[]) {
+  %%shard = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %%gathered.1 = f32[32,128]{1,0:T(8,128)} all-gather(%%shard), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}
+  ROOT %%started = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) custom-call(%%gathered.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%%advance (other: f32[8,128], shard.1: f32[8,128]) -> (f32[8,128], f32[32,128]) {
+  %%other = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %%shard.1 = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %%doubled = f32[8,128]{1,0:T(8,128)} add(%%other, %%other)
+  %%gathered.2 = f32[32,128]{1,0:T(8,128)S(1)} all-gather(%%shard.1), channel_id=1, dimensions={0}
+  ROOT %%both = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}) tuple(%%doubled, %%gathered.2)
+}
+
+%%end (shard.2: f32[8,128]) -> f32[32,128] {
+  %%shard.2 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %%gathered.3 = f32[32,128]{1,0:T(8,128)S(1)} all-gather(%%shard.2), channel_id=1, dimensions={0}
+  ROOT %%ended = f32[32,128]{1,0:T(8,128)S(1)} custom-call(%%shard.2, %%gathered.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %%main (mine: f32[8,128], next: f32[8,128]) -> f32[32,128] {
+  %%mine = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %%next = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %s
+}
+"""
+
+
+def test_a_collective_that_advances_within_kernels_of_a_tpu_counts_once():
+    gather = 'ROOT %all = f32[32,128]{1,0:T(8,128)S(1)} all-gather(%mine), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}'
+    [expected] = Program(ON_A_TPU % gather).kernels
+    fused = "\n  ".join(
+        [
+            "%all = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) fusion(%mine), kind=kCustom, calls=%start",
+            "%part = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}) fusion(%next, %mine), kind=kCustom, calls=%advance",
+            "ROOT %whole = f32[32,128]{1,0:T(8,128)S(1)} fusion(%mine), kind=kCustom, calls=%end",
+        ]
+    )
+    first, part = Program(ON_A_TPU % fused).kernels
+    assert first == expected
+    assert (first.kind, first.sent, first.source) == ("collective", 32 * 128 * 4, "jit(f)/gather")
+    assert part.kind == "other"
