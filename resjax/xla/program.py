@@ -156,7 +156,7 @@ class Program:
             return None
         [found] = (one for one in self._inside(each.called) if one.opcode in COLLECTIVES)
         results = each.results[len(found.results) : 2 * len(found.results)]
-        return found._replace(name=each.name, results=results, operands=each.operands)
+        return found._replace(results=results, operands=each.operands)
 
     def _custom_call(self, each: Instruction, target: str) -> bool:
         return each.opcode == "fusion" and any(

@@ -233,3 +233,30 @@ def test_the_networks_in_pytorch_have_the_same_number_of_parameters(
         network = throughput_torch.cifar(depth, 3, 16, 10, throughput_torch.basic)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters == PRESETS[name].parameters
+
+
+def speeds(name: str, contender: str) -> list[float]:
+    """Returns the median images per second of a network with each measured version of JAX on CPU."""
+    files = sorted((BENCHMARKS / "results").glob("throughput-cpu-*.json"))
+    records = [each for file in files for each in json.loads(file.read_text())["cases"]]
+    chosen = [each for each in records if each["case"]["model"] == name]
+    auto = {"step": chosen[0]["auto"]}.get(contender, contender)
+    return [median(each["contenders"][auto]["images_per_second"]) for each in chosen]
+
+
+def test_the_readme_repeats_the_measured_hours() -> None:
+    networks = ("cifar_resnet20", "cifar_resnet56", "cifar_resnet110")
+    seconds = [64_000 * 128 / speeds(name, "run")[0] for name in networks]
+    hours = [f"{each / 3600:.2g}" for each in seconds]
+    assert f"| {', '.join(hours)} h, computed from [measured speeds]" in README
+
+
+def test_the_readme_repeats_the_measured_ratios_to_pytorch() -> None:
+    networks = ("cifar_resnet20", "cifar_resnet56", "resnet50")
+    ratios = [
+        ours / theirs
+        for name in networks
+        for ours, theirs in zip(speeds(name, "step"), speeds(name, "torch"), strict=True)
+    ]
+    text = f"ResNet-20, 56 and 50 at {min(ratios):.1f} to {max(ratios):.1f} of PyTorch's speed"
+    assert text in README.replace("\n", " ")

@@ -326,8 +326,8 @@ def test_a_slice_that_is_moved_into_fast_memory_counts_alone():
 ON_A_TPU = """
 %%start (shard: f32[8,128]) -> (f32[8,128], f32[32,128], u32[]) {
   %%shard = f32[8,128]{1,0:T(8,128)} parameter(0)
-  %%gathered.1 = f32[32,128]{1,0:T(8,128)} all-gather(%%shard), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}
-  ROOT %%started = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) custom-call(%%gathered.1), custom_call_target="AsyncCollectiveStart"
+  %%all-gather.1 = f32[32,128]{1,0:T(8,128)} all-gather(%%shard), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}
+  ROOT %%started = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) custom-call(%%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
 %%advance (other: f32[8,128], shard.1: f32[8,128]) -> (f32[8,128], f32[32,128]) {
@@ -353,7 +353,7 @@ ENTRY %%main (mine: f32[8,128], next: f32[8,128]) -> f32[32,128] {
 
 
 def test_a_collective_that_advances_within_kernels_of_a_tpu_counts_once():
-    gather = 'ROOT %all = f32[32,128]{1,0:T(8,128)S(1)} all-gather(%mine), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}'
+    gather = 'ROOT %all-gather.1 = f32[32,128]{1,0:T(8,128)S(1)} all-gather(%mine), channel_id=1, dimensions={0}, metadata={op_name="jit(f)/gather"}'
     [expected] = Program(ON_A_TPU % gather).kernels
     fused = "\n  ".join(
         [
