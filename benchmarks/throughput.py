@@ -402,6 +402,8 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
         assert len({contender.parameters for contender in ready.values()}) < 2, "unequal networks"
         for _ in range(case.rounds):
             for name, contender in ready.items():
+                if jax.default_backend() == "cpu":
+                    contender.seconds()  # restores what the machine took back during other turns
                 rates[name].append(1 / contender.seconds())
     for name in ready if case.rounds else ():
         print(f"  {name:>14}: {median(rates[name]):,.1f} images/s", flush=True)
@@ -437,6 +439,9 @@ in the same way, so shares of the roofline are rough on a machine with other use
   FLOPs and bytes and from ceilings measured on the device. It is predicted before anything is
   measured. Bytes are counted as if no cache held an activation, so a CPU, whose caches hold some,
   can be faster.
+- On CPU each turn begins with a measurement that does not count. A virtual machine may give memory
+  that is free for two seconds back to its host, and the first access to it then takes ten times as
+  long, for pages of 2 MB more than for those of 4 kB.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
