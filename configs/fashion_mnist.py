@@ -9,7 +9,7 @@ The default is ResNet-20 with shortcut B, trained for 300 epochs with batches of
 test error in %, mean and deviation over five runs, is 4.82 +- .04, and 4.45 +- .04 with random
 erasing (zhunzhong07/Random-Erasing, issue 10). `degradation` trains plain and residual networks of
 depths 20 to 110 for the 64,000 steps of He et al. 2015. None of these has been measured with resjax
-yet. `small` is a version that takes less than an hour on two CPU cores, with narrow networks and
+yet. `small` is a version that takes an hour or two on two CPU cores, with narrow networks and
 little more than an epoch. Its training error over the last 25 steps in %, mean and sample
 standard deviation over three seeds: plain 22.55 +- 1.34 (20 layers), 51.47 +- 13.70 (56); residual
 19.77 +- 1.08, 23.36 +- 3.47 (2026-11-23, commit 0067c6f).
