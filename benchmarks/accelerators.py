@@ -284,8 +284,8 @@ over all devices; ResNet-50 is v1.5 of `configs/imagenet.py`, with 256 images pe
 
 The programs of 2026-11-27 (jax 0.10.2; TPU: libtpu 0.0.42.1) show:
 
-- **bfloat16**: with `model.dtype=bfloat16`, no convolution of a network has an operand in float32, on
-  TPU and GPU, in training and in evaluation. The two of ResNet-20 on TPUs that have one are the
+- **bfloat16**: with `model.dtype=bfloat16`, no convolution of a network has an operand in float32,
+  on TPU and GPU, in training and in evaluation. The two of ResNet-20 on TPUs that have one are the
   products of random crops.
 - **The number of kernels limits small networks on a GPU.** At commit 96ed236 a step of ResNet-20 on
   an H100 had 361 kernels, whose launches take 0.90 of the 1.10 ms that are predicted. It has 233

@@ -440,8 +440,8 @@ in the same way, so shares of the roofline are rough on a machine with other use
   measured. Bytes are counted as if no cache held an activation, so a CPU, whose caches hold some,
   can be faster.
 - On CPU each turn begins with a measurement that does not count. A virtual machine may give memory
-  that is free for two seconds back to its host, and the first access to it then takes ten times as
-  long, for pages of 2 MB more than for those of 4 kB.
+  that is free for two seconds back to its host. On the one measured here, the first access to pages
+  of 2 MB then takes about twenty times as long.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs

@@ -177,8 +177,9 @@ def _shift(x: Float[Array, "*groups n h w c"], running_mean: Array, devices: Dev
     On CPU it is the central pixel of the first image, which is close from the first step on. On
     accelerators it is the running mean. Problem: a pixel costs a collective per layer, or a kernel
     on a single GPU. Effect of the running mean: a step of ResNet-20 on four chips of TPU v5e is
-    predicted to take about 95 us less, of 2.2 ms. In the first tens of steps of a new network, while
-    the running mean is still far off, variances are as exact as those of Flax, which shifts by 0.
+    predicted to take about 95 us less, of 2.2 ms. In the first tens of steps of a new network,
+    while the running mean is still far off, variances are as exact as those of Flax, which shifts
+    by 0.
     """
     if platform() != "cpu":
         return running_mean
