@@ -50,7 +50,10 @@ def huge_pages() -> dict[str, str]:
     Problem: XLA allocates the memory of a program on CPU anew for each call, and Linux hands it out
     in pages of 4 kB, each at its first access. Effect of pages of 2 MB: a step of ResNet-50 with 8
     images, one per dispatch, takes 0.66 instead of 0.87 s on 2 cores, and a step of ResNet-56 with
-    128, five per dispatch, 0.49 instead of 0.53 s. Results are the same to the bit.
+    128, five per dispatch, 0.49 instead of 0.53 s. Results are the same to the bit. Against it: on
+    a virtual machine that returns memory to its host after two seconds, dispatches of two seconds
+    were 5 to 7 % slower. Memory that malloc keeps (`mmap_max=0`, `arena_max=1`) was no faster than
+    huge pages, and took two to three times as much.
 
     Where Linux gives huge pages to programs that ask for them, as most distributions set it, glibc
     asks for them from version 2.35 on. It reads the variable at the start of a process alone.
