@@ -447,6 +447,8 @@ in the same way, so shares of the roofline are rough on a machine with other use
 - On CPU each turn begins with a measurement that does not count. A virtual machine may give memory
   that is free for two seconds back to its host. On the one measured here, the first access to pages
   of 2 MB then takes about twenty times as long.
+- The tables of commit 850e6dc were measured in one process for all contenders, without huge pages
+  and without such turns, and their runs include an evaluation.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs
