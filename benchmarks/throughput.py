@@ -408,7 +408,7 @@ def compare(case: Case, ceiling: Ceilings) -> dict[str, Any]:
         for _ in range(case.rounds):
             for name, contender in ready.items():
                 if jax.default_backend() == "cpu":
-                    contender.seconds()  # restores what the machine took back during other turns
+                    contender.seconds()  # brings back memory that the machine returned to its host
                 rates[name].append(1 / contender.seconds())
     for name in ready if case.rounds else ():
         print(f"  {name:>14}: {median(rates[name]):,.1f} images/s", flush=True)
@@ -440,15 +440,15 @@ rounds in which the contenders take turns. Ratios are medians of the ratios with
 other load on the machine affects all contenders of a round alike. It does not affect the ceilings
 in the same way, so shares of the roofline are rough on a machine with other users.
 
+On CPU each turn begins with a warm-up. A virtual machine may return memory that is free for two
+seconds to its host, and on the one measured here the first access to returned pages of 2 MB takes
+about twenty times as long. The contenders of commit 850e6dc shared one process, without huge pages
+and warm-ups, and its runs include an evaluation.
+
 - **roofline**: the highest speed that arithmetic (a) or memory traffic (m) allows, from counted
   FLOPs and bytes and from ceilings measured on the device. It is predicted before anything is
   measured. Bytes are counted as if no cache held an activation, so a CPU, whose caches hold some,
   can be faster.
-- On CPU each turn begins with a measurement that does not count. A virtual machine may give memory
-  that is free for two seconds back to its host. On the one measured here, the first access to pages
-  of 2 MB then takes about twenty times as long.
-- The tables of commit 850e6dc were measured in one process for all contenders, without huge pages
-  and without such turns, and their runs include an evaluation.
 - **step**: the bare training step, in the layout that `model.loop = "auto"` chooses on the device,
   and its share of the roofline.
 - **one per dispatch**: the bare step with one dispatch per step. Everywhere else one dispatch runs

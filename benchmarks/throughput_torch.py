@@ -11,10 +11,11 @@ As a program, it prepares the training of one network, prints its costs as JSON,
 line that it reads, runs the steps of a measurement and prints their seconds per image.
 """
 
+import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -179,10 +180,9 @@ def measure(
     classes: int,
     compiled: bool,
     steps: int,
-    measurements: Iterable[object],
     **settings: Any,
 ) -> None:
-    """Prints the costs of a network, and for each measurement the seconds per image.
+    """Prints the costs of a network, and for each line of input the seconds per image.
 
     Args:
       depth: The number of layers: 50, or that of a network for small images.
@@ -191,7 +191,6 @@ def measure(
       classes: The number of classes.
       compiled: Whether to use `torch.compile`.
       steps: The number of steps of a measurement.
-      measurements: Its elements are ignored, and may come one by one.
       **settings: Further arguments of `Trainer`.
     """
     number, height, width, channels = batch
@@ -212,9 +211,11 @@ def measure(
         "parameters": trainer.parameters,
     }
     print(json.dumps(costs), flush=True)
-    for _ in measurements:
+    for _ in sys.stdin:
         print(seconds(steps) / (steps * number), flush=True)
 
 
 if __name__ == "__main__":
-    measure(**json.loads(sys.argv[1]), measurements=sys.stdin)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("settings", type=json.loads, help="arguments of `measure` as JSON")
+    measure(**parser.parse_args().settings)

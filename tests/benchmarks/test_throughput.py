@@ -112,6 +112,17 @@ def test_networks_of_different_sizes_are_not_compared(
         measured(throughput, tmp_path / "result.json", 1, "scan", "unroll")
 
 
+def test_a_turn_on_cpu_begins_with_a_warm_up_and_a_case_ends_its_contenders(
+    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, ended = iter([100.0, 0.5, 100.0, 0.25]), []
+    contender = throughput.Contender(lambda: next(seconds), 1.0, None, 1, lambda: ended.append(1))
+    monkeypatch.setitem(throughput.CONTENDERS, "torch", lambda case: contender)
+    record = measured(throughput, tmp_path / "result.json", 2, "torch")
+    assert record["contenders"]["torch"]["images_per_second"] == [2.0, 4.0]
+    assert ended == [1]
+
+
 def test_no_case_starts_after_the_last_minute(throughput: ModuleType, tmp_path: Path) -> None:
     throughput.measure(throughput.PLANS["cpu"], tmp_path / "result.json", minutes=-1)
     assert not (tmp_path / "result.json").exists()
